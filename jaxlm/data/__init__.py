@@ -1,0 +1,1 @@
+"""Sources, tokenizers, packing: every pipeline is a Grain dataset, seeded, checkpointable, shardable by host."""

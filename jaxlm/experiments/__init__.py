@@ -1,0 +1,1 @@
+"""The machinery under the top-level experiments/: rows, tables, figures, resumable runs."""

@@ -1,0 +1,1 @@
+"""Decoding for each family of models."""

@@ -1,0 +1,1 @@
+"""Other people's arrays: official state dicts in and out, and parity with golden arrays."""

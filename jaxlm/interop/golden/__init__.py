@@ -1,0 +1,23 @@
+"""One module per system: the checks of its golden arrays, registered in CHECKS by (system, kind).
+
+A check is a function `check(case)`: it reads inputs and weights with `case["in/x"]`, `case.group("param")`, runs
+our code, and calls `case.compare("out/y", y, tolerance)` for each stored result. Results that are never compared
+are counted as skipped, so a check must say why it leaves one out: `case.skip("out/z", "why")`. Read sizes and
+options from `case.config`, never from the file's name: the same format comes with other sizes.
+"""
+
+CHECKS: dict[tuple[str, str], str] = {
+    ("carope", "attention_block"): "jaxlm.interop.golden.carope:attention_block",
+    ("carope", "language_model"): "jaxlm.interop.golden.carope:language_model",
+    ("carope", "decode"): "jaxlm.interop.golden.carope:decode",
+    ("carope", "rope_equivalence"): "jaxlm.interop.golden.carope:rope_equivalence",
+    ("carope", "long_phase"): "jaxlm.interop.golden.carope:long_phase",
+    ("carope", "neighbours"): "jaxlm.interop.golden.carope:neighbours",
+    ("carope", "properties"): "jaxlm.interop.golden.carope:properties",
+    ("decoder", "hf_gpt2"): "jaxlm.interop.golden.decoder:causal_lm",
+    ("decoder", "hf_llama"): "jaxlm.interop.golden.decoder:causal_lm",
+    ("decoder", "hf_mistral"): "jaxlm.interop.golden.decoder:causal_lm",
+    ("decoder", "hf_qwen3"): "jaxlm.interop.golden.decoder:causal_lm",
+    ("decoder", "hf_gemma2"): "jaxlm.interop.golden.decoder:causal_lm",
+    ("decoder", "hf_gpt_neox"): "jaxlm.interop.golden.decoder:causal_lm",
+}

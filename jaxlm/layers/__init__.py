@@ -1,0 +1,1 @@
+"""Parameterised building blocks (Flax Linen)."""

@@ -1,0 +1,17 @@
+"""Whole networks, chosen by `model.kind`.
+
+A model config is a frozen dataclass with `build() -> nn.Module`. Language models answer, besides `__call__`:
+
+  module.apply(variables, tokens_BT, segment_ids_BT=None, positions_BT=None) -> logits_BTV (float32)
+  module.apply(variables, tokens_BT, targets_BT, segment_ids_BT, positions_BT, method="score")
+      -> Score(log_prob_BT, log_z_BT), float32; never holds (B, T, V) in float32 when cfg.loss_chunk says so
+  cfg.init_state(batch_size, max_len) -> state;
+  module.apply(variables, tokens_BT, state, segment_ids_BT=None, method="extend") -> (logits_BTV, state)
+      T = 1 is a decoding step, T > 1 a prefill (right padding: segment id 0)
+"""
+
+from jaxlm.config import Kinds
+
+MODELS = Kinds("model", {
+    "decoder": "jaxlm.models.decoder:DecoderConfig",
+})

@@ -1,0 +1,1 @@
+"""The mesh, the logical-axis rules, placement, multi-host start-up."""

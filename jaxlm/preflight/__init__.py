@@ -1,0 +1,1 @@
+"""Ahead-of-time compilation for a pod that is not there."""

@@ -1,0 +1,1 @@
+"""State, train step, loop, optimisers, checkpoints, metrics."""
