@@ -1,10 +1,19 @@
 """One golden file under test: what was read, what was compared, how far off it was."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
+import zipfile
 
 import numpy as np
+
+RESULTS = ("out", "grad", "grad_in")  # first parts of the keys that a check has to answer for
+
+
+class DamagedCase(ValueError):
+  """A file that is not a golden case. The message says what is wrong with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +48,34 @@ class Comparison:
     return "gradients" if self.key.startswith("grad") else "outputs"
 
 
+def float64(check=None, *, when=None):
+  """Decorates a check that runs in 64 bits: JAX's x64 mode is on while it runs, and off for the others.
+
+  when: `when(case) -> bool`, for a kind of which only some cases ask for it; absent = always.
+  """
+  if check is None:
+    return functools.partial(float64, when=when)
+
+  @functools.wraps(check)
+  def run(case):
+    import jax
+    with jax.enable_x64(True) if when is None or when(case) else contextlib.nullcontext():
+      check(case)
+
+  return run
+
+
 class Case:
   """The arrays of one `.npz`, and the record of what a check did with them."""
 
   def __init__(self, path):
     self.path = pathlib.Path(path)
-    with np.load(self.path, allow_pickle=False) as data:
-      self.arrays = {k: data[k] for k in data.files}
-    self.config = json.loads(str(self.arrays.pop("config")))
+    self.config = read_config(self.path)
+    try:
+      with np.load(self.path, allow_pickle=False) as data:
+        self.arrays = {k: data[k] for k in data.files if k != "config"}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+      raise DamagedCase(f"an array cannot be read: {error}") from error
     self.comparisons: list[Comparison] = []
     self.skipped: dict[str, str] = {}
 
@@ -54,6 +83,9 @@ class Case:
     return key in self.arrays
 
   def __getitem__(self, key: str) -> np.ndarray:
+    if key not in self.arrays:
+      from jaxlm.config import nearest
+      raise DamagedCase(f"no array {key!r}; {nearest(key, self.arrays)}")
     return self.arrays[key]
 
   def group(self, prefix: str) -> dict[str, np.ndarray]:
@@ -62,7 +94,7 @@ class Case:
 
   def compare(self, key: str, got, tolerance: Tolerance = EXACT, *, where=None) -> None:
     """Compares with the stored array. where: bool mask, broadcast on the leading axes; the rest is ignored."""
-    self.compare_to(key, got, self.arrays[key], tolerance, where=where)
+    self.compare_to(key, got, self[key], tolerance, where=where)
 
   def compare_to(self, key: str, got, want, tolerance: Tolerance = EXACT, *, where=None) -> None:
     """As `compare`, with the wanted array given: for results that are stored in another form."""
@@ -73,21 +105,21 @@ class Case:
     if where is not None:
       where = np.asarray(where, bool)
       got, want = got[where], want[where]
-    if want.dtype == bool or np.issubdtype(want.dtype, np.integer):
+    if tolerance == EXACT and (want.dtype == bool or np.issubdtype(want.dtype, np.integer)):
       wrong = int(np.sum(got != want))
-      limit_zero = tolerance == EXACT
-      if limit_zero:
-        self._record(key, float(wrong), np.inf if wrong else 0.0, f"{wrong} differ" if wrong else "")
-        return
+      self._record(key, float(wrong), np.inf if wrong else 0.0, f"{wrong} of {want.size} differ" if wrong else "")
+      return
     if got.size == 0:
       self._record(key, 0.0, 0.0)
       return
-    error = np.abs(got.astype(np.float64) - want.astype(np.float64))
-    error = np.where(got == want, 0.0, error)     # equal infinities
-    limit = tolerance.limit(want)
-    ratio = np.where(error == 0, 0.0, error / np.where(limit > 0, limit, np.finfo(np.float64).tiny))
+    with np.errstate(invalid="ignore", over="ignore"):     # inf - inf, x / tiny
+      error = np.abs(got.astype(np.float64) - want.astype(np.float64))
+      error = np.where(got == want, 0.0, error)     # equal infinities
+      limit = tolerance.limit(want)
+      ratio = np.where(error == 0, 0.0, error / np.where(limit > 0, limit, np.finfo(np.float64).tiny))
     if not np.all(np.isfinite(error)):
-      self._record(key, np.inf, np.inf, "not finite")
+      bad = int(np.sum(~np.isfinite(error)))
+      self._record(key, np.inf, np.inf, f"{bad} of {want.size} differ by something that is not finite")
     else:
       self._record(key, float(error.max()), float(ratio.max()))
 
@@ -96,6 +128,7 @@ class Case:
     self._record(key, 0.0 if condition else np.inf, 0.0 if condition else np.inf, "" if condition else message)
 
   def skip(self, key: str, why: str) -> None:
+    """Leaves a stored result out of the comparison; `verify` counts it, and prints why when asked."""
     self.skipped[key] = why
 
   def _record(self, key, error, ratio, message=""):
@@ -105,8 +138,28 @@ class Case:
   def unread(self) -> list[str]:
     """Stored results that were neither compared nor skipped with a reason."""
     done = {c.key for c in self.comparisons} | set(self.skipped)
-    return [k for k in self.arrays if k.split("/")[0] in ("out", "grad", "grad_in") and k not in done]
+    return [k for k in self.arrays if k.split("/")[0] in RESULTS and k not in done]
 
   @property
   def passed(self) -> bool:
     return bool(self.comparisons) and all(c.passed for c in self.comparisons)
+
+
+def read_config(path) -> dict:
+  """The `config` of a golden file, without reading its arrays. Raises DamagedCase."""
+  try:
+    with np.load(path, allow_pickle=False) as data:
+      if not isinstance(data, np.lib.npyio.NpzFile):
+        raise DamagedCase("a single array, not an archive of named arrays")
+      if "config" not in data.files:
+        raise DamagedCase("no 'config' among its arrays: not a golden case")
+      config = json.loads(str(data["config"]))
+  except json.JSONDecodeError as error:
+    raise DamagedCase(f"its 'config' is not JSON: {error}") from error
+  except DamagedCase:
+    raise
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    raise DamagedCase(f"not a readable .npz archive: {error}") from error
+  if not isinstance(config, dict) or not {"system", "kind"} <= set(config):
+    raise DamagedCase("its 'config' names no 'system' and 'kind', so no check can be chosen")
+  return config
