@@ -1,0 +1,60 @@
+# Everything here needs only Python 3.11 or newer with `venv`. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile -c constraints.txt
+DEMO ?= runs/demo
+
+export JAX_PLATFORMS ?= cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-compile lint bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.core  ## train CARoPE and a RoPE twin on real text (two minutes on 2 cores), compare, sample
+	$(BIN)/python experiments/carope/demo.py --workdir $(DEMO)
+
+test: $(VENV)/.test  ## the test suite
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(VENV)/.test  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+test-compile: $(VENV)/.preflight  ## ahead-of-time compilation for TPU pods; installs libtpu (500 MB)
+	$(BIN)/python -m pytest -m compile
+
+lint: $(VENV)/.test  ## ruff
+	$(BIN)/ruff check .
+
+bench: $(VENV)/.bench  ## a training step against PyTorch; installs torch
+	$(BIN)/python bench/train_step.py
+
+clean:  ## remove the environment and every cache; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per set of extras, so that a second `make` installs nothing.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxlm needs Python 3.11 or newer, this is " \
+	  + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.preflight: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[test,preflight]'
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[bench]'
+	@touch $@
