@@ -1,0 +1,171 @@
+"""Attention by blocks of queries, in plain XLA: O(T * block) memory forward and backward.
+
+Axes as in reference.py; Q queries of one block, W keys that a block may see.
+
+The grid is static. Without a window the queries are cut into a few stretches, each scanned block by block
+against the keys up to the stretch's end; with a window every block slices the keys it can reach. A block sees
+all its keys at once, so nothing is rescaled and biases that need whole rows (CoPE) work as well. Only o
+and the log-sum-exp are kept for the backward pass, which computes the scores of a block again:
+
+  p = exp(s - lse);  dv = p^T do;  ds = p (do v^T - sum(do o));  dq, dk, dbias = vjp of the scores at ds.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.kernels.attention import blocks
+from jaxlm.kernels.attention.reference import Rule, Sight, scores, softmax, weighted_sum
+
+
+class Stretch(NamedTuple):
+  """Query blocks first .. first + count - 1, each against `width` keys: from 0, or sliding with the block."""
+
+  first: int
+  count: int
+  width: int
+  sliding: bool
+
+
+def plan(T: int, S: int, block: int, rule: Rule) -> list[Stretch]:
+  """The static grid: stretches that together hold ceil(T / block) query blocks."""
+  num_blocks = -(-T // block)
+  if rule.contiguous and rule.window is not None:
+    reach = block + rule.window - 1 + (0 if rule.causal else rule.window - 1)
+    if reach < S:
+      return [Stretch(0, num_blocks, reach, True)]
+  if not (rule.contiguous and rule.causal):
+    return [Stretch(0, num_blocks, S, False)]
+  count = -(-num_blocks // blocks.STRETCHES)
+  return [Stretch(first, min(count, num_blocks - first), min(S, (first + count) * block), False)
+          for first in range(0, num_blocks, count)]
+
+
+def _cut(x, start, size, axis):
+  return None if x is None else jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+
+class _Blocks:
+  """Slices of all arguments for block n of a stretch, and their adjoint for keys and values."""
+
+  def __init__(self, stretch: Stretch, block: int, S: int, rule: Rule):
+    self.stretch, self.block, self.S, self.rule = stretch, block, S, rule
+
+  def starts(self, n):
+    start_q = n * self.block
+    if not self.stretch.sliding:
+      return start_q, 0
+    return start_q, jnp.clip(start_q - (self.rule.window - 1), 0, self.S - self.stretch.width)
+
+  def sight(self, sight: Sight, start_q, start_k):
+    return Sight(_cut(sight.i_BT, start_q, self.block, 1), _cut(sight.j_BS, start_k, self.stretch.width, 1),
+                 _cut(sight.q_segment_ids_BT, start_q, self.block, 1),
+                 _cut(sight.kv_segment_ids_BS, start_k, self.stretch.width, 1))
+
+  def scores(self, q_BNQH, k_BKWH, sight, biases, start_q, start_k):
+    """Scores of one block from the *whole* biases: their gradient comes back whole."""
+    biases = tuple(b.cut(start_q, self.block, start_k, self.stretch.width) for b in biases)
+    return scores(q_BNQH, k_BKWH, sight, biases, self.rule)
+
+
+def _pad_queries(x, padded: int, axis: int):
+  if x is None or x.shape[axis] == padded:
+    return x
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, padded - x.shape[axis])
+  return jnp.pad(x, widths)
+
+
+def _pad_sight(sight: Sight, padded: int) -> Sight:
+  return Sight(_pad_queries(sight.i_BT, padded, 1), sight.j_BS,
+               _pad_queries(sight.q_segment_ids_BT, padded, 1), sight.kv_segment_ids_BS)
+
+
+def _join(parts, axis: int = 2):
+  """Blocks stacked on the leading axis, per stretch, to one array with time at `axis`."""
+  flat = jnp.moveaxis(jnp.concatenate(parts, axis=0), 0, axis)
+  return flat.reshape(*flat.shape[:axis], -1, *flat.shape[axis + 2:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attention(q_BNTH, k_BKSH, v_BKSF, sight, biases, rule: Rule, block: int):
+  return _forward(q_BNTH, k_BKSH, v_BKSF, sight, biases, rule, block)[0]
+
+
+def _forward(q_BNTH, k_BKSH, v_BKSF, sight, biases, rule, block):
+  S, dtype, outs, lses = k_BKSH.shape[2], q_BNTH.dtype, [], []
+  for stretch in plan(q_BNTH.shape[2], S, block, rule):
+    cut = _Blocks(stretch, block, S, rule)
+
+    def step(_, n, cut=cut, stretch=stretch):
+      start_q, start_k = cut.starts(n)
+      s_BNQW = cut.scores(_cut(q_BNTH, start_q, block, 2), _cut(k_BKSH, start_k, stretch.width, 2),
+                          cut.sight(sight, start_q, start_k), biases, start_q, start_k)
+      p_BNQW, l_BNQ1, m_BNQ1 = softmax(s_BNQW, rule.softmax1)
+      l_BNQ1 = jnp.where(l_BNQ1 == 0, 1.0, l_BNQ1)
+      o_BNQF = weighted_sum(p_BNQW, _cut(v_BKSF, start_k, stretch.width, 2)) / l_BNQ1
+      return None, (o_BNQF.astype(dtype), (m_BNQ1 + jnp.log(l_BNQ1))[..., 0])
+
+    _, (o, lse) = jax.lax.scan(step, None, stretch.first + jnp.arange(stretch.count))
+    outs.append(o)
+    lses.append(lse)
+  o_BNTF, lse_BNT = _join(outs), _join(lses)
+  return o_BNTF, (q_BNTH, k_BKSH, v_BKSF, sight, biases, o_BNTF, lse_BNT)
+
+
+def _backward(rule, block, residuals, do_BNTF):
+  q_BNTH, k_BKSH, v_BKSF, sight, biases, o_BNTF, lse_BNT = residuals
+  B, N, T, _ = q_BNTH.shape
+  K, S = k_BKSH.shape[1:3]
+  delta_BNT = jnp.sum(do_BNTF.astype(jnp.float32) * o_BNTF.astype(jnp.float32), -1)
+  zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
+  sums, dqs = (zeros(k_BKSH), zeros(v_BKSF), jax.tree.map(zeros, biases)), []
+  for stretch in plan(T, S, block, rule):
+    cut = _Blocks(stretch, block, S, rule)
+
+    def step(sums, n, cut=cut, stretch=stretch):
+      dk_BKSH, dv_BKSF, dbiases = sums
+      start_q, start_k = cut.starts(n)
+      local = cut.sight(sight, start_q, start_k)
+      s_BNQW, pull = jax.vjp(
+          lambda q, k, biases: cut.scores(q, k, local, biases, start_q, start_k),
+          _cut(q_BNTH, start_q, block, 2), _cut(k_BKSH, start_k, stretch.width, 2), biases)
+      do_BNQF, v_BKWF = _cut(do_BNTF, start_q, block, 2), _cut(v_BKSF, start_k, stretch.width, 2)
+      p_BNQW = jnp.exp(s_BNQW - _cut(lse_BNT, start_q, block, 2)[..., None])
+      group = lambda x: x.reshape(B, K, N // K, *x.shape[2:])
+      dv_BKWF = jnp.einsum("bkgqw,bkgqf->bkwf", group(p_BNQW.astype(v_BKSF.dtype)), group(do_BNQF),
+                           preferred_element_type=jnp.float32)
+      dp_BKGQW = jnp.einsum("bkgqf,bkwf->bkgqw", group(do_BNQF), v_BKWF, preferred_element_type=jnp.float32)
+      ds_BNQW = p_BNQW * (dp_BKGQW.reshape(p_BNQW.shape) - _cut(delta_BNT, start_q, block, 2)[..., None])
+      dq_BNQH, dk_BKWH, db = pull(ds_BNQW)
+      add = lambda total, part: jax.lax.dynamic_update_slice_in_dim(
+          total, _cut(total, start_k, stretch.width, 2) + part.astype(jnp.float32), start_k, 2)
+      dbiases = jax.tree.map(lambda total, part: total + part.astype(jnp.float32), dbiases, db)
+      return (add(dk_BKSH, dk_BKWH), add(dv_BKSF, dv_BKWF), dbiases), dq_BNQH
+
+    sums, dq = jax.lax.scan(step, sums, stretch.first + jnp.arange(stretch.count))
+    dqs.append(dq)
+  cast = lambda gradient, x: gradient.astype(x.dtype)
+  dk_BKSH, dv_BKSF, dbiases = sums
+  return (_join(dqs), cast(dk_BKSH, k_BKSH), cast(dv_BKSF, v_BKSF), None,
+          jax.tree.map(cast, dbiases, biases))
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def attention(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, rule: Rule, *, block: int | None = None):
+  """As reference.attention. block: queries at a time; None takes blocks.query_block."""
+  B, T, N, _ = q_BTNH.shape
+  block = block or blocks.query_block(B * N, T, k_BSKH.shape[1])
+  block = min(block, T)
+  padded = -(-T // block) * block
+  if rule.contiguous:   # padded queries count on, so that the grid stays the grid
+    sight = Sight(jnp.arange(padded, dtype=jnp.int32)[None], sight.j_BS, sight.q_segment_ids_BT,
+                  sight.kv_segment_ids_BS)
+  biases = tuple(b.pad_queries(padded) for b in biases)
+  o_BNTF = _attention(_pad_queries(q_BTNH.swapaxes(1, 2), padded, 2), k_BSKH.swapaxes(1, 2),
+                      v_BSKF.swapaxes(1, 2), _pad_sight(sight, padded), biases, rule, block)
+  return o_BNTF[:, :, :T].swapaxes(1, 2)
