@@ -72,7 +72,7 @@ class Case:
     self.path = pathlib.Path(path)
     self.config = read_config(self.path)
     try:
-      with np.load(self.path, allow_pickle=False) as data:
+      with _open(self.path) as data:
         self.arrays = {k: data[k] for k in data.files if k != "config"}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
       raise DamagedCase(f"an array cannot be read: {error}") from error
@@ -145,12 +145,20 @@ class Case:
     return bool(self.comparisons) and all(c.passed for c in self.comparisons)
 
 
+@contextlib.contextmanager
+def _open(path):
+  with open(path, "rb") as file:  # np.load leaks a damaged file that it opened itself
+    data = np.load(file, allow_pickle=False)
+    if not isinstance(data, np.lib.npyio.NpzFile):
+      raise DamagedCase("a single array, not an archive of named arrays")
+    with data:
+      yield data
+
+
 def read_config(path) -> dict:
   """The `config` of a golden file, without reading its arrays. Raises DamagedCase."""
   try:
-    with np.load(path, allow_pickle=False) as data:
-      if not isinstance(data, np.lib.npyio.NpzFile):
-        raise DamagedCase("a single array, not an archive of named arrays")
+    with _open(path) as data:
       if "config" not in data.files:
         raise DamagedCase("no 'config' among its arrays: not a golden case")
       config = json.loads(str(data["config"]))

@@ -1,0 +1,145 @@
+"""Checkpoint folders on disk: `config.json` beside safetensors (one file or an index of shards) or torch files.
+
+Arrays come as numpy, bfloat16 as `ml_dtypes.bfloat16`; safetensors are read one array at a time.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+SHARD_BYTES = 5_000_000_000
+
+
+class CheckpointFileError(ValueError):
+  """A file that is missing, damaged or of another kind. The message names it."""
+
+
+def read_json(path) -> dict:
+  path = pathlib.Path(path)
+  try:
+    value = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise CheckpointFileError(f"{path} does not exist") from None
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise CheckpointFileError(f"{path} is not JSON: {error}") from None
+  if not isinstance(value, dict):
+    raise CheckpointFileError(f"{path} holds a {type(value).__name__}, wanted a mapping")
+  return value
+
+
+class Safetensors(Mapping):
+  """Name -> array over one or several safetensors files; an array is read when it is asked for."""
+
+  def __init__(self, files):
+    from safetensors import SafetensorError, safe_open
+    self._where: dict[str, object] = {}
+    for file in files:
+      if not pathlib.Path(file).is_file():
+        raise CheckpointFileError(f"{file} does not exist")
+      try:
+        handle = safe_open(str(file), framework="numpy")
+      except (SafetensorError, OSError) as error:
+        raise CheckpointFileError(f"{file} is not a readable safetensors file: {error}") from None
+      for name in handle.keys():
+        if name in self._where:
+          raise CheckpointFileError(f"{file} holds {name!r}, which an earlier shard holds too")
+        self._where[name] = handle
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    return self._where[name].get_tensor(name)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    return tuple(self._where[name].get_slice(name).get_shape())
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._where)
+
+  def __len__(self) -> int:
+    return len(self._where)
+
+
+def read_torch(files) -> dict[str, np.ndarray]:
+  """Name -> array of `pytorch_model.bin` or `.pt` files (tensors only; pickled code is not executed)."""
+  try:
+    import torch
+  except ImportError:
+    raise CheckpointFileError(
+        f"{files[0]} is a torch file, and torch is not installed; install the extra `jaxlm[bench]`, or convert the "
+        f"checkpoint to safetensors") from None
+  state = {}
+  for file in files:
+    if not pathlib.Path(file).is_file():
+      raise CheckpointFileError(f"{file} does not exist")
+    try:
+      loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+      raise CheckpointFileError(f"{file} is not a readable torch checkpoint: {str(error).splitlines()[0]}") from None
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+      raise CheckpointFileError(f"{file} is not a state dict (name -> tensor)")
+    for name, tensor in loaded.items():
+      tensor = tensor.detach().contiguous()
+      if tensor.dtype == torch.bfloat16:  # numpy has no such type
+        import ml_dtypes
+        state[name] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+      else:
+        state[name] = tensor.numpy()
+  return state
+
+
+def read_weights(path) -> Mapping[str, np.ndarray]:
+  """Arrays of a checkpoint file or folder; in a folder safetensors are preferred to torch files."""
+  path = pathlib.Path(path)
+  if path.is_file():
+    return Safetensors([path]) if path.suffix == ".safetensors" else read_torch([path])
+  if not path.is_dir():
+    raise CheckpointFileError(f"{path} does not exist")
+  for name, read in (("model.safetensors", Safetensors), ("pytorch_model.bin", read_torch)):
+    index = path / f"{name}.index.json"
+    if index.is_file():
+      weight_map = read_json(index).get("weight_map")
+      if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointFileError(f"{index} has no 'weight_map'")
+      state = read([path / file for file in dict.fromkeys(weight_map.values())])
+      absent = [n for n in weight_map if n not in state]
+      if absent:
+        raise CheckpointFileError(f"{index} promises {absent[0]!r}, which {weight_map[absent[0]]} does not hold")
+      return state
+    if (path / name).is_file():
+      return read([path / name])
+  files = sorted(path.glob("*.safetensors"))
+  if len(files) == 1:
+    return Safetensors(files)
+  found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+  raise CheckpointFileError(
+      f"{path} holds no weights: wanted model.safetensors, pytorch_model.bin or an index of shards; found {found}")
+
+
+def write_weights(folder, state: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None,
+                  shard_bytes: int = SHARD_BYTES) -> list[pathlib.Path]:
+  """Writes model.safetensors, or shards of at most `shard_bytes` with their index. Returns the files."""
+  from safetensors.numpy import save_file
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  shards: list[dict[str, np.ndarray]] = [{}]
+  size = 0
+  for name, array in state.items():
+    if shards[-1] and size + array.nbytes > shard_bytes:
+      shards.append({})
+      size = 0
+    shards[-1][name] = np.ascontiguousarray(array)
+    size += array.nbytes
+  metadata = {"format": "pt"} | (metadata or {})
+  if len(shards) == 1:
+    save_file(shards[0], folder / "model.safetensors", metadata)
+    return [folder / "model.safetensors"]
+  files, weight_map = [], {}
+  for i, shard in enumerate(shards):
+    files.append(folder / f"model-{i + 1:05}-of-{len(shards):05}.safetensors")
+    save_file(shard, files[-1], metadata)
+    weight_map |= dict.fromkeys(shard, files[-1].name)
+  index = {"metadata": {"total_size": sum(a.nbytes for a in state.values())}, "weight_map": weight_map}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+  return [*files, folder / "model.safetensors.index.json"]
