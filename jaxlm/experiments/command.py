@@ -1,0 +1,92 @@
+"""`jaxlm table FILE --scale …`: runs a table's rows, resumes what was begun, prints ours beside theirs."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from importlib import util
+
+from jaxlm.config import ConfigError, nearest
+from jaxlm.experiments.table import Table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """`jaxlm table`. Exit code 2 for a wrong request, 1 if a row failed, else 0."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  files = [a for a in argv if a.endswith(".py") and not a.startswith("-")]
+  if not files:
+    parser = _parser("jaxlm table FILE.py", ("smoke", "small", "paper"))
+    parser.parse_args([a for a in argv if a in ("-h", "--help")])
+    return _refuse("no table: name its script, for example experiments/carope/table1.py")
+  rest = [a for a in argv if a != files[0]]
+  try:
+    return run_table(load(files[0]), rest)
+  except ConfigError as error:
+    return _refuse(str(error))
+
+
+def load(path: str) -> Table:
+  """The TABLE of a script."""
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise ConfigError(f"no table script {path!r}")
+  spec = util.spec_from_file_location(f"jaxlm_table_{file.stem}", file)
+  module = util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  table = getattr(module, "TABLE", None)
+  if not isinstance(table, Table):
+    raise ConfigError(f"{path} declares no TABLE = jaxlm.experiments.Table(...)")
+  return table
+
+
+def run_table(table: Table, argv: Sequence[str] | None = None) -> int:
+  """What `python experiments/<paper>/<table>.py` does; same arguments and exit codes as `jaxlm table`."""
+  args = _parser(f"{table.name}: {table.title}", tuple(table.scales)).parse_args(argv)
+  try:
+    if args.scale not in table.scales:
+      raise ConfigError(f"table {table.name} has no scale {args.scale!r}; {nearest(args.scale, table.scales)}")
+    rows = [name for given in args.row for name in given.split(",")] or [row.name for row in table.rows]
+    for name in rows:
+      table.row(name)
+    num_seeds = table.scales[args.scale].num_seeds if args.seeds is None else args.seeds
+    if num_seeds < 1:
+      raise ConfigError(f"--seeds={num_seeds}: at least one seed is needed")
+  except ConfigError as error:
+    return _refuse(str(error))
+  return _run(table, args, rows, range(num_seeds))
+
+
+def _run(table: Table, args, rows, seeds) -> int:
+  from jaxlm.experiments import figure, report, runner
+
+  workdir = pathlib.Path(args.workdir or f"runs/{table.name}/{args.scale}")
+  failed = {} if args.report else runner.run_rows(table, args.scale, rows=rows, seeds=seeds, workdir=workdir)
+  results = runner.results(table, args.scale, workdir)
+  stem = pathlib.Path(args.out or workdir / table.name)
+  written = []
+  if table.figure:
+    for size in table.scales[args.scale].sizes:
+      name = stem.name + (f"-{size}" if size and len(table.scales[args.scale].sizes) > 1 else "") + ".png"
+      written.append(figure.draw(table, results, stem.with_name(name), size=size))
+  summary = report.summarise(table, args.scale, results, failed, runner.provenance())
+  written = report.write(table, summary, stem) + [p for p in written if p]
+  report.show(table, summary)
+  print("written: " + ", ".join(map(str, written)))
+  return 1 if failed else 0
+
+
+def _parser(prog: str, scales: Sequence[str]) -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(description=prog, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=(
+      "Finished (row, seed) pairs in the work folder are kept, interrupted ones are resumed. Rows with 'n/a' say why."))
+  parser.add_argument("--scale", required=True, help=f"one of: {', '.join(scales)}")
+  parser.add_argument("--row", action="append", default=[], help="only this row; may be repeated or comma-separated")
+  parser.add_argument("--seeds", type=int, default=None, help="number of seeds, 0, 1, …; default: the scale's")
+  parser.add_argument("--workdir", default=None, help="default: runs/<table>/<scale>")
+  parser.add_argument("--out", default=None, help="file stem of the .md, .json and .png; default: in the work folder")
+  parser.add_argument("--report", action="store_true", help="train nothing: write the table from what is finished")
+  return parser
+
+
+def _refuse(message: str) -> int:
+  print(message, file=sys.stderr)
+  return 2

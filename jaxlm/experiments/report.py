@@ -1,0 +1,157 @@
+"""A table in Markdown, JSON and the terminal: ours beside theirs, the scale on every row, nothing invented."""
+
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+
+from jaxlm.experiments.table import Column, Means, Missing, Number, Table
+
+
+def summarise(table: Table, scale_name: str, results: Mapping[tuple[str, str, int], dict],
+              failed: Mapping[tuple[str, str, int], str], provenance: Mapping) -> dict:
+  """Everything the renderings print, as plain values. results: {(size, row, seed): result.json}."""
+  scale, lines, claims = table.scales[scale_name], [], []
+  for size in scale.sizes:
+    means = Means()
+    for row in table.rows:
+      seeds = {seed: r for (s, name, seed), r in results.items() if (s, name) == (size, row.name)}
+      cells = {}
+      for column in table.columns:
+        values = [r["numbers"][column.key] for r in seeds.values() if column.key in r["numbers"]]
+        notes = sorted({r["notes"][column.key] for r in seeds.values() if column.key in r["notes"]})
+        if values:
+          cells[column.title] = _spread(values)
+          means[row.name, column.title] = cells[column.title]["mean"]
+        elif notes:
+          cells[column.title] = {"note": "; ".join(notes)}
+      error = next((m for (s, name, _), m in failed.items() if (s, name) == (size, row.name)), None)
+      revisions = sorted({r["revision"] for r in seeds.values()})
+      lines.append({
+          "row": row.name, "label": row.label or row.name, "scale": scale_name, "size": size,
+          "trained": not row.evaluate_from, "seeds": sorted(seeds), "cells": cells,
+          "published": {c.title: [_plain(n) for n in table.numbers(row.name, c.title) if n.size in ("", size)
+                                  or scale_name != "paper"] for c in table.columns if table.numbers(row.name, c.title)},
+          "seconds": [r["seconds"] for r in seeds.values()], "revisions": revisions,
+          "devices": sorted({r["device"] for r in seeds.values()})} | ({"error": error} if error else {}))
+    for sentence, predicate in table.claims.items():
+      try:
+        claims.append({"claim": sentence, "size": size, "holds": bool(predicate(means))})
+      except Missing:
+        claims.append({"claim": sentence, "size": size, "holds": None})
+  return {"table": table.name, "title": table.title, "scale": scale_name, "note": scale.note,
+          "columns": [c.title for c in table.columns], "rows": lines, "claims": claims, "source": table.source,
+          **provenance}
+
+
+def markdown(table: Table, summary: Mapping, figure: str = "") -> str:
+  """The summary as a Markdown page. figure: file name of the picture, beside the page."""
+  published = [c for c in table.columns if any(c.title in row["published"] for row in summary["rows"])]
+  header = ["row", "scale", *[f"{c.title}, ours" for c in table.columns], *[f"{c.title}, paper" for c in published]]
+  notes: list[str] = []
+  lines = [f"# {table.title}", "", f"Scale `{summary['scale']}`: {summary['note']}", "",
+           "| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
+  for row in summary["rows"]:
+    scale = " ".join(filter(None, (summary["scale"], row["size"])))
+    cells = [_ours(row, column, notes) for column in table.columns]
+    theirs = ["<br>".join(_theirs(n, c) for n in row["published"].get(c.title, ())) for c in published]
+    lines.append("| " + " | ".join([row["label"] + (" (failed)" if "error" in row else ""), scale, *cells, *theirs]) + " |")
+  lines += [""]
+  counts = sorted({len(row["seeds"]) for row in summary["rows"] if row["seeds"]})
+  if counts:
+    lines += [f"Seeds per row: {' or '.join(map(str, counts))}. "
+              + ("Mean ± sample standard deviation over seeds." if counts[-1] > 1 else "One seed says nothing about spread.")]
+  if published and summary["scale"] != "paper":
+    lines += ["The paper's numbers are from its own scale and data; only the claims below are compared at this one."]
+  lines += [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
+  if any(n["remembered"] for row in summary["rows"] for ns in row["published"].values() for n in ns):
+    lines += ["A number with `?` is from memory of the literature and was not looked up."]
+  lines += [f"Source: {table.source}"] if table.source else []
+  lines += [f"Failed: {row['label']} {row['size']}: {row['error']}" for row in summary["rows"] if "error" in row]
+  if summary["claims"]:
+    lines += ["", "## Claims at this scale", ""]
+    words = {True: "holds", False: "does not hold", None: "not measured"}
+    lines += [f"- {c['claim']}{' (' + c['size'] + ')' if c['size'] else ''}: **{words[c['holds']]}**"
+              for c in summary["claims"]]
+  if figure:
+    lines += ["", f"![{table.figure.title}]({figure})"]
+  lines += ["", "## Made by", "", f"    {summary['command']}", "",
+            f"{summary['date']}, revision {summary['revision']}, Python {summary['python']}, "
+            + ", ".join(f"{k} {v}" for k, v in summary["versions"].items()) + f"; {summary['device']}.", ""]
+  return "\n".join(_breaks(lines))
+
+
+def write(table: Table, summary: Mapping, stem) -> list[pathlib.Path]:
+  """`stem`.json, `stem`.md and, if there is a figure that `stem`.png holds, a link to it."""
+  stem = pathlib.Path(stem)
+  stem.parent.mkdir(parents=True, exist_ok=True)
+  png = stem.with_name(stem.name + ".png")
+  page, data = stem.with_name(stem.name + ".md"), stem.with_name(stem.name + ".json")
+  data.write_text(json.dumps(summary, indent=1) + "\n")
+  page.write_text(markdown(table, summary, png.name if png.exists() else ""))
+  return [page, data]
+
+
+def show(table: Table, summary: Mapping) -> None:
+  """The table in the terminal."""
+  from rich.console import Console
+  from rich.table import Table as RichTable
+
+  published = [c for c in table.columns if any(c.title in row["published"] for row in summary["rows"])]
+  grid = RichTable(title=table.title, caption=f"{summary['scale']}: {summary['note']}")
+  grid.add_column("row")
+  if any(row["size"] for row in summary["rows"]):
+    grid.add_column("size")
+  for column in table.columns:
+    grid.add_column(column.title, justify="right")
+  for column in published:
+    grid.add_column(f"paper, {column.title}", justify="right", style="dim")
+  notes: list[str] = []
+  for row in summary["rows"]:
+    cells = [row["label"] + (" (failed)" if "error" in row else "")]
+    cells += [row["size"]] if any(r["size"] for r in summary["rows"]) else []
+    cells += [_ours(row, column, notes) for column in table.columns]
+    cells += ["\n".join(_theirs(n, c) for n in row["published"].get(c.title, ())) for c in published]
+    grid.add_row(*(cell.replace("[", r"\[") for cell in cells))
+  console = Console()
+  console.print(grid)
+  for i, note in enumerate(notes, 1):
+    console.print(f"[{i}] {note}", markup=False)
+  for claim in summary["claims"]:
+    words = {True: "holds", False: "does not hold", None: "not measured"}
+    console.print(f"{claim['claim']}: {words[claim['holds']]}", markup=False)
+
+
+def _ours(row: Mapping, column: Column, notes: list[str]) -> str:
+  cell = row["cells"].get(column.title)
+  if cell is None:
+    return ""
+  if "note" in cell:
+    if cell["note"] not in notes:
+      notes.append(cell["note"])
+    return f"n/a [{notes.index(cell['note']) + 1}]"
+  spread = f" ± {cell['spread']:.{column.digits}f}" if "spread" in cell else ""
+  return f"{cell['mean']:.{column.digits}f}{spread}"
+
+
+def _theirs(number: Mapping, column: Column) -> str:
+  mark = "?" if number["remembered"] else ""
+  return f"{number['value']:.{column.digits}f}{mark}" + (f" ({number['size']})" if number["size"] else "")
+
+
+def _spread(values: Sequence[float]) -> dict:
+  finite = [v for v in values if math.isfinite(v)]
+  out = {"mean": statistics.fmean(values) if len(finite) == len(values) else math.inf, "num_seeds": len(values)}
+  return out | ({"spread": statistics.stdev(values)} if len(values) > 1 and len(finite) == len(values) else {})
+
+
+def _plain(number: Number) -> dict:
+  return {"value": number.value, "source": number.source, "size": number.size, "remembered": number.remembered}
+
+
+def _breaks(lines: Sequence[str]) -> list[str]:
+  """Adjacent sentences become Markdown lines of their own; tables, lists, headings and code stay as they are."""
+  prose = lambda line: bool(line) and not line.startswith(("|", "-", "#", " ", "!"))
+  return [line + "  " if prose(line) and i + 1 < len(lines) and prose(lines[i + 1]) else line
+          for i, line in enumerate(lines)]

@@ -1,0 +1,211 @@
+"""Runs the rows of a table one by one into a work folder, and skips what is finished there.
+
+The folder of a row is `<workdir>/<size>/<row>/seed<n>`: a run folder for a trained row, plus `result.json` written last.
+"""
+
+import datetime
+import hashlib
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata, util
+
+from jaxlm.config import ConfigError
+from jaxlm.experiments.table import Measured, Row, Scale, Table, Trained
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULT = "result.json"
+PROBED_MULTIPLES = (1, 2, 4)    # an evaluate_from row's overrides enter its identity at these
+
+
+def override(config: Mapping, overrides: Mapping) -> dict:
+  """A copy of the plain mapping with dotted keys set; a mapping replaces the whole subtree, a function of the copy so
+  far is called. Keys must exist (their last part may be new inside a tagged subtree, checked when it is built)."""
+  out = json.loads(json.dumps(config))
+  for key, value in overrides.items():
+    *parents, last = key.split(".")
+    node = out
+    for i, name in enumerate(parents):
+      if not isinstance(node.get(name), dict):
+        raise ConfigError(f"override {key!r}: {'.'.join(parents[:i + 1])!r} is not a section of the configuration")
+      node = node[name]
+    value = value(out) if callable(value) else value
+    node[last] = json.loads(json.dumps(value))
+  return out
+
+
+def load_config(path: str) -> dict:
+  """get_config() of a configuration file (relative to the repository's root or the current folder), as plain values."""
+  file = next((p for p in (pathlib.Path(path), ROOT / path) if p.is_file()), None)
+  if file is None:
+    raise ConfigError(f"no configuration file {path!r}, looked here and in {ROOT}")
+  spec = util.spec_from_file_location(f"jaxlm_config_{file.stem}", file)
+  module = util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return json.loads(module.get_config().to_json())
+
+
+def resolve(table: Table, row: Row, scale: Scale, size: str, seed: int) -> dict:
+  """The configuration that a row trains: file, then scale, then size, then row, then seed."""
+  config = load_config(row.config)
+  for overrides in (scale.overrides, scale.sizes[size], row.overrides, {"seed": seed}):
+    config = override(config, overrides)
+  return config
+
+
+def folder(workdir, size: str, row: str, seed: int) -> pathlib.Path:
+  return pathlib.Path(workdir) / size / row / f"seed{seed}"
+
+
+def run_rows(table: Table, scale_name: str, *, rows: Sequence[str], seeds: Sequence[int], workdir,
+             train: Callable[[dict, pathlib.Path], Trained] | None = None,
+             restore: Callable[[pathlib.Path], Trained] | None = None,
+             say: Callable[[str], None] = print) -> dict[tuple[str, str, int], str]:
+  """Runs what is not finished. Returns {(size, row, seed): message} of those that failed; the others went on.
+
+  train(config, folder) trains or resumes; restore(folder) reads a finished run back; both default to jaxlm.training.
+  """
+  train, restore = train or _train, restore or _restore
+  scale, failed = table.scales[scale_name], {}
+  wanted = [table.row(name) for name in rows]
+  # A checkpoint comes before those who evaluate it, and is made even if nobody asked for its own row.
+  sources = [table.row(r.evaluate_from) for r in wanted if r.evaluate_from]
+  order = [r for r in table.rows if not r.evaluate_from and (r in wanted or r in sources)]
+  order += [r for r in table.rows if r.evaluate_from and r in wanted]
+  for seed in seeds:      # the whole table at one seed before the next
+    for size in scale.sizes:
+      last: dict[str, Trained] = {}
+      for row in order:
+        where = " ".join(filter(None, (size, row.name, f"seed {seed}")))
+        try:
+          path = folder(workdir, size, row.name, seed)
+          source = table.row(row.evaluate_from) if row.evaluate_from else row
+          config = resolve(table, source, scale, size, seed)
+          identity = _digest(row, config)
+          if (done := _finished(path, identity)) is not None:
+            say(f"{where}: finished before, {_short(done['numbers'])}")
+            continue
+          start = time.time()
+          if row.evaluate_from:
+            origin = folder(workdir, size, source.name, seed)
+            trained = last.get(source.name) or (restore(origin) if _finished(origin, None) else None)
+            if trained is None:
+              raise ConfigError(f"row {source.name!r}, whose checkpoint it evaluates, has not finished")
+          else:
+            say(f"{where}: training in {path}")
+            trained = train(config, path)
+            if any(r.evaluate_from == row.name for r in order):
+              last[row.name] = trained
+          measured = table.measure(trained, row.overrides_at or (lambda multiple: {}))
+          _write_result(path, identity, config, measured, scale_name, time.time() - start)
+          say(f"{where}: {_short(measured.numbers)}  ({time.time() - start:.0f} s)")
+        except KeyboardInterrupt:
+          raise
+        except Exception as error:  # one row's failure must not cost the night's other rows
+          failed[size, row.name, seed] = f"{type(error).__name__}: {error}"
+          say(f"{where}: failed, the others go on\n{traceback.format_exc()}")
+  return failed
+
+
+def results(table: Table, scale_name: str, workdir) -> dict[tuple[str, str, int], dict]:
+  """{(size, row, seed): result} of everything finished in the work folder."""
+  out = {}
+  for size in table.scales[scale_name].sizes:
+    for row in table.rows:
+      for path in sorted((pathlib.Path(workdir) / size / row.name).glob(f"seed*/{RESULT}")):
+        out[size, row.name, int(path.parent.name.removeprefix("seed"))] = json.loads(path.read_text())
+  return out
+
+
+def provenance() -> dict:
+  """Where and with what this is being measured: what a committed number needs beside it."""
+  import jax
+
+  names = ("jax", "jaxlib", "flax", "optax", "numpy")
+  device = jax.devices()[0]
+  return {
+      "command": " ".join([pathlib.Path(sys.argv[0]).name if sys.argv[0].endswith("jaxlm") else
+                           f"python {_relative(sys.argv[0])}", *map(shlex.quote, sys.argv[1:])]),
+      "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+      "revision": revision(),
+      "python": sys.version.split()[0],
+      "versions": {name: metadata.version(name) for name in names},
+      "device": f"{jax.device_count()} x {device.device_kind}" + (f" ({_cpu()})" if device.platform == "cpu" else ""),
+  }
+
+
+def revision() -> str:
+  """Commit of the working tree, '+' appended when tracked files differ from it; 'unknown' outside a repository."""
+  git = lambda *args: subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True).stdout
+  try:
+    return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"
+
+
+def _cpu() -> str:
+  import os
+
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+  except (OSError, StopIteration):
+    name = "CPU"
+  return f"{name}, {cores} cores"
+
+
+def _relative(path: str) -> str:
+  path = pathlib.Path(path).resolve()
+  return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def _digest(row: Row, config: dict) -> str:
+  extra = [row.overrides_at(m) for m in PROBED_MULTIPLES] if row.overrides_at else []
+  return hashlib.sha256(json.dumps([config, extra], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _finished(path: pathlib.Path, identity: str | None) -> dict | None:
+  if not (path / RESULT).exists():
+    return None
+  result = json.loads((path / RESULT).read_text())
+  if identity is not None and result["identity"] != identity:
+    raise ConfigError(f"{path} holds this row's result under another configuration; remove that folder to run it "
+                      f"again, or give another --workdir")
+  return result
+
+
+def _write_result(path, identity, config, measured: Measured, scale: str, seconds: float) -> None:
+  path.mkdir(parents=True, exist_ok=True)
+  result = dict(identity=identity, scale=scale, seconds=round(seconds, 1), **measured._asdict(), config=config,
+                **provenance())
+  partial = path / (RESULT + ".tmp")
+  partial.write_text(json.dumps(result, indent=1))
+  partial.rename(path / RESULT)      # a result is whole or absent
+
+
+def _short(numbers: Mapping[str, float]) -> str:
+  return ", ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+
+
+def _train(config: dict, path: pathlib.Path) -> Trained:
+  import jax
+  import ml_collections
+
+  from jaxlm.training.run import train
+
+  jax.clear_caches()    # the last row's programs hold memory and are never met again
+  result = train(ml_collections.ConfigDict(config), str(path))
+  return Trained(config, result.params, str(path))
+
+
+def _restore(path: pathlib.Path) -> Trained:
+  from jaxlm.training.run import restore
+
+  config, params = restore(str(path))
+  return Trained(config, params, str(path))

@@ -1,0 +1,187 @@
+"""The table machinery on runs that are arithmetic instead of training."""
+
+import json
+import pathlib
+
+import pytest
+
+from jaxlm.config import ConfigError
+from jaxlm.experiments import Column, Figure, Measured, Row, Scale, Table, Trained, from_memory, paper, report, runner
+from jaxlm.experiments import command, figure
+
+CONFIG = """
+import ml_collections as mlc
+def get_config():
+  c = mlc.ConfigDict()
+  c.seed = 0
+  c.model = dict(kind="decoder", gain=1.0, mixer=dict(kind="attention", position=dict(kind="rope", base=1e4)))
+  c.data = dict(seq_len=4)
+  return c.lock()
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+  config = tmp_path / "config.py"
+  config.write_text(CONFIG)
+
+  def measure(trained, overrides_at):
+    gain = trained.params
+    numbers = {f"ppl@{m}x": gain * m / overrides_at(m).get("model.mixer.position.base", 1) for m in (1, 2)}
+    notes = {}
+    if trained.config["model"]["mixer"]["position"]["kind"] == "learned":
+      del numbers["ppl@2x"]
+      notes["ppl@2x"] = "table of 4 positions"
+    return Measured(numbers, notes, {"by_position": [gain] * 8})
+
+  return Table(
+      name="t", title="A table", source="A paper, v1",
+      rows=[Row("rope", str(config)),
+            Row("big", str(config), {"model.gain": 3.0}, label="Big gain"),
+            Row("learned", str(config), {"model.mixer.position": {"kind": "learned"}}),
+            Row("pi", evaluate_from="rope", overrides_at=lambda m: {"model.mixer.position.base": float(m)})],
+      columns=[Column("1x", "ppl@1x"), Column("2x", "ppl@2x")],
+      scales={"smoke": Scale("tiny, really", {"data.seq_len": 2}), "paper": Scale("the real one", sizes={
+          "s": {"model.gain": 5.0}, "m": {"model.gain": 7.0}})},
+      measure=measure,
+      published={("rope", "1x"): (paper(1.25, "Table 1", size="s"), paper(2.5, "Table 1", size="m")),
+                 ("big", "2x"): from_memory(9.0, "somewhere")},
+      claims={"PI undoes the length": lambda t: t["pi", "2x"] < t["rope", "2x"],
+              "learned extrapolates": lambda t: t["learned", "2x"] < 1},
+      figure=Figure("by_position", "Loss", "x", "y", marks=lambda c: {c["data"]["seq_len"]: "train"}))
+
+
+class Trainer:
+  """Training that returns gain + seed, and remembers what it was asked for."""
+
+  def __init__(self, fail=()):
+    self.calls, self.fail = [], set(fail)
+
+  def train(self, config, path):
+    row = path.parent.name
+    self.calls.append((path.parts[-3], row, config["seed"]))
+    if row in self.fail:
+      raise RuntimeError(f"{row} exploded")
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "gain").write_text(str(config["model"]["gain"] + config["seed"]))
+    return self.restore(path, config)
+
+  def restore(self, path, config=None):
+    return Trained(config or {"model": {"mixer": {"position": {"kind": "rope"}}}}, float((path / "gain").read_text()),
+                   str(path))
+
+  def run(self, table, workdir, **kwargs):
+    kwargs = {"rows": [r.name for r in table.rows], "seeds": [0], **kwargs}
+    return runner.run_rows(table, kwargs.pop("scale", "smoke"), workdir=workdir, train=self.train, restore=self.restore,
+                           say=lambda _: None, **kwargs)
+
+
+def summarise(table, workdir, failed=(), scale="smoke"):
+  return report.summarise(table, scale, runner.results(table, scale, workdir), dict(failed), runner.provenance())
+
+
+def test_a_checkpoint_row_evaluates_another_rows_parameters_and_trains_nothing(table, tmp_path):
+  trainer = Trainer()
+  assert trainer.run(table, tmp_path / "w", rows=["pi"]) == {}
+  assert [row for _, row, _ in trainer.calls] == ["rope"]
+  results = runner.results(table, "smoke", tmp_path / "w")
+  assert results["", "rope", 0]["numbers"] == {"ppl@1x": 1.0, "ppl@2x": 2.0}
+  assert results["", "pi", 0]["numbers"] == {"ppl@1x": 1.0, "ppl@2x": 1.0}
+
+
+def test_finished_rows_are_skipped_and_their_checkpoints_read_back(table, tmp_path):
+  Trainer().run(table, tmp_path / "w", rows=["rope", "big"])
+  again = Trainer()
+  assert again.run(table, tmp_path / "w") == {}
+  assert [row for _, row, _ in again.calls] == ["learned"]
+  assert ("", "pi", 0) in runner.results(table, "smoke", tmp_path / "w")
+
+
+def test_a_finished_row_of_another_configuration_is_neither_reused_nor_overwritten(table, tmp_path):
+  Trainer().run(table, tmp_path / "w", rows=["big"])
+  changed = Table(**{**table.__dict__, "scales": {"smoke": Scale("other", {"data.seq_len": 3})}})
+  trainer = Trainer()
+  failed = trainer.run(changed, tmp_path / "w", rows=["big"])
+  assert "another configuration" in failed["", "big", 0] and not trainer.calls
+
+
+def test_a_failing_row_is_reported_and_the_others_go_on(table, tmp_path):
+  failed = Trainer(fail=["rope"]).run(table, tmp_path / "w")
+  assert set(failed) == {("", "rope", 0), ("", "pi", 0)}     # pi has no checkpoint to evaluate
+  page = report.markdown(table, summarise(table, tmp_path / "w", failed))
+  assert "| rope (failed) | smoke |  |  |" in page and "rope exploded" in page
+  assert "| Big gain | smoke | 3.00 | 6.00 |" in page
+
+
+def test_the_page_shows_ours_beside_theirs_with_scale_spread_and_reasons(table, tmp_path):
+  Trainer().run(table, tmp_path / "w", seeds=[0, 1, 2])
+  summary = summarise(table, tmp_path / "w")
+  page = report.markdown(table, summary)
+  assert "| rope | smoke | 2.00 ± 1.00 | 4.00 ± 2.00 | 1.25 (s)<br>2.50 (m) |  |" in page
+  assert "| learned | smoke | 2.00 ± 1.00 | n/a [1] |  |  |" in page and "[1] table of 4 positions" in page
+  assert "9.00?" in page and "from memory" in page
+  assert "PI undoes the length: **holds**" in page
+  assert "learned extrapolates: **not measured**" in page
+  assert summary["revision"] in page and summary["versions"]["jax"] in page and "tiny, really" in page
+  json.dumps(summary, allow_nan=False)
+
+
+def test_at_paper_scale_each_size_is_compared_with_its_own_number(table, tmp_path):
+  Trainer().run(table, tmp_path / "w", scale="paper")
+  rows = {(r["size"], r["row"]): r for r in summarise(table, tmp_path / "w", scale="paper")["rows"]}
+  assert [n["value"] for n in rows["s", "rope"]["published"]["1x"]] == [1.25]
+  assert [n["value"] for n in rows["m", "rope"]["published"]["1x"]] == [2.5]
+  assert rows["m", "rope"]["cells"]["1x"]["mean"] == 7.0
+
+
+def test_rows_never_run_leave_empty_cells(table, tmp_path):
+  Trainer().run(table, tmp_path / "w", rows=["big"])
+  page = report.markdown(table, summarise(table, tmp_path / "w"))
+  assert "| learned | smoke |  |  |" in page
+
+
+def test_the_figure_is_drawn_from_what_is_finished(table, tmp_path):
+  assert figure.draw(table, {}, tmp_path / "none.png") is None
+  Trainer().run(table, tmp_path / "w", rows=["rope", "big"], seeds=[0, 1])
+  path = figure.draw(table, runner.results(table, "smoke", tmp_path / "w"), tmp_path / "f.png")
+  assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_overrides_replace_subtrees_and_refuse_unknown_sections(table):
+  config = runner.resolve(table, table.row("learned"), table.scales["smoke"], "", 4)
+  assert config["model"]["mixer"]["position"] == {"kind": "learned"}
+  assert (config["seed"], config["data"]["seq_len"]) == (4, 2)
+  with pytest.raises(ConfigError, match="'modle'"):
+    runner.override(config, {"modle.gain": 1})
+  assert runner.override(config, {"model.gain": lambda c: c["data"]["seq_len"] * 10})["model"]["gain"] == 20
+
+
+def test_declarations_that_cannot_be_meant_are_refused(table):
+  with pytest.raises(ConfigError, match="evaluate_from"):
+    Row("nothing")
+  with pytest.raises(ConfigError, match="which is not in the table"):
+    Table(**{**table.__dict__, "published": {("rope", "3x"): paper(1.0, "Table 1")}})
+  with pytest.raises(ConfigError, match="did you mean 'rope'"):
+    table.row("roope")
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--scale=smok"], "no scale 'smok'; did you mean 'smoke'"), (["--scale=smoke", "--row=bog"], "no row 'bog'"),
+    (["--scale=smoke", "--seeds=0"], "at least one seed")])
+def test_a_wrong_request_ends_with_a_sentence_and_code_2(table, capsys, argv, message):
+  assert command.run_table(table, argv) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_a_missing_script_ends_with_a_sentence_and_code_2(capsys, tmp_path):
+  assert command.main([str(tmp_path / "none.py"), "--scale=smoke"]) == 2
+  assert "no table script" in capsys.readouterr().err
+
+
+def test_an_interrupted_write_leaves_no_result(table, tmp_path):
+  Trainer().run(table, tmp_path / "w", rows=["big"])
+  path = runner.folder(tmp_path / "w", "", "big", 0) / runner.RESULT
+  path.rename(path.with_suffix(".json.tmp"))
+  trainer = Trainer()
+  trainer.run(table, tmp_path / "w", rows=["big"])
+  assert len(trainer.calls) == 1 and pathlib.Path(path).exists()
