@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "generation": {"kernels", "layers", "models", "objectives", "data"},
     "evaluation": {"models", "objectives", "generation", "data", "parallel"},
     "interop": {"kernels", "layers", "models", "objectives", "data", "generation", "evaluation"},
-    "preflight": {"training", "parallel", "models", "objectives", "data", "generation"},
+    "preflight": {"training", "parallel", "models", "objectives", "data", "generation", "evaluation"},
     "experiments": {"training", "evaluation", "preflight", "generation", "models", "objectives", "data", "parallel"},
 }
 
