@@ -44,7 +44,7 @@ def imported_rooms(path: pathlib.Path):
 def test_imports_point_downwards(room):
   allowed = MAY_IMPORT[room] | {room} | ({"config"} if room != "kernels" else set())
   wrong = [f"{path.relative_to(ROOT)}:{line} imports {target}"
-           for path in sorted((ROOT / room).rglob("*.py"))
+           for path in sorted((ROOT / room).rglob("*.py")) if path.name != "command.py"   # the arms of cli.py
            for line, target in imported_rooms(path) if target not in allowed]
   assert not wrong, "\n".join(wrong)
 
