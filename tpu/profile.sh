@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Captures an XProf trace of a few steps of a config, in a run folder of its own, and fetches it.
+#   tpu/profile.sh configs/carope/paper_small.py [overrides]       then: pip install xprof && xprof --logdir tpu-profile
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+need PROJECT ZONE NAME WORKDIR
+[[ $# -ge 1 ]] || die "usage: tpu/profile.sh CONFIG [overrides]"
+config="$1"; shift
+folder="$WORKDIR-profile"
+command="cd jaxlm && ../venv/bin/jaxlm train --config=$config --workdir=$folder --multihost \
+--config.train.steps=30 --config.train.profile_start=15 --config.train.profile_steps=5"
+for override in "$@"; do command+=" $(printf '%q' "$override")"; done
+on_workers "$command"
+run mkdir -p tpu-profile
+run gcloud storage cp -r "$folder/profile" tpu-profile/
