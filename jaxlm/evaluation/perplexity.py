@@ -118,20 +118,20 @@ def evaluate(config, params, batches: Iterable[dict], *, length: int, batch_size
 
 def evaluate_lengths(config, params, data, lengths: Sequence[int], *, split: str = "validation",
                      num_tokens: int | None = None, seed: int = 0, process_index: int = 0, process_count: int = 1,
-                     place: Callable | None = None) -> list[Evaluation]:
+                     place: Callable | None = None, multiple: int = 1) -> list[Evaluation]:
   """One Evaluation per length, over the same text: each is cut into windows of its own length.
 
   data: a data config with `seq_len`, `batch_size` and `build`; batches keep its number of tokens. num_tokens: score
   only the first so many tokens, rounded down to whole windows of the longest length, so that every length scores the
-  same ones; None: the whole split.
+  same ones; None: the whole split. multiple: batches are a multiple of it, the ways the mesh splits them.
   """
   if num_tokens is not None:
     num_tokens = max(num_tokens // max(lengths), 1) * max(lengths)
   out = []
   for length in lengths:
-    batch_size = max(data.batch_size * data.seq_len // length, 1)
-    batch_size = max(batch_size, jax.device_count()) if place else batch_size
-    at_length = dataclasses.replace(data, seq_len=length, batch_size=-(-batch_size // process_count) * process_count)
+    ways = math.lcm(multiple, process_count)
+    rows = max(data.batch_size * data.seq_len // length, 1)
+    at_length = dataclasses.replace(data, seq_len=length, batch_size=-(-rows // ways) * ways)
     batches = at_length.build(split, seed=seed, process_index=process_index, process_count=process_count, repeat=False)
     out.append(evaluate(config, params, batches, length=length, batch_size=at_length.batch_size, place=place,
                         num_windows=None if num_tokens is None else num_tokens // length,

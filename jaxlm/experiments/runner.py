@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata, util
+from importlib import metadata
 
 from jaxlm.config import ConfigError
 from jaxlm.experiments.table import Measured, Row, Scale, Table, Trained
@@ -24,38 +24,30 @@ PROBED_MULTIPLES = (1, 2, 4)    # an evaluate_from row's overrides enter its ide
 
 
 def override(config: Mapping, overrides: Mapping) -> dict:
-  """A copy of the plain mapping with dotted keys set; a mapping replaces the whole subtree, a function of the copy so
-  far is called. Keys must exist (their last part may be new inside a tagged subtree, checked when it is built)."""
-  out = json.loads(json.dumps(config))
-  for key, value in overrides.items():
-    *parents, last = key.split(".")
-    node = out
-    for i, name in enumerate(parents):
-      if not isinstance(node.get(name), dict):
-        raise ConfigError(f"override {key!r}: {'.'.join(parents[:i + 1])!r} is not a section of the configuration")
-      node = node[name]
-    value = value(out) if callable(value) else value
-    node[last] = json.loads(json.dumps(value))
-  return out
+  """The plain mapping with dotted keys set; a mapping replaces a whole subtree, a function is called with the mapping
+  as it was before. Unknown keys raise ConfigError."""
+  from jaxlm.training.config import load_config
 
-
-def load_config(path: str) -> dict:
-  """get_config() of a configuration file (relative to the repository's root or the current folder), as plain values."""
-  file = next((p for p in (pathlib.Path(path), ROOT / path) if p.is_file()), None)
-  if file is None:
-    raise ConfigError(f"no configuration file {path!r}, looked here and in {ROOT}")
-  spec = util.spec_from_file_location(f"jaxlm_config_{file.stem}", file)
-  module = util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return json.loads(module.get_config().to_json())
+  values = {key: value(config) if callable(value) else value for key, value in overrides.items()}
+  return plain(load_config(config, values))
 
 
 def resolve(table: Table, row: Row, scale: Scale, size: str, seed: int) -> dict:
   """The configuration that a row trains: file, then scale, then size, then row, then seed."""
-  config = load_config(row.config)
+  from jaxlm.training.config import load_config
+
+  path, _, argument = row.config.partition(":")
+  if not pathlib.Path(path).is_file() and (ROOT / path).is_file():     # a table may be run from anywhere
+    path = str(ROOT / path)
+  config = plain(load_config(path + (f":{argument}" if argument else "")))
   for overrides in (scale.overrides, scale.sizes[size], row.overrides, {"seed": seed}):
     config = override(config, overrides)
   return config
+
+
+def plain(config: Mapping) -> dict:
+  """JSON's view of a configuration: dicts and lists, so that one from a file equals one read back."""
+  return json.loads(config.to_json() if hasattr(config, "to_json") else json.dumps(config))
 
 
 def folder(workdir, size: str, row: str, seed: int) -> pathlib.Path:
@@ -195,12 +187,11 @@ def _short(numbers: Mapping[str, float]) -> str:
 
 def _train(config: dict, path: pathlib.Path) -> Trained:
   import jax
-  import ml_collections
 
   from jaxlm.training.run import train
 
   jax.clear_caches()    # the last row's programs hold memory and are never met again
-  result = train(ml_collections.ConfigDict(config), str(path))
+  result = train(config, str(path))
   return Trained(config, result.params, str(path))
 
 

@@ -1,0 +1,250 @@
+r"""One training step (forward, backward, global-norm clip, AdamW) of ours against PyTorch, and CARoPE against RoPE.
+
+  python bench/train_step.py                           # or: make bench
+  python bench/train_step.py --d_model 512 --num_layers 6 --seq_len 512 --batch_size 8
+
+Same shapes, same dtype, same number of parameters; every side lives in its own process, so that its peak memory is its
+own; rounds alternate between the sides, so that a busy machine is unfair to none. Reported: the median over rounds of
+tokens per second, the range, and the peak resident memory above what the process held after its imports.
+Sides: jax-rope, jax-carope (the library's own train step), torch-eager, torch-compile (the decoder written out below).
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+SIDES = ("jax-rope", "jax-carope", "torch-eager", "torch-compile")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """A GPT-2 style decoder: LayerNorm, GELU, tied output, rotary positions over the whole head."""
+
+  d_model: int = 256
+  num_layers: int = 4
+  num_heads: int = 4
+  vocab_size: int = 4096
+  seq_len: int = 256
+  batch_size: int = 8
+  dtype: str = "float32"
+
+
+# ---------------------------------------------------------------------------------------------- PyTorch's side
+
+
+def torch_step(shape: Shape, compiled: bool):
+  """() -> loss of one step of a plain PyTorch decoder; fused attention and fused AdamW, as its users write it."""
+  import torch
+  import torch.nn.functional as F
+  from torch import nn
+
+  torch.manual_seed(0)
+  head_dim = shape.d_model // shape.num_heads
+  angle = torch.outer(torch.arange(shape.seq_len), 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim))
+  cos, sin = angle.cos(), angle.sin()
+
+  def rotate(x):
+    x1, x2 = x.chunk(2, -1)
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1)
+
+  class Block(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.norm, self.mlp_norm = nn.LayerNorm(shape.d_model), nn.LayerNorm(shape.d_model)
+      self.qkv = nn.Linear(shape.d_model, 3 * shape.d_model)
+      self.out = nn.Linear(shape.d_model, shape.d_model)
+      self.up, self.down = nn.Linear(shape.d_model, 4 * shape.d_model), nn.Linear(4 * shape.d_model, shape.d_model)
+
+    def forward(self, x):
+      heads = lambda y: y.unflatten(-1, (shape.num_heads, head_dim)).transpose(1, 2)
+      q, k, v = map(heads, self.qkv(self.norm(x)).chunk(3, -1))
+      y = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
+      x = x + self.out(y.transpose(1, 2).flatten(2))
+      return x + self.down(F.gelu(self.up(self.mlp_norm(x)), approximate="tanh"))
+
+  class Decoder(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.embed = nn.Embedding(shape.vocab_size, shape.d_model)
+      self.blocks = nn.ModuleList(Block() for _ in range(shape.num_layers))
+      self.norm = nn.LayerNorm(shape.d_model)
+      for p in self.parameters():
+        if p.ndim > 1:
+          nn.init.normal_(p, std=0.02)
+
+    def forward(self, tokens, targets):
+      x = self.embed(tokens)
+      for block in self.blocks:
+        x = block(x)
+      logits = self.norm(x) @ self.embed.weight.T
+      return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+  model = Decoder()
+  loss_fn = torch.compile(model) if compiled else model
+  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+  text = torch.randint(shape.vocab_size, (shape.batch_size, shape.seq_len + 1))
+  tokens, targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
+
+  def step() -> float:
+    with torch.autocast("cpu", torch.bfloat16, enabled=shape.dtype == "bfloat16"):
+      loss = loss_fn(tokens, targets)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+  return step, sum(p.numel() for p in model.parameters())
+
+
+# ------------------------------------------------------------------------------------------- processes and rounds
+
+
+def worker(side: str, shape: Shape) -> None:
+  """Answers each line `n` on stdin with one JSON line: seconds for n steps, the last loss, peak memory so far."""
+  if side.startswith("torch"):
+    import torch
+
+    torch.set_num_threads(_cores())
+    before = _peak_bytes()
+    step, num_params = torch_step(shape, compiled=side == "torch-compile")
+  else:
+    import jax.numpy as jnp
+
+    jnp.zeros(1).block_until_ready()
+    import jaxlm.training  # noqa: F401
+
+    before = _peak_bytes()
+    step, num_params = jax_step(shape, side.removeprefix("jax-"))
+  start = time.perf_counter()
+  loss = step()
+  print(json.dumps({"num_params": num_params, "first_step_s": time.perf_counter() - start, "loss": loss}), flush=True)
+  for line in sys.stdin:
+    start = time.perf_counter()
+    for _ in range(int(line)):
+      loss = step()
+    seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "loss": loss, "peak_bytes": _peak_bytes() - before}), flush=True)
+
+
+def measure(sides, shape: Shape, rounds: int, steps: int) -> dict:
+  """side -> tokens_per_s of each round, peak bytes, parameters, or the reason why it did not run."""
+  here = [sys.executable, os.path.abspath(__file__), "--worker"]
+  arguments = [f"--{k}={v}" for k, v in dataclasses.asdict(shape).items()]
+  processes, out = {}, {}
+  try:
+    for side in sides:     # one after the other: compilation of one side must not disturb another's first step
+      log = open(os.devnull, "w")
+      process = subprocess.Popen([*here, side, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                                 text=True)
+      ready = _answer(process)
+      if ready is None:
+        out[side] = {"error": f"ended with code {process.wait()} before its first step"}
+        continue
+      processes[side], out[side] = process, {**ready, "tokens_per_s": []}
+    for n in range(rounds):
+      for side in list(processes)[n % 2 and slice(None, None, -1) or slice(None)]:
+        process = processes[side]
+        process.stdin.write(f"{steps}\n")
+        process.stdin.flush()
+        result = _answer(process)
+        if result is None:
+          out[side] = {"error": f"ended with code {process.wait()} in round {n}"}
+          del processes[side]
+          continue
+        out[side]["tokens_per_s"].append(steps * shape.batch_size * shape.seq_len / result["seconds"])
+        out[side]["peak_bytes"] = result["peak_bytes"]
+  finally:
+    for process in processes.values():
+      process.stdin.close()
+      process.wait()
+  return out
+
+
+def report(shape: Shape, measured: dict, rounds: int, steps: int) -> str:
+  """Markdown: the table, the two ratios, and what it was measured with."""
+  lines = [", ".join(f"{k} {v}" for k, v in dataclasses.asdict(shape).items()) + f"; {rounds} rounds of {steps} steps", "",
+           "| side | parameters | tokens/s, median | range | peak memory above imports, MB | first step, s |",
+           "| --- | ---: | ---: | ---: | ---: | ---: |"]
+  median = {}
+  for side, m in measured.items():
+    if "error" in m:
+      lines.append(f"| {side} | | {m['error']} | | | |")
+      continue
+    rates = m["tokens_per_s"]
+    median[side] = statistics.median(rates)
+    lines.append(f"| {side} | {m['num_params']:,} | {median[side]:,.0f} | {min(rates):,.0f} to {max(rates):,.0f} "
+                 f"| {m['peak_bytes'] / 1e6:,.0f} | {m['first_step_s']:.1f} |")
+  lines.append("")
+  for over, under, what in (("jax-rope", "torch-eager", "ours over eager PyTorch, tokens/s"),
+                            ("jax-rope", "torch-compile", "ours over compiled PyTorch, tokens/s"),
+                            ("jax-rope", "jax-carope", "CARoPE's step time over RoPE's")):
+    if over in median and under in median:
+      pairs = [a / b for a, b in zip(measured[over]["tokens_per_s"], measured[under]["tokens_per_s"])]
+      lines.append(f"- {what}: **{statistics.median(pairs):.2f}** (rounds: {min(pairs):.2f} to {max(pairs):.2f})")
+  return "\n".join(lines)
+
+
+def environment() -> str:
+  from importlib import metadata
+
+  versions = {}
+  for name in ("jax", "jaxlib", "torch"):
+    try:
+      versions[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      pass
+  try:
+    cpu = next(line.split(":", 1)[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+               if line.startswith("model name"))
+  except (OSError, StopIteration):
+    cpu = "CPU"
+  load = f", load average before {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+  return (f"{cpu}, {_cores()} cores{load}; Python {sys.version.split()[0]}, "
+          + ", ".join(f"{k} {v}" for k, v in versions.items()) + f"; {time.strftime('%Y-%m-%d')}")
+
+
+def _answer(process):
+  line = process.stdout.readline()
+  while line and not line.startswith("{"):
+    line = process.stdout.readline()
+  return json.loads(line) if line else None
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _peak_bytes() -> int:
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  for field in dataclasses.fields(Shape):
+    parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+  parser.add_argument("--rounds", type=int, default=9)
+  parser.add_argument("--steps", type=int, default=4, help="steps per round")
+  parser.add_argument("--side", action="append", choices=SIDES, help="only these; default: all")
+  parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  shape = Shape(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Shape)})
+  if args.worker:
+    worker(args.worker, shape)
+    return
+  machine = environment()
+  measured = measure(args.side or SIDES, shape, args.rounds, args.steps)
+  print(report(shape, measured, args.rounds, args.steps))
+  print(f"\n    {' '.join(['python', os.path.relpath(sys.argv[0]), *sys.argv[1:]])}\n\n{machine}")
+
+
+if __name__ == "__main__":
+  main()

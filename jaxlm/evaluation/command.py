@@ -1,0 +1,120 @@
+"""`jaxlm eval --run DIR`: perplexity, bits per byte and loss by position of a run's newest checkpoint."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from jaxlm.config import ConfigError
+
+USAGE = """Perplexity, bits per byte and loss by position of a trained run, at any lengths.
+
+  jaxlm eval --run runs/carope --lengths=512,1024,2048
+  jaxlm eval --run runs/rope --lengths=1024 --config.model.position.scaling='{"kind": "ntk", "factor": 2.0}'
+
+Every length scores the same text. A length that the model cannot read is answered with the reason, not a number."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  try:
+    return run(list(sys.argv[1:] if argv is None else argv))
+  except ConfigError as error:
+    print(error, file=sys.stderr)
+    return 2
+
+
+def run(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser("jaxlm eval", description=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--run", required=True, help="run folder")
+  parser.add_argument("--step", type=int, default=None, help="checkpoint; default: the newest")
+  parser.add_argument("--ema", action="store_true", help="the average of the parameters instead of the last ones")
+  parser.add_argument("--lengths", default=None, help="comma-separated tokens; default: the training length")
+  parser.add_argument("--split", default="validation")
+  parser.add_argument("--num_tokens", type=int, default=None, help="score the first so many tokens; default: all")
+  parser.add_argument("--by-position", action="store_true", help="loss at each position too")
+  parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+  if "-h" in argv or "--help" in argv:
+    parser.print_help()
+    print("\n--config.KEY=VALUE changes the run's configuration for this evaluation; --config=FILE replaces it.")
+    return 0
+
+  from jaxlm.training.config import load_config, parse_flags, run_config
+
+  spec, overrides, rest = parse_flags(argv)
+  try:
+    args = parser.parse_args(rest)
+  except SystemExit as end:      # argparse has printed its sentence
+    return int(end.code or 0)
+  cfg = run_config(load_config(spec or _config_of(args.run), overrides))
+  lengths = _lengths(args.lengths, cfg.data.seq_len)
+  if args.num_tokens is not None and args.num_tokens < 1:
+    raise ConfigError(f"--num_tokens={args.num_tokens}: wanted 1 or more; leave it out for the whole split")
+
+  evaluations, step = evaluate_run(cfg, args.run, lengths, split=args.split, num_tokens=args.num_tokens, step=args.step,
+                                   ema=args.ema)
+  if args.json:
+    out = [e.to_json(by_position=args.by_position) for e in evaluations]
+    print(json.dumps({"run": args.run, "step": step, "split": args.split, "lengths": out}))
+  else:
+    _show(args, evaluations, step)
+  return 0
+
+
+def evaluate_run(cfg, folder: str, lengths: Sequence[int], *, split="validation", num_tokens=None, step=None, ema=False):
+  """([Evaluation], step) of a run folder's checkpoint under the configuration `cfg`, on all devices."""
+  import flax.linen as nn
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.evaluation.perplexity import evaluate_lengths
+  from jaxlm.parallel.mesh import make_mesh
+  from jaxlm.parallel.place import host_rows, placer
+  from jaxlm.parallel.rules import param_shardings, sharding_context
+  from jaxlm.training.checkpoints import restore_params
+
+  mesh = make_mesh(cfg.mesh)
+  tokens = jnp.zeros((1, min(min(lengths), cfg.data.seq_len)), jnp.int32)
+  boxed = jax.eval_shape(lambda: cfg.model.build().init(jax.random.key(0), tokens)["params"])
+  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed),
+                          param_shardings(boxed, mesh))
+  params, _, step = restore_params(folder, step=step, params=abstract, ema=ema)
+  index, count = host_rows(mesh)
+  with sharding_context(mesh):
+    return evaluate_lengths(cfg.model, params, cfg.data, lengths, split=split, num_tokens=num_tokens, place=placer(mesh),
+                            process_index=index, process_count=count,
+                            multiple=mesh.shape["data"] * mesh.shape["fsdp"]), step
+
+
+def _config_of(folder: str):
+  from jaxlm.training.run import read_config
+
+  return read_config(folder)
+
+
+def _lengths(text: str | None, default: int) -> list[int]:
+  try:
+    lengths = [int(part) for part in text.split(",")] if text else [default]
+  except ValueError:
+    raise ConfigError(f"--lengths={text}: wanted token counts like 512,1024") from None
+  if min(lengths) < 1:
+    raise ConfigError(f"--lengths={text}: a length is at least 1")
+  return lengths
+
+
+def _show(args, evaluations, step: int) -> None:
+  from rich.console import Console
+  from rich.table import Table
+
+  grid = Table(title=f"{args.run}, step {step}, {args.split}")
+  for name in ("length", "tokens", "loss, nats/token", "perplexity", "bits per byte"):
+    grid.add_column(name, justify="right")
+  for e in evaluations:
+    cells = [f"{e.loss:.4f}", f"{e.perplexity:.3f}", f"{e.bits_per_byte:.4f}" if e.target_bytes else ""]
+    grid.add_row(str(e.length), f"{e.tokens:,.0f}" if e.tokens else "", *(["n/a", "n/a", "n/a"] if e.note else cells))
+  console = Console()
+  console.print(grid)
+  for e in evaluations:
+    if e.note:
+      console.print(f"{e.length}: {e.note}", markup=False)
+    elif args.by_position:
+      console.print(f"loss by position at {e.length}: " + " ".join(f"{x:.3f}" for x in e.loss_by_position), markup=False)

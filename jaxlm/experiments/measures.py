@@ -1,0 +1,50 @@
+"""What is measured on a trained row. A measure is made here and named in a table."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jaxlm.experiments.table import Measured, Trained
+
+
+def perplexity_at(multiples: Sequence[int] = (1, 2, 4), *, split: str = "validation", curve_points: int = 512) -> Callable:
+  """Perplexity at multiples of the training length, over the same text (`eval.num_tokens` of the split, None: all).
+
+  numbers, for each multiple m: ppl@mx, loss@mx (nats per token), bpb@mx (bits per byte) and, beyond the training
+  length L, tail@mx: perplexity of the positions from L on alone. curves: loss@mx, nats per token by position, mean
+  over bins where there are more than `curve_points`. A length that the model refuses becomes a note.
+  """
+
+  def measure(trained: Trained, overrides_at) -> Measured:
+    from jaxlm.evaluation.perplexity import evaluate_lengths
+    from jaxlm.experiments.runner import override
+    from jaxlm.training.config import run_config
+
+    numbers, notes, curves = {}, {}, {}
+    train_len = trained.config["data"]["seq_len"]
+    longest = train_len * max(multiples)
+    num_tokens = trained.config["eval"]["num_tokens"]
+    num_tokens = None if num_tokens is None else max(num_tokens // longest, 1) * longest
+    for m in multiples:
+      cfg = run_config(override(trained.config, overrides_at(m)))
+      [e] = evaluate_lengths(cfg.model, trained.params, cfg.data, [train_len * m], split=split, num_tokens=num_tokens)
+      if e.note:
+        notes |= {f"{key}@{m}x": e.note for key in ("ppl", "loss", "bpb", "tail")}
+        continue
+      numbers |= {f"ppl@{m}x": e.perplexity, f"loss@{m}x": e.loss}
+      if e.target_bytes:
+        numbers[f"bpb@{m}x"] = e.bits_per_byte
+      if m > 1:
+        numbers[f"tail@{m}x"] = float(np.exp(e.loss_between(train_len, train_len * m)))
+      curves[f"loss@{m}x"] = _bins(e.nll_T, e.weight_T, curve_points)
+    return Measured(numbers, notes, curves)
+
+  return measure
+
+
+def _bins(nll_T, weight_T, points: int) -> list[float]:
+  """Mean loss of each of at most `points` runs of positions."""
+  width = -(-len(nll_T) // points)
+  starts = np.arange(0, len(nll_T), width)
+  mean = np.add.reduceat(nll_T, starts) / np.maximum(np.add.reduceat(weight_T, starts), 1e-9)
+  return [round(float(x), 5) for x in mean]
