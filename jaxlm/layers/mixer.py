@@ -11,15 +11,27 @@ The module is called as `y_BTD, state = module(x_BTD, context, state)`. With `st
 sequence and returns None as the state. With a state it continues after the tokens the state has seen, for
 any T >= 1 (prefill or one step), and returns the state after the last *valid* token of each row; a row whose
 token is invalid (segment id 0) keeps its state. Both paths share their functions and must agree.
+
+A mixer's config may also have, each optional:
+
+  followed_by_mlp: bool        False: the block ends after the mixer (Mamba)
+  heads(d_model) -> Heads      of a mixer that takes a position encoding; raises ConfigError if it does not fit
+  with_position(position)      the same config with the model's position where it has none of its own
+  stack_key                    a hashable; layers with equal keys have equal parameters and share one stack.
+                               Default: the config itself
 """
+
+import dataclasses
+from typing import Annotated, Any
 
 import jax
 from flax import struct
 
-from jaxlm.config import Kinds
+from jaxlm.config import ConfigError, Kinds
 
 MIXERS = Kinds("mixer", {
     "attention": "jaxlm.layers.attention:AttentionConfig",
+    "pattern": "jaxlm.layers.mixer:PatternConfig",
 })
 
 
@@ -30,8 +42,57 @@ class Context:
   segment_ids_BT: int32, documents packed in a row count from 1; 0 marks padding.
   positions_BT: int32, position within the segment (for decoding: tokens already seen in the row).
   embedding_BTD: the layer-0 token embedding, for mixers that read it (CARoPE's token_embedding source).
+  shared: what the model's position encoding computed once for all layers, for the layers whose
+    (position, heads) equals `shared_by`.
+  depth: number of residual branches; output projections start at 0.02 / sqrt(depth).
+  packed: False promises that every token is valid and each row is one document starting at position 0.
   """
 
   segment_ids_BT: jax.Array
   positions_BT: jax.Array
   embedding_BTD: jax.Array | None = None
+  shared: Any = None
+  shared_by: Any = struct.field(pytree_node=False, default=None)
+  depth: int = struct.field(pytree_node=False, default=1)
+  packed: bool = struct.field(pytree_node=False, default=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class PatternConfig:
+  """Layers of several kinds in a repeating order.
+
+  members: the mixers. order: their indices in one period, (0, 0, 1) for two of the first and one of the second;
+  default each once. Layer l is members[order[l % len(order)]]; the number of layers is free.
+  """
+
+  members: tuple[Annotated[object, MIXERS], ...]
+  order: tuple[int, ...] | None = None
+
+  def __post_init__(self):
+    if not self.members:
+      raise ConfigError("members = (): a pattern needs at least one mixer")
+    for index in self.order or ():
+      if not 0 <= index < len(self.members):
+        raise ConfigError(f"order = {self.order}: {index} is not the index of one of {len(self.members)} members")
+    if self.order == ():
+      raise ConfigError("order = (): one period needs at least one layer; leave it out for each member once")
+    if any(isinstance(m, PatternConfig) for m in self.members):
+      raise ConfigError("members: a pattern inside a pattern; write one order instead")
+
+  @property
+  def period(self) -> tuple:
+    return tuple(self.members[i] for i in self.order or range(len(self.members)))
+
+  def with_position(self, position):
+    return dataclasses.replace(self, members=tuple(with_position(m, position) for m in self.members))
+
+
+def with_position(mixer, position):
+  """The mixer with the model's position encoding, if it takes one and has none of its own."""
+  return mixer.with_position(position) if hasattr(mixer, "with_position") else mixer
+
+
+def layers_of(mixer, num_layers: int) -> tuple:
+  """The mixer config of each layer."""
+  period = mixer.period if isinstance(mixer, PatternConfig) else (mixer,)
+  return tuple(period[l % len(period)] for l in range(num_layers))

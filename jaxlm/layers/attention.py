@@ -1,0 +1,167 @@
+"""Softmax attention with grouped queries, any position encoding, windows and a key-value cache.
+
+Axes: B batch, T time, S cached keys, D d_model, N heads, K kv heads, H head_dim.
+"""
+
+import dataclasses
+from typing import Annotated, Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import ConfigError
+from jaxlm.kernels.attention import attention
+from jaxlm.layers.norms import NORMS
+from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
+from jaxlm.layers.weights import normal, weights, zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+  """num_kv_heads: default num_heads. head_dim: default d_model / num_heads.
+
+  position: default the model's. window: a query sees itself and the window - 1 keys before it; None = all.
+  use_bias: on q, k, v and the output. qk_norm: of each head of q and k, before the position encoding.
+  softcap: c tanh(score / c). scale: of the scores, default 1 / sqrt(head_dim).
+  implementation: of the attention kernel; None = best for the platform.
+  """
+
+  num_heads: int
+  num_kv_heads: int | None = None
+  head_dim: int | None = None
+  position: Annotated[object | None, POSITIONS] = None
+  window: int | None = None
+  use_bias: bool = False
+  qk_norm: Annotated[object | None, NORMS] = None
+  softcap: float | None = None
+  scale: float | None = None
+  softmax1: bool = False
+  implementation: str | None = None
+
+  def __post_init__(self):
+    if self.num_heads < 1:
+      raise ConfigError(f"num_heads = {self.num_heads}: wanted at least 1")
+    if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
+      raise ConfigError(f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}")
+    if self.window is not None and self.window < 1:
+      raise ConfigError(f"window = {self.window}: a query sees itself at least; use window >= 1, or None for all")
+    if self.softcap is not None and self.softcap <= 0:
+      raise ConfigError(f"softcap = {self.softcap}: wanted a positive limit, or None")
+
+  def heads(self, d_model: int) -> Heads:
+    if self.head_dim is None and d_model % self.num_heads:
+      raise ConfigError(f"d_model = {d_model} is not divisible by num_heads = {self.num_heads}; set head_dim, or "
+                        "change one of them")
+    heads = Heads(d_model, self.num_heads, self.num_kv_heads or self.num_heads,
+                  self.head_dim or d_model // self.num_heads)
+    if self.position is not None:
+      self.position.check(heads)
+    return heads
+
+  def with_position(self, position):
+    return self if self.position is not None else dataclasses.replace(self, position=position)
+
+  @property
+  def stack_key(self):
+    """All that decides which parameters there are."""
+    return dataclasses.replace(self, window=None, softcap=None, scale=None, softmax1=False, implementation=None)
+
+  def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
+    return Attention(self, d_model, dtype, name=name)
+
+  def init_state(self, d_model: int, batch_size: int, max_len: int, dtype) -> "KVCache":
+    heads, position = self.heads(d_model), self.position or NoPosition()
+    whole = self.window is None or position.ordered_keys
+    num_keys = max_len if whole else min(self.window, max_len)
+    empty = jnp.zeros((batch_size, num_keys, heads.num_kv_heads, heads.head_dim), dtype)
+    return KVCache(empty, empty, jnp.full((batch_size, num_keys), -1, jnp.int32),
+                   position.init_key_info(heads, batch_size, num_keys), position.init_state(heads, batch_size))
+
+
+class KVCache(NamedTuple):
+  """Decoding state: key m of a row lies in slot m mod S, already rotated. index_BS: m, or -1 where empty."""
+
+  k_BSKH: jax.Array
+  v_BSKH: jax.Array
+  index_BS: jax.Array
+  key_info: Any
+  position: Any
+
+
+class Keys(NamedTuple):
+  """What attention needs of a set of keys."""
+
+  k_BSKH: jax.Array
+  v_BSKH: jax.Array
+  index_BS: jax.Array
+  info: Any
+
+
+def write(cache: KVCache, new: Keys) -> Keys:
+  """The cache with the new keys in slots index mod S; index -1 is not written. With more new keys than slots the
+  last ones win."""
+  S = cache.k_BSKH.shape[1]
+  newest_B1 = jnp.max(new.index_BS, axis=1, keepdims=True)
+  kept_BT = (new.index_BS >= 0) & (new.index_BS > newest_B1 - S)
+  slot_BT = jnp.where(kept_BT, new.index_BS % S, S)      # S lies outside and is dropped
+  row_B1 = jnp.arange(slot_BT.shape[0])[:, None]
+  put = lambda old, values: old.at[row_B1, slot_BT].set(values.astype(old.dtype), mode="drop")
+  return jax.tree.map(put, Keys(cache.k_BSKH, cache.v_BSKH, cache.index_BS, cache.key_info), new)
+
+
+class Attention(nn.Module):
+  """y = concat_n(softmax(q_n k^T) v) w_o, with q, k changed by the position encoding."""
+
+  cfg: AttentionConfig
+  d_model: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x_BTD, context, state: KVCache | None = None):
+    cfg, w, D = self.cfg, weights(self, self.dtype), self.d_model
+    heads, position = cfg.heads(D), cfg.position or NoPosition()
+    N, K, H = heads.num_heads, heads.num_kv_heads, heads.head_dim
+
+    def project(letter, count, axis):
+      y = jnp.einsum("btd,dnh->btnh", x_BTD, w(f"w_{letter}", (D, count, H), ("embed", axis, "head_dim")))
+      return y + w(f"b_{letter}", (count, H), (axis, "head_dim"), init=zeros)[None, None] if cfg.use_bias else y
+
+    q_BTNH, k_BTKH, v_BTKH = project("q", N, "heads"), project("k", K, "kv_heads"), project("v", K, "kv_heads")
+    if cfg.qk_norm is not None:
+      q_BTNH = cfg.qk_norm.build(self.dtype, "q_norm", "head_dim")(q_BTNH)
+      k_BTKH = cfg.qk_norm.build(self.dtype, "k_norm", "head_dim")(k_BTKH)
+
+    shared = context.shared
+    if context.shared_by != (position, heads):
+      shared, _ = position.prepare(self, heads, context, position.init_model_state(heads, x_BTD.shape[0]))
+    q_BTNH, k_BTKH, info, position_state = position.encode(
+        self, heads, q_BTNH, k_BTKH, x_BTD, context, shared, None if state is None else state.position)
+    self.sow("intermediates", "q", q_BTNH)         # read by parity tests only
+    self.sow("intermediates", "k", k_BTKH)
+
+    bias = lambda key_info: position.bias(self, heads, info, key_info, shared)
+    if state is None:
+      segment_ids_BT = context.segment_ids_BT if context.packed else None
+      o_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, bias(info), q_segment_ids_BT=segment_ids_BT)
+    else:
+      index_BT = jnp.where(context.segment_ids_BT != 0, context.positions_BT, -1)
+      new = Keys(k_BTKH, v_BTKH, index_BT, info)
+      keys = written = write(state, new)
+      if x_BTD.shape[1] > 1 and state.k_BSKH.shape[1] == cfg.window and not position.ordered_keys:
+        # A ring forgets keys that the first of several queries still see: look at old and new side by side.
+        old = Keys(state.k_BSKH, state.v_BSKH, state.index_BS, state.key_info)
+        keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], 1), old, new)
+      o_BTNH = self._attend(q_BTNH, keys.k_BSKH, keys.v_BSKH, bias(keys.info), q_index_BT=index_BT,
+                            kv_index_BS=keys.index_BS)
+      state = KVCache(*written, position_state)
+
+    w_o_NHD = w("w_o", (N, H, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5))
+    y_BTD = jnp.einsum("btnh,nhd->btd", o_BTNH.astype(self.dtype), w_o_NHD)
+    return (y_BTD + w("b_o", (D,), ("embed",), init=zeros)[None, None] if cfg.use_bias else y_BTD), state
+
+  def _attend(self, q, k, v, bias, **sight):
+    cfg = self.cfg
+    spec = nn.logical_to_mesh_axes(("batch", None, "heads", None))
+    return attention(q, k, v, window=cfg.window, bias=bias, softcap=cfg.softcap, scale=cfg.scale,
+                     softmax1=cfg.softmax1, implementation=cfg.implementation, spec=spec, **sight)

@@ -1,0 +1,83 @@
+"""From tokens to vectors and back: the embedding table and the output head.
+
+Axes: B batch, T time, D d_model, V vocab.
+
+An embedding is chosen by its config, registered in EMBEDDINGS, with `build(vocab_size, d_model, dtype) ->
+nn.Module`. The module answers `encode(tokens_BT, context) -> x_BTD`, and, to serve as a tied head, `logits` and
+`score` as `Head` does. `context` is the layers' Context without the embedding.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxlm.config import Kinds
+from jaxlm.layers.weights import weights
+
+EMBEDDINGS = Kinds("embedding", {
+    "learned": "jaxlm.layers.embedding:EmbeddingConfig",
+})
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingConfig:
+  """scale_by_width: multiply the vectors by sqrt(d_model), rounded to the compute dtype (Gemma)."""
+
+  scale_by_width: bool = False
+
+  def build(self, vocab_size: int, d_model: int, dtype: str) -> nn.Module:
+    return Embedding(self, vocab_size, d_model, dtype)
+
+
+def logits(h_BTD, w_VD, softcap=None):
+  """softcap(h w^T), float32. Holds (B, T, V)."""
+  out_BTV = jnp.einsum("btd,vd->btv", h_BTD, w_VD, preferred_element_type=jnp.float32)
+  return out_BTV if softcap is None else softcap * jnp.tanh(out_BTV / softcap)
+
+
+def score(h_BTD, w_VD, targets_BT, softcap=None, chunk=None):
+  """(log p(target), log z), float32 (B, T); chunk: targets per piece, None = all at once."""
+  from jaxlm.kernels.linear_cross_entropy import linear_cross_entropy
+  spec = nn.logical_to_mesh_axes(("batch", "seq", None))
+  return linear_cross_entropy(h_BTD, w_VD, targets_BT, softcap=softcap, chunk=chunk, spec=spec)
+
+
+class Embedding(nn.Module):
+  """x = E[token]; as a head, logits = h E^T."""
+
+  cfg: EmbeddingConfig
+  vocab_size: int
+  d_model: int
+  dtype: str
+
+  def setup(self):
+    self.embedding_VD = weights(self)("embedding", (self.vocab_size, self.d_model), ("vocab", "embed"))
+
+  def encode(self, tokens_BT, context):
+    x_BTD = jnp.take(self.embedding_VD, tokens_BT, axis=0, mode="clip").astype(self.dtype)
+    return x_BTD * jnp.asarray(self.d_model**0.5, self.dtype) if self.cfg.scale_by_width else x_BTD
+
+  def logits(self, h_BTD, context, softcap=None):
+    return logits(h_BTD, self.embedding_VD.astype(self.dtype), softcap)
+
+  def score(self, h_BTD, targets_BT, context, softcap=None, chunk=None):
+    return score(h_BTD, self.embedding_VD.astype(self.dtype), targets_BT, softcap, chunk)
+
+
+class Head(nn.Module):
+  """logits = h w_out^T, with w_out stored (V, D) as an embedding is."""
+
+  vocab_size: int
+  d_model: int
+  dtype: str
+
+  def setup(self):
+    w = weights(self, self.dtype)
+    self.w_VD = w("w_out", (self.vocab_size, self.d_model), ("vocab", "embed"))
+
+  def logits(self, h_BTD, context, softcap=None):
+    return logits(h_BTD, self.w_VD, softcap)
+
+  def score(self, h_BTD, targets_BT, context, softcap=None, chunk=None):
+    return score(h_BTD, self.w_VD, targets_BT, softcap, chunk)

@@ -1,0 +1,65 @@
+"""The feed-forward layer, plain or gated.
+
+Axes: B batch, T time, D d_model, F d_ff.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import ConfigError
+from jaxlm.layers.weights import normal, weights, zeros
+
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "tanh": jnp.tanh,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPConfig:
+  """d_ff None: 4 d_model. gated: act(x w_gate) * (x w_in); SwiGLU is silu, GeGLU gelu_tanh."""
+
+  d_ff: int | None = None
+  activation: Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu", "tanh"] = "gelu_tanh"
+  gated: bool = False
+  use_bias: bool = False
+
+  def __post_init__(self):
+    if self.d_ff is not None and self.d_ff < 1:
+      raise ConfigError(f"d_ff = {self.d_ff}: wanted a positive width, or None for 4 d_model")
+
+  def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
+    return MLP(self, d_model, dtype, name=name)
+
+
+class MLP(nn.Module):
+  """y = act(x w_in) w_out, or (act(x w_gate) * (x w_in)) w_out. depth: residual branches of the network."""
+
+  cfg: MLPConfig
+  d_model: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x_BTD, depth: int = 1):
+    cfg, w, D = self.cfg, weights(self, self.dtype), self.d_model
+    F = cfg.d_ff or 4 * D
+
+    def up(suffix):
+      h_BTF = jnp.einsum("btd,df->btf", x_BTD, w(f"w_{suffix}", (D, F), ("embed", "mlp")))
+      return h_BTF + w(f"b_{suffix}", (F,), ("mlp",), init=zeros)[None, None] if cfg.use_bias else h_BTF
+
+    act = ACTIVATIONS[cfg.activation]
+    h_BTF = act(up("gate")) * up("in") if cfg.gated else act(up("in"))
+    w_out_FD = w("w_out", (F, D), ("mlp", "embed"), init=normal(0.02 / depth**0.5))
+    y_BTD = jnp.einsum("btf,fd->btd", h_BTF, w_out_FD)
+    return y_BTD + w("b_out", (D,), ("embed",), init=zeros)[None, None] if cfg.use_bias else y_BTD

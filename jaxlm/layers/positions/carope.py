@@ -1,0 +1,148 @@
+"""CARoPE: rotary phases that every token advances by its own amount (arXiv 2507.23083; spec carope).
+
+Axes: B batch, T time, N query heads, K kv heads, H head_dim, D d_model, P rotated pairs.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.config import ConfigError
+from jaxlm.kernels.phase import carope_rotate, cumulative_phase, rotate, sincos
+from jaxlm.layers.positions import Encoded, Position, check_even
+from jaxlm.layers.positions.rope import ladder
+from jaxlm.layers.weights import normal, weights, zeros
+
+
+def log_frequency(a):
+  """log f = -log(1 + softplus(a)), f = 1 / (softplus(a) + 1) in (0, 1). Float32."""
+  return -jnp.log1p(jax.nn.softplus(a))
+
+
+def frequency_bias(f: float) -> float:
+  """The a with f(a) = f: log(expm1(1/f - 1)), in float64."""
+  return math.log(math.expm1(1 / f - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+  """Which powers of f turn the pairs, and how the channels pair up.
+
+  rotary_dim: channels that turn, the first of each head; None = all. start: power of the first pair, 0 or 1.
+  inclusive: a token's own frequency counts in its phase (the paper); False: it counts from the next token on.
+  """
+
+  rotary_dim: int | None = None
+  layout: Literal["half", "interleaved"] = "half"
+  start: Literal[0, 1] = 0
+  inclusive: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class CARoPE(Position):
+  """q and k turned by phi_i(m) = sum_{t<=m} f(x_t)^i, f(x) = 1 / (softplus(x W + c) + 1), per kv head.
+
+  freq_source: x is what q and k are projected from, or the layer-0 token embedding.
+  share_across_layers: one W, and phases computed once, for the model (token_embedding only).
+  init: "rope" starts as RoPE of base `theta`; "paper_literal" is N(0, 0.02) without c; "constant" starts every
+    head at the frequency in `constant`, one number or one per kv head.
+  learn_kernel: False leaves W at 0, which makes f a learned constant per head.
+  mask_increments: padding adds nothing; reset_on_segment: phases restart with each document. Neither changes
+    a valid output in exact arithmetic; both keep phases small.
+  decay_kernel: W receives weight decay (c never does).
+  """
+
+  freq_source: Literal["attn_input", "token_embedding"] = "attn_input"
+  share_across_layers: bool = False
+  init: Literal["rope", "paper_literal", "constant"] = "rope"
+  theta: float = 10000.0
+  constant: tuple[float, ...] = ()
+  init_std: float = 0.0
+  learn_kernel: bool = True
+  decay_kernel: bool = True
+  mask_increments: bool = True
+  reset_on_segment: bool = False
+  ladder: Ladder = Ladder()
+
+  def __post_init__(self):
+    if self.share_across_layers and self.freq_source != "token_embedding":
+      raise ConfigError("share_across_layers needs freq_source = 'token_embedding': the layers' inputs differ, so "
+                        "their phases cannot be the same")
+    if self.theta <= 1:
+      raise ConfigError(f"theta = {self.theta}: wanted a base above 1; 10000 is usual")
+    if (self.init == "constant") != bool(self.constant):
+      raise ConfigError(f"init = {self.init!r} with constant = {self.constant}: init 'constant' wants one frequency, "
+                        "or one per kv head, and the others want none")
+    for f in self.constant:
+      if not 0 < f < 1:
+        raise ConfigError(f"constant = {self.constant}: {f} is not a frequency in (0, 1)")
+    if self.init == "paper_literal" and not self.learn_kernel:
+      raise ConfigError("init 'paper_literal' has no bias, so that nothing is left to learn with learn_kernel = False")
+
+  @property
+  def undecayed(self):
+    return ("freq_bias",) if self.decay_kernel else ("freq_bias", "freq_kernel")
+
+  def rotary_dim(self, heads) -> int:
+    return self.ladder.rotary_dim or heads.head_dim
+
+  def check(self, heads):
+    check_even("ladder.rotary_dim", self.rotary_dim(heads), heads.head_dim)
+    if len(self.constant) not in (0, 1, heads.num_kv_heads):
+      raise ConfigError(f"constant has {len(self.constant)} frequencies for num_kv_heads = {heads.num_kv_heads}; "
+                        "give one, or one per kv head")
+
+  def log_frequency(self, module, heads, x_BTD):
+    """log f of every token and kv head, float32 (B, T, K). Declares freq_kernel and freq_bias."""
+    w, D, K = weights(module), heads.d_model, heads.num_kv_heads
+    a_BTK = jnp.zeros((*x_BTD.shape[:2], K), jnp.float32)
+    if self.learn_kernel:
+      std = 0.02 if self.init == "paper_literal" else self.init_std
+      kernel_DK = w("freq_kernel", (D, K), ("embed", "kv_heads"), init=normal(std) if std else zeros)
+      # Float32 throughout: with bfloat16 here, the 31st power would be 6% off.
+      a_BTK = jnp.einsum("btd,dk->btk", x_BTD.astype(jnp.float32), kernel_DK)
+    if self.init != "paper_literal":
+      f = self.constant or (float(ladder(self.theta, self.rotary_dim(heads))[1:2].sum()) or 0.5,)
+      start_K = np.broadcast_to(np.asarray([frequency_bias(x) for x in f], np.float32), (K,))
+      a_BTK += w("freq_bias", (K,), ("kv_heads",), init=lambda *_: jnp.asarray(start_K))[None, None]
+    module.sow("intermediates", "freq_preact", a_BTK)     # read by parity tests only
+    return log_frequency(a_BTK)
+
+  def _sum_options(self, context, state):
+    return dict(
+        ladder_start=self.ladder.start, inclusive=self.ladder.inclusive, initial_BKP=state,
+        increments_mask_BT=(context.segment_ids_BT != 0) if self.mask_increments or state is not None else None,
+        segment_ids_BT=context.segment_ids_BT if self.reset_on_segment and state is None else None,
+        spec=nn.logical_to_mesh_axes(("batch", "seq", "kv_heads")))
+
+  def prepare(self, module, heads, context, state):
+    if not self.share_across_layers:
+      return None, state
+    log_f_BTK = self.log_frequency(module, heads, context.embedding_BTD)
+    phase_BTKP, state = cumulative_phase(log_f_BTK, self.rotary_dim(heads) // 2, **self._sum_options(context, state))
+    return sincos(phase_BTKP), state
+
+  def encode(self, module, heads, q_BTNH, k_BTKH, x_BTD, context, shared, state):
+    layout = self.ladder.layout
+    if self.share_across_layers:
+      sin, cos = shared
+      return Encoded(rotate(q_BTNH, cos, sin, layout=layout), rotate(k_BTKH, cos, sin, layout=layout))
+    source_BTD = x_BTD if self.freq_source == "attn_input" else context.embedding_BTD
+    q_BTNH, k_BTKH, state = carope_rotate(
+        q_BTNH, k_BTKH, self.log_frequency(module, heads, source_BTD), rotary_dim=self.rotary_dim(heads),
+        layout=layout, **self._sum_options(context, state))
+    return Encoded(q_BTNH, k_BTKH, (), state)
+
+  def _phases(self, heads, batch_size):
+    return jnp.zeros((batch_size, heads.num_kv_heads, self.rotary_dim(heads) // 2), jnp.float32)
+
+  def init_state(self, heads, batch_size):
+    return () if self.share_across_layers else self._phases(heads, batch_size)
+
+  def init_model_state(self, heads, batch_size):
+    return self._phases(heads, batch_size) if self.share_across_layers else ()

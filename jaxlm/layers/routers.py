@@ -1,0 +1,188 @@
+"""Routers: who decides where a chunk starts (`specs/hnet.md` sections 7 and 17).
+
+Axes: B batch, T time, D d_model.
+
+A router is chosen by its config, registered in ROUTERS:
+
+  build(d_model, dtype, name) -> nn.Module; init_state(d_model, batch_size, dtype) -> pytree, batch axis first
+  module(x_BTD, view, state) -> (Route, state)      x: the encoder's output; with state=None the new state is None
+  learned: bool                 the ratio loss applies
+  level: None or 0              0: needs bytes or given boundaries, which only the outermost stage has
+
+Every document starts with a boundary. A router with a rule has p = b, hence c = 1, and P = 0.9999 by the clip.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import ConfigError, Kinds
+from jaxlm.kernels.route import Route, route
+from jaxlm.layers.weights import weights, zeros
+
+ROUTERS = Kinds("router", {
+    "learned": "jaxlm.layers.routers:Learned",
+    "direct": "jaxlm.layers.routers:Direct",
+    "pool": "jaxlm.layers.routers:Pool",
+    "space": "jaxlm.layers.routers:Space",
+    "given": "jaxlm.layers.routers:Given",
+})
+
+
+class View(NamedTuple):
+  """What a router may look at besides the hidden rows.
+
+  first_BT: bool, the first token of a document. valid_BT: bool. positions_BT: int32, index in the document.
+  tokens_BT: int32 bytes, and boundaries_BT: bool given boundaries; both None at inner stages.
+  """
+
+  first_BT: jax.Array
+  valid_BT: jax.Array
+  positions_BT: jax.Array
+  tokens_BT: jax.Array | None = None
+  boundaries_BT: jax.Array | None = None
+
+
+def last_valid(x_BT_, valid_BT, before_B_):
+  """x at the last valid position of each row, `before` in a row without any. Right padding."""
+  count_B = jnp.sum(valid_BT, axis=1)
+  x_B_ = jax.vmap(lambda x, n: x[n])(x_BT_, jnp.maximum(count_B - 1, 0))
+  return jnp.where((count_B > 0).reshape((-1,) + (1,) * (x_B_.ndim - 1)), x_B_.astype(before_B_.dtype), before_B_)
+
+
+def by_rule(start_BT, view: View) -> Route:
+  """p = b, where b is a rule's boundary or a document's first token."""
+  start_BT = (start_BT | view.first_BT) & view.valid_BT
+  return Route(start_BT.astype(jnp.float32), start_BT, jnp.ones(start_BT.shape, jnp.float32))
+
+
+def identity(key, shape, dtype=jnp.float32):
+  return jnp.eye(*shape, dtype=dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+  """p_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2; both matrices start as the identity."""
+
+  learned = True
+  level = None
+  implementation: str | None = None
+
+  def build(self, d_model, dtype, name=None):
+    return LearnedRouter(self, d_model, dtype, name=name)
+
+  def init_state(self, d_model, batch_size, dtype):
+    return jnp.zeros((batch_size, d_model), dtype)
+
+
+class LearnedRouter(nn.Module):
+  """State: the last row seen, before the projections."""
+
+  cfg: Learned
+  d_model: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x_BTD, view, state):
+    w, D = weights(self, self.dtype, init=identity), self.d_model
+    decision = route(x_BTD, w("w_q", (D, D), ("embed", None)), w("w_k", (D, D), ("embed", None)),
+                     first_BT=view.first_BT, valid_BT=view.valid_BT, previous_BD=state,
+                     implementation=self.cfg.implementation)
+    return decision, None if state is None else last_valid(x_BTD, view.valid_BT, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Direct:
+  """p_t = sigmoid(w . x_t + b): the ablation without the cosine of neighbours (paper, figure 7)."""
+
+  learned = True
+  level = None
+
+  def build(self, d_model, dtype, name=None):
+    return DirectRouter(self, d_model, dtype, name=name)
+
+  def init_state(self, d_model, batch_size, dtype):
+    return ()
+
+
+class DirectRouter(nn.Module):
+  cfg: Direct
+  d_model: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x_BTD, view, state):
+    w = weights(self)
+    logit_BT = jnp.einsum("btd,d->bt", x_BTD.astype(jnp.float32), w("w", (self.d_model,), ("embed",)))
+    p_BT = jnp.where(view.first_BT, 1.0, jax.nn.sigmoid(logit_BT + w("b", (1,), (None,), init=zeros)))
+    start_BT = p_BT > 0.5
+    return Route(p_BT, start_BT & view.valid_BT, jnp.where(start_BT, p_BT, 1 - p_BT)), state
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+  """A boundary every `width` tokens of a document."""
+
+  width: int
+  learned = False
+  level = None
+
+  def __post_init__(self):
+    if self.width < 1:
+      raise ConfigError(f"width = {self.width}: a pool holds at least one token")
+
+  def build(self, d_model, dtype, name=None):
+    return lambda x_BTD, view, state: (by_rule(view.positions_BT % self.width == 0, view), state)
+
+  def init_state(self, d_model, batch_size, dtype):
+    return ()
+
+
+def space_like(tokens_BT):
+  """Neither an ASCII letter or digit nor a UTF-8 continuation byte (SpaceByte)."""
+  among = lambda low, high: (tokens_BT >= low) & (tokens_BT <= high)
+  return ~(among(ord("a"), ord("z")) | among(ord("A"), ord("Z")) | among(ord("0"), ord("9")) | among(0x80, 0xBF))
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+  """A boundary at a space-like byte whose predecessor is not space-like. State: was the last byte space-like?"""
+
+  learned = False
+  level = 0
+
+  def build(self, d_model, dtype, name=None):
+    return _space
+
+  def init_state(self, d_model, batch_size, dtype):
+    return jnp.ones((batch_size,), bool)
+
+
+def _space(x_BTD, view, state):
+  like_BT = space_like(view.tokens_BT)
+  before_B = jnp.ones(like_BT.shape[:1], bool) if state is None else state
+  start_BT = like_BT & ~jnp.concatenate([before_B[:, None], like_BT[:, :-1]], axis=1)
+  return by_rule(start_BT, view), None if state is None else last_valid(like_BT, view.valid_BT, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """The boundaries that came with the batch (`boundaries`), a tokenizer's for example."""
+
+  learned = False
+  level = 0
+
+  def build(self, d_model, dtype, name=None):
+    return _given
+
+  def init_state(self, d_model, batch_size, dtype):
+    return ()
+
+
+def _given(x_BTD, view, state):
+  if view.boundaries_BT is None:
+    raise ValueError("router 'given': this batch has no boundaries; pass a bool array (B, T) or choose another router")
+  return by_rule(view.boundaries_BT, view), state

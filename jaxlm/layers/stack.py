@@ -1,0 +1,184 @@
+"""Blocks and the stack of them, scanned.
+
+Axes: B batch, T time, D d_model, L layers, G groups of one period.
+
+Layers whose parameters are alike share one stack of leading axis L in layer order, whatever else differs between
+them (a window, say), so that the pattern of a model can change without changing its checkpoints. With one such
+stack the tree is {norm, mixer, mlp_norm, mlp}; with several it is {stack_0: {...}, stack_1: {...}}, numbered by
+first appearance.
+"""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.layers.mlp import MLPConfig
+from jaxlm.layers.norms import NORMS
+
+REMAT_POLICIES = {
+    "full": None,
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+  """What surrounds the mixers.
+
+  residual: "sequential" x += mixer(norm x), x += mlp(norm x); "parallel" x += mixer(norm x) + mlp(norm' x);
+    "sandwich" sequential, with a norm after each sublayer as well.
+  remat: what the backward pass recomputes; "minimal" keeps the results of weight matmuls, "dots" of all, "full"
+    nothing. unroll: layer groups per step of the scan; as many as there are removes the loop.
+  """
+
+  d_model: int
+  mlp: MLPConfig | None
+  norm: Annotated[object, NORMS]
+  residual: Literal["sequential", "parallel", "sandwich"] = "sequential"
+  remat: Literal["none", "full", "minimal", "dots"] = "none"
+  unroll: int = 1
+  dtype: str = "float32"
+
+
+class Block(nn.Module):
+  """One mixer and, unless the mixer stands alone, one MLP, with their norms and residual connections."""
+
+  cfg: BlockConfig
+  mixer: object
+
+  @nn.compact
+  def __call__(self, x_BTD, context, state=None):
+    cfg = self.cfg
+    norm = lambda name, x_BTD: cfg.norm.build(cfg.dtype, name)(x_BTD)
+    after = norm if cfg.residual == "sandwich" else lambda name, x_BTD: x_BTD
+
+    mixer = self.mixer.build(cfg.d_model, cfg.dtype, "mixer")
+    y_BTD, state = mixer(norm("norm", x_BTD), context, state)
+    out_BTD = x_BTD + after("norm_out", y_BTD)
+    if cfg.mlp is not None and getattr(self.mixer, "followed_by_mlp", True):
+      h_BTD = norm("mlp_norm", x_BTD if cfg.residual == "parallel" else out_BTD)
+      y_BTD = cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, context.depth)
+      out_BTD = out_BTD + after("mlp_norm_out", y_BTD)
+    out_BTD = nn.with_logical_constraint(out_BTD, ("batch", "seq", "embed_act"))
+    self.sow("intermediates", "hidden", out_BTD)
+    return out_BTD, state
+
+
+class Group(nn.Module):
+  """The blocks of one period."""
+
+  cfg: BlockConfig
+  mixers: tuple
+
+  @nn.compact
+  def __call__(self, x_BTD, context, states):
+    block, new_states = _remat(self.cfg), []
+    for i, (mixer, state) in enumerate(zip(self.mixers, states)):
+      x_BTD, state = block(self.cfg, mixer, name=f"layer_{i}")(x_BTD, context, state)
+      new_states.append(state)
+    return x_BTD, tuple(new_states)
+
+
+class Groups(nn.Module):
+  """A scan over the whole periods, and the rest of the layers as a group of their own."""
+
+  cfg: BlockConfig
+  mixers: tuple       # of every layer
+  period: int
+
+  @nn.compact
+  def __call__(self, x_BTD, context, states):
+    new_states = []
+    for (name, mixers, count), state in zip(split(self.mixers, self.period), states):
+      group = _scan(Group, count, self.cfg)(self.cfg, mixers, name=name)
+      x_BTD, state = group(x_BTD, context, state)
+      new_states.append(state)
+    return x_BTD, tuple(new_states)
+
+
+def _remat(cfg: BlockConfig):
+  # Inside a rolled loop nothing can be merged across the barrier that prevent_cse would cost.
+  return Block if cfg.remat == "none" else nn.remat(
+      Block, policy=REMAT_POLICIES[cfg.remat], prevent_cse=cfg.unroll != 1)
+
+
+def _scan(module, length: int, cfg: BlockConfig):
+  return nn.scan(module, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
+                 in_axes=(nn.broadcast, 0), out_axes=0, length=length, unroll=min(cfg.unroll, length),
+                 metadata_params={nn.PARTITION_NAME: "layers"})
+
+
+def split(mixers: tuple, period: int):
+  """[(name, mixers of the group, number of groups)]: the whole periods, then what is left."""
+  count, left = divmod(len(mixers), period)
+  parts = [("groups", mixers[:period], count), ("rest", mixers[count * period:], 1)]
+  return [part for part in parts if part[1] and part[2]]
+
+
+def stacks(mixers: tuple) -> dict[str, list[int]]:
+  """{name of the parameter stack: its layers}, '' if there is one only."""
+  layers: dict = {}
+  for l, mixer in enumerate(mixers):
+    layers.setdefault(getattr(mixer, "stack_key", mixer), []).append(l)
+  return {"" if len(layers) == 1 else f"stack_{i}": value for i, value in enumerate(layers.values())}
+
+
+def _to_groups(mixers: tuple, period: int, tree):
+  """Parameters stacked by kind of layer -> parameters as Groups declares them, with the collections' names."""
+  def convert(params):
+    out: dict = {}
+    for name, layers in stacks(mixers).items():
+      stack, start, whole = params[name] if name else params, 0, len(mixers) // period
+      for group, members, count in split(mixers, period):
+        for i in range(len(members)):
+          first = i if group == "groups" else whole * period + i
+          if first not in layers:
+            continue
+          rows = [layers.index(first + g * period) for g in range(count)]
+          step = rows[1] - rows[0] if count > 1 else 1
+          out.setdefault(group, {})[f"layer_{i}"] = jax.tree.map(
+              lambda x: x[rows[0]:rows[0] + step * (count - 1) + 1:step], stack)
+    return out
+  return {name: convert(value) for name, value in tree.items() if value}
+
+
+def _from_groups(mixers: tuple, period: int, tree):
+  """The inverse of _to_groups."""
+  def convert(params):
+    out, whole = {}, len(mixers) // period
+    for name, layers in stacks(mixers).items():
+      place = lambda l: (params["groups"][f"layer_{l % period}"], l // period) if l < whole * period else (
+          params["rest"][f"layer_{l - whole * period}"], 0)
+      rows = [jax.tree.map(lambda x: x[place(l)[1]], place(l)[0]) for l in layers]
+      out[name] = jax.tree.map(lambda *xs: jnp.stack(xs), *rows)
+    return out.get("", out)
+  return {name: convert(value) for name, value in tree.items() if value}
+
+
+def build(cfg: BlockConfig, mixers: tuple, period: int, name: str) -> nn.Module:
+  """The stack of one block per mixer: `x_BTD, states = stack(x_BTD, context, states)`."""
+  if period == 1:
+    return _scan(_remat(cfg), len(mixers), cfg)(cfg, mixers[0], name=name)
+  mapped = nn.map_variables(
+      Groups, "params", trans_in_fn=lambda tree: _to_groups(mixers, period, tree),
+      trans_out_fn=lambda tree: _from_groups(mixers, period, tree), init=True)
+  return mapped(cfg, mixers, period, name=name)
+
+
+def init_states(cfg: BlockConfig, mixers: tuple, period: int, batch_size: int, max_len: int):
+  """Decoding states in the form that the stack takes and returns, one leading axis per scan."""
+  repeat = lambda count, mixer: jax.tree.map(
+      lambda x: jnp.broadcast_to(x[None], (count, *x.shape)),
+      mixer.init_state(cfg.d_model, batch_size, max_len, cfg.dtype))
+  if period == 1:
+    return repeat(len(mixers), mixers[0])
+  return tuple(tuple(repeat(count, mixer) for mixer in members) for _, members, count in split(mixers, period))
+
+
+def no_states(mixers: tuple, period: int):
+  """What a stack takes for a whole sequence."""
+  return None if period == 1 else tuple((None,) * len(members) for _, members, _ in split(mixers, period))

@@ -1,0 +1,183 @@
+"""The decoder language model: GPT-2, Llama, Mistral, Qwen3, Gemma-2, GPT-NeoX, hybrids, as settings of one file.
+
+Axes: B batch, T time, D d_model, V vocab.
+"""
+
+import dataclasses
+from typing import Annotated, Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import ConfigError
+from jaxlm.layers import stack
+from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
+from jaxlm.layers.mixer import MIXERS, Context, PatternConfig, layers_of, with_position
+from jaxlm.layers.mlp import MLPConfig
+from jaxlm.layers.norms import NORMS, RMSNormConfig
+from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
+from jaxlm.models.score import Score
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """A stack of mixers and MLPs between an embedding and a softmax.
+
+  mixer: attention by default in every layer; `pattern` mixes kinds. mlp: None for mixers that stand alone.
+  position: added to the embedding, or used by every mixer that has none of its own.
+  residual, remat, unroll: see layers.stack.BlockConfig. softcap: c tanh(logit / c).
+  tie_embeddings: the head is the embedding's table. dtype: of the computation; parameters are float32.
+  loss_chunk: targets per piece of the loss, so that (B, T, V) never exists; None = all at once.
+  """
+
+  vocab_size: int
+  d_model: int
+  num_layers: int
+  mixer: Annotated[object, MIXERS]
+  mlp: MLPConfig | None = MLPConfig()
+  norm: Annotated[object, NORMS] = RMSNormConfig()
+  position: Annotated[object, POSITIONS] = NoPosition()
+  embedding: Annotated[object, EMBEDDINGS] = EmbeddingConfig()
+  residual: Literal["sequential", "parallel", "sandwich"] = "sequential"
+  softcap: float | None = None
+  tie_embeddings: bool = True
+  remat: Literal["none", "full", "minimal", "dots"] = "none"
+  unroll: int = 1
+  dtype: str = "float32"
+  loss_chunk: int | None = None
+
+  def __post_init__(self):
+    for name in ("vocab_size", "d_model", "num_layers", "unroll"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"{name} = {getattr(self, name)}: wanted at least 1")
+    if self.softcap is not None and self.softcap <= 0:
+      raise ConfigError(f"softcap = {self.softcap}: wanted a positive limit, or None")
+    if self.loss_chunk is not None and self.loss_chunk < 1:
+      raise ConfigError(f"loss_chunk = {self.loss_chunk}: wanted a number of targets, or None for all at once")
+    for mixer in self.mixers:
+      if hasattr(mixer, "heads"):
+        mixer.heads(self.d_model)
+    if self.heads is not None:
+      self.position.check(self.heads)
+
+  @property
+  def mixers(self) -> tuple:
+    """The mixer of each layer, with its position."""
+    return layers_of(with_position(self.mixer, self.position), self.num_layers)
+
+  @property
+  def period(self) -> int:
+    return len(self.mixer.period) if isinstance(self.mixer, PatternConfig) else 1
+
+  @property
+  def block(self) -> stack.BlockConfig:
+    return stack.BlockConfig(self.d_model, self.mlp, self.norm, self.residual, self.remat, self.unroll, self.dtype)
+
+  @property
+  def heads(self) -> Heads | None:
+    """Of the first mixer that uses the model's position."""
+    users = (m for m in self.mixers if hasattr(m, "heads") and getattr(m, "position", None) == self.position)
+    return next((m.heads(self.d_model) for m in users), None)
+
+  @property
+  def max_len(self) -> int | None:
+    """Longest sequence that the model can read; None = any."""
+    return self.position.max_positions
+
+  @property
+  def undecayed(self) -> frozenset[str]:
+    """Names of parameters that weight decay must leave alone, whatever their shape."""
+    positions = [self.position, *(getattr(m, "position", None) or self.position for m in self.mixers)]
+    return frozenset(name for position in positions for name in position.undecayed)
+
+  def build(self) -> nn.Module:
+    return Decoder(self)
+
+  def init_state(self, batch_size: int, max_len: int) -> "DecoderState":
+    """The state before the first token; at most max_len tokens per row may follow."""
+    position = self.position.init_model_state(self.heads, batch_size) if self.heads is not None else ()
+    layers = stack.init_states(self.block, self.mixers, self.period, batch_size, max_len)
+    return DecoderState(jnp.zeros(batch_size, jnp.int32), position, layers)
+
+
+class DecoderState(NamedTuple):
+  """length_B: tokens seen; position: of the model's position encoding; layers: of the stack."""
+
+  length_B: jax.Array
+  position: Any
+  layers: Any
+
+
+class ModelPosition(nn.Module):
+  """What the position encoding does once for the whole model."""
+
+  cfg: DecoderConfig
+
+  @nn.compact
+  def __call__(self, x_BTD, context, state):
+    cfg = self.cfg
+    x_BTD = cfg.position.add(self, x_BTD, context)
+    context = context.replace(embedding_BTD=x_BTD)
+    if cfg.heads is not None:
+      shared, state = cfg.position.prepare(self, cfg.heads, context, state)
+      context = context.replace(shared=shared, shared_by=(cfg.position, cfg.heads))
+    return x_BTD, context, state
+
+
+class Decoder(nn.Module):
+  """logits = head(norm(block_L(... block_1(embed(tokens) + position)))). Methods: see jaxlm.models."""
+
+  cfg: DecoderConfig
+
+  def setup(self):
+    cfg = self.cfg
+    self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
+    self.position = ModelPosition(cfg)
+    self.blocks = stack.build(cfg.block, cfg.mixers, cfg.period, "blocks")
+    self.final_norm = cfg.norm.build(cfg.dtype, "final_norm")
+    self.head = self.embed if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
+
+  def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None):
+    """float32 logits (B, T, V)."""
+    h_BTD, context, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT)
+    return self.head.logits(h_BTD, context, softcap=self.cfg.softcap)
+
+  def score(self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None) -> Score:
+    """log p(target | tokens up to here) at every position."""
+    h_BTD, context, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT)
+    return Score(*self.head.score(h_BTD, targets_BT, context, softcap=self.cfg.softcap, chunk=self.cfg.loss_chunk))
+
+  def extend(self, tokens_BT, state: DecoderState, segment_ids_BT=None):
+    """(logits_BTV, state) after more tokens of each row's one document; tokens of segment 0 are passed over."""
+    valid_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else (segment_ids_BT != 0).astype(jnp.int32)
+    positions_BT = state.length_B[:, None] + jnp.maximum(jnp.cumsum(valid_BT, axis=1) - 1, 0)
+    h_BTD, context, state = self._hidden(tokens_BT, valid_BT, positions_BT, state)
+    return self.head.logits(h_BTD, context, softcap=self.cfg.softcap), state
+
+  def _hidden(self, tokens_BT, segment_ids_BT, positions_BT, state=None):
+    cfg = self.cfg
+    packed = segment_ids_BT is not None or positions_BT is not None
+    segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
+    positions_BT = positions_in_segment(segment_ids_BT) if positions_BT is None else positions_BT
+    context = Context(segment_ids_BT, positions_BT, depth=2 * cfg.num_layers, packed=packed)
+
+    x_BTD = nn.with_logical_constraint(self.embed.encode(tokens_BT, context), ("batch", "seq", "embed_act"))
+    x_BTD, context, position_state = self.position(x_BTD, context, state.position if state else None)
+    self.sow("intermediates", "embedded", x_BTD)
+    layers = state.layers if state else stack.no_states(cfg.mixers, cfg.period)
+    x_BTD, layers = self.blocks(x_BTD, context, layers)
+    h_BTD = self.final_norm(x_BTD)
+    self.sow("intermediates", "final", h_BTD)
+    if state:
+      valid_B = jnp.sum((segment_ids_BT != 0).astype(jnp.int32), axis=1)
+      state = DecoderState(state.length_B + valid_B, position_state, layers)
+    return h_BTD, context, state
+
+
+def positions_in_segment(segment_ids_BT):
+  """0, 1, 2 ... from the start of each run of equal segment ids."""
+  index_1T = jnp.arange(segment_ids_BT.shape[1], dtype=jnp.int32)[None]
+  starts_BT = jnp.concatenate([jnp.ones_like(segment_ids_BT[:, :1], bool),
+                               segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]], axis=1)
+  return index_1T - jax.lax.cummax(jnp.where(starts_BT, index_1T, 0), axis=1)
