@@ -1,0 +1,42 @@
+"""`jaxlm COMMAND ...`: each command is a module with `main(argv) -> exit code`, imported only when called."""
+
+import importlib
+import sys
+
+from jaxlm import __version__
+
+COMMANDS = {
+    "train": ("jaxlm.training.command", "train a model, or resume its run"),
+    "eval": ("jaxlm.evaluation.command", "perplexity and bits per byte of a run, at any length"),
+    "generate": ("jaxlm.generation.command", "continue a prompt with a trained model"),
+    "preflight": ("jaxlm.preflight.command", "compile for a TPU slice that is not there: memory, FLOPs, collectives"),
+    "verify": ("jaxlm.interop.verify", "compare with the official implementations' arrays"),
+    "convert": ("jaxlm.interop.convert", "weights of other libraries in and out"),
+    "data": ("jaxlm.data.command", "prepare corpora and look at batches"),
+    "table": ("jaxlm.experiments.command", "run the rows of a paper's table and print it"),
+}
+
+
+def usage() -> str:
+  rows = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+  return f"jaxlm {__version__}\n\nusage: jaxlm COMMAND ...\n\n{rows}\n\njaxlm COMMAND --help says more."
+
+
+def main(argv: list[str] | None = None) -> int:
+  argv = sys.argv[1:] if argv is None else list(argv)
+  if not argv or argv[0] in ("-h", "--help", "help"):
+    print(usage())
+    return 0 if argv else 2
+  if argv[0] in ("-V", "--version"):
+    print(f"jaxlm {__version__}")
+    return 0
+  if argv[0] not in COMMANDS:
+    from jaxlm.config import nearest
+
+    print(f"jaxlm: no command {argv[0]!r}; {nearest(argv[0], COMMANDS)}", file=sys.stderr)
+    return 2
+  return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,153 @@
+"""Checkpoints of a run: Orbax behind four calls.
+
+A step is state + data iterator + a note (format version, config, revision, bucket). Saving is asynchronous; a
+half-written step never counts; a damaged newest step is set aside and named, and the one before is used.
+"""
+
+import errno
+import pathlib
+import re
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from jaxlm.config import ConfigError
+
+FORMAT = 1
+DISK_FULL = re.compile(r"No space left|ENOSPC|quota exceeded|File too large|RESOURCE_EXHAUSTED", re.IGNORECASE)
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint could not be written or read; the message says which, why, and what is still good."""
+
+
+class Checkpoints:
+  """The checkpoints of one run folder. `with Checkpoints(folder) as saved: ...` waits for the last write."""
+
+  def __init__(self, folder, *, keep_last: int = 2, keep_every: int | None = None, asynchronous: bool = True):
+    self.folder = _absolute(folder)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep_last, keep_period=keep_every, enable_async_checkpointing=asynchronous)
+    self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *_):
+    try:
+      self.wait()
+    except CheckpointError:
+      if kind is None:
+        raise
+    finally:
+      self.manager.close()
+
+  def steps(self) -> list[int]:
+    """Complete steps, oldest first."""
+    return sorted(self.manager.all_steps())
+
+  def save(self, step: int, state, iterator, note: dict[str, Any]) -> None:
+    """Copies the state to the host, then writes in the background. Raises what an earlier write has met."""
+    if step in self.manager.all_steps():
+      return
+    try:
+      self.manager.save(step, force=True, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator),
+          note=ocp.args.JsonSave({"format": FORMAT, **note})))
+    except (OSError, ValueError, RuntimeError) as error:
+      raise self._explain(error, step) from error
+
+  def wait(self) -> None:
+    try:
+      self.manager.wait_until_finished()
+      self.manager.check_for_errors()
+    except (OSError, ValueError, RuntimeError) as error:
+      raise self._explain(error) from error
+
+  def restore(self, state, iterator) -> tuple[Any, dict, list[str]]:
+    """(state, note, complaints) of the newest step that can be read; the iterator is moved in place.
+
+    state: abstract, its shardings decide the placement. complaints: a sentence for each damaged step, which is moved
+    to `damaged/`. Raises CheckpointError if no step can be read.
+    """
+    damaged = []
+    for step in reversed(self.steps()):
+      try:
+        out = self.manager.restore(step, args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(state), data=grain.checkpoint.CheckpointRestore(iterator),
+            note=ocp.args.JsonRestore()))
+      except Exception as error:    # what a damaged file raises depends on which file it is
+        damaged.append((step, f"checkpoint {self.folder / str(step)} cannot be read ({_first_line(error)})"))
+        continue
+      if out.note["format"] > FORMAT:
+        raise CheckpointError(f"checkpoint {self.folder / str(step)} has format {out.note['format']}, this version of "
+                              f"jaxlm reads up to {FORMAT}; use a newer one")
+      # Only now: had none been readable, the fault would be ours and the files good.
+      complaints = [f"{text}; moved to {self._set_aside(bad)}, resuming from step {step}" for bad, text in damaged]
+      return out.state, out.note, complaints
+    listed = "; ".join(text for _, text in damaged) or "it holds no complete step"
+    raise CheckpointError(f"no checkpoint in {self.folder} can be read: {listed}")
+
+  def _set_aside(self, step: int) -> pathlib.Path:
+    target = self.folder.parent / "damaged" / str(step)
+    if jax.process_index() == 0:
+      target.parent.mkdir(exist_ok=True)
+      while target.exists():
+        target = target.with_name(target.name + "x")
+      (self.folder / str(step)).rename(target)
+    self.manager.reload()
+    return target
+
+  def _explain(self, error: Exception, step: int | None = None) -> CheckpointError:
+    steps = [s for s in self.steps() if s != step]
+    good = f"the checkpoints of steps {', '.join(map(str, steps))} are intact" if steps else "no step is saved yet"
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or DISK_FULL.search(str(error))
+    what = "the disk is full" if full else _first_line(error)
+    return CheckpointError(f"saving a checkpoint in {self.folder} failed: {what}; {good}. "
+                           f"Free space there and run the same command again to resume.")
+
+
+def restore_params(folder, *, step: int | None = None, params=None, ema: bool = False):
+  """The parameters of a run, or their average, alone: (params, note, step).
+
+  folder: the run folder or its `checkpoints`. params: abstract tree with shardings, None: as saved, on one device.
+  """
+  folder = _absolute(folder)
+  folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+  if not folder.is_dir():
+    raise ConfigError(f"{folder} is not a run folder: it holds no checkpoints")
+  handlers = {"state": ocp.PyTreeCheckpointHandler(), "note": ocp.JsonCheckpointHandler()}
+  with ocp.CheckpointManager(folder, item_handlers=handlers, options=ocp.CheckpointManagerOptions(read_only=True)) as m:
+    step = m.latest_step() if step is None else step
+    if step is None or step not in m.all_steps():
+      there = ", ".join(map(str, sorted(m.all_steps()))) or "none"
+      raise ConfigError(f"{folder} has no complete checkpoint{'' if step is None else f' of step {step}'}; steps: {there}")
+    name = "ema" if ema else "params"
+    saved = m.item_metadata(step)["state"]
+    saved = getattr(saved, "tree", saved)
+    if saved.get(name) is None:
+      raise ConfigError(f"the run {folder} keeps no average of its parameters; set train.ema_decay")
+    if params is None:
+      device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+      params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved[name])
+    item = {name: params}
+    out = m.restore(step, args=ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(item=item, partial_restore=True,
+                                     restore_args=ocp.checkpoint_utils.construct_restore_args(item)),
+        note=ocp.args.JsonRestore()))
+  return out.state[name], out.note, step
+
+
+def _absolute(folder):
+  """Orbax wants absolute paths; gs:// and its like are handled by etils."""
+  from etils import epath
+
+  folder = epath.Path(folder)
+  return folder if "://" in str(folder) else epath.Path(pathlib.Path(folder).absolute())
+
+
+def _first_line(error: Exception) -> str:
+  text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+  return f"{type(error).__name__}: {text[:300]}"

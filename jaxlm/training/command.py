@@ -1,0 +1,59 @@
+"""`jaxlm train --config=configs/x.py --workdir=runs/x [--config.train.steps=100] [--new]`."""
+
+import argparse
+import sys
+
+from jaxlm.config import ConfigError
+
+EPILOG = """\
+--config=FILE.py[:ARG]        a file with get_config(ARG)
+--config.KEY.SUBKEY=VALUE     override one value; --config.model.position=rope changes a kind
+A work folder that holds this run already is resumed. Ctrl-C or SIGTERM saves and ends; a second Ctrl-C aborts."""
+
+
+def main(argv: list[str]) -> int:
+  from jaxlm.training.config import parse_flags
+
+  parser = argparse.ArgumentParser(prog="jaxlm train", epilog=EPILOG, allow_abbrev=False,
+                                   description="Train a model, or resume its run.",
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--workdir", required=True, help="the run's folder")
+  parser.add_argument("--new", action="store_true", help="refuse a folder that holds a run, rather than resume it")
+  parser.add_argument("--quiet", action="store_true", help="no progress")
+  try:
+    spec, overrides, rest = parse_flags(argv)
+    args = parser.parse_args(rest)
+    if spec is None:
+      raise ConfigError("no configuration; give --config=configs/carope/tiny.py, say")
+    return run(spec, overrides, args)
+  except ConfigError as error:
+    print(f"jaxlm train: {error}", file=sys.stderr)
+    return 2
+
+
+def run(spec, overrides, args) -> int:
+  """0 finished, or stopped by a signal and saved; 1 the run failed, and says why."""
+  from jaxlm.parallel.start import start
+  from jaxlm.training.checkpoints import CheckpointError
+  from jaxlm.training.loop import NonFinite
+  from jaxlm.training.run import train
+
+  start()
+  try:
+    train(spec, args.workdir, overrides, new=args.new, quiet=args.quiet)
+  except (NonFinite, CheckpointError) as error:
+    print(f"jaxlm train: {error}", file=sys.stderr)
+    return 1
+  except FloatingPointError as error:   # only train.debug raises it
+    print(f"jaxlm train: {str(error).splitlines()[0]}", file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print("jaxlm train: aborted; the same command resumes from the newest checkpoint", file=sys.stderr)
+    return 130
+  except Exception as error:
+    if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+      raise
+    print(f"jaxlm train: out of memory: {str(error).splitlines()[0][:300]}\nRaise train.accumulation (smaller "
+          f"micro-batches), set model.remat or model.loss_chunk, or shard over more devices (mesh.fsdp).", file=sys.stderr)
+    return 1
+  return 0

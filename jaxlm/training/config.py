@@ -1,0 +1,268 @@
+"""A run's configuration: file and command line -> ConfigDict -> RunConfig, checked before anything is allocated.
+
+`--config=configs/x.py:arg` calls get_config("arg"); `--config.train.steps=100` overrides one value. Every key that
+the dataclasses know can be given, also one that the file leaves to its default. Changing a `kind`, in full
+(`--config.optimizer.kind=lion`) or in short (`--config.optimizer=lion`), drops the fields of the old kind that the
+new one does not have.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import pathlib
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import ml_collections
+
+from jaxlm.config import ConfigError, Kinds, build, nearest
+from jaxlm.data import DATA
+from jaxlm.models import MODELS
+from jaxlm.objectives import OBJECTIVES
+from jaxlm.parallel.mesh import MeshConfig
+from jaxlm.training.optimizers import OPTIMIZERS
+from jaxlm.training.schedules import SCHEDULES
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """steps: optimiser steps of the whole run. Cadences are in steps; 0 is never.
+
+  accumulation: micro-batches per step. gather_dtype: large parameters are cast before they are gathered and their
+  gradients reduced in it ("bfloat16" halves the traffic of fsdp); None: float32. profile: first and last step of an
+  XProf trace. debug: one device, every NaN raises where it arises, nothing asynchronous.
+  """
+
+  steps: int
+  accumulation: int = 1
+  ema_decay: float | None = None
+  max_skipped: int = 10
+  log_every: int = 10
+  save_every: int = 1000
+  keep_last: int = 2
+  keep_every: int | None = None
+  gather_dtype: str | None = None
+  profile: tuple[int, int] | None = None
+  debug: bool = False
+
+  def __post_init__(self):
+    for name in ("steps", "accumulation", "max_skipped", "log_every", "keep_last"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"train.{name} = {getattr(self, name)}: wanted 1 or more")
+    if self.save_every < 0:
+      raise ConfigError(f"train.save_every = {self.save_every}: wanted steps, or 0 to save only at the end")
+    if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+      raise ConfigError(f"train.ema_decay = {self.ema_decay}: wanted a number between 0 and 1, or None")
+    if self.gather_dtype not in (None, "bfloat16", "float32"):
+      raise ConfigError(f"train.gather_dtype = {self.gather_dtype!r}: wanted 'bfloat16', or None for float32")
+    if self.profile is not None and not 0 <= self.profile[0] <= self.profile[1]:
+      raise ConfigError(f"train.profile = {self.profile}: wanted (first step, last step)")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """every: steps, 0 is never (the end of the run always counts as one if not). num_tokens: how much of the split, None
+  for all. lengths: perplexity at these lengths besides the objective's own loss at data.seq_len."""
+
+  every: int = 0
+  num_tokens: int | None = 65_536
+  lengths: tuple[int, ...] = ()
+  split: str = "validation"
+
+  def __post_init__(self):
+    if self.every < 0:
+      raise ConfigError(f"eval.every = {self.every}: wanted steps, or 0 for never")
+    if self.num_tokens is not None and self.num_tokens < 1:
+      raise ConfigError(f"eval.num_tokens = {self.num_tokens}: wanted 1 or more, or None for the whole split")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  model: Annotated[object, MODELS]
+  data: Annotated[object, DATA]
+  optimizer: Annotated[object, OPTIMIZERS]
+  train: TrainConfig
+  schedule: Annotated[object, SCHEDULES]
+  objective: Annotated[object, OBJECTIVES]
+  mesh: MeshConfig = MeshConfig()
+  eval: EvalConfig = EvalConfig()
+  seed: int = 0
+
+
+def load_config(spec: str | pathlib.Path | Mapping | ml_collections.ConfigDict,
+                overrides: Mapping[str, Any] | None = None):
+  """Locked ConfigDict of a file ('path.py' or 'path.py:argument') or mapping, with {'dotted.key': value} on top."""
+  config = _plain(spec) if isinstance(spec, (Mapping, ml_collections.ConfigDict)) else _plain(_call_get_config(str(spec)))
+  for key, value in (overrides or {}).items():
+    _override(config, key, value)
+  return ml_collections.ConfigDict(config).lock()
+
+
+def run_config(config: Mapping) -> RunConfig:
+  """The frozen dataclasses; unknown, missing and ill-typed keys raise ConfigError."""
+  return build(RunConfig, _plain(config))
+
+
+def resolved(cfg) -> dict:
+  """The mapping that `run_config` reads back: every field, defaults too, every union with its kind."""
+  return _resolved(cfg, type(cfg))
+
+
+def _resolved(value, hint):
+  if dataclasses.is_dataclass(value):
+    hints, kinds = typing.get_type_hints(type(value), include_extras=True), _kinds_of(hint)
+    out = {"kind": kinds.kind_of(value)} if kinds else {}
+    return out | {f.name: _resolved(getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value) if f.init}
+  if isinstance(value, (tuple, list)):
+    inner = [a for a in typing.get_args(hint) if a is not Ellipsis] or [object]
+    return tuple(_resolved(v, inner[min(i, len(inner) - 1)]) for i, v in enumerate(value))
+  return value
+
+
+def differences(old: Mapping, new: Mapping, at: str = "") -> list[tuple[str, Any, Any]]:
+  """[(dotted key, old, new)] where two resolved configurations differ."""
+  out = []
+  for key in sorted({*old, *new}):
+    a, b, where = old.get(key), new.get(key), f"{at}.{key}" if at else key
+    if isinstance(a, Mapping) and isinstance(b, Mapping) and a.get("kind") == b.get("kind"):
+      out += differences(a, b, where)
+    elif a != b:
+      out.append((where, a, b))
+  return out
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[str | None, dict[str, Any], list[str]]:
+  """(config spec, overrides, the rest) of '--config=...', '--config.a.b=value' and '--config.a.b value'."""
+  spec, overrides, rest = None, {}, []
+  argv = list(argv)
+  while argv:
+    flag, equals, value = argv.pop(0).partition("=")
+    if flag != "--config" and not flag.startswith("--config."):
+      rest.append(flag + equals + value)
+      continue
+    if not equals:
+      if not argv or argv[0].startswith("--"):
+        raise ConfigError(f"{flag} has no value; write {flag}=...")
+      value = argv.pop(0)
+    if flag == "--config":
+      spec = value
+    else:
+      overrides[flag.removeprefix("--config.")] = _literal(value)
+  return spec, overrides, rest
+
+
+def _literal(text: str):
+  """A Python literal where it is one ('1e-3', '(2, 4)', 'None', 'true'), else the text itself."""
+  if text in ("true", "false"):
+    return text == "true"
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+def _call_get_config(spec: str):
+  path, _, argument = spec.partition(":")
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise ConfigError(f"config file {path} does not exist" + _files_like(file))
+  module_spec = importlib.util.spec_from_file_location("jaxlm_config_file", file)
+  module = importlib.util.module_from_spec(module_spec)
+  try:
+    module_spec.loader.exec_module(module)
+  except Exception as error:
+    raise ConfigError(f"config file {path} does not run: {type(error).__name__}: {error}") from error
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"config file {path} defines no get_config()")
+  try:
+    return module.get_config(argument) if argument else module.get_config()
+  except (ValueError, KeyError, TypeError) as error:
+    raise ConfigError(f"{path}: get_config({argument!r}) refuses: {error}") from error
+
+
+def _files_like(file: pathlib.Path) -> str:
+  near = sorted(file.parent.glob("*.py")) if file.parent.is_dir() else sorted(pathlib.Path("configs").glob("*/*.py"))
+  return f"; there are {', '.join(map(str, near))}" if near else ""
+
+
+def _plain(value):
+  """Mappings as dicts and sequences as tuples, so that a file, JSON and a command line compare equal."""
+  if isinstance(value, ml_collections.ConfigDict):
+    value = dict(value.items())
+  if isinstance(value, Mapping):
+    return {str(key): _plain(item) for key, item in value.items()}
+  return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _override(config: dict, key: str, value) -> None:
+  """Sets one dotted key in place; the classes along the path say which names exist."""
+  here, cls, names, kinds = config, RunConfig, key.split("."), None
+  for depth, name in enumerate(names):
+    at = ".".join(names[:depth + 1])
+    hints = typing.get_type_hints(cls, include_extras=True) if cls else {}
+    is_kind = kinds is not None and name == "kind"
+    if cls and name not in hints and not is_kind:
+      raise ConfigError(f"unknown key --config.{at}; {nearest(name, list(hints) + ['kind'] * (kinds is not None))}")
+    if is_kind:
+      _switch_kind(here, kinds, value, at)
+      return
+    inner_kinds = _kinds_of(hints.get(name))
+    if depth == len(names) - 1:
+      if inner_kinds is not None and isinstance(value, str):
+        if not isinstance(here.get(name), Mapping):
+          here[name] = {"kind": value} if not isinstance(here.get(name), str) else {"kind": here[name]}
+        _switch_kind(here[name], inner_kinds, value, at)
+      else:
+        here[name] = _plain(value)
+      return
+    if isinstance(here.get(name), str) and inner_kinds is not None:
+      here[name] = {"kind": here[name]}
+    if not isinstance(here.get(name, {}), Mapping) and here.get(name) is not None:
+      raise ConfigError(f"--config.{key}: {at} = {here[name]!r} has no fields")
+    if here.get(name) is None:
+      here[name] = {}
+    here, kinds = here[name], inner_kinds
+    if kinds is not None:
+      cls = kinds.cls(here["kind"], at) if "kind" in here else None
+    else:
+      cls = next((t for t in _alternatives(hints.get(name)) if dataclasses.is_dataclass(t)), None)
+
+
+def _switch_kind(section: dict, kinds: Kinds, kind: str, at: str) -> None:
+  fields = {field.name for field in dataclasses.fields(kinds.cls(kind, at.removesuffix(".kind")))}
+  for name in [name for name in section if name not in fields]:
+    del section[name]
+  section["kind"] = kind
+
+
+def _kinds_of(hint) -> Kinds | None:
+  if typing.get_origin(hint) is Annotated:
+    return next((arg for arg in typing.get_args(hint)[1:] if isinstance(arg, Kinds)), None)
+  return None
+
+
+def _alternatives(hint) -> tuple:
+  return typing.get_args(hint) or (hint,)
+
+
+def check(cfg: RunConfig, num_devices: int) -> None:
+  """Refuses combinations of sections that cannot run, naming the numbers that clash."""
+  data, fsdp, _, _ = cfg.mesh.shape(num_devices)
+  batch, ways = cfg.data.batch_size, data * fsdp * cfg.train.accumulation
+  if batch % ways:
+    down, up = batch // ways * ways, -(-batch // ways) * ways
+    raise ConfigError(
+        f"data.batch_size = {batch} is not divisible by mesh.data ({data}) x mesh.fsdp ({fsdp}) x train.accumulation "
+        f"({cfg.train.accumulation}) = {ways}; set it to {f'{down} or ' if down else ''}{up}")
+  vocab, tokens = getattr(cfg.model, "vocab_size", None), getattr(cfg.data, "vocab_size", None)
+  if vocab is not None and tokens is not None and tokens > vocab:
+    raise ConfigError(f"the tokenizer has {tokens} tokens, but model.vocab_size = {vocab}; "
+                      f"set model.vocab_size to at least {tokens}")
+  max_len = getattr(cfg.model, "max_len", None)
+  if max_len is not None and cfg.data.seq_len > max_len:
+    raise ConfigError(f"data.seq_len = {cfg.data.seq_len} is longer than the model's position table of {max_len}; "
+                      f"lengthen the table or set data.seq_len to at most {max_len}")
+  for part in (cfg.objective, cfg.model, cfg.data):   # sentences that only the parts themselves can say
+    if hasattr(part, "check"):
+      part.check(cfg)

@@ -1,0 +1,152 @@
+"""The loop: feeds the step, and looks at its results only at log steps. The device never waits for the host."""
+
+import collections
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+
+from jaxlm.objectives.base import Pair
+from jaxlm.training.progress import Rate
+
+#: Steps the host may be ahead of the device: enough to hide it, few enough to bound the batches held in memory.
+MAX_AHEAD = 8
+
+
+class NonFinite(RuntimeError):
+  """Too many steps in a row without a finite loss and gradient."""
+
+
+class StopSignal:
+  """First SIGTERM or SIGINT: `received` is its name and the loop ends after this step. A second Ctrl-C aborts."""
+
+  def __init__(self):
+    self.received, self.previous = None, {}
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self.previous.items():
+      signal.signal(number, handler)
+
+  def _handle(self, number, frame):
+    if self.received and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.received = signal.Signals(number).name
+
+  def agreed(self, step: int, log_every: int) -> bool:
+    """Whether to stop: with several processes all of them or none, asked at log steps only."""
+    if jax.process_count() == 1:
+      return self.received is not None
+    if step % log_every:
+      return False
+    from jax.experimental import multihost_utils
+
+    told = multihost_utils.process_allgather(np.asarray(self.received is not None))
+    if np.any(told) and self.received is None:
+      self.received = "another process's signal"
+    return bool(np.any(told))
+
+
+def run_steps(program, state, batches, place, *, bucket: int, on_log, on_step, stop: StopSignal, profile_folder):
+  """Trains from state.step to train.steps. Returns (state, bucket index, stopped early).
+
+  batches: host batches. on_log(step, metrics as means, seconds per step or None); on_step(step, state, bucket) ->
+  whether it took time that is not training (saving, evaluating).
+  """
+  cfg, step = program.cfg, int(state.step)
+  pending, flight, rate, profile = [], collections.deque(), None, Profile(cfg.train.profile, profile_folder)
+  while step < cfg.train.steps:
+    profile.before(step, state)
+    state, metrics, bucket = one_step(program, state, place(next(batches)), bucket)
+    step += 1
+    if rate is None:    # the first step of a process compiles; its time says nothing about the next
+      jax.block_until_ready(metrics)
+      rate = Rate()
+    else:
+      rate.num_steps += 1
+    profile.after(step, state)
+    pending.append(metrics)
+    flight.append(metrics["loss"].sum)
+    if len(flight) > MAX_AHEAD or cfg.train.debug:
+      flight.popleft().block_until_ready()
+    if step % cfg.train.log_every == 0 or step == cfg.train.steps:
+      values = means(pending)
+      on_log(step, values, rate.lap())
+      pending = []
+      guard(values, step, cfg.train.max_skipped)
+    start = time.perf_counter()
+    if on_step(step, state, bucket):
+      rate.pause(time.perf_counter() - start)
+    if stop.agreed(step, cfg.train.log_every):
+      break
+  profile.close()
+  if pending:
+    on_log(step, means(pending), rate.lap())
+  return state, bucket, step < cfg.train.steps
+
+
+def one_step(program, state, batch, bucket: int):
+  """(state, metrics, next bucket index); a step that overflowed its bucket is done again in the next one."""
+  if not program.buckets:
+    state, metrics = program.step(state, batch)
+    return state, metrics, bucket
+  while True:
+    state, metrics = program.step(state, batch, bucket=program.buckets[bucket])
+    here = jax.device_get(metrics)
+    if "overflow" not in here or here["overflow"].sum <= 0:
+      following = program.cfg.objective.choose_bucket(here, bucket)
+      return state, metrics, min(max(following, 0), len(program.buckets) - 1)
+    if bucket + 1 == len(program.buckets):
+      raise RuntimeError(f"the largest bucket {program.buckets[bucket]} of the objective overflows at step "
+                         f"{int(state.step)}; its `buckets` must end with one that always fits")
+    bucket += 1
+
+
+def means(pending: list[dict[str, Pair]]) -> dict[str, float]:
+  """Weighted means over the steps since the last log. Skipped steps count in `skipped` and nowhere else."""
+  values = jax.device_get(pending)
+  good = [v for v in values if not v["skipped"].sum] or values
+  out = {}
+  for name in values[-1]:
+    pairs = [v[name] for v in good]
+    out[name] = float(sum(np.float64(p.sum) for p in pairs) / max(sum(np.float64(p.weight) for p in pairs), 1e-9))
+  out["skipped"] = float(sum(v["skipped"].sum for v in values))
+  out["skipped_in_row"] = max(float(v["skipped_in_row"].sum) for v in values)
+  return out
+
+
+def guard(values: dict[str, float], step: int, max_skipped: int) -> None:
+  if values["skipped_in_row"] >= max_skipped:
+    raise NonFinite(
+        f"step {step}: {values['skipped_in_row']:.0f} steps in a row without a finite loss and gradient (limit "
+        f"train.max_skipped = {max_skipped}); parameters are those before them. Lower optimizer.learning_rate or "
+        f"lengthen schedule.warmup_steps; --config.train.debug=True stops at the operation that makes the first NaN.")
+
+
+class Profile:
+  """An XProf trace of steps first..last, if asked for."""
+
+  def __init__(self, steps, folder):
+    self.steps, self.folder, self.on = steps, folder, False
+
+  def before(self, step, state):
+    if self.steps and step == self.steps[0]:
+      jax.block_until_ready(state)
+      jax.profiler.start_trace(str(self.folder))
+      self.on = True
+
+  def after(self, step, state):
+    if self.on and step > self.steps[1]:
+      jax.block_until_ready(state)
+      self.close()
+
+  def close(self):
+    if self.on:
+      jax.profiler.stop_trace()
+      self.on = False

@@ -1,0 +1,88 @@
+"""What a run writes down: metrics.jsonl, TensorBoard events, curves.png. One process writes, the first."""
+
+import json
+import math
+import pathlib
+
+from jaxlm.config import ConfigError
+
+JSONL, EVENTS, CURVES = "metrics.jsonl", "events", "curves.png"
+
+
+def read(workdir) -> list[dict]:
+  """All records of a run, oldest first: {"step": 10, "loss": ...} and {"step": 10, "eval/loss": ...}."""
+  path = pathlib.Path(workdir) / JSONL
+  if not path.exists():
+    return []
+  records = []
+  for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+      records.append(json.loads(line))
+    except json.JSONDecodeError:
+      # The last line may be half written when a machine dies; anything else is not our doing.
+      if number < len(path.read_text().splitlines()):
+        raise ConfigError(f"{path}, line {number}, is not JSON: {line[:80]!r}") from None
+  return records
+
+
+class Writer:
+  """Appends records; opening at step S forgets what an interrupted run wrote after S, which will come again."""
+
+  def __init__(self, workdir, step: int):
+    from tensorboardX import SummaryWriter
+
+    self.workdir = pathlib.Path(workdir)
+    path = self.workdir / JSONL
+    kept = [record for record in read(workdir) if record["step"] <= step]
+    partial = path.with_suffix(".tmp")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    partial.rename(path)
+    self.file = open(path, "a", buffering=1)
+    self.events = SummaryWriter(str(self.workdir / EVENTS), purge_step=step + 1 if step else None)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    self.file.write(json.dumps({"step": step, **{k: _json_number(v) for k, v in values.items()}}) + "\n")
+    for name, value in values.items():
+      if math.isfinite(value):
+        self.events.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    self.file.close()
+    self.events.close()
+    plot(self.workdir)
+
+
+def _json_number(value: float):
+  """JSON has no nan or infinity; they are written as text."""
+  return value if math.isfinite(value) else str(value)
+
+
+def plot(workdir) -> None:
+  """curves.png: training and evaluation loss, gradient norm and learning rate over steps."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  records = read(workdir)
+  evals = sorted({k for r in records for k in r if k.startswith("eval/") and ("loss" in k or "perplexity" in k)})
+  panels = [["loss"] + [k for k in evals if "loss" in k], [k for k in evals if "perplexity" in k],
+            ["grad_norm"], ["learning_rate"]]
+  panels = [[k for k in names if any(_number(r.get(k)) for r in records)] for names in panels]
+  panels = [names for names in panels if names]
+  if not panels:
+    return
+  figure = Figure(figsize=(6, 2.4 * len(panels)), layout="constrained")
+  FigureCanvasAgg(figure)
+  for i, names in enumerate(panels):
+    axes = figure.add_subplot(len(panels), 1, i + 1)
+    for name in names:
+      points = [(r["step"], r[name]) for r in records if _number(r.get(name))]
+      axes.plot(*zip(*points), marker="." if len(points) < 40 else None, linewidth=1.2, label=name)
+    axes.legend(fontsize=8, frameon=False)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+  axes.set_xlabel("step")
+  figure.savefig(pathlib.Path(workdir) / CURVES, dpi=130)
+
+
+def _number(value) -> bool:
+  return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,0 +1,322 @@
+"""A run is a folder.
+
+    config.json    the resolved configuration; the same folder with another one is refused
+    run.json       revision, versions, device, command of each start
+    metrics.jsonl, events/, curves.png
+    checkpoints/   state, data position, note
+    result.json    the end: step, last metrics, whether it is finished
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.config import ConfigError
+from jaxlm.parallel.chips import peak_flops
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.place import host_rows, placer
+from jaxlm.parallel.rules import path_name, unsharded
+from jaxlm.training.checkpoints import Checkpoints, restore_params
+from jaxlm.training.config import RunConfig, _plain, check, differences, load_config, resolved, run_config
+from jaxlm.training.loop import StopSignal, run_steps
+from jaxlm.training.metrics import Writer, read
+from jaxlm.training.optimizers import is_matrix
+from jaxlm.training.progress import Display, count, duration
+from jaxlm.training.step import Program, build_program
+
+#: What may change when a run is resumed: where and how often, never what is computed.
+FREE = ("mesh", "eval", "train.max_skipped", "train.log_every", "train.save_every", "train.keep_last",
+        "train.keep_every", "train.profile", "train.debug")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """params: as trained. metrics: the last training and evaluation numbers. stopped: the signal that ended it early."""
+
+  step: int
+  metrics: dict[str, float]
+  workdir: str
+  params: Any
+  ema: Any = None
+  stopped: str | None = None
+
+  @property
+  def finished(self) -> bool:
+    return self.stopped is None
+
+
+def train(config, workdir, overrides: Mapping[str, Any] | None = None, *, new: bool = False,
+          quiet: bool = False) -> Result:
+  """Trains to train.steps, or resumes: the same call again continues where the folder's newest checkpoint is.
+
+  config: 'path.py', 'path.py:argument', a ConfigDict or a mapping. overrides: {'dotted.key': value}.
+  new: refuse a folder that holds a run already.
+  """
+  cfg = run_config(load_config(config, overrides))
+  devices = jax.devices()[:1] if cfg.train.debug else jax.devices()
+  check(cfg, len(devices))
+  folder = open_folder(workdir, cfg, new=new)
+  mesh = make_mesh(cfg.mesh if not cfg.train.debug else dataclasses.replace(cfg.mesh, data=1, fsdp=1, sequence=1,
+                                                                            tensor=1), devices)
+  if not cfg.train.debug:
+    return _train(cfg, mesh, folder, quiet)
+  with jax.debug_nans(True):
+    return _train(cfg, mesh, folder, quiet)
+
+
+def _train(cfg: RunConfig, mesh, folder: pathlib.Path, quiet: bool) -> Result:
+  first = jax.process_index() == 0
+  index, hosts = host_rows(mesh)
+  dataset = cfg.data.build("train", seed=cfg.seed, process_index=index, process_count=hosts, repeat=True)
+  example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype),
+                         next(iter(dataset)))
+  iterator, place = iter(dataset), placer(mesh)
+  program = build_program(cfg, mesh, example)
+  with program.context(), StopSignal() as stop, Checkpoints(
+      folder / "checkpoints", keep_last=cfg.train.keep_last, keep_every=cfg.train.keep_every,
+      asynchronous=not cfg.train.debug) as saved:
+    complaints, bucket = [], 0
+    if saved.steps():
+      state, note, complaints = saved.restore(program.state, iterator)
+      bucket = note["bucket"]
+    else:
+      state = program.init()
+    step = int(state.step)
+    display = Display(cfg.train.steps, step, quiet=quiet or not first)
+    writer = Writer(folder, step) if first else None
+    for line in [*complaints, *opening_lines(program, folder, step)]:
+      display.say(line)
+    report = Report(program, display, writer, hosts)
+    note = lambda bucket: {"config": resolved(cfg), "revision": revision(), "bucket": bucket, "hosts": hosts}
+
+    def on_step(step, state, bucket) -> bool:
+      save = cfg.train.save_every and step % cfg.train.save_every == 0
+      if save:
+        saved.save(step, state, iterator, note(bucket))
+      evaluate = cfg.eval.every and step % cfg.eval.every == 0 and step != cfg.train.steps
+      if evaluate:
+        report.evaluation(step, state, place, index, bucket)
+      return bool(save or evaluate)
+
+    try:
+      state, bucket, early = run_steps(program, state, iterator, place, bucket=bucket, on_log=report.log,
+                                       on_step=on_step, stop=stop, profile_folder=folder / "profile")
+      step = int(state.step)
+      saved.save(step, state, iterator, note(bucket))
+      if not early and not evaluated(folder, step):
+        report.evaluation(step, state, place, index, bucket)
+      saved.wait()
+    finally:
+      display.close()
+      if writer:
+        writer.close()
+    last = last_metrics(folder, step) | report.last
+    if first:
+      _write_json(folder / "result.json", {"step": step, "finished": not early, "stopped": stop.received if early else None,
+                                           "skipped": int(state.skipped), "metrics": last})
+    display.say(f"stopped by {stop.received} at step {step}, saved; the same command continues" if early else
+                f"finished {step} steps in {duration(time.perf_counter() - report.start)}; everything is in {folder}")
+    return Result(step, last, str(folder), state.params, state.ema, stop.received if early else None)
+
+
+def restore(workdir, *, step: int | None = None, ema: bool = False):
+  """(config as a plain mapping, params) of a run, its newest step by default; on one device."""
+  folder = pathlib.Path(workdir)
+  if not (folder / "config.json").exists():
+    raise ConfigError(f"{folder} is not a run folder: it holds no config.json")
+  config = json.loads((folder / "config.json").read_text())
+  return config, restore_params(folder, step=step, ema=ema)[0]
+
+
+class Report:
+  """Turns what the step measured into what is written and shown; keeps the last of each number."""
+
+  def __init__(self, program: Program, display: Display, writer: Writer | None, hosts: int):
+    self.program, self.display, self.writer, self.hosts = program, display, writer, hosts
+    self.cfg, self.last, self.start = program.cfg, {}, time.perf_counter()
+    self.tokens = self.cfg.data.batch_size * self.cfg.data.seq_len
+    peak = peak_flops(program.mesh.devices.flat[0].device_kind)
+    self.peak_tokens = peak * program.mesh.size / flops_per_token(program) if peak else None
+
+  def log(self, step: int, values: dict[str, float], seconds: float | None) -> None:
+    values = {k: v for k, v in values.items() if k != "skipped_in_row"}
+    if seconds is not None:
+      values |= {"tokens_per_s": self.tokens / seconds, "step_s": seconds}
+      if self.peak_tokens:
+        values["mfu"] = values["tokens_per_s"] / self.peak_tokens
+    self._write(step, values)
+    left = None if seconds is None else (self.cfg.train.steps - step) * seconds
+    self.display.update(step, values, left)
+
+  def evaluation(self, step: int, state, place, index: int, bucket: int) -> None:
+    params = state.params if state.ema is None else state.ema
+    values = evaluate(self.program, params, state.objective, place, index, self.hosts, bucket)
+    if values:
+      self._write(step, values)
+      self.display.say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+  def _write(self, step: int, values: dict[str, float]) -> None:
+    self.last |= values
+    if self.writer:
+      self.writer.write(step, values)
+
+
+def evaluate(program: Program, params, objective_state, place, index: int, hosts: int, bucket: int) -> dict[str, float]:
+  """{'eval/loss': ...}: the objective on the evaluation split, and perplexity at each of eval.lengths."""
+  cfg, totals, tokens = program.cfg, {}, 0
+  dataset = cfg.data.build(cfg.eval.split, seed=cfg.seed, process_index=index, process_count=hosts, repeat=False)
+  rows = cfg.data.batch_size // hosts
+  for batch in dataset:
+    here = jax.tree.leaves(batch)[0].shape[0]
+    if here < rows:     # the last batch is filled up with rows that weigh nothing
+      batch = {k: np.concatenate([v, np.repeat(v[-1:], rows - here, 0)]) for k, v in batch.items()}
+      batch["loss_weights"] = batch["loss_weights"] * (np.arange(rows) < here)[:, None].astype(np.float32)
+    metrics, bucket = _eval_batch(program, params, place(batch), objective_state, bucket)
+    for name, pair in metrics.items():
+      total = totals.get(name, (0.0, 0.0))
+      totals[name] = (total[0] + float(pair.sum), total[1] + float(pair.weight))
+    tokens += cfg.data.batch_size * cfg.data.seq_len
+    if cfg.eval.num_tokens is not None and tokens >= cfg.eval.num_tokens:
+      break
+  values = {f"eval/{name}": total / max(weight, 1e-9) for name, (total, weight) in totals.items() if name != "overflow"}
+  if cfg.eval.lengths:
+    from jaxlm.evaluation.perplexity import evaluate_lengths
+
+    for found in evaluate_lengths(cfg.model, params, cfg.data, cfg.eval.lengths, split=cfg.eval.split,
+                                  num_tokens=cfg.eval.num_tokens, seed=cfg.seed, process_index=index,
+                                  process_count=hosts, place=place):
+      if found.tokens:
+        values[f"eval/perplexity@{found.length}"] = found.perplexity
+  return values
+
+
+def _eval_batch(program: Program, params, batch, objective_state, bucket: int):
+  while True:
+    chosen = program.buckets[bucket] if program.buckets else None
+    metrics = jax.device_get(program.evaluate(params, batch, objective_state, bucket=chosen))
+    if "overflow" not in metrics or metrics["overflow"].sum <= 0:
+      return metrics, bucket
+    bucket += 1
+
+
+def flops_per_token(program: Program) -> float:
+  """Model FLOPs of one token, forward and backward: the model's own count, or 6 per weight it is multiplied with.
+
+  The second leaves attention scores out and is therefore a lower bound.
+  """
+  if hasattr(program.cfg.model, "flops_per_token"):
+    return 3 * program.cfg.model.flops_per_token(program.cfg.data.seq_len)
+  untied = "head" in program.state.params
+  return 6.0 * sum(leaf.size for (path, leaf), axes in zip(jax.tree.leaves_with_path(program.state.params),
+                                                           jax.tree.leaves(program.axes))
+                   if is_matrix(path, axes) and not (untied and path_name(path).startswith("embed/")))
+
+
+def opening_lines(program: Program, folder, step: int) -> list[str]:
+  """What is about to run, on what, and what is not sharded although there is a mesh."""
+  num_params = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
+  devices = program.mesh.devices
+  sizes = ", ".join(f"{name} {size}" for name, size in program.mesh.shape.items() if size > 1)
+  lines = [f"{folder}: {count(num_params)} parameters on {devices.size} x {devices.flat[0].device_kind}"
+           + (f" ({sizes})" if sizes else "") + (f", resuming from step {step}" if step else "")]
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state.params)
+  for name, num_bytes in unsharded(program.state.params, shardings):
+    lines.append(f"parameter {name} ({count(num_bytes)}B) is held in full by every device")
+  return lines
+
+
+def evaluated(folder, step: int) -> bool:
+  """Whether the evaluation at this step is written already: a finished run that is started again only answers."""
+  return any(r["step"] == step and any(k.startswith("eval/") for k in r) for r in read(folder))
+
+
+def last_metrics(folder, step: int) -> dict[str, float]:
+  """The newest value of each number written up to a step: what a finished run answers when it is asked again."""
+  last = {}
+  for record in read(folder):
+    if record["step"] <= step:
+      last |= {k: v for k, v in record.items() if k != "step"}
+  return last
+
+
+def open_folder(workdir, cfg: RunConfig, *, new: bool = False) -> pathlib.Path:
+  """Creates the run folder, or checks that the run in it is this one."""
+  folder = pathlib.Path(workdir)
+  path, now = folder / "config.json", resolved(cfg)
+  if path.exists():
+    if new:
+      raise ConfigError(f"{folder} holds a run already; leave out --new to resume it, or choose another --workdir")
+    _refuse_other_config(folder, json.loads(path.read_text()), cfg)
+  elif folder.exists() and any(folder.iterdir()):
+    raise ConfigError(f"{folder} exists, is not empty and is not a run folder; choose another --workdir")
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(path, now)
+    starts = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else []
+    _write_json(folder / "run.json", [*starts, provenance()])
+    (folder / "result.json").unlink(missing_ok=True)
+  return folder
+
+
+def _refuse_other_config(folder, stored: dict, cfg: RunConfig) -> None:
+  try:    # fields that have been added since have had their default
+    old = resolved(run_config(stored))
+  except ConfigError:
+    old = _plain(stored)
+  found = [(key, a, b) for key, a, b in differences(old, resolved(cfg))
+           if not any(key == free or key.startswith(free + ".") for free in FREE)]
+  steps = next(((a, b) for key, a, b in found if key == "train.steps"), None)
+  if steps is not None and len(found) == 1:
+    kind = type(cfg.schedule).__name__
+    if cfg.schedule.needs_num_steps:
+      raise ConfigError(f"{folder} is a run of train.steps = {steps[0]}, not {steps[1]}, and its schedule {kind} depends "
+                        f"on that number: all learning rates so far would have been others. Choose another --workdir, "
+                        f"or a schedule that can be extended (constant, inverse_sqrt)")
+    if steps[1] >= steps[0]:
+      return
+  if found:
+    lines = "\n".join(f"  {key}: {a!r} there, {b!r} now" for key, a, b in found)
+    raise ConfigError(f"{folder} holds a run with another configuration; choose another --workdir, or take these back:\n"
+                      f"{lines}")
+
+
+def provenance() -> dict:
+  """Revision, versions, device and command of this process."""
+  versions = {}
+  for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
+    try:
+      versions[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      versions[name] = "not installed as a package"
+  device = jax.devices()[0]
+  return {"started": time.strftime("%Y-%m-%d %H:%M:%S %Z"), "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+          "revision": revision(), "python": sys.version.split()[0], "versions": versions,
+          "devices": f"{jax.device_count()} x {device.device_kind}", "processes": jax.process_count()}
+
+
+def revision() -> str:
+  """Commit of the source, '+' appended when tracked files differ from it; 'unknown' outside a repository."""
+  root = pathlib.Path(__file__).parents[2]
+  git = lambda *args: subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout
+  try:
+    return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"
+
+
+def _write_json(path: pathlib.Path, value) -> None:
+  """Whole or not at all: a run killed here must still be resumable."""
+  partial = path.with_name(path.name + ".tmp")
+  partial.write_text(json.dumps(value, indent=1) + "\n")
+  partial.rename(path)

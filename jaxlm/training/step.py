@@ -1,0 +1,169 @@
+"""The train step: one jitted, donated program.
+
+    batch -> A micro-batches -> sums of loss and gradient -> / total weight -> clip -> update -> average
+
+The same program is trained with, compiled ahead of time by preflight, and timed by the benchmark.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlm.objectives.base import Pair
+from jaxlm.parallel.place import like_params, replicated
+from jaxlm.parallel.rules import RULES, logical_axes, param_shardings, sharding_context
+from jaxlm.training.config import RunConfig
+from jaxlm.training.state import TrainState
+
+# What each random number is for; folded in after the step.
+INIT, LOSS = 0, 1
+#: Per layer; smaller parameters cost nothing to gather, and some of them (routers, phases) want float32.
+MIN_CAST_SIZE = 2**17
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """Everything compiled for one config and mesh: `init()`, `step(state, batch, bucket)`, `evaluate(params, ...)`.
+
+  state: abstract TrainState whose leaves carry their shardings. axes: logical names of the parameters.
+  """
+
+  cfg: RunConfig
+  mesh: Any
+  model: nn.Module
+  state: TrainState
+  axes: Any
+  buckets: tuple
+  init: Any
+  step: Any
+  evaluate: Any
+
+  def context(self):
+    """Calls and traces happen inside."""
+    return sharding_context(self.mesh)
+
+
+def build_program(cfg: RunConfig, mesh, batch) -> Program:
+  """batch: one global batch, concrete or abstract. Nothing is allocated or run here."""
+  model = cfg.model.build()
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+  arguments = getattr(cfg.model, "init_arguments", default_init_arguments)(batch)
+
+  def init_boxed():
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), arguments)
+    key = jax.random.fold_in(jax.random.key(cfg.seed), INIT)
+    return model.init({"params": key, "dropout": key}, *zeros)["params"]
+
+  # Outside any mesh: boxes of abstract values cannot be constrained.
+  boxed = jax.eval_shape(init_boxed)
+  axes, params, shardings = logical_axes(boxed), nn.unbox(boxed), param_shardings(boxed, mesh, RULES)
+  tx = cfg.optimizer.build(axes, getattr(cfg.model, "undecayed", ()))
+
+  def init():
+    return TrainState.create(nn.unbox(init_boxed()), tx, cfg.objective, cfg.train.ema_decay is not None)
+
+  shapes = jax.eval_shape(lambda p: TrainState.create(p, tx, cfg.objective, cfg.train.ema_decay is not None), params)
+  state_shardings = like_params(shapes, params, shardings, mesh)
+  state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings)
+  rows = next(iter(jax.tree.leaves(batch))).shape[0]
+  buckets = tuple(cfg.objective.buckets((rows // cfg.train.accumulation, cfg.data.seq_len)))
+  step = jax.jit(functools.partial(train_step, cfg=cfg, model=model, tx=tx, axes=axes), donate_argnums=0,
+                 static_argnames="bucket", out_shardings=(state_shardings, replicated(mesh)))
+  evaluate = jax.jit(functools.partial(eval_step, cfg=cfg, model=model), static_argnames="bucket",
+                     out_shardings=replicated(mesh))
+  return Program(cfg, mesh, model, state, axes, buckets, jax.jit(init, out_shardings=state_shardings), step, evaluate)
+
+
+def default_init_arguments(batch) -> tuple:
+  """What a model's __call__ takes, from a batch; a model config with other needs has `init_arguments(batch)`."""
+  return tuple(batch[name] for name in ("tokens", "segment_ids", "positions") if name in batch)
+
+
+def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, bucket=None):
+  """(new state, metrics). A step whose loss or gradient is not finite leaves parameters, optimiser and average as
+  they were and is counted; one that overflows its bucket leaves everything as it was, the step number too."""
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), LOSS), state.step)
+  params = cast_large(state.params, axes, cfg.train.gather_dtype)
+
+  def sums(params, batch, key):
+    loss, metrics = cfg.objective.loss(model, params, batch, key, state.objective, train=True, bucket=bucket)
+    return loss.sum, {**metrics, "loss": loss}
+
+  grads, metrics = accumulate(sums, params, batch, key, cfg.train.accumulation)
+  weight = jnp.maximum(metrics["loss"].weight, 1e-9)
+  norm = optax.global_norm(grads) / weight
+  finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].sum)
+  fits = metrics["overflow"].sum <= 0 if "overflow" in metrics else jnp.array(True)
+  clip = jnp.minimum(1.0, cfg.optimizer.clip_norm / norm) if cfg.optimizer.clip_norm else 1.0
+  grads = jax.tree.map(lambda g: g * (clip / weight), grads)
+
+  factor = cfg.schedule.factor(state.step, cfg.train.steps)
+  learning_rate = cfg.optimizer.learning_rate * factor
+  updates, opt_state = tx.update(grads, state.opt_state, state.params, learning_rate=learning_rate)
+  new = optax.apply_updates(state.params, updates)
+  ema = state.ema
+  if ema is not None:
+    ema = jax.tree.map(lambda e, p: e + (1 - cfg.train.ema_decay) * (p - e), ema, new)
+  applied = finite & fits
+  # A select, not a cond: it fuses into the update and copies nothing.
+  keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+  bad = (fits & ~finite).astype(jnp.int32)
+  state = TrainState(
+      step=state.step + fits.astype(jnp.int32), params=keep(new, state.params),
+      opt_state=keep(opt_state, state.opt_state), ema=keep(ema, state.ema),
+      objective=keep(cfg.objective.update_state(state.objective, metrics), state.objective),
+      skipped=state.skipped + bad, skipped_in_row=jnp.where(fits, (state.skipped_in_row + 1) * bad, state.skipped_in_row))
+  one = jnp.ones((), jnp.float32)
+  metrics |= {"grad_norm": Pair(norm, one), "learning_rate": Pair(learning_rate, one),
+              "skipped": Pair(bad.astype(jnp.float32), one),
+              "skipped_in_row": Pair(state.skipped_in_row.astype(jnp.float32), one)}
+  return state, metrics
+
+
+def eval_step(params, batch, objective_state, *, cfg: RunConfig, model, bucket=None):
+  """Metrics of one batch as (sum, weight), without dropout."""
+  key = jax.random.key(cfg.seed)
+  loss, metrics = cfg.objective.loss(model, params, batch, key, objective_state, train=False, bucket=bucket)
+  return {**metrics, "loss": loss}
+
+
+def accumulate(sums, params, batch, key, num: int):
+  """Float32 gradient of sum_i sums(params, batch_i, key_i)[0] and the added metrics, over `num` micro-batches.
+
+  Micro-batch i holds rows i, i + num, ...: with rows in contiguous shards each device keeps its own.
+  """
+  grad = jax.grad(sums, has_aux=True)
+  to_f32 = lambda tree: jax.tree.map(lambda g: g.astype(jnp.float32), tree)
+  if num == 1:
+    grads, metrics = grad(params, batch, jax.random.fold_in(key, 0))
+    return to_f32(grads), metrics
+  split = jax.tree.map(lambda x: x.reshape(x.shape[0] // num, num, *x.shape[1:]).swapaxes(0, 1), batch)
+
+  def add(total, inputs):
+    i, micro = inputs
+    new = grad(params, micro, jax.random.fold_in(key, i))
+    return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, new), None
+
+  micro = jax.tree.map(lambda x: x[0], split)
+  _, metrics = jax.eval_shape(grad, params, micro, key)
+  zeros = (jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params),
+           jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics))
+  return jax.lax.scan(add, zeros, (jnp.arange(num), split))[0]
+
+
+def cast_large(params, axes, dtype: str | None):
+  """Parameters in the dtype in which they are gathered; small ones stay as they are."""
+  if dtype is None:
+    return params
+
+  def cast(p, names):
+    layers = math.prod(size for size, name in zip(p.shape, names) if name == "layers")
+    return p.astype(dtype) if p.size // layers >= MIN_CAST_SIZE else p
+
+  return jax.tree.map(cast, params, axes)
