@@ -11,7 +11,7 @@ config="$1"; shift
 [[ "$WORKDIR" == gs://* || "$DRY_RUN" == 1 ]] || die "WORKDIR '$WORKDIR' is not gs://...: every host must see it"
 
 command="cd jaxlm && JAXLM_LOG=\$HOME/jaxlm-worker.log && \
-../venv/bin/jaxlm train --config=$config --workdir=$WORKDIR --multihost"
+JAXLM_DISTRIBUTED=1 ../venv/bin/jaxlm train --config=$config --workdir=$WORKDIR"
 for override in "$@"; do command+=" $(printf '%q' "$override")"; done
 command+=" 2>&1 | tee -a \$JAXLM_LOG; exit \${PIPESTATUS[0]}"
 

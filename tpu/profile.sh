@@ -6,8 +6,8 @@ need PROJECT ZONE NAME WORKDIR
 [[ $# -ge 1 ]] || die "usage: tpu/profile.sh CONFIG [overrides]"
 config="$1"; shift
 folder="$WORKDIR-profile"
-command="cd jaxlm && ../venv/bin/jaxlm train --config=$config --workdir=$folder --multihost \
---config.train.steps=30 --config.train.profile_start=15 --config.train.profile_steps=5"
+command="cd jaxlm && JAXLM_DISTRIBUTED=1 ../venv/bin/jaxlm train --config=$config --workdir=$folder \
+--config.train.steps=30 --config.train.profile=15,20"
 for override in "$@"; do command+=" $(printf '%q' "$override")"; done
 on_workers "$command"
 run mkdir -p tpu-profile

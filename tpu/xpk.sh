@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need PROJECT ZONE NAME TOPOLOGY WORKDIR CLUSTER IMAGE
 [[ $# -ge 1 ]] || die "usage: tpu/xpk.sh CONFIG [overrides]"
 slice_of "$TOPOLOGY"
-command="jaxlm train --config=$1 --workdir=$WORKDIR --multihost"; shift
+command="JAXLM_DISTRIBUTED=1 jaxlm train --config=$1 --workdir=$WORKDIR"; shift
 for override in "$@"; do command+=" $(printf '%q' "$override")"; done
 run xpk workload create --cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE" --workload="$NAME" \
   --tpu-type="$ACCELERATOR" --num-slices="$NUM_SLICES" --docker-image="$IMAGE" --max-restarts="${RETRIES:-100}" \

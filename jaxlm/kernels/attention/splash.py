@@ -29,7 +29,6 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule) -> str | None:
   return None
 
 
-@functools.cache
 def _kernel(length: int, heads: int, rule: Rule, block: int):
   from jax.experimental.pallas.ops.tpu.splash_attention import (
       BlockSizes, CausalMask, FullMask, LocalMask, MultiHeadMask, make_splash_mqa_single_device)
@@ -40,9 +39,10 @@ def _kernel(length: int, heads: int, rule: Rule, block: int):
     mask = CausalMask(shape) if rule.causal else FullMask(shape)
   sizes = BlockSizes(block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
                      block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
-  with jax.ensure_compile_time_eval():   # the mask's tables are numpy; cached across traces
-    return make_splash_mqa_single_device(MultiHeadMask([mask] * heads), block_sizes=sizes,
-                                         attn_logits_soft_cap=rule.softcap)
+  # Made anew in every trace: its tables become constants of that trace, and under the mesh of a slice that is not
+  # there nothing may be computed ahead of it.
+  return make_splash_mqa_single_device(MultiHeadMask([mask] * heads), block_sizes=sizes,
+                                       attn_logits_soft_cap=rule.softcap)
 
 
 def _attention(q_BTNH, k_BSKH, v_BSKF, segment_ids_BT, *, rule: Rule, block: int):

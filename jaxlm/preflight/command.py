@@ -1,0 +1,113 @@
+"""jaxlm preflight --config=... --topology=v5e:16x16 [--mesh=data=4,fsdp=64]: learn here what the pod would tell you."""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+
+from jaxlm.config import ConfigError, nearest
+
+AXES = ("data", "fsdp", "sequence", "tensor")
+
+
+def main(argv: list[str]) -> int:
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")     # the compiler for the chip lives in libtpu; nothing runs on one here
+  parser = argparse.ArgumentParser(prog="jaxlm preflight", description=__doc__)
+  parser.add_argument("--topology", help="slice to compile for, chip:AxB or chip:AxBxC (v5e:16x16, v5p:4x4x4)")
+  parser.add_argument("--num_slices", type=int, default=1, help="slices joined over the data-centre network")
+  parser.add_argument("--mesh", action="append", default=[], help="data=4,fsdp=64; the config's own when left out")
+  parser.add_argument("--compare", action="append", default=[], metavar="MESH", help="rank several meshes; repeat it")
+  parser.add_argument("--program", default="train", help="train, eval, decode, or several: train,eval")
+  parser.add_argument("--decode_rows", type=int, help="sequences decoded at once (default: one per data x fsdp device)")
+  parser.add_argument("--cpu", type=int, metavar="N", help="compile for N simulated CPU devices instead")
+  parser.add_argument("--gpu", action="store_true", help="compile for the GPUs of this machine instead")
+  parser.add_argument("--hlo", metavar="FILE", help="keep the compiled text")
+  parser.add_argument("--json", action="store_true", help="print the report as JSON")
+  parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
+                      help="compiler option besides those of the chip; repeat it")
+
+  from jaxlm.training.config import load_config, parse_flags, run_config
+  spec, overrides, rest = parse_flags(argv)
+  args = parser.parse_args(rest)
+  if spec is None:
+    raise ConfigError("preflight needs --config=FILE")
+  if sum((args.topology is not None, args.cpu is not None, args.gpu)) != 1:
+    raise ConfigError("give one target: --topology=chip:AxB, --cpu=N or --gpu")
+  cfg = run_config(load_config(spec, overrides))
+
+  devices, chip, target = _target(args)
+  from jaxlm.preflight.run import preflight
+  from jaxlm.preflight.show import ranking, show
+  options = None
+  if args.option:
+    options = {**(chip.options if chip else {}), **dict(_option(o) for o in args.option)}
+  meshes = [parse_mesh(m) for m in (args.compare or args.mesh or [""])]
+  programs = args.program.split(",")
+  reports = []
+  for mesh in meshes:
+    for program in programs:
+      shaped = dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, **mesh) if mesh else cfg.mesh)
+      report, text = preflight(shaped, devices, program, name=pathlib.Path(spec.split(":")[0]).stem, topology=target,
+                               chip=chip, options=options, decode_rows=args.decode_rows)
+      reports.append(report)
+      if args.hlo:
+        suffix = "" if len(meshes) * len(programs) == 1 else f".{len(reports)}"
+        pathlib.Path(args.hlo + suffix).write_text(text)
+      if not args.json and not args.compare:
+        show(report)
+  if args.json:
+    print(json.dumps([r.to_json() for r in reports] if len(reports) > 1 else reports[0].to_json(), indent=1))
+  elif args.compare:
+    from rich.console import Console
+    Console().print(ranking(reports))
+  return 0 if all(r.fits for r in reports) else 1
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+  """{'data': 4, 'fsdp': 64} of 'data=4,fsdp=64'; axes that are not named are 1."""
+  if not text:
+    return {}
+  sizes = dict.fromkeys(AXES, 1)
+  for part in text.split(","):
+    axis, _, size = part.partition("=")
+    if axis not in AXES:
+      raise ConfigError(f"--mesh={text}: no axis {axis!r}; {nearest(axis, AXES)}")
+    if not size.lstrip("-").isdigit():
+      raise ConfigError(f"--mesh={text}: {axis} needs a whole number, got {size!r}")
+    sizes[axis] = int(size)
+  return sizes
+
+
+def _target(args):
+  """(devices, chip or None, name)."""
+  if args.topology is not None:
+    from jaxlm.preflight.chips import chip_of
+    from jaxlm.preflight.topology import devices
+    return devices(args.topology, args.num_slices), chip_of(args.topology), (
+        args.topology if args.num_slices == 1 else f"{args.num_slices} x {args.topology}")
+  import jax
+  import numpy as np
+  if args.cpu is not None:
+    jax.config.update("jax_num_cpu_devices", args.cpu)
+    return np.array(jax.devices("cpu")), None, f"cpu x {args.cpu}"
+  os.environ.pop("JAX_PLATFORMS", None)
+  jax.config.update("jax_platforms", None)
+  try:
+    found = jax.devices("gpu")
+  except RuntimeError:
+    raise ConfigError("--gpu compiles for GPUs that are there, and this machine shows none to JAX; "
+                      "there is no ahead-of-time compiler for absent GPUs") from None
+  return np.array(found), None, f"{found[0].device_kind} x {len(found)}"
+
+
+def _option(text: str) -> tuple[str, str]:
+  name, equals, value = text.partition("=")
+  if not equals:
+    raise ConfigError(f"--option={text}: wanted NAME=VALUE")
+  return name, value
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,119 @@
+"""A config's real programs, compiled ahead of time for devices that are not there.
+
+The step is the trainer's own (`training.step.build_program`): same sharding rules, same donation, same function.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxlm.config import ConfigError
+from jaxlm.parallel.mesh import BATCH_AXES, make_mesh
+from jaxlm.parallel.place import batch_sharding
+from jaxlm.preflight.chips import CHIPS
+from jaxlm.training.config import RunConfig, check
+from jaxlm.training.step import Program, build_program
+
+PROGRAMS = ("train", "eval", "decode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """One program for one mesh. text: optimised HLO. memory: bytes per device. error: the compiler's, when it refused."""
+
+  program: str
+  mesh_shape: dict[str, int]
+  text: str
+  memory: dict[str, int]
+  seconds: float
+  state_bytes: dict[str, int]     # parameters, optimizer, other: per device
+  num_params: int
+  error: str = ""
+
+
+def compile_program(cfg: RunConfig, devices: np.ndarray, program: str = "train", *, decode_rows: int | None = None,
+                    options: dict[str, str] | None = None) -> Compiled:
+  """Compiles `program` of a config for `devices`. An out-of-memory refusal is a result, not an exception.
+
+  options: compiler options; None takes those of the chip (`preflight.chips`).
+  """
+  if program not in PROGRAMS:
+    raise ConfigError(f"program {program!r}: wanted one of {', '.join(PROGRAMS)}")
+  check(cfg, devices.size)
+  mesh = make_mesh(cfg.mesh, list(devices.flat))
+  built = build_program(cfg, mesh, abstract_batch(cfg))
+  start = time.perf_counter()
+  with built.context():
+    lowered = _lower(built, program, mesh, decode_rows)
+  if options is None:
+    options = next((c.options for c in CHIPS.values() if c.device_kind == devices.flat[0].device_kind), {})
+  shape, sizes = dict(mesh.shape), _state_bytes(built.state)
+  num_params = sum(x.size for x in jax.tree.leaves(built.state.params))
+  try:
+    compiled = lowered.compile(compiler_options=options or None)
+  except Exception as error:   # the runtime's exception type differs between versions; the text does not
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return Compiled(program, shape, "", {}, time.perf_counter() - start, sizes, num_params, str(error).split("\n\n")[0])
+  seconds = time.perf_counter() - start
+  stats = compiled.memory_analysis()
+  memory = {name: int(getattr(stats, f"{name}_size_in_bytes", 0)) for name in
+            ("argument", "output", "alias", "temp", "generated_code")}
+  # Donated arguments are their outputs; the code of the program lies in HBM too, and the compiler counts it apart.
+  memory["peak"] = int(getattr(stats, "peak_memory_in_bytes", 0)) or (
+      memory["argument"] + memory["output"] - memory["alias"] + memory["temp"])
+  return Compiled(program, shape, compiled.as_text(), memory, seconds, sizes, num_params)
+
+
+def abstract_batch(cfg: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of one global batch, without reading any data. A data config with other fields has `batch_fields`."""
+  shape = (cfg.data.batch_size, cfg.data.seq_len)
+  fields = getattr(cfg.data, "batch_fields", None) or {
+      "tokens": (shape, np.int32), "targets": (shape, np.int32), "segment_ids": (shape, np.int32),
+      "positions": (shape, np.int32), "loss_weights": (shape, np.float32)}
+  return {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}
+
+
+def _lower(built: Program, program: str, mesh, decode_rows):
+  batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
+           for name, x in abstract_batch(built.cfg).items()}
+  bucket = built.buckets[-1] if built.buckets else None
+  if program == "train":
+    return built.step.lower(built.state, batch, bucket=bucket)
+  if program == "eval":
+    return built.evaluate.lower(built.state.params, batch, built.state.objective, bucket=bucket)
+  model = built.cfg.model
+  if not hasattr(model, "init_state"):
+    raise ConfigError(f"model {type(model).__name__} has no decoding state, so there is no decode step to compile")
+  rows = decode_rows or mesh.shape["data"] * mesh.shape["fsdp"]
+  state = jax.eval_shape(lambda: model.init_state(rows, built.cfg.data.seq_len))
+  state = jax.tree.map(lambda x: _with_rows(x, rows, mesh), state)
+  token_B1 = jax.ShapeDtypeStruct((rows, 1), jnp.int32, sharding=batch_sharding(mesh))
+
+  def step(params, token_B1, state):
+    logits_BTV, state = built.model.apply({"params": params}, token_B1, state, method="extend")
+    return jnp.argmax(logits_BTV[:, 0], axis=-1).astype(jnp.int32), state
+
+  return jax.jit(step, donate_argnums=2).lower(built.state.params, token_B1, state)
+
+
+def _with_rows(x, rows: int, mesh):
+  """A cache leaf with its batch axis (the first of that size) split over the batch axes."""
+  spec = [None] * x.ndim
+  if rows in x.shape and rows % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
+    spec[x.shape.index(rows)] = BATCH_AXES
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def _state_bytes(state: Any) -> dict[str, int]:
+  """Bytes that one device holds of each part of the train state."""
+  def held(tree):
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+  return {"parameters": held(state.params), "optimizer": held(state.opt_state),
+          "other": held((state.ema, state.objective, state.step, state.skipped, state.skipped_in_row))}

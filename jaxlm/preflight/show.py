@@ -1,0 +1,104 @@
+"""The report as a page for people."""
+
+from rich.console import Console, Group
+from rich.table import Table
+
+from jaxlm.preflight.report import Report
+
+NOTE = ("Memory, matmul FLOPs and collectives are read off the compiled program. Seconds and utilisation are estimates "
+        "for comparing programs: compiler cycles (matmuls good to 2-20 %, more on thin shapes and v6e; element-wise "
+        "work 1.2-6x too high), attention kernels at peak, every link busy. Nothing was timed on hardware.")
+
+
+def show(report: Report, console: Console | None = None) -> None:
+  console = console or Console()
+  console.print(Group(*_tables(report)))
+  console.print(f"[dim]{NOTE}[/dim]")
+
+
+def _tables(r: Report):
+  mesh = ", ".join(f"{axis}={size}" for axis, size in r.mesh.items() if size > 1) or "one device"
+  yield f"[bold]{r.name}[/bold]: {r.program} step on {r.topology} ({mesh}), compiled in {r.compile_seconds:.0f} s"
+  if r.error:
+    yield f"[red]does not fit:[/red] {r.error}"
+    return
+  memory = Table("memory per device", "GiB", box=None)
+  for label, value in (("parameters", r.state["parameters"]), ("optimizer", r.state["optimizer"]),
+                       ("arguments", r.memory["argument"]), ("outputs", r.memory["output"]),
+                       ("  of which donated", r.memory["alias"]), ("temporaries", r.memory["temp"]),
+                       ("peak", r.memory["peak"])):
+    memory.add_row(label, _gib(value))
+  if r.chip:
+    share = r.memory["peak"] / r.chip.hbm_bytes
+    memory.add_row("capacity", f"{_gib(r.chip.hbm_bytes)}  ({share:.0%} used: {'fits' if r.fits else 'DOES NOT FIT'})")
+  yield memory
+
+  work = Table("work per device and step", "", box=None)
+  work.add_row("model FLOPs", f"{r.model_flops / 1e12:.2f} T")
+  work.add_row("executed: matmuls", f"{r.cost.flops / 1e12:.2f} T")
+  if r.attention_flops:
+    work.add_row("executed: attention kernels (analytic)", f"{r.attention_flops / 1e12:.2f} T in {r.kernels} calls")
+  if r.model_flops:
+    work.add_row("executed / model", f"{r.executed_flops / r.model_flops:.3f}")
+  work.add_row("HBM bytes (approximate)", f"{r.cost.bytes / 1e9:.1f} GB")
+  for row in _estimates(r):
+    work.add_row(*row)
+  yield work
+
+  classes = Table("op class", "instructions", "TFLOP", "GB", "cycles (M)", box=None)
+  for name, row in sorted(r.cost.by_class().items(), key=lambda item: -item[1]["cycles"]):
+    classes.add_row(name, str(row["count"]), f"{row['flops'] / 1e12:.2f}", f"{row['bytes'] / 1e9:.2f}",
+                    f"{row['cycles'] / 1e6:.1f}")
+  yield classes
+
+  wire = Table("collective", "axes", "count", "payload GB", "received GB", box=None)
+  for (kind, axes), row in sorted(r.by_collective().items(), key=lambda item: -item[1]["wire"]):
+    wire.add_row(kind, " x ".join(axes) or "?", str(row["count"]), f"{row['payload'] / 1e9:.3f}",
+                 f"{row['wire'] / 1e9:.3f}")
+  least = sum(r.minimum.values())
+  wire.add_row("[bold]total[/bold]", "", "", "", f"{r.wire_bytes / 1e9:.3f}")
+  if least:
+    parts = " + ".join(f"{axis} {value / 1e9:.3f}" for axis, value in r.minimum.items())
+    wire.add_row("analytic minimum", parts, "", "", f"{least / 1e9:.3f}  (x {r.wire_ratio:.2f})")
+  yield wire
+
+  dearest = Table("dearest instructions", "class", "runs", "cycles (M)", "where", box=None)
+  for w in r.cost.dearest():
+    dearest.add_row(w.name, w.op_class, str(w.count), f"{w.cycles * w.count / 1e6:.2f}", f"{_short(w.source)}  {w.op_name[-48:]}")
+  yield dearest
+  if r.unknown_loops:
+    yield f"[red]loops of unknown trip count (counted once):[/red] {', '.join(r.unknown_loops)}"
+
+
+def _estimates(r: Report):
+  s = r.seconds
+  if not s:
+    return
+  yield "estimate: matmuls", f"{s['matmul']:.3f} s"
+  yield "estimate: attention kernels, at peak", f"{s['attention']:.3f} s"
+  yield "estimate: everything else", f"{s['other_low']:.3f} to {s['other_high']:.3f} s"
+  yield "estimate: communication", f"{s['wire'] * 1e3:.1f} ms"
+  yield "estimate: step", f"{s['best']:.3f} (communication hidden) to {s['worst']:.3f} s"
+  if r.utilisation:
+    yield "estimate: model-FLOPs utilisation", f"{r.utilisation[0]:.2f} to {r.utilisation[1]:.2f}"
+
+
+def ranking(reports: list[Report]) -> Table:
+  """Layouts side by side, those that fit first, by the pessimistic step time."""
+  table = Table("mesh", "fits", "peak GiB", "matmul s", "wire GB", "x minimum", "step s (estimate)", "dominating", box=None)
+  for r in sorted(reports, key=lambda r: (not r.fits, r.seconds.get("worst", float("inf")))):
+    mesh = ",".join(f"{a}={n}" for a, n in r.mesh.items() if n > 1) or "1"
+    s = r.seconds
+    table.add_row(mesh, "yes" if r.fits else "no", _gib(r.memory["peak"]) if r.memory else "-",
+                  f"{s['matmul']:.3f}" if s else "-", f"{r.wire_bytes / 1e9:.3f}",
+                  f"{r.wire_ratio:.2f}" if r.wire_ratio else "-",
+                  f"{s['best']:.3f} to {s['worst']:.3f}" if s else "-", r.dominating if not r.error else "-")
+  return table
+
+
+def _gib(size: float) -> str:
+  return f"{size / 2**30:.2f}"
+
+
+def _short(source: str) -> str:
+  return "/".join(source.split("/")[-2:])
