@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxlm.config import Kinds
-from jaxlm.layers.weights import weights
+from jaxlm.layers.weights import normal, weights
 
 EMBEDDINGS = Kinds("embedding", {
     "learned": "jaxlm.layers.embedding:EmbeddingConfig",
@@ -22,9 +22,13 @@ EMBEDDINGS = Kinds("embedding", {
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingConfig:
-  """scale_by_width: multiply the vectors by sqrt(d_model), rounded to the compute dtype (Gemma)."""
+  """scale_by_width: multiply the vectors by sqrt(d_model), rounded to the compute dtype (Gemma).
+
+  init_std: of the table's normal initialisation.
+  """
 
   scale_by_width: bool = False
+  init_std: float = 0.02
 
   def build(self, vocab_size: int, d_model: int, dtype: str) -> nn.Module:
     return Embedding(self, vocab_size, d_model, dtype)
@@ -52,7 +56,8 @@ class Embedding(nn.Module):
   dtype: str
 
   def setup(self):
-    self.embedding_VD = weights(self)("embedding", (self.vocab_size, self.d_model), ("vocab", "embed"))
+    self.embedding_VD = weights(self)("embedding", (self.vocab_size, self.d_model), ("vocab", "embed"),
+                                       init=normal(self.cfg.init_std))
 
   def encode(self, tokens_BT, context):
     x_BTD = jnp.take(self.embedding_VD, tokens_BT, axis=0, mode="clip").astype(self.dtype)

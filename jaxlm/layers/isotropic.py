@@ -69,6 +69,48 @@ def parse_runs(layout: str, at: int = 0, whole: str | None = None) -> tuple[Run,
   return tuple(runs)
 
 
+def parse_layout(layout):
+  """'m4 [T1m4 [T26] m4T1] m4' -> (((encoder, decoder) runs of every outer stage), main network's runs).
+
+  Also reads the nested lists of an official config, ["m4", ["T22"], "m4"].
+  """
+  if not isinstance(layout, str):
+    layout = _write_layout(layout)
+  outer, main, end = _parse_stage(layout, 0)
+  if end != len(layout):
+    raise LayoutError(layout, end, "the end")
+  return outer, main
+
+
+def _parse_stage(layout: str, at: int):
+  """(outer stages, main runs, index after the stage) of `runs` or `runs [stage] runs`."""
+  first, at = _parse_text(layout, at)
+  if at == len(layout) or layout[at] == "]":
+    return (), first, at
+  outer, main, at = _parse_stage(layout, at + 1)
+  if at == len(layout):
+    raise LayoutError(layout, at, "']', the end of an inner stage")
+  last, at = _parse_text(layout, at + 1)
+  return ((first, last), *outer), main, at
+
+
+def _parse_text(layout: str, at: int):
+  """(runs up to the next bracket, its index)."""
+  end = re.compile(r"[^\[\]]*").match(layout, at).end()
+  text = layout[at:end]
+  return parse_runs(text.strip(), at + len(text) - len(text.lstrip()), layout), end
+
+
+def _write_layout(layout) -> str:
+  """["m4", ["T22"], "m4"] -> 'm4 [T22] m4'."""
+  items = list(layout) if isinstance(layout, (list, tuple)) else []
+  if len(items) == 1 and isinstance(items[0], str):
+    return items[0]
+  if len(items) == 3 and isinstance(items[0], str) and isinstance(items[2], str):
+    return f"{items[0]} [{_write_layout(items[1])}] {items[2]}"
+  raise ConfigError(f"layout {layout!r}: wanted [encoder, [inner ...], decoder] or [main], strings such as 'T1m4'")
+
+
 def height(runs: tuple[Run, ...]) -> int:
   """Number of additions to the residual stream, which scales the initial output projections."""
   return sum(run.count * (2 if run.has_mlp else 1) for run in runs)

@@ -31,6 +31,7 @@ from jaxlm.config import ConfigError, Kinds
 
 MIXERS = Kinds("mixer", {
     "attention": "jaxlm.layers.attention:AttentionConfig",
+    "mamba2": "jaxlm.layers.mamba2:Mamba2Config",
     "pattern": "jaxlm.layers.mixer:PatternConfig",
 })
 

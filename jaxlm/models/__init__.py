@@ -14,4 +14,5 @@ from jaxlm.config import Kinds
 
 MODELS = Kinds("model", {
     "decoder": "jaxlm.models.decoder:DecoderConfig",
+    "hnet": "jaxlm.models.hnet:HNetConfig",
 })

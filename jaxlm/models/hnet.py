@@ -1,0 +1,312 @@
+"""H-Net: dynamic chunking for end-to-end hierarchical sequence modelling (arXiv 2507.07955; `specs/hnet.md`).
+
+Axes: B batch, T positions of a stage, C chunk capacity, D d_model, V vocab.
+
+A stage maps (B, T, width of its caller) to the same: it widens, encodes, routes, runs the next stage on the chunks,
+smooths, adds its residual, decodes and narrows. The innermost stage is one isotropic stack. With a state the same
+code goes on after the tokens seen so far, for any T: a prefill and a step are the parallel pass.
+"""
+
+import dataclasses
+from typing import Annotated, Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import ConfigError
+from jaxlm.kernels.compact import compact, gather
+from jaxlm.layers.attention import AttentionConfig
+from jaxlm.layers.chunking import StageInfo, dechunk, inner_context, stage_info
+from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
+from jaxlm.layers.isotropic import Isotropic, IsotropicConfig, Run, height, parse_layout
+from jaxlm.layers.mamba2 import Mamba2Config, starts
+from jaxlm.layers.mixer import Context
+from jaxlm.layers.routers import ROUTERS, Learned, View
+from jaxlm.layers.weights import weights, zeros
+from jaxlm.models.score import Score
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+  """What one stage is made of, where its layout asks for it.
+
+  attention: of t and T (its window counts positions of this stage). mamba: of m and M. d_ff: of M and T, rounded up
+  to a multiple of 128; None = 8/3 d_model. router: where the next stage's chunks start; unused in the innermost.
+  """
+
+  d_model: int
+  d_ff: int | None = None
+  attention: AttentionConfig | None = None
+  mamba: Mamba2Config = Mamba2Config()
+  router: Annotated[object, ROUTERS] = Learned()
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinConfig:
+  """How chunks rejoin their positions. All but the defaults are baselines and ablations of the paper.
+
+  smooth: the moving average with weights P; otherwise chunks are repeated. confident: times STE(c).
+  residual: a float32 projection of the encoder's output, or that output itself (SpaceByte).
+  """
+
+  smooth: bool = True
+  confident: bool = True
+  residual: Literal["projection", "identity"] = "projection"
+
+
+@dataclasses.dataclass(frozen=True)
+class HNetConfig:
+  """layout: 'm4 [T1m4 [T26] m4T1] m4', or the nested lists of an official config; one stage per level, outside in.
+
+  network_norm: every stack ends with its own norm; otherwise only the outermost decoder. loss_chunk, remat, unroll,
+  dtype: as in the decoder.
+  """
+
+  layout: object
+  stages: tuple[StageConfig, ...]
+  vocab_size: int = 256
+  embedding: Annotated[object, EMBEDDINGS] = EmbeddingConfig(init_std=1.0)
+  join: JoinConfig = JoinConfig()
+  network_norm: bool = True
+  tie_embeddings: bool = False
+  norm_eps: float = 1e-5
+  remat: Literal["none", "full", "minimal", "dots"] = "none"
+  unroll: int = 1
+  dtype: str = "float32"
+  loss_chunk: int | None = None
+
+  def __post_init__(self):
+    outer, _ = self.parsed
+    if len(self.stages) != len(outer) + 1:
+      raise ConfigError(f"layout {self.layout!r} has {len(outer) + 1} stages, `stages` has {len(self.stages)}")
+    widths = [stage.d_model for stage in self.stages]
+    if widths != sorted(widths):
+      raise ConfigError(f"d_model of the stages = {widths}: an inner stage cannot be narrower than its outer one")
+    for s, stage in enumerate(self.stages[1:-1], start=1):
+      if stage.router.level == 0:
+        raise ConfigError(f"stages[{s}].router needs the bytes, which only stage 0 has; use 'learned' or 'pool' here")
+    for s in range(len(self.stages)):
+      for runs in self.runs(s):
+        self.stack(s, runs)
+
+  @property
+  def parsed(self) -> tuple[tuple[tuple[tuple[Run, ...], tuple[Run, ...]], ...], tuple[Run, ...]]:
+    """((encoder, decoder) of every outer stage, main network)."""
+    return parse_layout(self.layout)
+
+  @property
+  def num_chunkings(self) -> int:
+    return len(self.stages) - 1
+
+  @property
+  def d_model(self) -> int:
+    return self.stages[0].d_model
+
+  def runs(self, s: int) -> tuple[tuple[Run, ...], ...]:
+    """(encoder, decoder) of stage s, or (main network,)."""
+    outer, main = self.parsed
+    return outer[s] if s < len(outer) else (main,)
+
+  def depth(self, s: int) -> int:
+    """Residual additions on the way through stage s: its own and those of the stages around it."""
+    return sum(height(runs) for t in range(s + 1) for runs in self.runs(t))
+
+  def stack(self, s: int, runs: tuple[Run, ...], last: bool = False) -> IsotropicConfig:
+    stage = self.stages[s]
+    return IsotropicConfig(runs, stage.d_model, stage.d_ff, stage.attention, stage.mamba, self.network_norm or last,
+                           self.norm_eps, self.remat, self.unroll, self.dtype)
+
+  def build(self) -> nn.Module:
+    return HNet(self)
+
+  def init_state(self, batch_size: int, max_len: int) -> "HNetState":
+    """The state before the first byte; at most max_len bytes per row may follow."""
+    return HNetState(jnp.zeros(batch_size, jnp.int32), self._stage_state(0, batch_size, max_len))
+
+  def _stage_state(self, s, batch_size, max_len):
+    stacks = [self.stack(s, runs).init_state(batch_size, max_len) for runs in self.runs(s)]
+    if s == self.num_chunkings:
+      return stacks[0]
+    encoder, decoder = stacks
+    inner = self._stage_state(s + 1, batch_size, max_len)
+    router = self.stages[s].router.init_state(self.stages[s].d_model, batch_size, self.dtype)
+    last_BD = jnp.zeros((batch_size, self.stages[s].d_model), jnp.float32)
+    return StageState(encoder, router, jnp.zeros(batch_size, bool), jnp.zeros(batch_size, jnp.int32), inner, last_BD,
+                      decoder)
+
+
+class HNetState(NamedTuple):
+  """length_B: bytes seen. stage: StageState, nested; the innermost is an IsotropicState."""
+
+  length_B: jax.Array
+  stage: Any
+
+
+class StageState(NamedTuple):
+  """seen_B: has the row had a token? count_B: chunks so far, the inner stage's length. last_BD: last zb, float32."""
+
+  encoder: Any
+  router: Any
+  seen_B: jax.Array
+  count_B: jax.Array
+  inner: Any
+  last_BD: jax.Array
+  decoder: Any
+
+
+class Outside(NamedTuple):
+  """What only the outermost stage sees, for routers with a rule."""
+
+  tokens_BT: jax.Array | None = None
+  boundaries_BT: jax.Array | None = None
+
+
+class Stage(nn.Module):
+  """Stage s and all within it: (B, T, width of the caller) -> the same."""
+
+  cfg: HNetConfig
+  index: int
+
+  @nn.compact
+  def __call__(self, x_BTD, context, outside, capacities, state):
+    """Returns (y_BTD, (StageInfo of this stage, of the next, ...), state). capacities: of the chunk buffers, outside
+    in; None: the stage's whole length."""
+    cfg, s, width = self.cfg, self.index, x_BTD.shape[-1]
+    D = cfg.stages[s].d_model
+    context = context.replace(depth=cfg.depth(s))
+    if D > width:
+      pad_D = weights(self, x_BTD.dtype)("pad", (D - width,), ("embed",), init=zeros)
+      x_BTD = jnp.concatenate([x_BTD, jnp.broadcast_to(pad_D[None, None], (*x_BTD.shape[:2], D - width))], axis=-1)
+    if s == cfg.num_chunkings:
+      y_BTD, state = Isotropic(cfg.stack(s, cfg.runs(s)[0], last=s == 0), name="main")(x_BTD, context, state)
+      return y_BTD[..., :width], (), state
+
+    old = StageState(*(None,) * 7) if state is None else state
+    encode, decode = cfg.runs(s)
+    h_BTD, encoder = Isotropic(cfg.stack(s, encode), name="encoder")(x_BTD, context, old.encoder)
+    residual_BTD = self._residual(h_BTD)
+
+    # Routing: which rows go in.
+    valid_BT = context.segment_ids_BT != 0
+    first_BT = starts(context.segment_ids_BT) if state is None else jnp.zeros_like(valid_BT)
+    first_BT = first_BT.at[:, 0].set(True if state is None else ~old.seen_B)
+    router = cfg.stages[s].router.build(D, cfg.dtype, "router")
+    decision, router_state = router(h_BTD, View(first_BT, valid_BT, context.positions_BT, *outside), old.router)
+    T = x_BTD.shape[1]
+    slots = compact(decision.boundary_BT, capacities[0] if capacities else T)
+
+    # The inner network, on the chunks.
+    chunks_BCD = nn.with_logical_constraint(gather(h_BTD, slots), ("batch", "chunk", "embed_act"))
+    chunk_context = inner_context(context, slots, old.count_B)
+    inner = Stage(cfg, s + 1, name="inner")
+    run = lambda inner, x_BCD, state: inner(x_BCD, chunk_context, Outside(), capacities[1:] if capacities else None,
+                                            state)
+    if state is not None and T == 1 and not self.is_initializing():
+      # No row starts a chunk at most steps: then the inner network, most of the parameters, need not run.
+      skip = lambda inner, x_BCD, state: (jnp.zeros_like(x_BCD), _no_infos(cfg, s + 1, valid_BT), state)
+      z_BCD, infos, inner_state = nn.cond(jnp.any(slots.valid_BC), run, skip, inner, chunks_BCD, old.inner)
+    else:
+      z_BCD, infos, inner_state = run(inner, chunks_BCD, old.inner)
+
+    # Back to positions.
+    reset_BC = starts(chunk_context.segment_ids_BT) if state is None and context.packed else None
+    y_BTD, last_BD = dechunk(z_BCD, decision, slots, reset_BC, old.last_BD, smooth=cfg.join.smooth,
+                             confident=cfg.join.confident)
+    y_BTD = (y_BTD + residual_BTD).astype(cfg.dtype)
+    y_BTD = nn.with_logical_constraint(y_BTD, ("batch", "seq", "embed_act"))
+    self.sow("intermediates", "rejoined", y_BTD)         # read by parity tests only
+    y_BTD, decoder = Isotropic(cfg.stack(s, decode, last=s == 0), name="decoder")(y_BTD, context, old.decoder)
+    if state is not None:
+      state = StageState(encoder, router_state, old.seen_B | jnp.any(valid_BT, axis=1), old.count_B + slots.count_B,
+                         inner_state, last_BD, decoder)
+    return y_BTD[..., :width], (stage_info(decision, slots, valid_BT), *infos), state
+
+  def _residual(self, h_BTD):
+    """W h + b in float32; W starts at zero, b does not (section 12)."""
+    h_BTD = h_BTD.astype(jnp.float32)
+    if self.cfg.join.residual == "identity":
+      return h_BTD
+    w, D = weights(self), h_BTD.shape[-1]
+    uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -D**-0.5, D**-0.5)
+    return (jnp.einsum("btd,de->bte", h_BTD, w("w_residual", (D, D), ("embed", None), init=zeros))
+            + w("b_residual", (D,), ("embed",), init=uniform)[None, None])
+
+
+def _no_infos(cfg: HNetConfig, s: int, like_BT):
+  """Infos of the stages from s on when none of them ran, for one position."""
+  no_BT, no_B = jnp.zeros(like_BT.shape, bool), jnp.zeros(like_BT.shape[:1], bool)
+  zero_BT = jnp.zeros(like_BT.shape, jnp.float32)
+  info = StageInfo(zero_BT, zero_BT, no_BT, no_BT, no_BT, jnp.zeros(like_BT.shape[:1], jnp.int32), no_B)
+  return (info,) * (cfg.num_chunkings - s)
+
+
+class HNet(nn.Module):
+  """logits = head(stage_0(embed(bytes))). Methods: see jaxlm.models; those ending in `_with_stages` say more.
+
+  capacities: None, or the chunk capacity of every chunking stage, outside in: static. A row with more chunks loses
+  the last ones, and `overflow_B` of its StageInfo says so. boundaries_BT: bool, for the router 'given'.
+  """
+
+  cfg: HNetConfig
+
+  def setup(self):
+    cfg = self.cfg
+    self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
+    self.backbone = Stage(cfg, 0)
+    self.head = self.embed if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
+
+  def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, *, capacities=None, boundaries_BT=None):
+    """float32 logits (B, T, V)."""
+    return self.with_stages(tokens_BT, segment_ids_BT, positions_BT, capacities=capacities,
+                            boundaries_BT=boundaries_BT)[0]
+
+  def with_stages(self, tokens_BT, segment_ids_BT=None, positions_BT=None, *, capacities=None, boundaries_BT=None):
+    """(logits_BTV, StageInfo per chunking stage)."""
+    h_BTD, context, infos, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities)
+    return self.head.logits(h_BTD, context), infos
+
+  def score(self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None) -> Score:
+    """log p(target | bytes up to here) at every position."""
+    return self.score_with_stages(tokens_BT, targets_BT, segment_ids_BT, positions_BT)[0]
+
+  def score_with_stages(self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None, *, capacities=None,
+                        boundaries_BT=None):
+    """(Score, StageInfo per chunking stage)."""
+    h_BTD, context, infos, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities)
+    return Score(*self.head.score(h_BTD, targets_BT, context, chunk=self.cfg.loss_chunk)), infos
+
+  def extend(self, tokens_BT, state: HNetState, segment_ids_BT=None, *, boundaries_BT=None):
+    """(logits_BTV, state) after more bytes of every row; segment id 0 marks right padding."""
+    logits_BTV, _, state = self.extend_with_stages(tokens_BT, state, segment_ids_BT, boundaries_BT=boundaries_BT)
+    return logits_BTV, state
+
+  def extend_with_stages(self, tokens_BT, state: HNetState, segment_ids_BT=None, *, boundaries_BT=None):
+    """(logits_BTV, StageInfo per chunking stage, state)."""
+    if segment_ids_BT is None:
+      segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
+    positions_BT = state.length_B[:, None] + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
+    h_BTD, context, infos, state = self._hidden(tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, None, state)
+    return self.head.logits(h_BTD, context), infos, state
+
+  def _hidden(self, tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities, state=None):
+    if tokens_BT.shape[1] < 1:
+      raise ValueError("an empty document: an H-Net needs at least one byte per row; begin it with BOS")
+    if capacities is not None and len(capacities) != self.cfg.num_chunkings:
+      raise ValueError(f"capacities {capacities}: this model chunks {self.cfg.num_chunkings} times")
+    packed = segment_ids_BT is not None or positions_BT is not None
+    if segment_ids_BT is None:
+      segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
+    if positions_BT is None:
+      index_1T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
+      first_BT = jax.lax.cummax(jnp.where(starts(segment_ids_BT), index_1T, 0), axis=1)
+      positions_BT = jnp.broadcast_to(index_1T, tokens_BT.shape) - first_BT
+    context = Context(segment_ids_BT, positions_BT, packed=packed)
+    x_BTD = self.embed.encode(tokens_BT, context)
+    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
+    y_BTD, infos, stage = self.backbone(x_BTD, context, Outside(tokens_BT, boundaries_BT), capacities,
+                                        None if state is None else state.stage)
+    if state is not None:
+      length_B = state.length_B + jnp.sum(segment_ids_BT != 0, axis=1, dtype=jnp.int32)
+      state = HNetState(length_B, stage)
+    return y_BTD, context, infos, state
