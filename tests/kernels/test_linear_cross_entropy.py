@@ -1,0 +1,106 @@
+"""Log softmax of the output projection: by chunks against the definition, its memory and its sharding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxlm.kernels.linear_cross_entropy import linear_cross_entropy
+
+
+def inputs(B=2, T=11, D=8, V=19, dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(0), 6)
+  draw = lambda key, *shape: jax.random.normal(key, shape)
+  return (draw(keys[0], B, T, D).astype(dtype), draw(keys[1], V, D).astype(dtype), draw(keys[2], V),
+          jax.random.randint(keys[3], (B, T), 0, V), (draw(keys[4], B, T), draw(keys[5], B, T)))
+
+
+def value_and_pull(h, w, bias, targets, gradients, **options):
+  @jax.jit
+  def run(h, w, bias):
+    out, vjp = jax.vjp(lambda h, w, bias: linear_cross_entropy(h, w, targets, bias_V=bias, **options), h, w, bias)
+    return out, vjp(gradients)
+  return run(h, w, bias)
+
+
+def close(got, want, tolerance):
+  for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert g.dtype == w.dtype
+    np.testing.assert_allclose(np.asarray(g, np.float32), np.asarray(w, np.float32), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("chunk", [1, 4, 11, 50])
+def test_chunks_agree_with_the_definition_in_both_outputs_and_all_gradients(chunk, softcap):
+  h, w, bias, targets, gradients = inputs()
+  got = value_and_pull(h, w, bias, targets, gradients, softcap=softcap, chunk=chunk)
+  want = value_and_pull(h, w, bias, targets, gradients, softcap=softcap, implementation="reference")
+  close(got, want, 1e-5)          # float32 sums in another order
+
+
+def test_the_definition_is_jax_log_softmax():
+  h, w, bias, targets, _ = inputs()
+  log_prob, log_z = linear_cross_entropy(h, w, targets, bias_V=bias, implementation="reference")
+  logits = jnp.einsum("btd,vd->btv", h, w) + bias[None, None]
+  want = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+  np.testing.assert_allclose(log_prob, want, atol=2e-6)
+  np.testing.assert_allclose(log_z, jax.nn.logsumexp(logits, -1), atol=2e-6)
+
+
+def test_bfloat16_operands_give_float32_results_near_the_definition():
+  h, w, _, targets, gradients = inputs(dtype=jnp.bfloat16)
+  got = value_and_pull(h, w, None, targets, gradients, chunk=4)
+  want = value_and_pull(h, w, None, targets, gradients, implementation="reference")
+  assert got[0][0].dtype == jnp.float32
+  close(got, want, 4e-2)          # gradients of logits are rounded to 8 bits before the last products
+
+
+def test_without_targets_it_is_the_row_logsumexp():
+  h, w, bias, _, gradients = inputs()
+  got = value_and_pull(h, w, bias, None, gradients[1], chunk=3)
+  want = value_and_pull(h, w, bias, None, gradients[1], implementation="reference")
+  close(got, want, 1e-5)
+
+
+def test_no_array_of_batch_by_length_by_vocabulary_exists():
+  B, T, D, V = 4, 256, 16, 512
+  h, w, _, targets, _ = inputs(B, T, D, V)
+  loss = lambda h, w, chunk: -linear_cross_entropy(h, w, targets, chunk=chunk)[0].sum()
+  memory = lambda chunk: jax.jit(jax.grad(loss, (0, 1)), static_argnums=2).lower(
+      h, w, chunk).compile().memory_analysis().temp_size_in_bytes
+  assert memory(16) < 0.4 * 4 * B * T * V
+  assert memory(T) > 4 * B * T * V        # the measure does see such an array
+
+
+@pytest.mark.parametrize("w_spec", [P(None, None), P("tensor", None), P(None, "fsdp"), P("tensor", "fsdp")])
+def test_sharded_over_eight_devices_it_agrees_with_one(w_spec):
+  mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+  h, w, bias, targets, gradients = inputs(B=8, T=12, D=8, V=32)
+  want = value_and_pull(h, w, bias, targets, gradients, implementation="reference")
+  with jax.set_mesh(mesh):
+    put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
+    got = value_and_pull(put(h, ("data", "fsdp")), put(w, *w_spec), put(bias, None),
+                         put(targets, ("data", "fsdp")), jax.tree.map(lambda g: put(g, ("data", "fsdp")), gradients),
+                         chunk=4, spec=w_spec)
+  close(got, want, 1e-5)
+
+
+def test_chunks_are_cut_from_time_so_a_sharded_batch_is_never_gathered():
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  h, w, _, targets, _ = inputs(B=8, T=12, D=8, V=32)
+  with jax.set_mesh(mesh):
+    put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
+    loss = lambda h, w, targets: -linear_cross_entropy(h, w, targets, chunk=4, spec=P(None, None))[0].sum()
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(put(h, "data"), put(w), put(targets, "data")).compile().as_text()
+  assert "all-reduce" in text       # the gradient of w
+  assert "all-gather" not in text and "all-to-all" not in text and "collective-permute" not in text
+
+
+def test_an_unknown_implementation_is_refused_by_name():
+  h, w, _, targets, _ = inputs()
+  with pytest.raises(NotImplementedError, match="'pallas'"):
+    linear_cross_entropy(h, w, targets, implementation="pallas")
+  with pytest.raises(NotImplementedError, match="chunk 4"):
+    linear_cross_entropy(h, w, targets, implementation="reference", chunk=4)
