@@ -134,7 +134,7 @@ def print_row(console, row: Row, name: str, widths, verbose: bool) -> None:
   if verbose:
     for key, why in row.skipped.items():
       console.print(f"    [yellow]skip[/]  {escape(key)}: {escape(why)}")
-    for key in row.unread:
+    for key in () if row.trace else row.unread:
       console.print(f"    [yellow]skip[/]  {escape(key)}: no reason given")
     if row.trace:
       console.print(escape(row.trace.rstrip()))

@@ -1,0 +1,45 @@
+"""Whether two decoder configurations compute the same, whatever was left to defaults."""
+
+import dataclasses
+
+from jaxlm.interop.weights import tagged
+from jaxlm.models.decoder import DecoderConfig
+
+#: How it is computed, not what.
+EXECUTION = ("remat", "unroll", "dtype", "loss_chunk", "implementation")
+
+
+def spelled_out(cfg: DecoderConfig) -> dict:
+  """{dotted field: value} with every default resolved and one mixer entry per layer."""
+  layers = []
+  for mixer in cfg.mixers:
+    if hasattr(mixer, "heads"):
+      heads = mixer.heads(cfg.d_model)
+      scale = heads.head_dim**-0.5 if mixer.scale is None else mixer.scale
+      position = mixer.position
+      if hasattr(position, "rotary_dim"):
+        position = dataclasses.replace(position, rotary_dim=position.rotary_dim or heads.head_dim)
+      mixer = dataclasses.replace(mixer, num_kv_heads=heads.num_kv_heads, head_dim=heads.head_dim, scale=scale,
+                                  position=position)
+    layers.append(mixer)
+  mlp = cfg.mlp and dataclasses.replace(cfg.mlp, d_ff=cfg.mlp.d_ff or 4 * cfg.d_model)
+  position = cfg.position if cfg.heads is None or not hasattr(cfg.position, "rotary_dim") else None
+  plain = tagged(dataclasses.replace(cfg, mlp=mlp))
+  plain["mixer"] = {str(i): {"kind": type(m).__name__} | tagged(m) for i, m in enumerate(layers)}
+  if position is None:    # each layer holds it
+    plain.pop("position")
+  return {key: value for key, value in _flatten(plain).items() if key.split(".")[-1] not in EXECUTION}
+
+
+def differences(ours: DecoderConfig, theirs: DecoderConfig) -> list[str]:
+  """Sentences, one per field in which the two differ; numbers to rounding."""
+  a, b = spelled_out(ours), spelled_out(theirs)
+  same = lambda x, y: x == y or (isinstance(x, float) and isinstance(y, (int, float)) and abs(x - y) <= 1e-9 * abs(x))
+  return [f"{key} = {a.get(key)!r}, it would become {b.get(key)!r}"
+          for key in dict.fromkeys([*a, *b]) if not same(a.get(key), b.get(key))]
+
+
+def _flatten(value, prefix: str = "") -> dict:
+  if isinstance(value, dict):
+    return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}.{key}".lstrip(".")).items()}
+  return {prefix: value}
