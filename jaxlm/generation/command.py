@@ -1,0 +1,98 @@
+"""`jaxlm generate --run DIR --prompt TEXT`: continue prompts with a trained model, as they are written."""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from jaxlm.config import ConfigError
+
+USAGE = """Continues prompts with a run's newest checkpoint; one prompt is printed token by token as it is drawn.
+
+  jaxlm generate --run runs/carope --prompt "Call me" --max_new_tokens 200 --temperature 0.8 --top_p 0.95
+  jaxlm generate --run runs/carope --prompt "Call me" --prompt "It was" --num_samples 2 --seed 1"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  try:
+    return run(list(sys.argv[1:] if argv is None else argv))
+  except ConfigError as error:
+    print(error, file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(file=sys.stderr)
+    return 130
+
+
+def run(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser("jaxlm generate", description=USAGE,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--run", required=True, help="run folder")
+  parser.add_argument("--prompt", action="append", default=[], help="text to continue; repeat for a batch")
+  parser.add_argument("--max_new_tokens", type=int, default=200)
+  parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+  parser.add_argument("--top_k", type=int, default=None)
+  parser.add_argument("--top_p", type=float, default=None)
+  parser.add_argument("--num_samples", type=int, default=1, help="continuations of each prompt")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--step", type=int, default=None, help="checkpoint; default: the newest")
+  parser.add_argument("--ema", action="store_true", help="the average of the parameters")
+  parser.add_argument("--json", action="store_true", help="one JSON object per continuation")
+  from jaxlm.training.config import load_config, parse_flags, run_config
+
+  spec, overrides, rest = parse_flags(argv)
+  try:
+    args = parser.parse_args(rest)
+  except SystemExit as end:      # argparse has printed its sentence
+    return int(end.code or 0)
+  if args.max_new_tokens < 1 or args.num_samples < 1:
+    raise ConfigError("--max_new_tokens and --num_samples are at least 1")
+  from jaxlm.generation.sampling import Sampling
+  sampling = Sampling(args.temperature, args.top_k, args.top_p)
+  path = pathlib.Path(args.run) / "config.json"
+  if spec is None and not path.is_file():
+    raise ConfigError(f"{args.run} is not a run folder: it holds no config.json")
+  cfg = run_config(load_config(spec or json.loads(path.read_text()), overrides))
+  return _continue(cfg, args, sampling)
+
+
+def load(cfg, folder: str, *, step: int | None = None, ema: bool = False):
+  """(params, step) of a run's checkpoint, whole on the first device."""
+  import flax.linen as nn
+  import jax
+  import jax.numpy as jnp
+  from jaxlm.training.checkpoints import restore_params
+
+  init = lambda: cfg.model.build().init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+                          nn.unbox(jax.eval_shape(init)))
+  params, _, step = restore_params(folder, step=step, params=abstract, ema=ema)
+  return params, step
+
+
+def _continue(cfg, args, sampling) -> int:
+  from jaxlm.generation import Generator
+
+  if not hasattr(cfg.model, "init_state"):
+    raise ConfigError(f"model {type(cfg.model).__name__} does not decode token by token")
+  params, _ = load(cfg, args.run, step=args.step, ema=args.ema)
+  tokenizer = cfg.data.build_tokenizer()
+  texts = [text for text in (args.prompt or [""]) for _ in range(args.num_samples)]
+  start = [] if tokenizer.eos_id is None else [tokenizer.eos_id]      # every document begins behind it
+  prompts = [[*start, *tokenizer.encode(text)] for text in texts]
+  if not all(prompts):
+    raise ConfigError("this tokenizer has no end-of-text token to start from: give a --prompt of at least one character")
+  generator = Generator(cfg.model, params, sampling, stop_token=tokenizer.eos_id)
+  if len(prompts) == 1 and not args.json:
+    decoder = tokenizer.stream()
+    print(texts[0], end="", flush=True)
+    for token_B in generator.stream(prompts, args.max_new_tokens, seed=args.seed):
+      print(decoder.feed(int(token_B[0])), end="", flush=True)
+    print(decoder.flush())
+    return 0
+  for text, tokens in zip(texts, generator.generate(prompts, args.max_new_tokens, seed=args.seed)):
+    new = tokenizer.decode(tokens.tolist())
+    print(json.dumps({"prompt": text, "continuation": new}) if args.json else f"{text}{new}\n{'-' * 40}")
+  return 0
