@@ -1,1 +1,18 @@
-"""Sources, tokenizers, packing: every pipeline is a Grain dataset, seeded, checkpointable, shardable by host."""
+"""Sources, tokenizers, packing: every pipeline is a Grain dataset, seeded, checkpointable, shardable by host.
+
+A data config is a frozen dataclass with `seq_len`, `batch_size` (global, in sequences), `vocab_size` and
+
+  build(split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset
+
+of host-local numpy batches (batch_size / process_count, seq_len): int32 `tokens`, `targets`, `segment_ids` (from 1;
+0 is padding), `positions`, `target_bytes` (UTF-8 bytes of each target) and float32 `loss_weights`.
+"""
+
+from jaxlm.config import Kinds
+from jaxlm.data.errors import DataError
+
+DATA = Kinds("data", {
+    "text": "jaxlm.data.text:TextData",
+})
+
+__all__ = ["DATA", "DataError"]

@@ -1,0 +1,107 @@
+"""`data.kind = "text"`: any corpus of documents, any tokenizer, windows or packing."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import grain
+import numpy as np
+
+from jaxlm.config import ConfigError
+from jaxlm.data.errors import DataError
+from jaxlm.data.folders import data_dir
+from jaxlm.data.pipeline import batches
+from jaxlm.data.rows import Packed, Windows
+from jaxlm.data.sources import open_corpus
+from jaxlm.data.splits import check_split
+from jaxlm.data.store import TokenStore, token_store
+from jaxlm.data.tokenizers import TOKENIZERS, Tokenizer
+from jaxlm.data.tokenizers.bytes import ByteTokenizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TextData:
+  """source: see `jaxlm.data.sources`. batch_size: global, in sequences of seq_len tokens.
+
+  packing: 'windows' joins documents, a separator before each, and cuts them contiguously without a mask (the papers'
+  way); 'packed' puts whole documents side by side, masked from each other by segment_ids.
+  shuffle: the order of training rows, anew each epoch; a single pass is always in corpus order.
+  """
+
+  source: str
+  seq_len: int
+  batch_size: int
+  tokenizer: Annotated[object, TOKENIZERS] = ByteTokenizerConfig()
+  packing: Literal["windows", "packed"] = "windows"
+  shuffle: bool = True
+  num_workers: int = 0
+
+  def __post_init__(self):
+    for name in ("seq_len", "batch_size"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
+    if self.packing == "packed" and self.seq_len < 2:
+      raise ConfigError("data.seq_len = 1 leaves a packed segment no target; wanted 2 or more")
+    if self.num_workers < 0:
+      raise ConfigError(f"data.num_workers = {self.num_workers}: wanted 0 (threads of this process) or more")
+
+  @property
+  def vocab_size(self) -> int:
+    """From the config or the tokenizer's file; no corpus is read."""
+    return self.tokenizer.vocab_size
+
+  def load_tokenizer(self) -> Tokenizer:
+    """The tokenizer; one that is trained here reads the train split the first time."""
+    corpus = open_corpus(self.source)
+    return self.tokenizer.load(lambda: corpus.documents("train"), corpus.fingerprint, data_dir() / "tokenizers")
+
+  def store(self, split: str) -> TokenStore:
+    """All tokens of a split, from the cache or tokenised now."""
+    check_split(split)
+    return token_store(open_corpus(self.source), split, self.load_tokenizer(), data_dir() / "tokens")
+
+  def build(self, split: str, *, seed: int, process_index: int = 0, process_count: int = 1,
+            repeat: bool = True) -> grain.IterDataset:
+    """Batches for ever (training), or one pass in corpus order with every target once (evaluation)."""
+    store = self.store(split)
+    if self.packing == "packed":
+      rows = Packed(store, self.seq_len, seed=seed if repeat and self.shuffle else None)
+    else:
+      rows = Windows(store, self.seq_len, whole=repeat)
+    return batches(rows, batch_size=self.batch_size, seed=seed, shuffle=self.shuffle and repeat, repeat=repeat,
+                   process_index=process_index, process_count=process_count, num_workers=self.num_workers,
+                   fingerprint=self._position_of(store))
+
+  def _position_of(self, store: TokenStore) -> str:
+    """What a saved position depends on besides seed and batch size."""
+    said = f"{store.fingerprint} {self.seq_len} {self.packing} {self.shuffle}"
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+  def bytes_per_target(self, batch: dict) -> float:
+    """Mean UTF-8 bytes of the targets that count: loss / (this * ln 2) is bits per byte."""
+    weights = batch["loss_weights"]
+    return float((batch["target_bytes"] * weights).sum() / max(weights.sum(), 1e-9))
+
+
+def evaluation_batches(cfg: TextData, split: str, seq_len: int, batch_size: int, *, num_tokens: int | None = None,
+                       process_index: int = 0, process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
+  """Windows of `seq_len`, contiguous and disjoint, once, in order; the last batch filled up with weight 0.
+
+  Every token of the split but the first is a target once, whatever seq_len is; num_tokens keeps the first whole
+  windows of so many, at least one.
+  """
+  if seq_len < 1:
+    raise DataError(f"seq_len = {seq_len}: wanted 1 or more")
+  rows = Windows(cfg.store(split), seq_len, whole=False)
+  if num_tokens is not None:
+    rows.length = min(rows.length, max(num_tokens // seq_len, 1))
+  return iter(batches(rows, batch_size=batch_size, shuffle=False, repeat=False, process_index=process_index,
+                      process_count=process_count))
+
+
+def check_vocabulary(tokenizer_size: int, table_size: int) -> None:
+  """Refuses a tokenizer whose ids do not fit a model's embedding table."""
+  if tokenizer_size > table_size:
+    raise DataError(f"the tokenizer has {tokenizer_size} tokens, but the table has {table_size} rows; set "
+                    f"model.vocab_size to at least {tokenizer_size}")

@@ -1,0 +1,208 @@
+"""Byte-pair encoding: read from the files people have, or trained here on the train split."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+import tokenizers as hf
+
+from jaxlm.config import ConfigError
+from jaxlm.data.errors import DataError
+from jaxlm.data.folders import data_dir
+from jaxlm.data.tokenizers.base import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+SEPARATORS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+ENCODE_BYTES = 8_000_000    # longer texts are encoded in pieces, so that memory stays small and cores are busy
+
+
+@dataclasses.dataclass(frozen=True)
+class BPEFileConfig:
+  """path: a `tokenizer.json`; a folder that holds one, or GPT-2's `encoder.json` + `vocab.bpe`; or 'prepared:NAME'.
+
+  separator: the special token before each document; None looks for the usual names.
+  """
+
+  path: str = "prepared:gpt2-tokenizer"
+  separator: str | None = None
+
+  @property
+  def vocab_size(self) -> int:
+    return self.load().vocab_size
+
+  def load(self, train_documents=None, content: str = "", folder=None) -> "BPETokenizer":
+    return _load(str(_resolve(self.path)), self.separator)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedBPEConfig:
+  """Byte-level BPE of `vocab_size` entries, separator included, trained on the train split and kept in the cache."""
+
+  vocab_size: int
+
+  def __post_init__(self):
+    if self.vocab_size < 257:
+      raise ConfigError(f"tokenizer.vocab_size = {self.vocab_size}: wanted at least 257 (256 bytes and the separator)")
+
+  def load(self, train_documents, content: str, folder: pathlib.Path) -> "BPETokenizer":
+    path = folder / f"bpe-{self.vocab_size}-{content[:24]}" / "tokenizer.json"
+    if not path.is_file():
+      trained = train_bpe((text.decode("utf-8", "replace") for text in train_documents()), self.vocab_size)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      part = path.with_name(f"tokenizer.json.{os.getpid()}")
+      trained.save(str(part))
+      part.rename(path)
+    return _load(str(path), END_OF_TEXT, self.vocab_size)
+
+
+def train_bpe(texts, vocab_size: int) -> hf.Tokenizer:
+  """Byte-level BPE with GPT-2's split pattern; the same texts in the same order give the same merges."""
+  tokenizer = hf.Tokenizer(hf.models.BPE())
+  tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = hf.decoders.ByteLevel()
+  tokenizer.train_from_iterator(texts, hf.trainers.BpeTrainer(
+      vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False,
+      initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet()))
+  return tokenizer
+
+
+class BPETokenizer(Tokenizer):
+  """size: entries of the table that the model should have, where training found fewer merges than it was allowed."""
+
+  def __init__(self, tokenizer: hf.Tokenizer, separator: str | None, fingerprint: str, where: str,
+               size: int | None = None):
+    # A document may contain the letters of a special token; they are letters there.
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    self._tokenizer, self.fingerprint = tokenizer, fingerprint
+    names = [separator] if separator else SEPARATORS
+    ids = [i for i in map(tokenizer.token_to_id, names) if i is not None]
+    if not ids:
+      raise DataError(f"{where} has no token {' or '.join(map(repr, names))}; name its end-of-text token in "
+                      f"tokenizer.separator")
+    self.separator = ids[0]
+    self.vocab_size = size or tokenizer.get_vocab_size(with_added_tokens=True)
+
+  @functools.cached_property
+  def _described(self) -> dict:
+    return json.loads(self._tokenizer.to_str())
+
+  @functools.cached_property
+  def _byte_level(self) -> bool:
+    return any('"ByteLevel"' in json.dumps(self._described.get(part)) for part in ("decoder", "pre_tokenizer"))
+
+  @functools.cached_property
+  def _bytes(self) -> list[bytes]:
+    """Bytes of each id. Byte-level tables spell bytes as printable letters; byte fallback writes <0xNN>, '▁' is space."""
+    special = {t["id"] for t in self._described["added_tokens"] if t["special"]}
+    byte_level = self._byte_level
+    letters, out = byte_letters(), [b""] * self.vocab_size
+    for token, i in self._tokenizer.get_vocab(with_added_tokens=True).items():
+      if i in special:
+        continue
+      if byte_level and all(c in letters for c in token):
+        out[i] = bytes(letters[c] for c in token)
+      elif not byte_level and len(token) == 6 and token.startswith("<0x"):
+        out[i] = bytes([int(token[3:5], 16)])
+      else:
+        out[i] = token.replace("▁", " ").encode()
+    return out
+
+  def encode_batch(self, texts):
+    pieces, owners = [], []
+    for i, text in enumerate(texts):
+      for piece in _pieces(_text(text)) if self._byte_level else [_text(text)]:
+        pieces.append(piece)
+        owners.append(i)
+    found = [[] for _ in texts]
+    for owner, encoding in zip(owners, self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)):
+      found[owner].append(np.asarray(encoding.ids, np.int32))
+    return [np.concatenate(parts) if parts else np.zeros(0, np.int32) for parts in found]
+
+  def token_bytes(self, token):
+    if not 0 <= token < self.vocab_size:
+      raise ValueError(f"token {token} is outside the vocabulary of {self.vocab_size}")
+    return self._bytes[token]
+
+
+@functools.cache
+def byte_letters() -> dict[str, int]:
+  """GPT-2's table, letter -> byte: printable Latin-1 stands for itself, the other 68 bytes for U+0100 upwards."""
+  plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  others = [b for b in range(256) if b not in plain]
+  return {chr(b): b for b in plain} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+def _text(text: str | bytes) -> str:
+  if isinstance(text, str):
+    return text
+  try:
+    return text.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise DataError(f"a document is not UTF-8 (byte 0x{text[error.start]:02x} at offset {error.start}), and BPE reads "
+                    f"text; use tokenizer kind 'bytes', or convert the file") from None
+
+
+def _pieces(text: str) -> list[str]:
+  """The text in pieces of at most about ENCODE_BYTES, cut at "x\\n|y" with letters x and y: no token spans that."""
+  out, start = [], 0
+  while len(text) - start > ENCODE_BYTES:
+    cut = text.rfind("\n", start + 1, start + ENCODE_BYTES)
+    while cut > 0 and not (text[cut - 1].isalpha() and text[cut + 1].isalpha()):
+      cut = text.rfind("\n", start + 1, cut)
+    if cut < 0:
+      break
+    out.append(text[start:cut + 1])
+    start = cut + 1
+  return [*out, text[start:]]
+
+
+def _resolve(path: str) -> pathlib.Path:
+  if path.startswith("prepared:"):
+    name = path.removeprefix("prepared:")
+    found = data_dir() / "prepared" / name
+    if not found.is_dir():
+      raise DataError(f"tokenizer {name!r} is not in {data_dir()}; make it with `jaxlm data prepare {name}`")
+    return found
+  return pathlib.Path(path).expanduser()
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: str, separator: str | None, size: int | None = None) -> BPETokenizer:
+  path = pathlib.Path(path)
+  if path.is_dir():
+    files = [path / "tokenizer.json"]
+    if not files[0].is_file():
+      files = [path / "encoder.json", path / "vocab.bpe"]
+    missing = [f.name for f in files if not f.is_file()]
+    if missing:
+      raise DataError(f"{path} holds neither tokenizer.json nor GPT-2's encoder.json and vocab.bpe "
+                      f"(missing: {', '.join(missing)})")
+  elif path.is_file():
+    files = [path]
+  else:
+    raise DataError(f"tokenizer file {path} does not exist; set tokenizer.path to a tokenizer.json or to a folder")
+  digest = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+  try:
+    tokenizer = hf.Tokenizer.from_file(str(files[0])) if len(files) == 1 else gpt2_tokenizer(*files)
+  except Exception as error:    # the library raises a bare Exception
+    raise DataError(f"{path} is not a tokenizer: {str(error).splitlines()[0]}") from None
+  return BPETokenizer(tokenizer, separator, f"bpe-{digest[:24]}", str(path), size)
+
+
+def gpt2_tokenizer(encoder: pathlib.Path, merges: pathlib.Path) -> hf.Tokenizer:
+  """GPT-2's two files. The end-of-text entry is the only special."""
+  vocabulary = json.loads(encoder.read_text("utf-8"))
+  pairs = [tuple(line.split(" ")) for line in merges.read_text("utf-8").split("\n")
+           if line and not line.startswith("#version")]
+  tokenizer = hf.Tokenizer(hf.models.BPE(vocabulary, pairs))
+  tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = hf.decoders.ByteLevel()
+  if END_OF_TEXT in vocabulary:
+    tokenizer.add_special_tokens([END_OF_TEXT])
+  return tokenizer
