@@ -159,13 +159,13 @@ def _from_groups(mixers: tuple, period: int, tree):
   return {name: convert(value) for name, value in tree.items() if value}
 
 
-def build(cfg: BlockConfig, mixers: tuple, period: int, name: str) -> nn.Module:
-  """The stack of one block per mixer: `x_BTD, states = stack(x_BTD, context, states)`."""
+def build(cfg: BlockConfig, mixers: tuple, period: int, name: str, *, init: bool) -> nn.Module:
+  """The stack of one block per mixer: `x_BTD, states = stack(x_BTD, context, states)`. init: is_initializing()."""
   if period == 1:
     return _scan(_remat(cfg), len(mixers), cfg)(cfg, mixers[0], name=name)
   mapped = nn.map_variables(
       Groups, "params", trans_in_fn=lambda tree: _to_groups(mixers, period, tree),
-      trans_out_fn=lambda tree: _from_groups(mixers, period, tree), init=True)
+      trans_out_fn=lambda tree: _from_groups(mixers, period, tree), init=init)    # else sown values would start it anew
   return mapped(cfg, mixers, period, name=name)
 
 
@@ -182,3 +182,14 @@ def init_states(cfg: BlockConfig, mixers: tuple, period: int, batch_size: int, m
 def no_states(mixers: tuple, period: int):
   """What a stack takes for a whole sequence."""
   return None if period == 1 else tuple((None,) * len(members) for _, members, _ in split(mixers, period))
+
+
+def in_layer_order(sown, mixers: tuple, period: int, name: str = "hidden") -> list:
+  """One array per layer from the intermediates of a stack, sown under `name` by every block."""
+  if period == 1:
+    return list(sown[name][0])
+  layers = []
+  for group, members, count in split(mixers, period):
+    stacked = [sown[group][f"layer_{i}"][name][0] for i in range(len(members))]
+    layers += [x[g] for g in range(count) for x in stacked]
+  return layers

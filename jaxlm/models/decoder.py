@@ -134,7 +134,7 @@ class Decoder(nn.Module):
     cfg = self.cfg
     self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
     self.position = ModelPosition(cfg)
-    self.blocks = stack.build(cfg.block, cfg.mixers, cfg.period, "blocks")
+    self.blocks = stack.build(cfg.block, cfg.mixers, cfg.period, "blocks", init=self.is_initializing())
     self.final_norm = cfg.norm.build(cfg.dtype, "final_norm")
     self.head = self.embed if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
 
