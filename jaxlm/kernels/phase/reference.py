@@ -28,8 +28,8 @@ def segment_starts(segment_ids_BT):
 def cumulative_phase(log_f_BTK, mask_BT, segment_ids_BT, initial_BKP, *, num_pairs, ladder_start, inclusive, chunk):
   """(phase_BTKP, final_BKP): wrapped running sum of f^i. chunk is not used."""
   del chunk
-  ladder_P = ladder_start + jnp.arange(num_pairs, dtype=jnp.float32)
-  step_BTKP = jnp.exp(log_f_BTK[..., None] * ladder_P)
+  ladder_111P = (ladder_start + jnp.arange(num_pairs, dtype=jnp.float32))[None, None, None]
+  step_BTKP = jnp.exp(log_f_BTK[..., None] * ladder_111P)
   if mask_BT is not None:
     step_BTKP = step_BTKP * mask_BT[:, :, None, None]
   after_BTKP = jnp.cumsum(step_BTKP, axis=1) + initial_BKP[:, None]

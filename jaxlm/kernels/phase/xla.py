@@ -58,7 +58,7 @@ def _cos_sin(phase_BTKP):
 
 
 def _ladder(options: Options):
-  return options.ladder_start + jnp.arange(options.num_pairs, dtype=jnp.float32)
+  return (options.ladder_start + jnp.arange(options.num_pairs, dtype=jnp.float32))[None, None, None]
 
 
 def _steps(log_f_BTK, mask_BT, options: Options):
