@@ -94,3 +94,47 @@ def load(folder):
   params = unflatten({name: state[name] for name in state})
   check_params(model, params, str(folder))
   return model, params
+
+
+def load_run(folder, *, step: int | None = None, ema: bool = False):
+  """(model config, params as numpy, step) of a run folder; its newest checkpoint unless a step is named."""
+  import jax
+  import orbax.checkpoint as ocp
+  folder = pathlib.Path(folder).absolute()
+  config = read_json(folder / "config.json")
+  if not (folder / "checkpoints").is_dir() or "model" not in config:
+    raise CheckpointFileError(f"{folder} is not a run folder: it holds no checkpoints or its config.json no model")
+  model = read_model(config["model"], str(folder / "config.json"))
+  manager = ocp.CheckpointManager(folder / "checkpoints", item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+                                  options=ocp.CheckpointManagerOptions(read_only=True))
+  with manager:
+    steps = sorted(manager.all_steps())
+    if not steps or (step is not None and step not in steps):
+      raise CheckpointFileError(f"{folder} has no complete checkpoint{'' if step is None else f' of step {step}'}; "
+                                f"steps: {', '.join(map(str, steps)) or 'none'}")
+    step, name = steps[-1] if step is None else step, "ema" if ema else "params"
+    saved = manager.item_metadata(step)["state"]
+    saved = getattr(saved, "tree", saved)
+    if saved.get(name) is None:
+      raise CheckpointFileError(f"{folder} keeps no {name} in its checkpoints" + ("; set train.ema_decay" if ema else ""))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    item = {name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved[name])}
+    restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(
+        item=item, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(item))))
+    params = jax.tree.map(np.asarray, restored.state[name])
+  check_params(model, params, f"step {step} of {folder}")
+  return model, params, step
+
+
+def load_any(folder, *, step: int | None = None, ema: bool = False):
+  """(model config, params, where they came from) of a weights folder or a run folder."""
+  folder = pathlib.Path(folder)
+  if (folder / "model.json").is_file():
+    if step is not None or ema:
+      raise CheckpointFileError(f"{folder} is a weights folder: it has no steps and no average to choose from")
+    return *load(folder), str(folder)
+  if (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
+    model, params, step = load_run(folder, step=step, ema=ema)
+    return model, params, f"{folder}, step {step}" + (", average" if ema else "")
+  raise CheckpointFileError(f"{folder} is neither a run folder (config.json, checkpoints/) nor a weights folder "
+                            f"(model.json, model.safetensors)")

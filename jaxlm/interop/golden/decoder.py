@@ -10,6 +10,7 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.interop import huggingface
 from jaxlm.interop.golden.case import Tolerance
+from jaxlm.layers import stack
 
 HIDDEN = Tolerance(atol=2e-4, rtol=1e-4)
 LOSS = Tolerance(rtol=1e-5)
@@ -53,8 +54,8 @@ def causal_lm(case):
 
 def hidden_states(sown, cfg) -> list:
   """What enters each layer, then the final norm's output: num_layers + 1 arrays (B, T, D)."""
-  blocks_LBTD = sown["blocks"]["hidden"][0]
-  return [sown["embedded"][0], *blocks_LBTD[:cfg.num_layers - 1], sown["final"][0]]
+  blocks = stack.in_layer_order(sown["blocks"], cfg.mixers, cfg.period)
+  return [sown["embedded"][0], *blocks[:-1], sown["final"][0]]
 
 
 def shifted(labels_BT):
