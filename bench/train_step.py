@@ -104,6 +104,46 @@ def torch_step(shape: Shape, compiled: bool):
   return step, sum(p.numel() for p in model.parameters())
 
 
+# ----------------------------------------------------------------------------------------------------- our side
+
+
+def jax_step(shape: Shape, position: str):
+  """() -> loss of one step: the very program that `jaxlm train` runs, batch on the device as it is there."""
+  import jax
+  import numpy as np
+
+  from jaxlm.parallel.mesh import make_mesh
+  from jaxlm.parallel.place import placer
+  from jaxlm.training.config import run_config
+  from jaxlm.training.step import build_program
+
+  cfg = run_config(dict(
+      model=dict(kind="decoder", vocab_size=shape.vocab_size, d_model=shape.d_model, num_layers=shape.num_layers,
+                 mixer=dict(kind="attention", num_heads=shape.num_heads, use_bias=True),
+                 mlp=dict(activation="gelu_tanh", use_bias=True), norm=dict(kind="layer"), position=position,
+                 dtype=shape.dtype, unroll=shape.num_layers),
+      objective=dict(kind="next_token"),
+      data=dict(kind="text", source="mini:en", seq_len=shape.seq_len, batch_size=shape.batch_size),
+      optimizer=dict(kind="adamw", learning_rate=1e-4, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0),
+      schedule=dict(kind="constant"), train=dict(steps=1_000_000)))
+  text = np.random.default_rng(0).integers(0, shape.vocab_size, (shape.batch_size, shape.seq_len + 1), np.int32)
+  batch = dict(tokens=text[:, :-1], targets=text[:, 1:], segment_ids=np.ones_like(text[:, 1:]),
+               positions=np.broadcast_to(np.arange(shape.seq_len, dtype=np.int32), (shape.batch_size, shape.seq_len)),
+               loss_weights=np.ones((shape.batch_size, shape.seq_len), np.float32))
+  mesh = make_mesh(cfg.mesh)
+  program, batch = build_program(cfg, mesh, batch), placer(mesh)(batch)
+  with program.context():
+    state = program.init()
+
+  def step() -> float:
+    nonlocal state
+    with program.context():
+      state, metrics = program.step(state, batch)
+    return float(metrics["loss"].mean())
+
+  return step, sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
 # ------------------------------------------------------------------------------------------- processes and rounds
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -81,14 +82,14 @@ def evaluate_run(cfg, folder: str, lengths: Sequence[int], *, split="validation"
   index, count = host_rows(mesh)
   with sharding_context(mesh):
     return evaluate_lengths(cfg.model, params, cfg.data, lengths, split=split, num_tokens=num_tokens, place=placer(mesh),
-                            process_index=index, process_count=count,
-                            multiple=mesh.shape["data"] * mesh.shape["fsdp"]), step
+                            process_index=index, process_count=count), step
 
 
-def _config_of(folder: str):
-  from jaxlm.training.run import read_config
-
-  return read_config(folder)
+def _config_of(folder: str) -> dict:
+  path = pathlib.Path(folder) / "config.json"
+  if not path.is_file():
+    raise ConfigError(f"{folder} is not a run folder: it holds no config.json")
+  return json.loads(path.read_text())
 
 
 def _lengths(text: str | None, default: int) -> list[int]:

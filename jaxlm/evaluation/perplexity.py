@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ConfigError
+from jaxlm.parallel.mesh import BATCH_AXES
 
 MODEL_FIELDS = ("tokens", "targets", "segment_ids", "positions")
 
@@ -118,18 +119,18 @@ def evaluate(config, params, batches: Iterable[dict], *, length: int, batch_size
 
 def evaluate_lengths(config, params, data, lengths: Sequence[int], *, split: str = "validation",
                      num_tokens: int | None = None, seed: int = 0, process_index: int = 0, process_count: int = 1,
-                     place: Callable | None = None, multiple: int = 1) -> list[Evaluation]:
+                     place: Callable | None = None) -> list[Evaluation]:
   """One Evaluation per length, over the same text: each is cut into windows of its own length.
 
   data: a data config with `seq_len`, `batch_size` and `build`; batches keep its number of tokens. num_tokens: score
   only the first so many tokens, rounded down to whole windows of the longest length, so that every length scores the
-  same ones; None: the whole split. multiple: batches are a multiple of it, the ways the mesh splits them.
+  same ones; None: the whole split. Batches are a multiple of the ways in which the context mesh splits them.
   """
   if num_tokens is not None:
     num_tokens = max(num_tokens // max(lengths), 1) * max(lengths)
-  out = []
+  mesh, out = jax.sharding.get_abstract_mesh(), []
+  ways = math.lcm(math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES), process_count)
   for length in lengths:
-    ways = math.lcm(multiple, process_count)
     rows = max(data.batch_size * data.seq_len // length, 1)
     at_length = dataclasses.replace(data, seq_len=length, batch_size=-(-rows // ways) * ways)
     batches = at_length.build(split, seed=seed, process_index=process_index, process_count=process_count, repeat=False)

@@ -1,6 +1,6 @@
 """Runs the rows of a table one by one into a work folder, and skips what is finished there.
 
-The folder of a row is `<workdir>/<size>/<row>/seed<n>`: a run folder for a trained row, plus `result.json` written last.
+The folder of a row is `<workdir>/<size>/<row>/seed<n>`: a run folder for a trained row, plus `measured.json` written last.
 """
 
 import datetime
@@ -8,7 +8,6 @@ import hashlib
 import json
 import pathlib
 import shlex
-import subprocess
 import sys
 import time
 import traceback
@@ -19,7 +18,7 @@ from jaxlm.config import ConfigError
 from jaxlm.experiments.table import Measured, Row, Scale, Table, Trained
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RESULT = "result.json"
+RESULT = "measured.json"
 PROBED_MULTIPLES = (1, 2, 4)    # an evaluate_from row's overrides enter its identity at these
 
 
@@ -36,7 +35,7 @@ def resolve(table: Table, row: Row, scale: Scale, size: str, seed: int) -> dict:
   """The configuration that a row trains: file, then scale, then size, then row, then seed."""
   from jaxlm.training.config import load_config
 
-  path, _, argument = row.config.partition(":")
+  path, _, argument = (scale.config or row.config).partition(":")
   if not pathlib.Path(path).is_file() and (ROOT / path).is_file():     # a table may be run from anywhere
     path = str(ROOT / path)
   config = plain(load_config(path + (f":{argument}" if argument else "")))
@@ -118,6 +117,8 @@ def provenance() -> dict:
   """Where and with what this is being measured: what a committed number needs beside it."""
   import jax
 
+  from jaxlm.training.run import revision
+
   names = ("jax", "jaxlib", "flax", "optax", "numpy")
   device = jax.devices()[0]
   return {
@@ -129,15 +130,6 @@ def provenance() -> dict:
       "versions": {name: metadata.version(name) for name in names},
       "device": f"{jax.device_count()} x {device.device_kind}" + (f" ({_cpu()})" if device.platform == "cpu" else ""),
   }
-
-
-def revision() -> str:
-  """Commit of the working tree, '+' appended when tracked files differ from it; 'unknown' outside a repository."""
-  git = lambda *args: subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True).stdout
-  try:
-    return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
-  except (OSError, subprocess.CalledProcessError):
-    return "unknown"
 
 
 def _cpu() -> str:
@@ -192,6 +184,8 @@ def _train(config: dict, path: pathlib.Path) -> Trained:
 
   jax.clear_caches()    # the last row's programs hold memory and are never met again
   result = train(config, str(path))
+  if not result.finished:
+    raise KeyboardInterrupt(f"stopped by {result.stopped}; the same command continues")
   return Trained(config, result.params, str(path))
 
 

@@ -63,10 +63,12 @@ class Column:
 class Scale:
   """How large the runs are. note: one line that says so, printed with every row's number.
 
-  sizes: name -> overrides, when the table has several model sizes at this scale. num_seeds: default number of seeds.
+  config: configuration file that replaces the rows'. sizes: name -> overrides, when the table has several model sizes at
+  this scale. num_seeds: default number of seeds.
   """
 
   note: str
+  config: str = ""
   overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sizes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
   num_seeds: int = 1

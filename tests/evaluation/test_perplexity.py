@@ -135,7 +135,7 @@ def test_eight_devices_give_the_sums_of_one(params):
   [want] = evaluate_lengths(BigramConfig(), params, Windows(), [8])
   with jax.set_mesh(mesh):
     here = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    [got] = evaluate_lengths(BigramConfig(), here, Windows(batch_size=2), [8], place=place, multiple=8)
+    [got] = evaluate_lengths(BigramConfig(), here, Windows(batch_size=2), [8], place=place)
   assert got.tokens == want.tokens
   np.testing.assert_allclose(got.nll_T, want.nll_T, rtol=1e-6)
 

@@ -13,9 +13,13 @@ CONFIG = """
 import ml_collections as mlc
 def get_config():
   c = mlc.ConfigDict()
-  c.seed = 0
-  c.model = dict(kind="decoder", gain=1.0, mixer=dict(kind="attention", position=dict(kind="rope", base=1e4)))
-  c.data = dict(seq_len=4)
+  c.model = dict(kind="decoder", vocab_size=256, d_model=8, num_layers=1, mixer=dict(kind="attention", num_heads=1),
+                 position=dict(kind="rope", theta=1e4))
+  c.objective = dict(kind="next_token")
+  c.data = dict(kind="text", source="mini:en", seq_len=4, batch_size=2)
+  c.optimizer = dict(kind="adamw", learning_rate=1.0)
+  c.schedule = dict(kind="constant")
+  c.train = dict(steps=1)
   return c.lock()
 """
 
@@ -27,9 +31,9 @@ def table(tmp_path):
 
   def measure(trained, overrides_at):
     gain = trained.params
-    numbers = {f"ppl@{m}x": gain * m / overrides_at(m).get("model.mixer.position.base", 1) for m in (1, 2)}
+    numbers = {f"ppl@{m}x": gain * m / overrides_at(m).get("model.position.theta", 1) for m in (1, 2)}
     notes = {}
-    if trained.config["model"]["mixer"]["position"]["kind"] == "learned":
+    if trained.config["model"]["position"]["kind"] == "learned":
       del numbers["ppl@2x"]
       notes["ppl@2x"] = "table of 4 positions"
     return Measured(numbers, notes, {"by_position": [gain] * 8})
@@ -37,12 +41,12 @@ def table(tmp_path):
   return Table(
       name="t", title="A table", source="A paper, v1",
       rows=[Row("rope", str(config)),
-            Row("big", str(config), {"model.gain": 3.0}, label="Big gain"),
-            Row("learned", str(config), {"model.mixer.position": {"kind": "learned"}}),
-            Row("pi", evaluate_from="rope", overrides_at=lambda m: {"model.mixer.position.base": float(m)})],
+            Row("big", str(config), {"optimizer.learning_rate": 3.0}, label="Big gain"),
+            Row("learned", str(config), {"model.position": {"kind": "learned", "max_len": 4}}),
+            Row("pi", evaluate_from="rope", overrides_at=lambda m: {"model.position.theta": float(m)})],
       columns=[Column("1x", "ppl@1x"), Column("2x", "ppl@2x")],
-      scales={"smoke": Scale("tiny, really", {"data.seq_len": 2}), "paper": Scale("the real one", sizes={
-          "s": {"model.gain": 5.0}, "m": {"model.gain": 7.0}})},
+      scales={"smoke": Scale("tiny, really", overrides={"data.seq_len": 2}), "paper": Scale("the real one", sizes={
+          "s": {"optimizer.learning_rate": 5.0}, "m": {"optimizer.learning_rate": 7.0}})},
       measure=measure,
       published={("rope", "1x"): (paper(1.25, "Table 1", size="s"), paper(2.5, "Table 1", size="m")),
                  ("big", "2x"): from_memory(9.0, "somewhere")},
@@ -63,11 +67,11 @@ class Trainer:
     if row in self.fail:
       raise RuntimeError(f"{row} exploded")
     path.mkdir(parents=True, exist_ok=True)
-    (path / "gain").write_text(str(config["model"]["gain"] + config["seed"]))
+    (path / "gain").write_text(str(config["optimizer"]["learning_rate"] + config["seed"]))
     return self.restore(path, config)
 
   def restore(self, path, config=None):
-    return Trained(config or {"model": {"mixer": {"position": {"kind": "rope"}}}}, float((path / "gain").read_text()),
+    return Trained(config or {"model": {"position": {"kind": "rope"}}}, float((path / "gain").read_text()),
                    str(path))
 
   def run(self, table, workdir, **kwargs):
@@ -99,7 +103,7 @@ def test_finished_rows_are_skipped_and_their_checkpoints_read_back(table, tmp_pa
 
 def test_a_finished_row_of_another_configuration_is_neither_reused_nor_overwritten(table, tmp_path):
   Trainer().run(table, tmp_path / "w", rows=["big"])
-  changed = Table(**{**table.__dict__, "scales": {"smoke": Scale("other", {"data.seq_len": 3})}})
+  changed = Table(**{**table.__dict__, "scales": {"smoke": Scale("other", overrides={"data.seq_len": 3})}})
   trainer = Trainer()
   failed = trainer.run(changed, tmp_path / "w", rows=["big"])
   assert "another configuration" in failed["", "big", 0] and not trainer.calls
@@ -147,13 +151,20 @@ def test_the_figure_is_drawn_from_what_is_finished(table, tmp_path):
   assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_overrides_replace_subtrees_and_refuse_unknown_sections(table):
+def test_overrides_replace_subtrees_see_the_configuration_and_refuse_unknown_keys(table):
   config = runner.resolve(table, table.row("learned"), table.scales["smoke"], "", 4)
-  assert config["model"]["mixer"]["position"] == {"kind": "learned"}
+  assert config["model"]["position"] == {"kind": "learned", "max_len": 4}
   assert (config["seed"], config["data"]["seq_len"]) == (4, 2)
-  with pytest.raises(ConfigError, match="'modle'"):
-    runner.override(config, {"modle.gain": 1})
-  assert runner.override(config, {"model.gain": lambda c: c["data"]["seq_len"] * 10})["model"]["gain"] == 20
+  with pytest.raises(ConfigError, match="modle"):
+    runner.override(config, {"modle.d_model": 1})
+  assert runner.override(config, {"model.d_model": lambda c: c["data"]["seq_len"] * 10})["model"]["d_model"] == 20
+
+
+def test_a_scale_may_have_its_own_configuration_file(table, tmp_path):
+  other = tmp_path / "other.py"
+  other.write_text(CONFIG.replace("learning_rate=1.0", "learning_rate=11.0"))
+  scale = Scale("other file", config=str(other))
+  assert runner.resolve(table, table.row("rope"), scale, "", 0)["optimizer"]["learning_rate"] == 11.0
 
 
 def test_declarations_that_cannot_be_meant_are_refused(table):
