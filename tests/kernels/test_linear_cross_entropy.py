@@ -83,8 +83,31 @@ def test_sharded_over_eight_devices_it_agrees_with_one(w_spec):
     put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
     got = value_and_pull(put(h, ("data", "fsdp")), put(w, *w_spec), put(bias, None),
                          put(targets, ("data", "fsdp")), jax.tree.map(lambda g: put(g, ("data", "fsdp")), gradients),
-                         chunk=4, spec=w_spec)
+                         chunk=4, spec=P(("data", "fsdp"), None, None), w_spec=w_spec)
   close(got, want, 1e-5)
+
+
+def test_time_and_batch_may_both_be_sharded():
+  mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "sequence"), axis_types=(AxisType.Auto,) * 3)
+  h, w, bias, targets, gradients = inputs(B=4, T=12, D=8, V=32)
+  want = value_and_pull(h, w, bias, targets, gradients, implementation="reference", softcap=3.0)
+  with jax.set_mesh(mesh):
+    put = lambda x: jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp"), "sequence")))
+    whole = lambda x: jax.device_put(x, NamedSharding(mesh, P()))
+    got = value_and_pull(put(h), whole(w), whole(bias), put(targets), jax.tree.map(put, gradients), chunk=4, softcap=3.0,
+                         spec=P(("data", "fsdp"), "sequence", None), w_spec=P(None, "fsdp"))
+  close(got, want, 1e-5)
+
+
+def test_on_a_mesh_the_gradient_of_w_is_reduced_once_not_in_every_chunk():
+  mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+  h, w, _, targets, _ = inputs(B=8, T=12, D=8, V=32)
+  specs = dict(spec=P("fsdp", None, None), w_spec=P(None, "fsdp"))
+  loss = lambda h, w: -linear_cross_entropy(h, w, targets, chunk=2, **specs)[0].sum()
+  with jax.set_mesh(mesh):
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(h, w).compile().as_text()
+  reductions = [line for line in text.splitlines() if "all-reduce(" in line or "reduce-scatter(" in line]
+  assert "while/body" in text and len(reductions) == 1 and "while/body" not in reductions[0]
 
 
 def test_chunks_are_cut_from_time_so_a_sharded_batch_is_never_gathered():
@@ -92,7 +115,7 @@ def test_chunks_are_cut_from_time_so_a_sharded_batch_is_never_gathered():
   h, w, _, targets, _ = inputs(B=8, T=12, D=8, V=32)
   with jax.set_mesh(mesh):
     put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
-    loss = lambda h, w, targets: -linear_cross_entropy(h, w, targets, chunk=4, spec=P(None, None))[0].sum()
+    loss = lambda h, w, targets: -linear_cross_entropy(h, w, targets, chunk=4, spec=P("data", None, None))[0].sum()
     text = jax.jit(jax.grad(loss, (0, 1))).lower(put(h, "data"), put(w), put(targets, "data")).compile().as_text()
   assert "all-reduce" in text       # the gradient of w
   assert "all-gather" not in text and "all-to-all" not in text and "collective-permute" not in text

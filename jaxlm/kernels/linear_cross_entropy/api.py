@@ -3,21 +3,15 @@
 Axes: B batch, T time, D d_model, V vocabulary.
 """
 
-import functools
+import math
 
 import jax
 
-from jaxlm.kernels.linear_cross_entropy import blocks, reference, xla
-
-
-@functools.cache
-def _constraint(spec):
-  """The same function for the same spec, so that jit and custom_vjp caches recognise it."""
-  return lambda x: jax.lax.with_sharding_constraint(x, spec)
+from jaxlm.kernels.linear_cross_entropy import blocks, reference, sharded, xla
 
 
 def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: float | None = None,
-                         chunk: int | None = None, implementation: str | None = None, spec=None):
+                         chunk: int | None = None, implementation: str | None = None, spec=None, w_spec=None):
   """log_prob = s_y - log_z, log_z = logsumexp_v s_v, s = c tanh(a / c), a = h w^T + bias. Float32.
 
   h_BTD, w_VD: same dtype, products with float32 sums. targets_BT: int32 y in [0, V). Returns (log_prob_BT, log_z_BT),
@@ -25,8 +19,8 @@ def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: 
   chunk: positions of T whose logits exist at a time, forward and backward; the gradient of w is summed in
     float32 over them. None: by size, dense when all logits are small.
   implementation: None, "reference" (dense), "xla" (by chunks).
-  spec: PartitionSpec of w under the context mesh; pins the sum of dw to w's layout. h may be sharded over B,
-    w over V or D; T must not be sharded (chunks are cut from it).
+  spec, w_spec: PartitionSpecs of h and w under the context mesh. With spec each device works on its own rows and
+    sums its own dw; w is gathered and dw scattered once. Without it the partitioner decides.
   """
   B, T, D = h_BTD.shape
   V = w_VD.shape[0]
@@ -39,13 +33,17 @@ def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: 
   if implementation == "reference" and chunk is not None:
     raise NotImplementedError(f"linear_cross_entropy 'reference' holds all logits: chunk {chunk} needs 'xla'")
   mesh = jax.sharding.get_abstract_mesh()
-  devices = max(1, mesh.size)
+  split = 1 if mesh.size <= 1 or spec is None else math.prod(
+      mesh.shape[name] for part in spec[:2] for name in sharded.names(part))
+  devices = max(1, mesh.size if spec is None else split)
   small = chunk is None and 4 * B * T * V <= blocks.DENSE_BYTES * devices
-  if implementation == "reference" or (implementation is None and small):
+  if implementation == "reference" or (implementation is None and small and split == 1):
     log_prob_BT, log_z_BT = reference.linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, softcap=softcap)
   else:
-    constrain = _constraint(spec) if spec is not None and devices > 1 else xla.unchanged
-    log_prob_BT, log_z_BT = xla.linear_cross_entropy(
-        h_BTD, w_VD, bias_V, targets_BT, softcap=softcap, chunk=chunk or blocks.chunk_length(B, T, V, devices),
-        constrain=constrain)
+    chunk = chunk or blocks.chunk_length(B, T, V, devices)
+    if split > 1:
+      log_prob_BT, log_z_BT = sharded.linear_cross_entropy(
+          h_BTD, w_VD, bias_V, targets_BT, softcap=softcap, chunk=chunk, spec=spec, w_spec=w_spec)
+    else:
+      log_prob_BT, log_z_BT = xla.linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, softcap=softcap, chunk=chunk)
   return log_z_BT if targets_BT is None else (log_prob_BT, log_z_BT)

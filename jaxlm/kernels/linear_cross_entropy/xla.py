@@ -32,12 +32,8 @@ def _join(x_nBQ, T: int):
   return x_BnQ.reshape(x_BnQ.shape[0], -1, *x_BnQ.shape[3:])[:, :T]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _op(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk: int, constrain):
-  return _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, constrain)[0]
-
-
-def _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, constrain):
+def forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk: int):
+  """(log_prob_BT, log_z_BT), or (None, log_z_BT) without targets."""
   T = h_BTD.shape[1]
   h_padded = _pad(h_BTD, chunk)
   targets_padded = None if targets_BT is None else _pad(targets_BT, chunk)
@@ -46,12 +42,11 @@ def _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, constrain):
     return None, dense(_cut(h_padded, n, chunk), w_VD, bias_V, _cut(targets_padded, n, chunk), softcap=softcap)
 
   _, outs = jax.lax.scan(step, None, jnp.arange(h_padded.shape[1] // chunk))
-  log_prob_BT, log_z_BT = jax.tree.map(lambda x: _join(x, T), outs)
-  return (log_prob_BT, log_z_BT), (h_BTD, w_VD, bias_V, targets_BT, log_z_BT)
+  return jax.tree.map(lambda x: _join(x, T), outs)
 
 
-def _backward(softcap, chunk, constrain, residuals, gradients):
-  h_BTD, w_VD, bias_V, targets_BT, log_z_BT = residuals
+def backward(h_BTD, w_VD, bias_V, targets_BT, log_z_BT, gradients, softcap, chunk: int):
+  """(dh in h's dtype, dw float32, dbias float32 or None)."""
   g_BT, z_BT = gradients
   T, V = h_BTD.shape[1], w_VD.shape[0]
   of_p_BT = z_BT if g_BT is None else z_BT - g_BT          # 0 at padded positions, hence no gradient there
@@ -69,22 +64,34 @@ def _backward(softcap, chunk, constrain, residuals, gradients):
       da_BQV *= 1 - jnp.square(s_BQV / softcap)
     da = da_BQV.astype(w_VD.dtype)
     dh_BQD = jnp.einsum("bqv,vd->bqd", da, w_VD, preferred_element_type=jnp.float32).astype(h.dtype)
-    dw_VD = constrain(dw_VD + jnp.einsum("bqv,bqd->vd", da, h_BQD, preferred_element_type=jnp.float32))
+    dw_VD = dw_VD + jnp.einsum("bqv,bqd->vd", da, h_BQD, preferred_element_type=jnp.float32)
     dbias_V = None if dbias_V is None else dbias_V + jnp.sum(da_BQV, (0, 1))
     return (dw_VD, dbias_V), dh_BQD
 
-  zeros = (constrain(jnp.zeros(w_VD.shape, jnp.float32)), None if bias_V is None else jnp.zeros(V, jnp.float32))
+  zeros = (jnp.zeros(w_VD.shape, jnp.float32), None if bias_V is None else jnp.zeros(V, jnp.float32))
   (dw_VD, dbias_V), dh = jax.lax.scan(step, zeros, jnp.arange(h.shape[1] // chunk))
-  return (_join(dh, T), dw_VD.astype(w_VD.dtype), None if bias_V is None else dbias_V.astype(bias_V.dtype), None)
+  return _join(dh, T), dw_VD, dbias_V
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _op(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk: int):
+  return forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk)
+
+
+def _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk):
+  out = forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk)
+  return out, (h_BTD, w_VD, bias_V, targets_BT, out[1])
+
+
+def _backward(softcap, chunk, residuals, gradients):
+  h_BTD, w_VD, bias_V, targets_BT, log_z_BT = residuals
+  dh, dw, dbias = backward(h_BTD, w_VD, bias_V, targets_BT, log_z_BT, gradients, softcap, chunk)
+  return dh, dw.astype(w_VD.dtype), None if bias_V is None else dbias.astype(bias_V.dtype), None
 
 
 _op.defvjp(_forward, _backward)
 
 
-def unchanged(x):
-  return x
-
-
-def linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, *, softcap, chunk: int, constrain=unchanged):
-  """As reference.linear_cross_entropy. constrain: applied to the float32 sum of dw, to pin its sharding."""
-  return _op(h_BTD, w_VD, bias_V, targets_BT, softcap, min(chunk, h_BTD.shape[1]), constrain)
+def linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, *, softcap, chunk: int):
+  """As reference.linear_cross_entropy, on one device or as the partitioner likes."""
+  return _op(h_BTD, w_VD, bias_V, targets_BT, softcap, min(chunk, h_BTD.shape[1]))

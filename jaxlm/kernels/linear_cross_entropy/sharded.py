@@ -1,0 +1,80 @@
+"""The op on a mesh: each device keeps its own rows, gathers w once and scatters dw once, whatever the chunking.
+
+Left to the partitioner, the running sum of dw over chunks is reduced over the mesh in every chunk.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from jaxlm.kernels.linear_cross_entropy import xla
+
+
+def names(part) -> tuple[str, ...]:
+  return () if part is None else (part,) if isinstance(part, str) else tuple(part)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _op(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, spec, w_spec):
+  return _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, spec, w_spec)[0]
+
+
+def _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, spec, w_spec):
+  rows, columns, manual = P(*spec[:2]), _columns(spec, w_spec, w_VD), _manual(spec)
+
+  def local(h_BTD, w_VD, bias_V, targets_BT):
+    return xla.forward(h_BTD, _whole(w_VD, columns), bias_V, targets_BT, softcap, min(chunk, h_BTD.shape[1]))
+
+  # Optional arguments are None in their spec too: shard_map takes any pytree prefix.
+  out = jax.shard_map(local, in_specs=(P(*spec[:2], None), P(None, columns or None), P(), rows), out_specs=rows,
+                      axis_names=manual, check_vma=False)(h_BTD, w_VD, bias_V, targets_BT)
+  return out, (h_BTD, w_VD, bias_V, targets_BT, out[1])
+
+
+def _backward(softcap, chunk, spec, w_spec, residuals, gradients):
+  h_BTD, w_VD, bias_V, targets_BT, log_z_BT = residuals
+  rows, columns, manual = P(*spec[:2]), _columns(spec, w_spec, w_VD), _manual(spec)
+
+  def local(h_BTD, w_VD, bias_V, targets_BT, log_z_BT, gradients):
+    dh, dw, dbias = xla.backward(h_BTD, _whole(w_VD, columns), bias_V, targets_BT, log_z_BT, gradients, softcap,
+                                 min(chunk, h_BTD.shape[1]))
+    dw = dw.astype(w_VD.dtype)       # as parameters are gathered, so their gradients are reduced
+    if columns:
+      dw = jax.lax.psum_scatter(dw, columns, scatter_dimension=1, tiled=True)
+    rest = tuple(sorted(manual - set(columns)))
+    dw = jax.lax.psum(dw, rest) if rest else dw
+    return dh, dw, None if dbias is None else jax.lax.psum(dbias, tuple(sorted(manual)))
+
+  dh, dw, dbias = jax.shard_map(
+      local, in_specs=(P(*spec[:2], None), P(None, columns or None), P(), rows, rows, rows),
+      out_specs=(P(*spec[:2], None), P(None, columns or None), P()), axis_names=manual, check_vma=False)(
+          h_BTD, w_VD, bias_V, targets_BT, log_z_BT, gradients)
+  return dh, dw, None if bias_V is None else dbias.astype(bias_V.dtype), None
+
+
+_op.defvjp(_forward, _backward)
+
+
+def _whole(w_VD, columns):
+  return jax.lax.all_gather(w_VD, columns, axis=1, tiled=True) if columns else w_VD
+
+
+def _manual(spec) -> set[str]:
+  """Mesh axes of h's rows: the ones this file handles. Others (a vocabulary over `tensor`) stay the partitioner's."""
+  return {name for part in spec[:2] for name in names(part)}
+
+
+def _columns(spec, w_spec, w_VD) -> tuple[str, ...]:
+  """Axes over which w's columns are split, where they are among the rows' axes and divide D."""
+  found = tuple(name for name in names((tuple(w_spec or ()) + (None, None))[1]) if name in _manual(spec))
+  mesh = jax.sharding.get_abstract_mesh()
+  return found if w_VD.shape[1] % math.prod(mesh.shape[name] for name in found) == 0 else ()
+
+
+def linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, *, softcap, chunk: int, spec, w_spec=None):
+  """As reference.linear_cross_entropy. spec: of h (B, T, D); w_spec: of w (V, D). chunk: of a device's own T."""
+  targets_BT = jnp.zeros(h_BTD.shape[:2], jnp.int32) if targets_BT is None else targets_BT
+  return _op(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, P(*spec), None if w_spec is None else P(*w_spec))
