@@ -14,6 +14,9 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule) -> str | None:
   """None, or the sentence that says why not. q, k, v: anything with shape and dtype."""
   if target_platform() != "tpu":
     return f"the trace is for {target_platform()}, splash attention needs a TPU"
+  precision = jax.config.jax_default_matmul_precision
+  if q.dtype != jnp.float32 and precision not in (None, "default", "bfloat16", "fastest"):
+    return f"its {q.dtype} products do not compile with jax_default_matmul_precision={precision!r}"
   if biases or rule.softmax1:
     return "biases and softmax1 are not in its kernel"
   if not rule.contiguous:
@@ -50,7 +53,7 @@ def _attention(q_BTNH, k_BSKH, v_BSKF, segment_ids_BT, *, rule: Rule, block: int
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
   kernel = _kernel(T, N // K, rule, block)
-  q_BKGTH = (q_BTNH * rule.scale).astype(q_BTNH.dtype).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+  q_BKGTH = (q_BTNH * jnp.asarray(rule.scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
   segments = None if segment_ids_BT is None else SegmentIds(segment_ids_BT, segment_ids_BT)
   over_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
   o_BKGTF = jax.vmap(over_heads, in_axes=(0, 0, 0, None if segments is None else 0))(
