@@ -1,0 +1,102 @@
+"""`jaxlm convert`: there and back, from runs too, and what it refuses without a traceback."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from jaxlm.interop import convert, huggingface, weights
+from jaxlm.interop.golden.case import Case
+from jaxlm.interop.golden.decoder import NOT_THEIRS
+from jaxlm.interop.huggingface.files import read_weights, write_weights
+from jaxlm.interop.huggingface.table import flatten
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "decoder"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+  """A Hugging Face folder as the library writes it."""
+  case = Case(GOLDEN / "llama_yarn_tied.npz")
+  folder = tmp_path / "hf"
+  write_weights(folder, case.group("param"))
+  config = {k: v for k, v in case.config.items() if k not in NOT_THEIRS}
+  config |= {"architectures": [case.config["architecture"]], "model_type": "llama", "torch_dtype": "float32",
+             "attention_dropout": 0.0, "bos_token_id": 1, "use_cache": True, "transformers_version": "5.0.0"}
+  (folder / "config.json").write_text(json.dumps(config))
+  return folder
+
+
+def refused(capsys, *argv) -> str:
+  assert convert.main([*map(str, argv)]) == 2
+  captured = capsys.readouterr()
+  assert "Traceback" not in captured.err
+  return captured.err
+
+
+def test_there_and_back_is_the_same_checkpoint_bit_for_bit(checkpoint, tmp_path, capsys):
+  assert convert.main(["--from", "hf", str(checkpoint), "--to", str(tmp_path / "ours")]) == 0
+  assert convert.main(["--from", str(tmp_path / "ours"), "--to", "hf", str(tmp_path / "back"), "--seq-len", "64"]) == 0
+  assert "LlamaForCausalLM" in capsys.readouterr().out
+  want, got = read_weights(checkpoint), read_weights(tmp_path / "back")
+  assert set(want) == set(got) and all(want[k].tobytes() == got[k].tobytes() for k in want)
+  config = json.loads((tmp_path / "back" / "config.json").read_text())
+  assert config["rope_parameters"]["factor"] == 4.0 and config["max_position_embeddings"] == 64
+  model, params = weights.load(tmp_path / "ours")
+  assert model == huggingface.read_config(json.loads((checkpoint / "config.json").read_text()))
+  assert params["blocks"]["mixer"]["w_q"].shape == (2, 32, 4, 8)
+
+
+def test_a_dry_run_prints_the_mapping_and_writes_nothing(checkpoint, tmp_path, capsys):
+  assert convert.main(["--from", "hf", str(checkpoint), "--to", str(tmp_path / "ours"), "--dry-run"]) == 0
+  out = capsys.readouterr().out.splitlines()
+  line = next(line.split() for line in out if "q_proj" in line)
+  assert line[0] == "model.layers.{layer}.self_attn.q_proj.weight" and line[-1] == "blocks/mixer/w_q"
+  assert not (tmp_path / "ours").exists()
+
+
+def test_dtype_is_that_of_what_is_written(checkpoint, tmp_path):
+  assert convert.main(["--from", "hf", str(checkpoint), "--to", str(tmp_path / "b"), "--dtype", "bfloat16"]) == 0
+  assert {str(a.dtype) for a in read_weights(tmp_path / "b").values()} == {"bfloat16"}
+
+
+def test_the_newest_and_a_named_step_of_a_run_are_exported(checkpoint, tmp_path, capsys):
+  import orbax.checkpoint as ocp
+  hf = json.loads((checkpoint / "config.json").read_text())
+  model, params = huggingface.read_config(hf), huggingface.import_params(hf, read_weights(checkpoint))
+  run = tmp_path / "run"
+  run.mkdir()
+  (run / "config.json").write_text(json.dumps({"seed": 0, "model": {"kind": "decoder"} | weights.tagged(model)}))
+  with ocp.CheckpointManager(run / "checkpoints") as manager:
+    for step in (1, 2):
+      scaled = {k: step * v for k, v in flatten(params).items()}
+      manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(
+          {"params": weights.unflatten(scaled), "step": np.int32(step), "ema": None})))
+    manager.wait_until_finished()
+  assert convert.main(["--from", str(run), "--to", "hf", str(tmp_path / "new")]) == 0
+  assert convert.main(["--from", str(run), "--to", "hf", str(tmp_path / "old"), "--step", "1"]) == 0
+  want = read_weights(checkpoint)
+  for folder, step in (("old", 1), ("new", 2)):
+    got = read_weights(tmp_path / folder)
+    assert set(got) == set(want) and all(np.array_equal(got[k], step * want[k]) for k in want)
+  assert "steps: 1, 2" in refused(capsys, "--from", run, "--to", tmp_path / "x", "--step", 7)
+  assert "ema_decay" in refused(capsys, "--from", run, "--to", tmp_path / "x", "--ema")
+
+
+def test_wrong_input_is_answered_with_a_sentence(checkpoint, tmp_path, capsys):
+  out = tmp_path / "out"
+  assert "config.json does not exist" in refused(capsys, "--from", "hf", tmp_path / "nowhere", "--to", out)
+  assert "neither a run folder" in refused(capsys, "--from", checkpoint, "--to", out)
+  assert "nothing to convert" in refused(capsys, "--from", "hf", checkpoint, "--to", "hf", out)
+  assert "wanted `--from hf DIR`" in refused(capsys, "--from", "HF", checkpoint, "--to", out)
+  assert "not an empty folder" in refused(capsys, "--from", "hf", checkpoint, "--to", checkpoint)
+  assert "--ema" in refused(capsys, "--from", "hf", checkpoint, "--to", out, "--ema")
+  config = json.loads((checkpoint / "config.json").read_text())
+  (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+  assert "left over model.layers.1." in refused(capsys, "--from", "hf", checkpoint, "--to", out)
+  (checkpoint / "config.json").write_text(json.dumps(config | {"mystery": 1}))
+  assert "'mystery'" in refused(capsys, "--from", "hf", checkpoint, "--to", out)
+  assert convert.main(["--from", "hf", str(checkpoint), "--to", str(out), "--ignore-field", "mystery"]) == 0
+  (out / "model.json").write_text("{")
+  assert "model.json is not JSON" in refused(capsys, "--from", out, "--to", "hf", tmp_path / "z")
