@@ -1,0 +1,149 @@
+"""Checks of the LaCT arrays: operators, layer, language model, view synthesis, video.
+
+Tolerances are those of the golden README: max |a - b| <= rtol_max * max |b| per array.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.interop.golden.case import Tolerance
+from jaxlm.kernels.fast_weight_chunk import (
+    Causal,
+    Rule,
+    accumulate,
+    apply_update,
+    bidirectional,
+    fast_weight_chunk,
+    initial_state,
+    interleaved_video,
+    read,
+)
+from jaxlm.kernels.newton_schulz import LANGUAGE, coefficients, newton_schulz
+
+NAMES = ("w0", "w1", "w2", "q", "k", "v", "lr0", "lr1", "lr2")
+
+
+def relative(value):
+  return Tolerance(rtol_max=value)
+
+
+def newton_schulz_batches(case):
+  """(system lact, kind newton_schulz): both coefficient sets, float32 and bfloat16, singular values."""
+  for i in range(len(case.config["shapes"])):
+    g_BMN = case[f"in/G{i}"]
+    views = tuple(case.config["nvs_coefficients"])
+    sets = {"lm": LANGUAGE, "nvs": (views,) * 5, "nvs_f32_steps3": (views,) * 3}
+    for name in ("lm", "nvs"):
+      case.compare(f"out/{name}_f32_{i}", newton_schulz(g_BMN, sets[name]), relative(1e-5))
+      case.compare(f"out/{name}_bf16_{i}", newton_schulz(g_BMN, sets[name], dtype="bfloat16"), relative(1e-1))
+    case.compare(f"out/nvs_f32_steps3_{i}", newton_schulz(g_BMN, sets["nvs_f32_steps3"]), relative(1e-5))
+    values = lambda x: np.linalg.svd(np.asarray(x, np.float64), compute_uv=False)
+    case.compare(f"out/svals_in_{i}", values(g_BMN), relative(1e-5))
+    case.compare(f"out/svals_lm_f32_{i}", values(newton_schulz(g_BMN, LANGUAGE)), relative(1e-5))
+
+
+def op(case):
+  """(lact, op): the causal language operator."""
+  cfg = case.config
+  casts = cfg["official_casts"]
+  rule = Rule(
+      muon=LANGUAGE if cfg["use_muon"] else None,
+      muon_dtype="bfloat16" if casts else None,
+      prenorm=cfg["variant"] == "prenorm",
+      fused=cfg["fused_semantics"],
+      dtype="bfloat16" if casts else None)
+  names = NAMES + (("momentum",) if cfg["use_momentum"] else ())
+  _operator(case, rule, Causal(cfg["chunk_size"]), names, bfloat16=casts)
+
+
+def bidirectional_op(case):
+  """(lact, bidirectional_op): learn all, read all; also the published form with its defect (spec section 9)."""
+  cfg = case.config
+  rule = Rule(muon=LANGUAGE if cfg["use_muon"] else None)
+  if not cfg["use_muon"] or cfg["muon_semantics"] == "corrected":
+    _operator(case, rule, bidirectional(case["in/q"].shape[1]), NAMES)
+    return
+
+  def as_published(weights, q, k, v, eta, beta, *, schedule, rule):
+    """W <- NS(step) + step: the initial weights survive in the step and the norms only. Shown, not offered."""
+    state = initial_state(rule, weights, momentum=False)
+    delta = accumulate(rule, weights, k, v, eta)
+    lost = state._replace(current=delta)
+    state = apply_update(rule, lost, delta)
+    return read(rule, state.current, q), state
+
+  _operator(case, rule, None, NAMES, run_op=as_published)
+
+
+def nvs_op(case):
+  """(lact, nvs_op): update/apply lists; weights are stored transposed and norms are detached."""
+  cfg = case.config
+  casts = cfg["official_casts"]
+  rule = Rule(muon=coefficients("views", cfg["muon_update_steps"]), muon_dtype="bfloat16" if casts else None,
+              detach_norms=True)
+  _operator(case, rule, cfg["op_order"], NAMES, transposed=True, bfloat16=False, muon_bfloat16=casts)
+
+
+def video_op(case):
+  """(lact, video_op): the interleaved noise/clean schedule and its chunk attention."""
+  cfg = case.config
+  schedule = interleaved_video(cfg["chunk"], cfg["noise_repeats"], cfg["num_chunks"])
+  _operator(case, Rule(muon=coefficients("views") if cfg["use_muon"] else None), schedule, NAMES)
+
+
+def _operator(case, rule, schedule, names, *, transposed=False, bfloat16=False, muon_bfloat16=False,
+              run_op=fast_weight_chunk):
+  """Output, final state and all gradients of one operator case (one head: B' of the file is our B)."""
+  double = case["in/q"].dtype == np.float64
+  turn = (lambda x: x.mT) if transposed else (lambda x: x)
+
+  def run(arrays):
+    a = {name: x[:, None] for name, x in arrays.items()}
+    if bfloat16:
+      a.update({name: a[name].astype(jnp.bfloat16) for name in "qkv"})
+    out, state = run_op(
+        tuple(turn(a[n]) for n in ("w0", "w1", "w2")), a["q"], a["k"], a["v"], (a["lr0"], a["lr1"], a["lr2"]),
+        a["momentum"][..., 0] if "momentum" in a else None, schedule=schedule, rule=rule)
+    return out[:, 0].astype(arrays["q"].dtype), state
+
+  with jax.enable_x64(double):
+    arrays = {name: jnp.asarray(case[f"in/{name}"]) for name in names}
+    out, vjp, state = jax.vjp(run, arrays, has_aux=True)
+    grads, = vjp(jnp.asarray(case["in/cotangent"]))
+    out, grads, state = jax.device_get((out, grads, state))
+
+  muon = rule.muon is not None and len(rule.muon) > 0
+  out_limit, grad_limit = (1e-4, 1e-3) if muon else (1e-5, 1e-5)
+  if double:
+    out_limit, grad_limit = (1e-11, 1e-10) if muon else (1e-12, 1e-12)
+  if bfloat16:
+    out_limit, grad_limit = 2e-2, 4e-2
+  if muon_bfloat16:
+    out_limit, grad_limit = 1e-1, None
+  if case.config["kind"] == "video_op":
+    grad_limit = max(grad_limit, 1e-4)
+
+  if bfloat16 and muon:                               # chaotic: norms and direction only
+    _statistical(case, "out/o", out, cosine=0.9)
+    for name in names:
+      case.require(f"grad/{name}", bool(np.all(np.isfinite(grads[name]))), "not finite")
+    return
+  case.compare("out/o", out, relative(out_limit))
+  for field, trees in (("w", state.current), ("m", state.momentum), ("main", state.master)):
+    for index, value in enumerate(trees or ()):
+      key = f"out/final_{field}{index}"
+      if key in case:
+        case.compare(key, turn(value[:, 0]), relative(out_limit))
+  for name in names:
+    if grad_limit is None:
+      case.skip(f"grad/{name}", "gradients of bfloat16 Newton-Schulz are not compared (golden README)")
+    else:
+      case.compare(f"grad/{name}", grads[name], relative(grad_limit))
+
+
+def _statistical(case, key, got, cosine):
+  got, want = np.asarray(got, np.float64).ravel(), np.asarray(case[key], np.float64).ravel()
+  size = np.linalg.norm(got) / np.linalg.norm(want)
+  align = got @ want / (np.linalg.norm(got) * np.linalg.norm(want))
+  case.require(key, bool(0.8 < size < 1.25 and align > cosine), f"norm ratio {size:.3f}, cosine {align:.3f}")

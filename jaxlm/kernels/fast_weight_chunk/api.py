@@ -1,0 +1,182 @@
+"""Large-chunk test-time training: weights that are learned from keys and values, chunk by chunk, and read by queries."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from jaxlm.kernels.fast_weight_chunk import reference, xla
+from jaxlm.kernels.fast_weight_chunk.rule import Causal, FastWeights, Item, Rule, initial_state
+
+IMPLEMENTATIONS = ("xla", "reference")
+
+
+def fast_weight_chunk(weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT=None, *, schedule, rule=Rule(), segment_ids_BT=None,
+                      state=None, implementation=None, spec=None):
+  """W <- norm(W + U(sum_t eta_t grad <f_W(k_t), v_t>)) once per chunk; o_t = f_W(q_t). Returns (o_BNTH, FastWeights).
+
+  weights: 'swiglu' (w0_BNFH, w1_BNHF, w2_BNFH), 'linear' (w_BNHH,); float32 (or float64), as the whole state is.
+  eta: one (B, N, T, E) array per matrix, float32, E = 1, or one rate per channel of what it multiplies: k for w0 and
+    w2 (E = H), the hidden layer for w1 (E = F).
+  beta_BNT: momentum of each token in [0, 1]; None: no momentum.
+  schedule: `Causal(chunk)`, or a sequence of `Item`s, run in order with update before apply. See `bidirectional`,
+    `view_synthesis`, `interleaved_video`. Tokens that no item applies to get zeros.
+  segment_ids_BT: int32, causal only, 0 is padding. Given: fast weights start again with every document and padding
+    does not teach. None: one state runs through the whole row whatever it holds, as the official code does.
+  state: continue from here instead of from `weights` (listed schedules).
+  spec: PartitionSpec of (B, N, T) under the context mesh. An axis on T splits the tokens *within* each chunk and sums
+    the steps over it; B and N need no communication.
+
+  Differentiable in everything but segment ids, to any order in reverse mode. Memory of the gradient: one chunk of
+  (T, F) work arrays, and the weights at each chunk's start.
+  """
+  name = implementation or "xla"
+  if name not in IMPLEMENTATIONS:
+    raise NotImplementedError(f"fast_weight_chunk has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}")
+  _check(weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, rule)
+  weights, eta = tuple(weights), tuple(eta)
+  if isinstance(schedule, Causal):
+    if state is not None:
+      raise ValueError("a causal schedule starts from `weights`; to continue a sequence use accumulate and apply_update")
+    if name == "reference":
+      return reference.causal(rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, schedule, segment_ids_BT)
+    return _causal(rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, schedule.chunk, segment_ids_BT, spec)
+  if segment_ids_BT is not None:
+    raise ValueError("segment_ids_BT needs schedule=Causal(...): a listed schedule says itself which tokens belong together")
+  items = _checked_items(schedule, q_BNTH.shape[2])
+  state = initial_state(rule, weights, momentum=beta_BNT is not None) if state is None else state
+  run = reference.fast_weight_chunk if name == "reference" else xla.listed
+  return run(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items)
+
+
+def accumulate(rule: Rule, weights, k_BNTH, v_BNTH, eta):
+  """sum_t eta_t grad <f_W(k_t), v_t>: the step of a chunk, or of any part of one (the parts add up)."""
+  return xla.step(rule, weights, k_BNTH, v_BNTH, eta)
+
+
+def bidirectional(length: int) -> tuple[Item, ...]:
+  """Learn everything, then read everything."""
+  return (Item(0, length, True, True),)
+
+
+def view_synthesis(num_input_tokens: int, length: int) -> tuple[Item, ...]:
+  """Learn the input views once; inputs and targets read the learned weights. Targets never teach."""
+  return (Item(0, num_input_tokens, True, False), Item(0, length, False, True))
+
+
+def interleaved_video(chunk: int, num_repeats: int, num_chunks: int) -> tuple[Item, ...]:
+  """[noise_1 x R, clean_1, noise_2 x R, ..., noise_K x R]: learn each clean chunk, then read it and the noise after it."""
+  for what, value in (("chunk", chunk), ("num_repeats", num_repeats), ("num_chunks", num_chunks)):
+    if value < 1:
+      raise ValueError(f"{what} = {value} of the video schedule is not positive")
+  noise, period = chunk * num_repeats, chunk * (num_repeats + 1)
+  items = [Item(0, noise, False, True)]
+  for start in range(noise, noise + period * (num_chunks - 1), period):
+    items += [Item(start, start + chunk, True, False), Item(start, start + period, False, True)]
+  return tuple(items)
+
+
+def _causal(rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, chunk, ids_BT, spec):
+  length = q_BNTH.shape[2]
+  full = max(0, -(-length // chunk) - 1)              # chunks that are learned; the rest is only read
+  at = full * chunk
+  split = lambda x, axis: jnp.moveaxis(
+      x.reshape(*x.shape[:axis], full, chunk, *x.shape[axis + 1:]), axis, 0)
+  by_head = lambda x: None if x is None else split(x[:, :, :at], 2)
+  by_row = None if ids_BT is None else split(ids_BT[:, :at], 1)
+  chunks = (by_head(q_BNTH), by_head(k_BNTH), by_head(v_BNTH), tuple(map(by_head, eta)), by_head(beta_BNT), by_row,
+            None if by_row is None else by_row[:, :, -1])
+  tail = (q_BNTH[:, :, at:], None if ids_BT is None else ids_BT[:, at:])
+
+  axis = _sequence_axis(spec)
+  if axis is None:
+    o_CBNTH, tail_BNTH, state = xla.causal(rule, weights, chunks, tail)
+  else:
+    o_CBNTH, tail_BNTH, state = _sharded(rule, weights, chunks, tail, chunk, spec, axis)
+  parts = [tail_BNTH.astype(v_BNTH.dtype)]
+  if full:
+    o_BNCTH = jnp.moveaxis(o_CBNTH, 0, 2)
+    parts.insert(0, o_BNCTH.reshape(*o_BNCTH.shape[:2], at, o_BNCTH.shape[-1]))
+  return jnp.concatenate(parts, 2), state
+
+
+def _sharded(rule, weights, chunks, tail, chunk, spec, axis):
+  """`xla.causal` under shard_map, the tokens of every chunk split over mesh axis `axis`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  batch, heads = (tuple(spec) + (None, None))[:2]
+  size, num_heads = mesh.shape[axis], weights[0].shape[1]
+  if chunk % size:
+    raise ValueError(f"chunk {chunk} is not a multiple of the {size} devices of mesh axis {axis!r} that share it; "
+                     f"use chunk {-(-chunk // size) * size} or mesh.{axis}=1")
+  if num_heads % _axis_size(mesh, heads):
+    raise ValueError(f"{num_heads} fast-weight heads do not divide over the {_axis_size(mesh, heads)} devices of mesh "
+                     f"axis {heads!r}; use mesh.{heads}=1 or a multiple")
+  if weights[0].shape[0] % _axis_size(mesh, batch):
+    batch = None                                      # a lone row (initialisation) is computed by everyone
+  q_BNTH, ids_BT = tail
+  length = q_BNTH.shape[2]
+  pad = -length % size
+  q_BNTH = jnp.pad(q_BNTH, ((0, 0), (0, 0), (0, pad), (0, 0)))
+  ids_BT = None if ids_BT is None else jnp.pad(ids_BT, ((0, 0), (0, pad)))
+  head, token = P(batch, heads), P(batch, heads, axis)
+  lead = lambda s: P(None, *s)
+  pick = lambda tree, s: jax.tree.map(lambda _: s, tree)
+  q, k, v, eta, beta, ids, last = chunks
+  in_specs = (pick(weights, head),
+              (lead(token), lead(token), lead(token), pick(eta, lead(token)), pick(beta, lead(token)),
+               pick(ids, P(None, batch, axis)), pick(last, P(None, batch))),
+              (token, pick(ids_BT, P(batch, axis))))
+  count = len(weights)
+  state_specs = FastWeights((head,) * count, (head,) * count if rule.prenorm else None,
+                            (head,) * count if beta is not None else None, (head,) * count)
+  empty = q.shape[0] == 0
+  fn = jax.shard_map(
+      lambda *args: xla.causal(rule, *args, axis_name=axis), in_specs=in_specs,
+      out_specs=(None if empty else lead(token), token, state_specs))
+  o_CBNTH, tail_BNTH, state = fn(weights, chunks, (q_BNTH, ids_BT))
+  return o_CBNTH, tail_BNTH[:, :, :length], state
+
+
+def _sequence_axis(spec):
+  """The mesh axis that splits T, or None where nothing does."""
+  axis = spec[2] if spec is not None and len(spec) > 2 else None
+  axis = axis[0] if isinstance(axis, tuple) and len(axis) == 1 else axis
+  mesh = jax.sharding.get_abstract_mesh()
+  if axis is None or mesh.size <= 1 or mesh.shape[axis] == 1:
+    return None
+  return axis
+
+
+def _axis_size(mesh, axes):
+  size = 1
+  for axis in (axes if isinstance(axes, tuple) else (axes,)):
+    size *= mesh.shape[axis] if axis is not None else 1
+  return size
+
+
+def _checked_items(schedule, length):
+  items = tuple(Item(*item) for item in schedule)
+  for index, item in enumerate(items):
+    if not 0 <= item.start < item.stop <= length:
+      raise ValueError(f"schedule item {index} covers tokens {item.start}..{item.stop} of a sequence of {length}; "
+                       f"0 <= start < stop <= {length} is needed")
+  return items
+
+
+def _check(weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, rule):
+  count = {"swiglu": 3, "linear": 1}[rule.network]
+  if len(weights) != count or len(eta) != count:
+    raise ValueError(f"a {rule.network} fast weight has {count} matrices and rates, got {len(weights)} and {len(eta)}")
+  B, N, T, H = q_BNTH.shape
+  want = [(B, N, H, H)] if count == 1 else [(B, N, w, h) for w, h in (
+      (weights[0].shape[2], H), (H, weights[0].shape[2]), (weights[0].shape[2], H))]
+  for index, (weight, shape) in enumerate(zip(weights, want)):
+    if weight.shape != shape:
+      raise ValueError(f"fast weight {index} has shape {weight.shape}, wanted {shape} for queries {q_BNTH.shape}")
+  if k_BNTH.shape != (B, N, T, H) or v_BNTH.shape != (B, N, T, H):
+    raise ValueError(f"q, k, v must agree: {q_BNTH.shape}, {k_BNTH.shape}, {v_BNTH.shape}")
+  for index, rate in enumerate(eta):
+    width = weights[0].shape[2] if index == 1 else H
+    if rate.shape[:3] != (B, N, T) or rate.shape[3] not in (1, width):
+      raise ValueError(f"eta {index} has shape {rate.shape}, wanted {(B, N, T)} and 1 or {width} rates per token")
+  if beta_BNT is not None and beta_BNT.shape != (B, N, T):
+    raise ValueError(f"beta has shape {beta_BNT.shape}, wanted {(B, N, T)}")
