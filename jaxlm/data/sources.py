@@ -188,7 +188,7 @@ def _prepared(source: str, name: str) -> Corpus:
     raise DataError(f"data set {name!r} is not in {data_dir()}; make it with `jaxlm data prepare {name}`, or set "
                     f"JAXLM_DATA to the folder where it is")
   described = json.loads(manifest.read_text())
-  for split, entry in described["splits"].items():
+  for entry in described["splits"].values():
     path = folder / entry["file"]
     if not path.is_file() or path.stat().st_size != entry["file_bytes"]:
       raise DataError(f"{path} does not match {manifest}; make it again with `jaxlm data prepare {name} --force`")
