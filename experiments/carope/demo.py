@@ -6,6 +6,7 @@ Every call makes a new folder; nothing is resumed. About two minutes on 2 CPU co
 """
 
 import argparse
+import logging
 import pathlib
 import sys
 import time
@@ -38,11 +39,11 @@ def sample(workdir: pathlib.Path, row: str, num_tokens: int, seed: int = 0) -> s
 
   config, params = restore(runner.folder(workdir, "", row, 0))
   cfg = run_config(config)
-  tokenizer = cfg.data.tokenizer.build()
+  tokenizer = cfg.data.load_tokenizer()
   generator = Generator(cfg.model, params, Sampling(temperature=0.7, top_p=0.95))
-  prompt = list(tokenizer.encode(PROMPT))
+  prompt = [tokenizer.separator, *map(int, tokenizer.encode(PROMPT))]    # as every document begins
   [new] = generator.generate([prompt], num_tokens, seed=seed)
-  return tokenizer.decode([*prompt, *map(int, new)])
+  return tokenizer.decode([*prompt[1:], *map(int, new)])
 
 
 def main(argv=None) -> int:
@@ -50,6 +51,7 @@ def main(argv=None) -> int:
   parser.add_argument("--workdir", default="runs/demo", help="a new folder is made in it")
   parser.add_argument("--steps", type=int, default=None, help="training steps of each model")
   args = parser.parse_args(argv)
+  logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax warns about what a reader leaves unread
   start = time.time()
   workdir = pathlib.Path(args.workdir) / time.strftime("%Y%m%d-%H%M%S")
   try:

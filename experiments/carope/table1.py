@@ -14,7 +14,7 @@ import math
 from jaxlm.experiments import Column, Figure, Row, Scale, Table, paper
 from jaxlm.experiments.measures import perplexity_at
 
-CONFIG = "configs/carope/tiny.py"
+CONFIG = "configs/carope/paper_tiny.py"    # each scale names its own
 TRAIN, DOUBLE, QUADRUPLE = "train length", "2x", "4x"
 
 
@@ -74,7 +74,7 @@ SCALES = {
                    "train.log_every": 100, "eval.num_tokens": None}),
     "paper": Scale(
         "the paper's recipe: FineWeb-Edu, 19,000 steps of 524,288 tokens, context 512; evaluated on 2,097,152 tokens",
-        config="configs/carope/tiny.py", num_seeds=3, overrides={"eval.num_tokens": 2_097_152},
+        config="configs/carope/paper_tiny.py", num_seeds=3, overrides={"eval.num_tokens": 2_097_152},
         sizes={"tiny": {}, "small": {"model.d_model": 768, "model.num_layers": 12, "model.mixer.num_heads": 12}}),
 }
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(rest)
   except SystemExit as end:      # argparse has printed its sentence
     return int(end.code or 0)
+  logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax warns about what a reader leaves unread
   cfg = run_config(load_config(spec or _config_of(args.run), overrides))
   lengths = _lengths(args.lengths, cfg.data.seq_len)
   if args.num_tokens is not None and args.num_tokens < 1:

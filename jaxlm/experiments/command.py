@@ -1,6 +1,7 @@
 """`jaxlm table FILE --scale …`: runs a table's rows, resumes what was begun, prints ours beside theirs."""
 
 import argparse
+import logging
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ def run_table(table: Table, argv: Sequence[str] | None = None) -> int:
 def _run(table: Table, args, rows, seeds) -> int:
   from jaxlm.experiments import figure, report, runner
 
+  logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax warns about what a reader leaves unread
   workdir = pathlib.Path(args.workdir or f"runs/{table.name}/{args.scale}")
   failed = {} if args.report else runner.run_rows(table, args.scale, rows=rows, seeds=seeds, workdir=workdir)
   results = runner.results(table, args.scale, workdir)

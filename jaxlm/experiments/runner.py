@@ -150,7 +150,7 @@ def _relative(path: str) -> str:
 
 
 def _digest(row: Row, config: dict) -> str:
-  extra = [row.overrides_at(m) for m in PROBED_MULTIPLES] if row.overrides_at else []
+  extra = [override(config, row.overrides_at(m)) for m in PROBED_MULTIPLES] if row.overrides_at else []
   return hashlib.sha256(json.dumps([config, extra], sort_keys=True).encode()).hexdigest()[:16]
 
 
