@@ -116,8 +116,8 @@ CATALOG = {
     "dna-bact": Corpus("21 bacterial genomes, split by species", (
         Part("apt:bowtie-examples", "usr/share/doc/bowtie/examples/genomes/*.fna.gz", sequences.dna, licence="Artistic-2.0"),
         Part("apt:ragout-examples", "usr/share/doc/ragout/examples/*/references/*.fasta.gz", sequences.dna, licence="GPL"),
-        Part("apt:sibelia-examples", "usr/share/doc/sibelia/examples/**/*.fasta*", sequences.dna, licence="GPL-2"),
-        Part("apt:bowtie2-examples", "usr/share/doc/bowtie2/examples/example/reference/*.fa.gz", sequences.dna,
+        Part("apt:sibelia-examples", "usr/share/doc/sibelia/examples/**/*.fasta.gz", sequences.dna, licence="GPL-2"),
+        Part("apt:bowtie2-examples", "usr/share/doc/bowtie2/examples/reference/*.fa.gz", sequences.dna,
              licence="GPL-3+")), side=sequences.dna_side, max_shared=None),
     "prot-small": Corpus("20,007 protein sequences", (
         Part("apt:mmseqs2-examples", "usr/share/doc/mmseqs2/example-data/*.fasta.gz", sequences.protein,

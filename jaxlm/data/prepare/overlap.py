@@ -1,7 +1,5 @@
 """Does held-out text stand in train? Windows of 200 bytes, every 50 in held-out text, at any place in train."""
 
-import hashlib
-
 import numpy as np
 
 WINDOW, STRIDE = 200, 50

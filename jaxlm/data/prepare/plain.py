@@ -121,14 +121,13 @@ def source_file(path, name):
 
 
 def r_books(path, name):
-  """Novels of an R lazy-load file: blocks [4-byte length, zlib(serialised character vector)], cut at chapters."""
-  raw, at, number = path.read_bytes(), 0, 0
-  while at < len(raw):
-    size, plain = struct.unpack_from(">II", raw, at)
-    text = "\n".join(r_strings(zlib.decompress(raw[at + 8:at + 4 + size]))) + "\n"
-    assert len(text) <= 2 * plain
+  """Novels of an R lazy-load file: blocks [4-byte plain length, zlib(serialised character vector)], cut at chapters."""
+  raw, number = path.read_bytes(), 0
+  while raw:
+    stream = zlib.decompressobj()
+    text = "\n".join(r_strings(stream.decompress(raw[4:]))) + "\n"
     yield from cut_at(r"^(CHAPTER|Chapter) [\dIVXLC]+\.?$", f"{name}/{number}", text)
-    at, number = at + 4 + size, number + 1
+    raw, number = stream.unused_data, number + 1
 
 
 def r_strings(raw: bytes) -> list[str]:
