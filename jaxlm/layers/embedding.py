@@ -42,7 +42,6 @@ def logits(h_BTD, w_VD, softcap=None):
 
 def score(h_BTD, w_VD, targets_BT, softcap=None, chunk=None):
   """(log p(target), log z), float32 (B, T); chunk: targets per piece, None = all at once."""
-  from jaxlm.kernels.linear_cross_entropy import linear_cross_entropy
   spec, w_spec = nn.logical_to_mesh_axes(("batch", "seq", None)), nn.logical_to_mesh_axes(("vocab", "embed"))
   return linear_cross_entropy(h_BTD, w_VD, targets_BT, softcap=softcap, chunk=chunk, spec=spec, w_spec=w_spec)
 

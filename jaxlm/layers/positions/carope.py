@@ -15,7 +15,6 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.kernels.phase import carope_rotate, cumulative_phase, rotate, sincos
 from jaxlm.layers.positions import Encoded, Position, check_even
-from jaxlm.layers.positions.rope import ladder
 from jaxlm.layers.weights import normal, weights, zeros
 
 
@@ -49,8 +48,9 @@ class CARoPE(Position):
 
   freq_source: x is what q and k are projected from, or the layer-0 token embedding.
   share_across_layers: one W, and phases computed once, for the model (token_embedding only).
-  init: "rope" starts as RoPE of base `theta`; "paper_literal" is N(0, 0.02) without c; "constant" starts every
-    head at the frequency in `constant`, one number or one per kv head.
+  init: "rope" starts as RoPE of base `theta`; "paper_literal" has no c; "constant" starts every
+    head at the frequency in `constant`, one number or one per kv head. init_std: of W, default 0.02 for
+    paper_literal and 0 for the others (the gradient of W is not 0 there).
   learn_kernel: False leaves W at 0, which makes f a learned constant per head.
   mask_increments: padding adds nothing; reset_on_segment: phases restart with each document. Neither changes
     a valid output in exact arithmetic; both keep phases small.
@@ -62,7 +62,7 @@ class CARoPE(Position):
   init: Literal["rope", "paper_literal", "constant"] = "rope"
   theta: float = 10000.0
   constant: tuple[float, ...] = ()
-  init_std: float = 0.0
+  init_std: float | None = None
   learn_kernel: bool = True
   decay_kernel: bool = True
   mask_increments: bool = True
@@ -102,12 +102,12 @@ class CARoPE(Position):
     w, D, K = weights(module), heads.d_model, heads.num_kv_heads
     a_BTK = jnp.zeros((*x_BTD.shape[:2], K), jnp.float32)
     if self.learn_kernel:
-      std = 0.02 if self.init == "paper_literal" else self.init_std
+      std = self.init_std if self.init_std is not None else 0.02 * (self.init == "paper_literal")
       kernel_DK = w("freq_kernel", (D, K), ("embed", "kv_heads"), init=normal(std) if std else zeros)
       # Float32 throughout: with bfloat16 here, the 31st power would be 6% off.
       a_BTK = jnp.einsum("btd,dk->btk", x_BTD.astype(jnp.float32), kernel_DK)
     if self.init != "paper_literal":
-      f = self.constant or (float(ladder(self.theta, self.rotary_dim(heads))[1:2].sum()) or 0.5,)
+      f = self.constant or (self.theta ** (-2.0 / self.rotary_dim(heads)),)
       start_K = np.broadcast_to(np.asarray([frequency_bias(x) for x in f], np.float32), (K,))
       a_BTK += w("freq_bias", (K,), ("kv_heads",), init=lambda *_: jnp.asarray(start_K))[None, None]
     module.sow("intermediates", "freq_preact", a_BTK)     # read by parity tests only
@@ -118,13 +118,17 @@ class CARoPE(Position):
         ladder_start=self.ladder.start, inclusive=self.ladder.inclusive, initial_BKP=state,
         increments_mask_BT=(context.segment_ids_BT != 0) if self.mask_increments or state is not None else None,
         segment_ids_BT=context.segment_ids_BT if self.reset_on_segment and state is None else None,
-        spec=nn.logical_to_mesh_axes(("batch", "seq", "kv_heads")))
+        spec=nn.logical_to_mesh_axes(("batch", "seq" if state is None else None, "kv_heads")))
+
+  def phases(self, heads, log_f_BTK, context, state=None):
+    """(wrapped phases (B, T, K, P), phase after the last valid token (B, K, P)), float32."""
+    return cumulative_phase(log_f_BTK, self.rotary_dim(heads) // 2, **self._sum_options(context, state))
 
   def prepare(self, module, heads, context, state):
     if not self.share_across_layers:
       return None, state
     log_f_BTK = self.log_frequency(module, heads, context.embedding_BTD)
-    phase_BTKP, state = cumulative_phase(log_f_BTK, self.rotary_dim(heads) // 2, **self._sum_options(context, state))
+    phase_BTKP, state = self.phases(heads, log_f_BTK, context, state)
     return sincos(phase_BTKP), state
 
   def encode(self, module, heads, q_BTNH, k_BTKH, x_BTD, context, shared, state):
