@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxlm.config import Kinds
+from jaxlm.kernels.linear_cross_entropy import linear_cross_entropy
 from jaxlm.layers.weights import normal, weights
 
 EMBEDDINGS = Kinds("embedding", {
