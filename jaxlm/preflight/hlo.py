@@ -16,6 +16,7 @@ DTYPE_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 1
 
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([^\]]*)\](\{[^}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*->.*\{\s*$")
+_END = re.compile(r"^\}(, execution_thread=.*)?\s*$")      # not the braces of a Pallas call's own lines
 _CALLS = re.compile(r"(calls|condition|body|to_apply|called_computation|branch_computations|called_computations|"
                     r"true_computation|false_computation|async_computation)=(\{[^}]*\}|%?[\w.\-]+)")
 
@@ -146,7 +147,7 @@ def parse(text: str) -> Module:
       flush()
       current = Computation(head.group(2), bool(head.group(1)), {})
       computations[current.name] = current
-    elif current is not None and line.startswith("}"):
+    elif current is not None and _END.match(line):
       flush()
       current = None
     elif current is not None:

@@ -142,6 +142,14 @@ def test_a_permutation_names_the_axis_of_its_ring():
   assert first_group(pairs, 16) == [0, 4, 8, 12]
 
 
+def test_the_lines_of_a_pallas_call_do_not_end_its_computation():
+  call = ('  %k.1 = f32[4,4]{1,0:T(4,128)} custom-call(%h), custom_call_target="tpu_custom_call", '
+          'backend_config={"xprof":"{\n"block": 512\n}}, metadata={op_name="jit(f)/kernel"}\n')
+  loops = Loops(hlo.parse(loop_text().replace("  %dot.1", call + "  %dot.1")))
+  assert loops.trips == {"while.1": 12}
+  assert [w.count for w in cost(loops).work if w.op_class == "kernel"] == [12]
+
+
 def test_text_without_entry_is_refused():
   with pytest.raises(ValueError, match="ENTRY"):
     hlo.parse("HloModule nothing\n")
