@@ -32,6 +32,7 @@ from jaxlm.config import ConfigError, Kinds
 MIXERS = Kinds("mixer", {
     "attention": "jaxlm.layers.attention:AttentionConfig",
     "mamba2": "jaxlm.layers.mamba2:Mamba2Config",
+    "lact": "jaxlm.layers.lact:LaCTConfig",
     "pattern": "jaxlm.layers.mixer:PatternConfig",
 })
 
