@@ -2,7 +2,7 @@ r"""A byte model that learns to spell in a minute on two CPU cores: `make demo`,
 
   jaxlm train --config=configs/carope/demo.py --workdir=runs/demo-carope
 
-Every number is ours; the paper's sizes are in tiny.py and small.py.
+Every number is ours; the paper's sizes are in paper_tiny.py and paper_small.py.
 """
 
 import ml_collections as mlc

@@ -93,7 +93,8 @@ class RunConfig:
 def load_config(spec: str | pathlib.Path | Mapping | ml_collections.ConfigDict,
                 overrides: Mapping[str, Any] | None = None):
   """Locked ConfigDict of a file ('path.py' or 'path.py:argument') or mapping, with {'dotted.key': value} on top."""
-  config = _plain(spec) if isinstance(spec, (Mapping, ml_collections.ConfigDict)) else _plain(_call_get_config(str(spec)))
+  is_mapping = isinstance(spec, (Mapping, ml_collections.ConfigDict))
+  config = _plain(spec if is_mapping else _call_get_config(str(spec)))
   for key, value in (overrides or {}).items():
     _override(config, key, value)
   return ml_collections.ConfigDict(config).lock()
@@ -177,8 +178,9 @@ def _call_get_config(spec: str):
     raise ConfigError(f"config file {path} defines no get_config()")
   try:
     return module.get_config(argument) if argument else module.get_config()
-  except (ValueError, KeyError, TypeError) as error:
-    raise ConfigError(f"{path}: get_config({argument!r}) refuses: {error}") from error
+  except Exception as error:
+    call = f"get_config({argument!r})" if argument else "get_config()"
+    raise ConfigError(f"{path}: {call} raises {type(error).__name__}: {error}") from error
 
 
 def _files_like(file: pathlib.Path) -> str:
@@ -246,6 +248,14 @@ def _alternatives(hint) -> tuple:
   return typing.get_args(hint) or (hint,)
 
 
+def _data_vocab_size(data) -> int | None:
+  """None where the tokenizer's file is not here: building the data says so, and preflight needs no data."""
+  try:
+    return getattr(data, "vocab_size", None)
+  except ConfigError:
+    return None
+
+
 def check(cfg: RunConfig, num_devices: int) -> None:
   """Refuses combinations of sections that cannot run, naming the numbers that clash."""
   data, fsdp, _, _ = cfg.mesh.shape(num_devices)
@@ -255,7 +265,7 @@ def check(cfg: RunConfig, num_devices: int) -> None:
     raise ConfigError(
         f"data.batch_size = {batch} is not divisible by mesh.data ({data}) x mesh.fsdp ({fsdp}) x train.accumulation "
         f"({cfg.train.accumulation}) = {ways}; set it to {f'{down} or ' if down else ''}{up}")
-  vocab, tokens = getattr(cfg.model, "vocab_size", None), getattr(cfg.data, "vocab_size", None)
+  vocab, tokens = getattr(cfg.model, "vocab_size", None), _data_vocab_size(cfg.data)
   if vocab is not None and tokens is not None and tokens > vocab:
     raise ConfigError(f"the tokenizer has {tokens} tokens, but model.vocab_size = {vocab}; "
                       f"set model.vocab_size to at least {tokens}")

@@ -125,7 +125,8 @@ class Lion(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
-  """Orthogonalised momentum for weight matrices (Jordan et al. 2024), Adam for the rest, embedding and head included.
+  """Orthogonalised momentum for weight matrices (Jordan et al. 2024); Adam, with Nesterov momentum too, for the rest, embedding
+  and head included.
 
   consistent_rms: scale matrices to this RMS per element, so that one learning rate serves both (0.2: Liu et al. 2025).
   """

@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -23,15 +24,16 @@ import jax
 import numpy as np
 
 from jaxlm.config import ConfigError
+from jaxlm.evaluation.flops import train_flops_per_token
+from jaxlm.evaluation.perplexity import evaluate_lengths
 from jaxlm.parallel.chips import peak_flops
-from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.parallel.place import host_rows, placer
-from jaxlm.parallel.rules import path_name, unsharded
+from jaxlm.parallel.rules import unsharded
 from jaxlm.training.checkpoints import Checkpoints, restore_params
 from jaxlm.training.config import RunConfig, _plain, check, differences, load_config, resolved, run_config
 from jaxlm.training.loop import StopSignal, run_steps
 from jaxlm.training.metrics import Writer, read
-from jaxlm.training.optimizers import is_matrix
 from jaxlm.training.progress import Display, count, duration
 from jaxlm.training.step import Program, build_program
 
@@ -63,16 +65,13 @@ def train(config, workdir, overrides: Mapping[str, Any] | None = None, *, new: b
   config: 'path.py', 'path.py:argument', a ConfigDict or a mapping. overrides: {'dotted.key': value}.
   new: refuse a folder that holds a run already.
   """
-  cfg = run_config(load_config(config, overrides))
-  devices = jax.devices()[:1] if cfg.train.debug else jax.devices()
+  cfg, devices = run_config(load_config(config, overrides)), jax.devices()
+  if cfg.train.debug:
+    cfg, devices = dataclasses.replace(cfg, mesh=MeshConfig()), devices[:1]
   check(cfg, len(devices))
   folder = open_folder(workdir, cfg, new=new)
-  mesh = make_mesh(cfg.mesh if not cfg.train.debug else dataclasses.replace(cfg.mesh, data=1, fsdp=1, sequence=1,
-                                                                            tensor=1), devices)
-  if not cfg.train.debug:
-    return _train(cfg, mesh, folder, quiet)
-  with jax.debug_nans(True):
-    return _train(cfg, mesh, folder, quiet)
+  with jax.debug_nans(cfg.train.debug):
+    return _train(cfg, make_mesh(cfg.mesh, devices), folder, quiet)
 
 
 def _train(cfg: RunConfig, mesh, folder: pathlib.Path, quiet: bool) -> Result:
@@ -147,7 +146,8 @@ class Report:
     self.cfg, self.last, self.start = program.cfg, {}, time.perf_counter()
     self.tokens = self.cfg.data.batch_size * self.cfg.data.seq_len
     peak = peak_flops(program.mesh.devices.flat[0].device_kind)
-    self.peak_tokens = peak * program.mesh.size / flops_per_token(program) if peak else None
+    count_flops = getattr(self.cfg.model, "train_flops_per_token", functools.partial(train_flops_per_token, self.cfg.model))
+    self.peak_tokens = peak * program.mesh.size / count_flops(self.cfg.data.seq_len) if peak else None
 
   def log(self, step: int, values: dict[str, float], seconds: float | None) -> None:
     values = {k: v for k, v in values.items() if k != "skipped_in_row"}
@@ -191,8 +191,6 @@ def evaluate(program: Program, params, objective_state, place, index: int, hosts
       break
   values = {f"eval/{name}": total / max(weight, 1e-9) for name, (total, weight) in totals.items() if name != "overflow"}
   if cfg.eval.lengths:
-    from jaxlm.evaluation.perplexity import evaluate_lengths
-
     for found in evaluate_lengths(cfg.model, params, cfg.data, cfg.eval.lengths, split=cfg.eval.split,
                                   num_tokens=cfg.eval.num_tokens, seed=cfg.seed, process_index=index,
                                   process_count=hosts, place=place):
@@ -208,19 +206,6 @@ def _eval_batch(program: Program, params, batch, objective_state, bucket: int):
     if "overflow" not in metrics or metrics["overflow"].sum <= 0:
       return metrics, bucket
     bucket += 1
-
-
-def flops_per_token(program: Program) -> float:
-  """Model FLOPs of one token, forward and backward: the model's own count, or 6 per weight it is multiplied with.
-
-  The second leaves attention scores out and is therefore a lower bound.
-  """
-  if hasattr(program.cfg.model, "flops_per_token"):
-    return 3 * program.cfg.model.flops_per_token(program.cfg.data.seq_len)
-  untied = "head" in program.state.params
-  return 6.0 * sum(leaf.size for (path, leaf), axes in zip(jax.tree.leaves_with_path(program.state.params),
-                                                           jax.tree.leaves(program.axes))
-                   if is_matrix(path, axes) and not (untied and path_name(path).startswith("embed/")))
 
 
 def opening_lines(program: Program, folder, step: int) -> list[str]:

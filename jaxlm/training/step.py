@@ -93,12 +93,12 @@ def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, buc
 
   def sums(params, batch, key):
     loss, metrics = cfg.objective.loss(model, params, batch, key, state.objective, train=True, bucket=bucket)
-    return loss.sum, {**metrics, "loss": loss}
+    return loss.sum, (loss, named(loss, metrics))
 
-  grads, metrics = accumulate(sums, params, batch, key, cfg.train.accumulation)
-  weight = jnp.maximum(metrics["loss"].weight, 1e-9)
-  norm = optax.global_norm(grads) / weight
-  finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].sum)
+  grads, (loss, metrics) = accumulate(sums, params, batch, key, cfg.train.accumulation)
+  weight = jnp.maximum(loss.weight, 1e-9)
+  norm = optax.tree.norm(grads) / weight
+  finite = jnp.isfinite(norm) & jnp.isfinite(loss.sum)
   fits = metrics["overflow"].sum <= 0 if "overflow" in metrics else jnp.array(True)
   clip = jnp.minimum(1.0, cfg.optimizer.clip_norm / norm) if cfg.optimizer.clip_norm else 1.0
   grads = jax.tree.map(lambda g: g * (clip / weight), grads)
@@ -130,7 +130,12 @@ def eval_step(params, batch, objective_state, *, cfg: RunConfig, model, bucket=N
   """Metrics of one batch as (sum, weight), without dropout."""
   key = jax.random.key(cfg.seed)
   loss, metrics = cfg.objective.loss(model, params, batch, key, objective_state, train=False, bucket=bucket)
-  return {**metrics, "loss": loss}
+  return named(loss, metrics)
+
+
+def named(loss, metrics):
+  """The metrics with what is minimised among them: as `loss`, or as `objective` if the objective reports another loss."""
+  return {"loss": loss, **metrics} | ({"objective": loss} if metrics.get("loss", loss) is not loss else {})
 
 
 def accumulate(sums, params, batch, key, num: int):

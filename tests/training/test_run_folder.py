@@ -1,0 +1,207 @@
+"""A run is a folder: resumed exactly, refused when it is another run, honest about damage and full disks."""
+
+import dataclasses
+import errno
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import tiny_run
+from jaxlm.config import ConfigError
+from jaxlm.training import command, metrics
+from jaxlm.training import run as run_module
+from jaxlm.training.checkpoints import CheckpointError, Checkpoints, restore_params
+from jaxlm.training.loop import NonFinite
+from jaxlm.training.run import restore, train
+from jaxlm.training.step import build_program
+
+MESH = {"mesh.fsdp": 4, "mesh.data": 2}
+SAVING = {"train.save_every": 2, "train.keep_last": 3, "train.ema_decay": 0.9} | MESH
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_compilation():
+  """Runs of this file that compute the same share a program; that a new process compiles the same one is proved by
+  the tests with real processes."""
+  @functools.cache
+  def build(cfg, mesh, batch):
+    return build_program(cfg, mesh, dict(batch))
+
+  def shared(cfg, mesh, batch):
+    computed = dataclasses.replace(cfg, eval=type(cfg.eval)(), train=dataclasses.replace(
+        cfg.train, save_every=0, keep_last=1, max_skipped=1, log_every=1))
+    return dataclasses.replace(build(computed, mesh, tuple(sorted(batch.items()))), cfg=cfg)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(run_module, "build_program", shared)
+    yield
+
+
+def run(folder, **overrides):
+  return train(tiny_run.config(**SAVING | overrides), folder, quiet=True)
+
+
+def assert_equal(a, b):
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """An uninterrupted run of 6 steps, saved at 2, 4 and 6, evaluated at 3 and 6."""
+  folder = tmp_path_factory.mktemp("runs") / "whole"
+  return run(folder, **{"eval.every": 3, "eval.lengths": ()})
+
+
+def copy_until(whole, folder, step):
+  """The run folder as it was after `step`, with what an interrupted process had written beyond it."""
+  shutil.copytree(whole.workdir, folder)
+  for later in (folder / "checkpoints").iterdir():
+    if int(later.name) > step:
+      shutil.rmtree(later)
+  (folder / "result.json").unlink()
+  return folder
+
+
+def test_the_folder_holds_what_is_needed_to_know_what_ran(whole):
+  files = {path.name for path in pathlib.Path(whole.workdir).iterdir()}
+  assert {"config.json", "run.json", "metrics.jsonl", "events", "checkpoints", "curves.png", "result.json"} <= files
+  config = json.load(open(f"{whole.workdir}/config.json"))
+  assert config["optimizer"]["kind"] == "adamw" and config["optimizer"]["eps"] == 1e-8      # defaults are written out
+  start, = json.load(open(f"{whole.workdir}/run.json"))
+  assert start["versions"]["jax"] == jax.__version__ and start["devices"] == "8 x cpu" and start["revision"]
+  records = metrics.read(whole.workdir)
+  assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+  assert [r["step"] for r in records if "eval/loss" in r] == [3, 6]
+  assert json.load(open(f"{whole.workdir}/result.json"))["finished"] and whole.finished
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(whole, tmp_path):
+  resumed = run(copy_until(whole, tmp_path / "r", 2), **{"eval.every": 3})
+  assert_equal(resumed.params, whole.params)
+  assert_equal(resumed.ema, whole.ema)
+  plain = lambda folder: [{k: v for k, v in r.items() if k not in ("tokens_per_s", "step_s")} for r in metrics.read(folder)]
+  assert plain(resumed.workdir) == plain(whole.workdir)     # no step twice, none missing
+
+
+def test_a_finished_run_only_answers(whole):
+  before = metrics.read(whole.workdir)
+  again = run(whole.workdir, **{"eval.every": 3})
+  assert_equal(again.params, whole.params)
+  assert metrics.read(whole.workdir) == before and again.metrics["loss"] == whole.metrics["loss"]
+
+
+def test_a_run_goes_on_over_another_mesh(whole, tmp_path):
+  resumed = run(copy_until(whole, tmp_path / "r", 4), **{"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 4})
+  # Two steps summed in another order.
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), jax.device_get(resumed.params),
+               jax.device_get(whole.params))
+
+
+def test_parameters_alone_are_restored_equal_on_one_device_and_so_is_their_average(whole):
+  config, params = restore(whole.workdir)
+  assert_equal(params, whole.params)
+  assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(params)) and config["train"]["steps"] == 6
+  average, note, step = restore_params(whole.workdir, ema=True)
+  assert_equal(average, whole.ema)
+  assert step == 6 and note["format"] == 1 and note["config"]["seed"] == 3
+
+
+def test_restoring_what_is_not_there_is_refused(whole, tmp_path):
+  with pytest.raises(ConfigError, match=r"has no complete checkpoint of step 5; steps: 2, 4, 6"):
+    restore_params(whole.workdir, step=5)
+  with pytest.raises(ConfigError, match="is not a run folder"):
+    restore(tmp_path)
+
+
+def test_another_configuration_is_refused_and_the_keys_are_listed(whole):
+  with pytest.raises(ConfigError, match="another configuration") as error:
+    run(whole.workdir, **{"optimizer.learning_rate": 0.5, "data.seq_len": 16})
+  assert "data.seq_len: 8 there, 16 now" in str(error.value)
+  assert "optimizer.learning_rate: 0.01 there, 0.5 now" in str(error.value)
+
+
+def test_more_steps_are_refused_where_the_schedule_depends_on_them_and_taken_where_not(whole, tmp_path):
+  with pytest.raises(ConfigError, match=r"train.steps = 6, not 8, and its schedule Cosine depends on that number"):
+    run(whole.workdir, **{"train.steps": 8})
+  constant = {"schedule": "constant", "train.save_every": 0}
+  run(tmp_path / "r", **constant, **{"train.steps": 2})
+  assert run(tmp_path / "r", **constant, **{"train.steps": 3}).step == 3
+  with pytest.raises(ConfigError, match="train.steps: 3 there, 2 now"):
+    run(tmp_path / "r", **constant, **{"train.steps": 2})
+
+
+def test_new_refuses_a_run_and_a_foreign_folder_is_never_written_to(whole, tmp_path):
+  with pytest.raises(ConfigError, match="holds a run already"):
+    train(tiny_run.config(**SAVING), whole.workdir, new=True, quiet=True)
+  (tmp_path / "thesis.tex").write_text("")
+  with pytest.raises(ConfigError, match="is not a run folder"):
+    run(tmp_path)
+
+
+def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_is_used(whole, tmp_path, capsys):
+  folder = copy_until(whole, tmp_path / "r", 4)
+  for file in (folder / "checkpoints" / "4" / "state").rglob("*"):
+    if file.is_file():
+      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  resumed = train(tiny_run.config(**SAVING), folder)
+  said = capsys.readouterr().err
+  assert f"checkpoint {folder}/checkpoints/4 cannot be read" in said and "resuming from step 2" in said
+  assert_equal(resumed.params, whole.params)
+  assert (folder / "damaged" / "4").is_dir()
+
+
+def test_a_half_written_checkpoint_is_never_chosen(whole, tmp_path):
+  folder = copy_until(whole, tmp_path / "r", 4)
+  (folder / "checkpoints" / "4").rename(folder / "checkpoints" / "4.orbax-checkpoint-tmp")
+  with Checkpoints(folder / "checkpoints") as saved:
+    assert saved.steps() == [2]
+
+
+def test_nothing_readable_is_an_error_that_touches_nothing(whole, tmp_path):
+  folder = copy_until(whole, tmp_path / "r", 2)
+  (folder / "checkpoints" / "2" / "state" / "_METADATA").write_text("{")
+  with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read: .*checkpoints/2 cannot be read"):
+    run(folder)
+  assert (folder / "checkpoints" / "2").is_dir()
+
+
+def test_a_full_disk_says_so_and_leaves_the_earlier_checkpoints_whole(whole, tmp_path, monkeypatch):
+  folder = copy_until(whole, tmp_path / "r", 2)
+
+  def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.JsonCheckpointHandler, "async_save", full)
+    patch.setattr(ocp.JsonCheckpointHandler, "save", full)
+    with pytest.raises(CheckpointError, match="the disk is full; the checkpoints of steps 2 are intact"):
+      run(folder)
+  assert_equal(run(folder).params, whole.params)      # and with space again it goes on
+
+
+def test_a_run_of_nans_stops_and_says_what_to_do(tmp_path):
+  bad = {"objective.kind": "tiny_nan", "objective.first": 2, "train.max_skipped": 3, "train.steps": 20}
+  with pytest.raises(NonFinite, match=r"step 5: 3 steps in a row without a finite loss and gradient .*max_skipped = 3"):
+    run(tmp_path / "r", **bad)
+  records = metrics.read(tmp_path / "r")
+  assert [r["skipped"] for r in records if "loss" in r] == [0, 0, 1, 1, 1]
+
+
+def test_debug_runs_on_one_device_and_points_at_the_first_nan(tmp_path):
+  with pytest.raises(FloatingPointError, match="nan"):
+    run(tmp_path / "r", **{"train.debug": True, "objective.kind": "tiny_nan", "objective.first": 1, "train.steps": 3})
+
+
+def test_the_command_turns_refusals_into_one_paragraph_and_code_2(tmp_path, capsys):
+  file = tmp_path / "config.py"
+  file.write_text("def get_config():\n  return dict(model=dict(kind='tiny'))\n")
+  assert command.main([f"--config={file}", f"--workdir={tmp_path / 'r'}"]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("jaxlm train: missing key 'data'") and "Traceback" not in error
+  assert not (tmp_path / "r").exists()
