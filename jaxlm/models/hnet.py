@@ -180,12 +180,15 @@ class Stage(nn.Module):
       x_BTD = jnp.concatenate([x_BTD, jnp.broadcast_to(pad_D[None, None], (*x_BTD.shape[:2], D - width))], axis=-1)
     if s == cfg.num_chunkings:
       y_BTD, state = Isotropic(cfg.stack(s, cfg.runs(s)[0], last=s == 0), name="main")(x_BTD, context, state)
+      self.sow("intermediates", "main_out", y_BTD)         # sown values are read by parity tests only
       return y_BTD[..., :width], (), state
 
     old = StageState(*(None,) * 7) if state is None else state
     encode, decode = cfg.runs(s)
     h_BTD, encoder = Isotropic(cfg.stack(s, encode), name="encoder")(x_BTD, context, old.encoder)
     residual_BTD = self._residual(h_BTD)
+    self.sow("intermediates", "encoder_out", h_BTD)
+    self.sow("intermediates", "residual_out", residual_BTD)
 
     # Routing: which rows go in.
     valid_BT = context.segment_ids_BT != 0
@@ -198,6 +201,7 @@ class Stage(nn.Module):
 
     # The inner network, on the chunks.
     chunks_BCD = nn.with_logical_constraint(gather(h_BTD, slots), ("batch", "chunk", "embed_act"))
+    self.sow("intermediates", "chunks", chunks_BCD)
     chunk_context = inner_context(context, slots, old.count_B)
     inner = Stage(cfg, s + 1, name="inner")
     run = lambda inner, x_BCD, state: inner(x_BCD, chunk_context, Outside(), capacities[1:] if capacities else None,
@@ -213,10 +217,11 @@ class Stage(nn.Module):
     reset_BC = starts(chunk_context.segment_ids_BT) if state is None and context.packed else None
     y_BTD, last_BD = dechunk(z_BCD, decision, slots, reset_BC, old.last_BD, smooth=cfg.join.smooth,
                              confident=cfg.join.confident)
+    self.sow("intermediates", "dechunked", y_BTD)
     y_BTD = (y_BTD + residual_BTD).astype(cfg.dtype)
     y_BTD = nn.with_logical_constraint(y_BTD, ("batch", "seq", "embed_act"))
-    self.sow("intermediates", "rejoined", y_BTD)         # read by parity tests only
     y_BTD, decoder = Isotropic(cfg.stack(s, decode, last=s == 0), name="decoder")(y_BTD, context, old.decoder)
+    self.sow("intermediates", "decoder_out", y_BTD)
     if state is not None:
       state = StageState(encoder, router_state, old.seen_B | jnp.any(valid_BT, axis=1), old.count_B + slots.count_B,
                          inner_state, last_BD, decoder)

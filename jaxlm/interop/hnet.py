@@ -1,0 +1,230 @@
+"""Official H-Net configs and checkpoints (flat names; `specs/hnet.md` sections 2 and 21), in and out.
+
+Axis letters: d width of the stage, n heads, h head_dim, f d_ff, k groups, e state size, j taps, v vocabulary.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from jaxlm.config import ConfigError, nearest
+from jaxlm.interop.huggingface.table import Rule, WeightsError, flatten, set_path, shape_of
+from jaxlm.layers.attention import AttentionConfig
+from jaxlm.layers.embedding import EmbeddingConfig
+from jaxlm.layers.isotropic import IsotropicConfig
+from jaxlm.layers.mamba2 import Mamba2Config
+from jaxlm.layers.positions import NoPosition
+from jaxlm.layers.positions.rope import RoPE
+from jaxlm.models.hnet import HNetConfig, StageConfig
+
+SSM = {"d_conv": "d_conv", "expand": "expand", "d_state": "d_state", "headdim": "head_dim", "ngroups": "num_groups"}
+FIELDS = {"arch_layout", "d_model", "d_intermediate", "vocab_size", "ssm_cfg", "attn_cfg", "tie_embeddings"}
+
+
+def read_config(mapping: Mapping, **options) -> HNetConfig:
+  """HNetConfig of an official config. A list in ssm_cfg or attn_cfg is indexed by stage; a scalar serves all.
+
+  options: fields of HNetConfig that an official config does not have (dtype, remat, ...).
+  """
+  for key in mapping:
+    if key not in FIELDS:
+      raise ConfigError(f"official H-Net config: unknown field {key!r}; {nearest(key, FIELDS)}")
+  for key in ("arch_layout", "d_model", "d_intermediate"):
+    if key not in mapping:
+      raise ConfigError(f"official H-Net config: no {key!r}")
+  widths, ssm, attention = mapping["d_model"], mapping.get("ssm_cfg") or {}, mapping.get("attn_cfg") or {}
+
+  def pick(cfg, key, s, default=None):
+    value = cfg.get(key, default)
+    if isinstance(value, (list, tuple)):
+      if len(value) != len(widths):
+        raise ConfigError(f"official H-Net config: {key} = {value} has {len(value)} values for {len(widths)} stages")
+      return value[s]
+    return value
+
+  unknown = [k for k in ssm if k not in SSM and k != "chunk_size"]     # the chunk is a schedule, not the model's
+  unknown += [k for k in attention if k not in ("num_heads", "rotary_emb_dim", "window_size")]
+  if unknown:
+    raise ConfigError(f"official H-Net config: {unknown[0]!r} is not supported; "
+                      f"{nearest(unknown[0], [*SSM, 'num_heads', 'rotary_emb_dim', 'window_size'])}")
+
+  def stage(s):
+    rotary, window = pick(attention, "rotary_emb_dim", s, 0), pick(attention, "window_size", s, -1)
+    heads = pick(attention, "num_heads", s)
+    # Their window counts the keys before the query, ours counts the query too.
+    mixer = None if heads is None else AttentionConfig(
+        num_heads=heads, position=RoPE(rotary_dim=rotary) if rotary else NoPosition(),
+        window=None if window < 0 else window + 1)
+    mamba = Mamba2Config(**{SSM[k]: pick(ssm, k, s) for k in ssm if k in SSM})
+    return StageConfig(d_model=widths[s], d_ff=pick(mapping, "d_intermediate", s), attention=mixer, mamba=mamba)
+
+  options.setdefault("embedding", EmbeddingConfig(init_std=1.0))
+  return HNetConfig(layout=mapping["arch_layout"], stages=tuple(map(stage, range(len(widths)))),
+                    vocab_size=mapping.get("vocab_size", 256), tie_embeddings=mapping.get("tie_embeddings", False),
+                    **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One official array: the concatenation along its first axis of what the rules say. layer: in our stack, or None.
+
+  squeezed: it has an axis of size 1 at index 1 (a depthwise convolution).
+  """
+
+  theirs: str
+  rules: tuple[Rule, ...]
+  sizes: Mapping[str, int]
+  layer: int | None = None
+  squeezed: bool = False
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    shapes = [rule.their_shape(self.sizes) for rule in self.rules]
+    tail = ((1,) if self.squeezed else ()) + shapes[0][1:]
+    return (sum(s[0] for s in shapes), *tail)
+
+  def to_ours(self, array) -> Iterator[tuple[str, np.ndarray]]:
+    array, start = np.asarray(array), 0
+    for rule in self.rules:
+      shape = rule.their_shape(self.sizes)
+      part = array[start:start + shape[0]].reshape(shape)
+      yield from zip(rule.paths, rule.to_ours(part, self.sizes))
+      start += shape[0]
+
+  def to_theirs(self, flat: Mapping) -> np.ndarray:
+    read = lambda path: np.asarray(flat[path] if self.layer is None else flat[path][self.layer])
+    parts = [rule.to_theirs([read(path) for path in rule.paths], self.sizes) for rule in self.rules]
+    return np.concatenate(parts).reshape(self.shape)
+
+
+def entries(cfg: HNetConfig) -> list[Entry]:
+  """Every array of an official checkpoint of this model."""
+  sizes = {"v": cfg.vocab_size, "d": cfg.d_model}
+  out = [Entry("embeddings.weight", (Rule("", "embed/embedding", "v d -> v d"),), sizes)]
+  out += _stage(cfg, 0, "backbone.", "backbone/")
+  if not cfg.tie_embeddings:
+    out.append(Entry("lm_head.weight", (Rule("", "head/w_out", "v d -> v d"),), sizes))
+  return out
+
+
+def _stage(cfg: HNetConfig, s: int, theirs: str, ours: str) -> list[Entry]:
+  D, out = cfg.stages[s].d_model, []
+  one = lambda name, path, axes, **sizes: Entry(theirs + name, (Rule("", ours + path, axes),), {"d": D, **sizes})
+  if s > 0 and D > cfg.stages[s - 1].d_model:
+    out.append(one("pad_dimension", "pad", "d -> d", d=D - cfg.stages[s - 1].d_model))
+  if s == cfg.num_chunkings:
+    return out + stack_entries(cfg.stack(s, cfg.runs(s)[0]), f"{theirs}main_network.", f"{ours}main/")
+  for name, runs in zip(("encoder", "decoder"), cfg.runs(s)):
+    out += stack_entries(cfg.stack(s, runs), f"{theirs}{name}.", f"{ours}{name}/")
+  out += router_entries(D, f"{theirs}routing_module.", f"{ours}router/")
+  out += [one("residual_proj.weight", "w_residual", "c d -> d c", c=D),
+          one("residual_proj.bias", "b_residual", "d -> d")]
+  return out + _stage(cfg, s + 1, f"{theirs}main_network.", f"{ours}inner/")
+
+
+def router_entries(d_model: int, theirs: str, ours: str) -> list[Entry]:
+  sizes = {"d": d_model, "c": d_model}
+  return [Entry(f"{theirs}{x}_proj_layer.weight", (Rule("", f"{ours}w_{x}", "c d -> d c"),), sizes) for x in "qk"]
+
+
+def stack_entries(stack: IsotropicConfig, theirs: str, ours: str) -> list[Entry]:
+  """Of one isotropic stack: `layers.{i}.`, numbered through its runs, and `rmsnorm`."""
+  out, i = [], 0
+  for r, run in enumerate(stack.runs):
+    for layer in range(run.count):
+      out += layer_entries(stack, run, f"{theirs}layers.{i}.", f"{ours}run_{r}/", layer)
+      i += 1
+  return out + [Entry(f"{theirs}rmsnorm.weight", (Rule("", f"{ours}final_norm/scale", "d -> d"),), {"d": stack.d_model})]
+
+
+def layer_entries(stack: IsotropicConfig, run, theirs: str, ours: str, layer: int | None) -> list[Entry]:
+  one = lambda name, path, axes: Entry(theirs + name, (Rule("", ours + path, axes),), {"d": stack.d_model}, layer)
+  out = [one("norm1.weight", "norm/scale", "d -> d")]
+  out += (attention_entries if run.is_attention else mamba_entries)(stack, f"{theirs}mixer.", f"{ours}mixer/", layer)
+  if run.has_mlp:
+    out += [one("norm2.weight", "mlp_norm/scale", "d -> d")] + mlp_entries(stack, f"{theirs}mlp.", f"{ours}mlp/", layer)
+  return out
+
+
+def mlp_entries(stack: IsotropicConfig, theirs: str, ours: str, layer: int | None = None) -> list[Entry]:
+  sizes = {"d": stack.d_model, "f": stack.mlp.d_ff}
+  # The second half of fc1 is the gate.
+  return [Entry(f"{theirs}fc1.weight", (Rule("", (f"{ours}w_in", f"{ours}w_gate"), "(2 f) d -> 2 d f"),), sizes, layer),
+          Entry(f"{theirs}fc2.weight", (Rule("", f"{ours}w_out", "d f -> f d"),), sizes, layer)]
+
+
+def attention_entries(stack: IsotropicConfig, theirs: str, ours: str, layer: int | None = None) -> list[Entry]:
+  heads = stack.attention.heads(stack.d_model)
+  sizes = {"d": stack.d_model, "n": heads.num_heads, "h": heads.head_dim}
+  qkv = tuple(f"{ours}w_{x}" for x in "qkv")
+  return [Entry(f"{theirs}Wqkv.weight", (Rule("", qkv, "(3 n h) d -> 3 d n h"),), sizes, layer),
+          Entry(f"{theirs}out_proj.weight", (Rule("", f"{ours}w_o", "d (n h) -> n h d"),), sizes, layer)]
+
+
+def mamba_entries(stack: IsotropicConfig, theirs: str, ours: str, layer: int | None = None) -> list[Entry]:
+  m = stack.mamba
+  sizes = {"d": stack.d_model, "n": m.num_heads(stack.d_model), "h": m.head_dim, "k": m.num_groups, "e": m.d_state,
+           "j": m.d_conv}
+
+  def one(name, *parts, squeezed=False):
+    rules = tuple(Rule("", ours + path, axes) for path, axes in parts)
+    return Entry(theirs + name, rules, sizes, layer, squeezed)
+
+  out = [
+      one("in_proj.weight", ("w_z", "(n h) d -> d n h"), ("w_x", "(n h) d -> d n h"),
+          ("w_bc", "(2 k e) d -> d 2 k e"), ("w_dt", "n d -> d n")),
+      one("conv1d.weight", ("conv_x", "(n h) j -> j n h"), ("conv_bc", "(2 k e) j -> j 2 k e"), squeezed=True),
+      one("conv1d.bias", ("b_conv_x", "(n h) -> n h"), ("b_conv_bc", "(2 k e) -> 2 k e")),
+      one("dt_bias", ("dt_bias", "n -> n")),
+      one("A_log", ("a_log", "n -> n")),
+      one("D", ("d_skip", "n -> n")),
+      one("norm.weight", ("norm_scale", "(n h) -> n h")),
+      one("out_proj.weight", ("w_out", "d (n h) -> n h d"))]
+  if m.use_bias:
+    out += [one("in_proj.bias", ("b_z", "(n h) -> n h"), ("b_x", "(n h) -> n h"), ("b_bc", "(2 k e) -> 2 k e"),
+                ("b_dt", "n -> n")), one("out_proj.bias", ("b_out", "d -> d"))]
+  return out
+
+
+def import_params(table: list[Entry], state: Mapping[str, np.ndarray], dtype=np.float32, ignore=()) -> dict:
+  """Official arrays -> our tree under `params`. Raises WeightsError that lists every misfit. dtype None: the file's."""
+  wanted = {entry.theirs: entry for entry in table}
+  lines = [f"  missing {name}" for name in wanted if name not in state]
+  lines += [f"  left over {name}" for name in state if name not in wanted and name not in ignore]
+  lines += [f"  {name} has shape {shape_of(state, name)}, wanted {entry.shape}" for name, entry in wanted.items()
+            if name in state and shape_of(state, name) != entry.shape]
+  if lines:
+    raise WeightsError("the checkpoint does not fit this H-Net:\n" + "\n".join(lines))
+  tree, layers = {}, {}
+  for entry in table:
+    for path, array in entry.to_ours(state[entry.theirs]):
+      array = array if dtype is None else array.astype(dtype)
+      if entry.layer is None:
+        set_path(tree, path, np.ascontiguousarray(array))
+      else:
+        layers.setdefault(path, []).append(array)
+  for path, arrays in layers.items():
+    set_path(tree, path, np.stack(arrays))
+  return tree
+
+
+def export_params(table: list[Entry], params: Mapping) -> dict[str, np.ndarray]:
+  """Our tree (parameters or gradients) -> official arrays."""
+  flat = flatten(params)
+  ours = {path for entry in table for rule in entry.rules for path in rule.paths}
+  lines = [f"  missing {p}" for p in sorted(ours - set(flat))] + [f"  left over {p}" for p in sorted(set(flat) - ours)]
+  if lines:
+    raise WeightsError("these parameters are not those of this H-Net:\n" + "\n".join(lines))
+  return {entry.theirs: entry.to_theirs(flat) for entry in table}
+
+
+def load(config_file, weights_file, **options) -> tuple[HNetConfig, dict]:
+  """(model config, params) of an official config JSON and checkpoint (torch or safetensors)."""
+  from jaxlm.interop.huggingface.files import read_weights
+  cfg = read_config(json.loads(pathlib.Path(config_file).read_text()), **options)
+  state = read_weights(weights_file)
+  tied = ("lm_head.weight",) if cfg.tie_embeddings else ()
+  return cfg, import_params(entries(cfg), state, ignore=tied)
