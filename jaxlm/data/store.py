@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -81,6 +82,10 @@ def _write(folder: pathlib.Path, corpus: Corpus, split: str, tokenizer: Tokenize
         out.write(np.array([tokenizer.separator], dtype).tobytes() + ids.astype(dtype).tobytes())
         total += 1 + len(ids)
         starts.append(total)
+      if sys.stderr.isatty():
+        print(f"\rtokenising {corpus.name}, {split}, once: {total:,} tokens", end="", file=sys.stderr, flush=True)
+  if sys.stderr.isatty():
+    print("\r\033[K", end="", file=sys.stderr)
   if not total:
     raise DataError(f"{corpus.name}: split {split!r} is empty; use a larger corpus or another split")
   tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype, (total,))

@@ -206,6 +206,9 @@ def test_markup_extractors(tmp_path):
   assert one(markup.mallard, tmp_path / "p.page", "usr/share/help/de/x/p.page") == [("usr/share/help/x/p.page", "T\n\na c\n")]
   (tmp_path / "de").write_text("Package: a\nDescription-md5: ff\nDescription-de: kurz\n lang\n .\n  code\n\nPackage: b\n")
   assert one(markup.package_descriptions, tmp_path / "de") == [("ff", "kurz\nlang\n\n code\n")]
+  (tmp_path / "Packages.0.list").write_text("Package: liba\nSource: a (1.0)\nSize: 1\n\nPackage: liba-dev\nSource: a\n\nPackage: c\n")
+  (tmp_path / "en").write_text("".join(f"Package: {p}\nDescription-md5: {p}\nDescription-en: about {p}\n\n" for p in ("liba", "liba-dev", "c")))
+  assert [k for k, _ in one(markup.one_per_source, tmp_path / "en")] == ["liba", "c"]
 
 
 def test_translations_lose_their_english(tmp_path):

@@ -3,6 +3,7 @@
 Versions are those whose text was counted; Debian's move with its security updates, so the hash of the output decides.
 """
 
+import dataclasses
 import functools
 
 from jaxlm.config import nearest
@@ -83,8 +84,8 @@ CATALOG = {
     "en-large": Corpus("en-medium and the RFCs", (*EN_MEDIUM, *map(_rfc, ("doc-rfc-std", "doc-rfc-std-proposed",
                                                                           "doc-rfc-old-std"))),
                        max_shared=0.5, note="Debian non-free; do not redistribute the prepared text"),
-    "descriptions": Corpus("Debian package descriptions, English", (DESCRIPTIONS,), max_shared=0.5,
-                           note="libraries and their -dev and -doc packages describe themselves alike"),
+    "descriptions": Corpus("Debian package descriptions, English, one per source package", (
+        dataclasses.replace(DESCRIPTIONS, extract=markup.one_per_source),), max_shared=0.5),
     "linux-doc": Corpus("the kernel's manuals", (LINUX_DOC,), max_shared=0.5),
     "python-doc": Corpus("Python's manuals", (PYTHON_DOC,), max_shared=0.5),
     "ml-medium": Corpus("manuals, help pages and verse in 20 languages, without their English paragraphs", (

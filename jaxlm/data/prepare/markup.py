@@ -103,14 +103,37 @@ def catalogue(path, name):
 
 def package_descriptions(path, name):
   """Stanzas of a Translation list. The key is Description-md5, the same in every language."""
-  key, text = None, []
+  for _, key, text in _stanzas(path):
+    yield key, text
+
+
+def one_per_source(path, name):
+  """The same, of one package per source: a library, its -dev and its -doc describe themselves in the same words."""
+  source, seen = {}, set()
+  for packages in sorted(path.parent.glob("Packages*.list")):
+    for stanza in read(packages).split("\n\n"):
+      fields = dict(line.split(": ", 1) for line in stanza.split("\n") if re.match(r"(Package|Source): ", line))
+      if "Source" in fields:
+        source[fields["Package"]] = fields["Source"].split()[0]
+  for package, key, text in _stanzas(path):
+    if source.get(package, package) not in seen:
+      seen.add(source.get(package, package))
+      yield key, text
+
+
+def _stanzas(path):
+  """(package, Description-md5, text)"""
+  package, key, text = None, None, []
   for line in [*read(path).split("\n"), ""]:
-    if line.startswith("Description-md5:"):
+    if line.startswith("Package:"):
+      package = line.partition(":")[2].strip()
+    elif line.startswith("Description-md5:"):
       key = line.partition(":")[2].strip()
     elif re.match(r"Description-[a-zA-Z_@]+:", line):
       text = [line.partition(":")[2].strip()]
     elif line.startswith(" ") and text:
       text.append("" if line.strip() == "." else line[1:])
-    elif not line and key and text:
-      yield key, "\n".join(text) + "\n"
-      key, text = None, []
+    elif not line:
+      if key and text:
+        yield package, key, "\n".join(text) + "\n"
+      package, key, text = None, None, []
