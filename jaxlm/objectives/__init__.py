@@ -3,5 +3,6 @@
 from jaxlm.config import Kinds
 
 OBJECTIVES = Kinds("objective", {
+    "next_byte": "jaxlm.objectives.next_byte:NextByte",
     "next_token": "jaxlm.objectives.next_token:NextToken",
 })

@@ -31,9 +31,13 @@ class Objective:
 
   #: Static choices (array capacities), smallest first; () when shapes never depend on data. The step is
   #: compiled once per choice. If metrics["overflow"].sum > 0 the update is not applied on device and the
-  #: loop redoes the same batch in the next bucket, so training is exact.
+  #: loop redoes the same batch in a larger bucket (what choose_bucket says, at least the next), so training is exact.
   def buckets(self, batch_shape: tuple[int, int]) -> tuple:
     return ()
+
+  def first_bucket(self, num_buckets: int) -> int:
+    """Index of the bucket that a new run begins with."""
+    return 0
 
   def choose_bucket(self, metrics: dict[str, Pair], current: int) -> int:
     """Index of the bucket for the next step, from this step's globally reduced metrics (host side)."""

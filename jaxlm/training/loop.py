@@ -92,20 +92,20 @@ def run_steps(program, state, batches, place, *, bucket: int, on_log, on_step, s
 
 
 def one_step(program, state, batch, bucket: int):
-  """(state, metrics, next bucket index); a step that overflowed its bucket is done again in the next one."""
+  """(state, metrics, next bucket index); a step that overflowed its bucket is done again in a larger one."""
   if not program.buckets:
     state, metrics = program.step(state, batch)
     return state, metrics, bucket
   while True:
     state, metrics = program.step(state, batch, bucket=program.buckets[bucket])
-    here = jax.device_get(metrics)
+    here, last = jax.device_get(metrics), len(program.buckets) - 1
+    following = min(max(program.cfg.objective.choose_bucket(here, bucket), 0), last)
     if "overflow" not in here or here["overflow"].sum <= 0:
-      following = program.cfg.objective.choose_bucket(here, bucket)
-      return state, metrics, min(max(following, 0), len(program.buckets) - 1)
-    if bucket + 1 == len(program.buckets):
+      return state, metrics, following
+    if bucket == last:
       raise RuntimeError(f"the largest bucket {program.buckets[bucket]} of the objective overflows at step "
                          f"{int(state.step)}; its `buckets` must end with one that always fits")
-    bucket += 1
+    bucket = max(bucket + 1, following)
 
 
 def means(pending: list[dict[str, Pair]]) -> dict[str, float]:

@@ -85,7 +85,7 @@ def _train(cfg: RunConfig, mesh, folder: pathlib.Path, quiet: bool) -> Result:
   with program.context(), StopSignal() as stop, Checkpoints(
       folder / "checkpoints", keep_last=cfg.train.keep_last, keep_every=cfg.train.keep_every,
       asynchronous=not cfg.train.debug) as saved:
-    complaints, bucket = [], 0
+    complaints, bucket = [], cfg.objective.first_bucket(len(program.buckets))
     if saved.steps():
       state, note, complaints = saved.restore(program.state, iterator)
       bucket = note["bucket"]

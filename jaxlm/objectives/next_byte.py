@@ -1,0 +1,149 @@
+"""Next-byte prediction with the ratio loss of H-Net, at a chunk capacity from a ladder of buckets.
+
+Axes: B batch, T time, S chunking stages, P groups of rows with statistics of their own.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import ConfigError
+from jaxlm.layers.chunking import ratio_loss
+from jaxlm.objectives.base import Objective, Pair
+
+#: Of the length of what a stage reads. At most this many compilations.
+LADDER = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class NextByte(Objective):
+  """loss = mean CE + ratio_weight * sum_s ratio_s (paper, eq. 10; `specs/hnet.md` sections 10, 16).
+
+  targets: N^s > 1 of every chunking stage, 0 chunkings for an isotropic model. A stage whose router has a rule has
+    no ratio loss; its target still guides the capacity.
+  stats_scope: F and G over the rows of each device, their losses averaged (as released), or over the whole batch.
+  overflow: a row with more chunks than the capacity. "redo": the step is done again in the next bucket, exact;
+    "clip": its last chunks are lost, in training only; "error": the run ends.
+  capacities: the buckets, each one capacity per stage, smallest first. Default: the ladder; stage s + 1 holds the
+    same fraction of stage s. multiple: capacities are rounded up to it (TPU lanes, SSD chunks).
+  slack: of the next step's capacity over the largest count of late. memory: per step, of that largest count.
+  """
+
+  targets: tuple[float, ...] = ()
+  ratio_weight: float = 0.03
+  stats_scope: Literal["device", "global"] = "device"
+  overflow: Literal["redo", "clip", "error"] = "redo"
+  capacities: tuple[tuple[int, ...], ...] | None = None
+  multiple: int = 128
+  slack: float = 1.05
+  memory: float = 0.98
+
+  def __post_init__(self):
+    for s, target in enumerate(self.targets):
+      if target <= 1:
+        raise ConfigError(f"targets[{s}] = {target}: chunks must be longer than one token on average; give N > 1")
+    for k, bucket in enumerate(self.capacities or ()):
+      if len(bucket) != len(self.targets):
+        raise ConfigError(f"capacities[{k}] = {bucket}: wanted one capacity for each of {len(self.targets)} stages")
+      if min(bucket, default=1) < 1:
+        raise ConfigError(f"capacities[{k}] = {bucket}: a chunk buffer needs at least one slot")
+      if k and any(a > b for a, b in zip(self.capacities[k - 1], bucket)):
+        raise ConfigError(f"capacities[{k}] = {bucket} is smaller than the bucket before it; smallest first")
+    if self.overflow == "error" and (self.capacities is None or len(self.capacities) != 1):
+      raise ConfigError("overflow = 'error' needs `capacities` with the one bucket that must suffice")
+    if self.multiple < 1:
+      raise ConfigError(f"multiple = {self.multiple}: wanted 1 or more; 128 suits a TPU")
+
+  def buckets(self, batch_shape):
+    if not self.targets:
+      return ()
+    if self.capacities is not None:
+      return self.capacities
+    length = batch_shape[1]
+    up = lambda x: min(length, math.ceil(x / self.multiple) * self.multiple)
+    ladder = (tuple(up(length * f ** (s + 1)) for s in range(len(self.targets))) for f in LADDER)
+    return tuple(dict.fromkeys(ladder))
+
+  def first_bucket(self, num_buckets):
+    # Untrained routers start chunks at half of the positions and more: begin where everything fits.
+    return num_buckets - 1
+
+  def choose_bucket(self, metrics, current):
+    if "wanted_bucket" not in metrics:
+      return current
+    return math.ceil(float(metrics["wanted_bucket"].sum) / float(metrics["wanted_bucket"].weight) - 1e-6)
+
+  def init_state(self):
+    """Largest number of chunks in a row, of late, per stage."""
+    return {"largest": jnp.zeros(len(self.targets), jnp.float32)} if self.targets else {}
+
+  def update_state(self, state, metrics):
+    if not self.targets:
+      return state
+    now_S = jnp.stack([metrics[f"chunks_max_{s}"].mean() for s in range(len(self.targets))])
+    return {"largest": jnp.maximum(now_S, self.memory * state["largest"])}
+
+  def loss(self, model, params, batch, key, state, *, train, bucket=None):
+    w_BT = batch["loss_weights"]
+    arguments = batch["tokens"], batch["targets"], batch["segment_ids"], batch["positions"]
+    if not self.targets:
+      score, infos = model.apply({"params": params}, *arguments, method="score"), ()
+    else:
+      exact = self.overflow == "redo" or train
+      score, infos = model.apply(
+          {"params": params}, *arguments, capacities=tuple(bucket) if exact and bucket is not None else None,
+          boundaries_BT=batch.get("boundaries"), method="score_with_stages")
+    if len(infos) != len(self.targets):
+      raise ConfigError(f"objective.targets = {self.targets}, but the model chunks {len(infos)} times")
+    weight = jnp.sum(w_BT)
+    # Where the weight is 0 nothing counts, whatever an unused position says.
+    nll = Pair(jnp.sum(jnp.where(w_BT > 0, -score.log_prob_BT, 0.0) * w_BT), weight)
+    metrics, total = {"loss": nll}, nll.sum
+    if "target_bytes" in batch:
+      num_bytes = jnp.sum(jnp.where(w_BT > 0, batch["target_bytes"], 0))
+      metrics["bits_per_byte"] = Pair(nll.sum / math.log(2), num_bytes.astype(jnp.float32))
+    one = jnp.ones((), jnp.float32)
+    for s, (info, target) in enumerate(zip(infos, self.targets)):
+      rows_BT = lambda x_BT: jnp.sum(jnp.where(info.valid_BT, x_BT, 0).astype(jnp.float32), axis=1)
+      starts_B, p_B, valid_B = rows_BT(info.boundary_BT), rows_BT(info.p_BT), rows_BT(info.valid_BT)
+      if model.cfg.stages[s].router.learned:
+        group = self._groups(starts_B.shape[0])
+        ratio = jnp.mean(ratio_loss(*(jnp.sum(x.reshape(group, -1), 1) for x in (starts_B, p_B, valid_B)), target))
+        metrics[f"ratio_{s}"] = Pair(ratio * weight, weight)
+        total += self.ratio_weight * ratio * weight
+      metrics[f"boundaries_{s}"] = Pair(jnp.sum(starts_B), jnp.sum(valid_B))
+      metrics[f"tokens_per_chunk_{s}"] = Pair(jnp.sum(valid_B), jnp.sum(starts_B))
+      metrics[f"chunks_max_{s}"] = Pair(jnp.max(info.count_B).astype(jnp.float32), one)
+    if infos:
+      metrics |= self._capacity_metrics(infos, state, batch["tokens"].shape, train)
+    return Pair(total, weight), metrics
+
+  def _groups(self, rows: int) -> int:
+    """Groups of rows with their own F and G: the devices among which the batch is split."""
+    if self.stats_scope == "global":
+      return 1
+    axes = (nn.logical_to_mesh_axes(("batch",)) or (None,))[0]
+    sizes = jax.sharding.get_abstract_mesh().shape
+    groups = math.prod(sizes.get(a, 1) for a in ((axes,) if isinstance(axes, str) else axes or ()))
+    return groups if rows % groups == 0 else 1
+
+  def _capacity_metrics(self, infos, state, batch_shape, train):
+    one = jnp.ones((), jnp.float32)
+    lost = sum(jnp.sum(info.overflow_B) for info in infos).astype(jnp.float32)
+    clipped = sum(jnp.sum(info.boundary_BT & ~info.kept_BT) for info in infos).astype(jnp.float32)
+    metrics = {}
+    if self.overflow == "clip" and train:
+      metrics["clipped_chunks"] = Pair(clipped, one)
+    else:
+      metrics["overflow"] = Pair(lost, one)
+    # The smallest bucket that holds this batch and the largest of late; a state without history asks for this batch.
+    now_S = jnp.stack([jnp.max(info.count_B) for info in infos]).astype(jnp.float32)
+    need_S = self.slack * jnp.maximum(now_S, state["largest"]) if state else now_S
+    buckets_KS = jnp.asarray(self.buckets(batch_shape), jnp.float32)
+    too_small_K = jnp.any(buckets_KS < jnp.minimum(need_S, buckets_KS[-1])[None], axis=1)
+    metrics["wanted_bucket"] = Pair(jnp.sum(too_small_K).astype(jnp.float32), one)
+    return metrics
