@@ -43,11 +43,15 @@ class Overlap:
       # Most windows of train match nothing: one look into 16 MB of bits says so.
       self._table = np.zeros(1 << BITS, bool)
       self._table[(self._exact >> np.uint64(64 - BITS)).astype(np.int64)] = True
+    if not len(self._exact):
+      return
     raw = np.frombuffer(text, np.uint8)
     for start in range(0, len(raw), CHUNK):
       hashes = window_hashes(raw[start:start + CHUNK + WINDOW - 1])
       likely = hashes[self._table[(hashes >> np.uint64(64 - BITS)).astype(np.int64)]]
-      self._found.update(np.intersect1d(likely, self._exact).tolist())
+      if len(likely):
+        place = np.minimum(np.searchsorted(self._exact, likely), len(self._exact) - 1)
+        self._found.update(likely[self._exact[place] == likely].tolist())
 
   def finish(self) -> None:
     self._held = []
