@@ -1,0 +1,42 @@
+r"""H-Net at the size of a laptop: one chunking stage on an embedded novel, and what it is compared with.
+
+  jaxlm train --config=configs/hnet/tiny.py --workdir=runs/hnet-tiny
+  jaxlm train --config=configs/hnet/tiny.py:pool --workdir=runs/pool-tiny
+
+Arguments: 1stage (default), 2stage, pool, space, isotropic (attention), mamba. Every number is ours. FLOPs per byte of
+the variants are equal within a few percent by the paper's formula (`experiments/hnet/table2.py` prints them).
+"""
+
+import ml_collections as mlc
+
+LAYOUTS = {"1stage": "m2 [T4] m2", "pool": "m2 [T4] m2", "space": "m2 [T4] m2", "isotropic": "T4", "mamba": "m6",
+           "2stage": "m2 [m2 [T3] m2] m2"}
+WIDTHS = {"1stage": (128, 192), "pool": (128, 192), "space": (128, 192), "isotropic": (128,), "mamba": (128,),
+          "2stage": (128, 128, 192)}
+TARGETS = {"1stage": (5.0,), "pool": (5.0,), "space": (5.0,), "2stage": (2.5, 2.0)}
+MULTIPLIERS = {2: (2.0, 1.0), 3: (2.0, 1.5, 1.0)}      # by hand, as the paper says works well
+
+
+def get_config(name: str = "1stage") -> mlc.ConfigDict:
+  widths, targets = WIDTHS[name], TARGETS.get(name, ())
+  router = {"pool": dict(kind="pool", width=5), "space": dict(kind="space")}.get(name, dict(kind="learned"))
+  c = mlc.ConfigDict()
+  c.seed = 0
+  c.model = dict(
+      kind="hnet", layout=LAYOUTS[name],
+      stages=[dict(d_model=d, d_ff=3 * d, attention=dict(num_heads=4, position=dict(kind="rope", rotary_dim=d // 8)),
+                   mamba=dict(d_state=32, head_dim=64), **({"router": router} if s < len(widths) - 1 else {}))
+              for s, d in enumerate(widths)],
+      vocab_size=256, unroll=6, dtype="float32")      # a loop over layers costs a CPU a third of the step
+  c.objective = dict(kind="next_byte", targets=targets, ratio_weight=0.03, multiple=16)
+  c.data = dict(kind="text", source="mini:moby_dick", tokenizer=dict(kind="bytes", offset=0, separator=254),
+                seq_len=256, batch_size=8)
+  c.optimizer = dict(kind="adamw", learning_rate=2e-3, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0,
+                     decay="matrices", decay_overrides=[("^embed/", 0.0)],
+                     lr_multipliers=[("^backbone/" + "inner/" * s if s else "", m)
+                                     for s, m in enumerate(MULTIPLIERS.get(len(widths), ()))])
+  c.schedule = dict(kind="warmup_stable_decay", warmup_steps=50, decay_fraction=0.2, decay="sqrt")
+  c.mesh = dict(data=1, fsdp=-1, sequence=1, tensor=1)
+  c.train = dict(steps=1000, log_every=20, save_every=500)
+  c.eval = dict(every=250, num_tokens=32_768)
+  return c.lock()

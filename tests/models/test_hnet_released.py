@@ -1,0 +1,126 @@
+"""The six released H-Nets: sizes, initial spread, learning rates, decay, as the configs say them."""
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.config import ConfigError
+from jaxlm.layers.isotropic import LayoutError, height, parse_layout, parse_runs
+from jaxlm.models.hnet import HNetConfig, StageConfig
+from jaxlm.models.hnet_rules import DECAY, DECAY_OVERRIDES, lr_multipliers, stage_multipliers
+from jaxlm.parallel.rules import logical_axes
+from jaxlm.training.config import load_config, run_config
+
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "hnet" / "paper.py")
+
+
+def config(name):
+  return run_config(load_config(f"{CONFIG}:{name}"))
+
+
+def boxed(cfg):
+  return jax.eval_shape(cfg.build().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4), jnp.int32))["params"]
+
+
+def shapes(cfg):
+  return nn.unbox(boxed(cfg))
+
+
+def count(tree):
+  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name, params", [
+    ("1stage_L", 679_405_312), ("1stage_XL", 1_270_833_920), ("2stage_L", 874_315_264), ("2stage_XL", 1_603_492_224),
+    ("2stage_XL_chinese", 1_755_285_888), ("2stage_XL_code", 1_654_090_112)])
+def test_released_models_have_their_exact_number_of_parameters(name, params):
+  assert count(shapes(config(name).model)) == params
+
+
+def test_components_have_their_exact_sizes():
+  tree = shapes(config("2stage_L").model)["backbone"]
+  assert count(tree["encoder"]) == count(tree["decoder"]) == 26_405_248
+  assert count(tree["router"]) == 2_097_152
+  assert tree["w_residual"].size + tree["b_residual"].size == 1_049_600
+  assert count(tree["inner"]["encoder"]) == 39_252_352
+  assert count(tree["inner"]["inner"]["main"]) == 736_181_760
+  assert tree["inner"]["inner"]["pad"].shape == (512,) and "pad" not in tree["inner"]
+  xl = shapes(config("2stage_XL").model)["backbone"]
+  assert count(xl["inner"]["encoder"]) == 86_892_608 and count(xl["inner"]["inner"]["main"]) == 1_366_145_024
+
+
+@pytest.mark.parametrize("name, millions", [("llamabyte", 210), ("mambabyte", 190), ("spacebyte", 570),
+                                            ("spacebyte++", 850), ("pool", 850), ("space", 850)])
+def test_baselines_have_the_printed_sizes(name, millions):
+  # The paper rounds to two digits.
+  assert abs(count(shapes(config(name).model)) / 1e6 - millions) < 0.035 * millions
+
+
+@pytest.mark.parametrize("name, want", [
+    ("1stage_L", (2.627, 0.876)), ("1stage_XL", (3.033, 0.876)), ("2stage_L", (2.627, 1.517, 0.715)),
+    ("2stage_XL", (3.033, 1.430, 0.715))])
+def test_multipliers_follow_equation_11_and_reach_their_stage(name, want):
+  cfg = config(name)
+  got = stage_multipliers([s.d_model for s in cfg.model.stages], cfg.objective.targets)
+  np.testing.assert_allclose(got, want, atol=5e-4)
+  assert cfg.optimizer.lr_multipliers == lr_multipliers(want)
+  axes = logical_axes(boxed(cfg.model))
+  m = cfg.optimizer.multipliers(axes)
+  assert m["embed"]["embedding"] == m["head"]["w_out"] == m["backbone"]["w_residual"] == want[0]
+  assert m["backbone"]["inner"]["pad" if "pad" in m["backbone"]["inner"] else "w_residual"] == want[1]
+  inner = m["backbone"]["inner"] if len(want) == 2 else m["backbone"]["inner"]["inner"]
+  assert set(jax.tree.leaves(inner)) == {want[-1]}
+
+
+def test_the_official_decay_is_literal_and_the_clean_one_spares_vectors():
+  cfg = config("2stage_L")
+  assert (cfg.optimizer.decay, cfg.optimizer.decay_overrides) == (DECAY["official"], DECAY_OVERRIDES["official"])
+  axes = logical_axes(boxed(cfg.model))
+  decay = cfg.optimizer.weight_decays(axes)
+  mixer = decay["backbone"]["encoder"]["run_0"]["mixer"]
+  spared = {k for k, v in mixer.items() if v == 0.0}
+  assert spared == {"b_conv_x", "b_conv_bc", "norm_scale"} and decay["backbone"]["b_residual"] == 0.0
+  assert decay["embed"]["embedding"] == decay["backbone"]["encoder"]["final_norm"]["scale"] == 0.1
+
+
+def test_layouts_read_official_lists_and_strings_alike():
+  assert parse_layout("m4 [T1m4 [T26] m4T1] m4") == parse_layout(["m4", ["T1m4", ["T26"], "m4T1"], "m4"])
+  assert height(parse_runs("T1m4")) == 6 and height(parse_runs("T26")) == 52
+
+
+@pytest.mark.parametrize("layout, position", [
+    ("m4 [T22", 7), ("m4 [T22] m4 [T1]", 12), ("Tq4", 1), ("m4 [T2x] m4", 6), ("m0", 1), ("", 0), ("m4]", 2),
+    ("m4 [] m4", 4), ("m4 [T22]", 8)])
+def test_a_fault_in_a_layout_is_shown_where_it_is(layout, position):
+  with pytest.raises(LayoutError, match=f"character {position + 1} ") as error:
+    parse_layout(layout)
+  assert error.value.position == position
+
+
+def test_initial_output_projections_shrink_with_the_height_around_them():
+  cfg = config("2stage_L").model
+  assert [cfg.depth(s) for s in range(3)] == [8, 20, 72]
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"layout": "m1 [T1] m1"}, "has 2 stages, `stages` has 1"),
+    ({"layout": "T1"}, "no `attention`"),
+    ({"stages": (StageConfig(48),)}, "d_model a multiple of 32")])
+def test_sizes_that_do_not_fit_are_refused(changes, message):
+  with pytest.raises(ConfigError, match=message):
+    HNetConfig(**({"layout": "m1", "stages": (StageConfig(64),)} | changes))
+
+
+def test_rotary_sizes_and_windows_that_do_not_fit_are_refused():
+  for key, value, message in [("rotary_dim", 7, "even number"), ("rotary_dim", 4096, "head_dim"), ("window", 0, "window = 0")]:
+    where = "model.stages"
+    stages = load_config(f"{CONFIG}:1stage_L").model.stages
+    attention = dict(stages[1]["attention"])
+    attention |= {"position": {"kind": "rope", "rotary_dim": value}} if key == "rotary_dim" else {"window": value}
+    broken = [dict(stages[0]), dict(stages[1]) | {"attention": attention}]
+    with pytest.raises(ConfigError, match=message):
+      run_config(load_config(f"{CONFIG}:1stage_L", {where: broken}))
