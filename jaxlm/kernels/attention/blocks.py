@@ -1,12 +1,28 @@
-"""Block sizes of attention: a table by device kind, then a heuristic; nothing is searched at run time."""
+"""Block sizes of attention: by platform, then a heuristic; nothing is searched at run time.
 
-STRETCHES = 8                 # causal attention computes (1 + 1/STRETCHES) times the needed scores
-DENSE_SCORES = 256 * 256      # up to so many scores per head the dense reference is the faster one
-SCORE_BYTES = 64 * 2**20      # what the float32 scores of one query block should not exceed
+CPU, jax 0.10.2, two shared cores of an AMD EPYC, 2026-11: ms of CPU time for forward and backward, float32, head
+size 64, 4 heads (bench/attention.py):
+
+  batch x length   dense   blocks of 32   64    128
+      16 x 64        5.8        6.1       5.4     -
+       8 x 128       9.4        7.1       7.0    9.6
+       8 x 256      51         42        28     27
+       4 x 512     111         49        66     68
+       1 x 1024    134         55        47     48
+"""
+
+from jaxlm.kernels.platform import target_platform
+
+STRETCHES = 8                 # causal attention computes (1 + 1 / STRETCHES) times the needed scores
+DENSE_SCORES = 100 * 100      # scores per head up to which the dense form is as fast
+CPU_QUERIES = 64
+SCORE_BYTES = 256 * 2**20     # elsewhere: what the float32 scores of one query block should not exceed
 
 
 def query_block(rows: int, T: int, S: int) -> int:
-  """Queries per block for `rows` = batch * heads: a power of two in 16 .. 256, scores within SCORE_BYTES."""
+  """Queries per block for `rows` = batch * heads; elsewhere than on a CPU a power of two in 16 .. 256."""
+  if target_platform() == "cpu":
+    return min(CPU_QUERIES, T)
   block = 256
   while block > 16 and rows * block * S * 4 > SCORE_BYTES:
     block //= 2

@@ -34,7 +34,13 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule) -> str | None:
 
 def _kernel(length: int, heads: int, rule: Rule, block: int):
   from jax.experimental.pallas.ops.tpu.splash_attention import (
-      BlockSizes, CausalMask, FullMask, LocalMask, MultiHeadMask, make_splash_mqa_single_device)
+    BlockSizes,
+    CausalMask,
+    FullMask,
+    LocalMask,
+    MultiHeadMask,
+    make_splash_mqa_single_device,
+  )
   shape = (length, length)
   if rule.window is not None:
     mask = LocalMask(shape, (rule.window - 1, 0 if rule.causal else rule.window - 1), 0)

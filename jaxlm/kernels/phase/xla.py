@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 from jaxlm.kernels.phase.circle import sincos, split_pairs, turn, wrap
 from jaxlm.kernels.phase.reference import segment_starts
-from jaxlm.kernels.platform import target_platform
 
 
 class Options(NamedTuple):
@@ -47,14 +46,6 @@ def _sums_within(x_BCQKP, reverse: bool = False):
   triangle = jnp.broadcast_to(triangle.T if reverse else triangle, (B * C, Q, Q))   # batched: no transposes
   sums = jnp.einsum("zqt,ztx->zqx", triangle, x_BCQKP.reshape(B * C, Q, K * P), precision="highest")
   return sums.reshape(x_BCQKP.shape)
-
-
-def _cos_sin(phase_BTKP):
-  sin, cos = sincos(phase_BTKP)
-  if target_platform() == "cpu":
-    # XLA would compute them again inside every rotated half, and no longer in vector instructions.
-    sin, cos = jax.lax.optimization_barrier((sin, cos))
-  return cos, sin
 
 
 def _ladder(options: Options):
@@ -147,7 +138,7 @@ def _carope_rotate(q_BTNH, k_BTKH, log_f_BTK, mask_BT, start_BT, next_BT, initia
 
 def _carope_rotate_fwd(q_BTNH, k_BTKH, log_f_BTK, mask_BT, start_BT, next_BT, initial_BKP, turning, options):
   phase_BTKP, final_BKP, carry = _phases(log_f_BTK, mask_BT, start_BT, initial_BKP, options)
-  cos, sin = _cos_sin(phase_BTKP)
+  sin, cos = sincos(phase_BTKP)
   q_BTNH, k_BTKH = turn(q_BTNH, cos, sin, *turning), turn(k_BTKH, cos, sin, *turning)
   return (q_BTNH, k_BTKH, final_BKP), (q_BTNH, k_BTKH, log_f_BTK, mask_BT, start_BT, next_BT, carry)
 
@@ -156,7 +147,7 @@ def _carope_rotate_bwd(turning, options, residuals, gradients):
   q_BTNH, k_BTKH, log_f_BTK, mask_BT, start_BT, next_BT, carry = residuals
   dq_BTNH, dk_BTKH, dfinal_BKP = gradients
   phase_BTKP, _, _ = _phases(log_f_BTK, mask_BT, start_BT, None, options, carry)
-  cos, sin = _cos_sin(phase_BTKP)
+  sin, cos = sincos(phase_BTKP)
   B, T, K, P = phase_BTKP.shape
 
   def cross(dy, y):
