@@ -24,8 +24,9 @@ def log_frequency(a):
 
 
 def frequency_bias(f: float) -> float:
-  """The a with f(a) = f: log(expm1(1/f - 1)), in float64."""
-  return math.log(math.expm1(1 / f - 1))
+  """The a with f(a) = f: log(expm1(z)), z = 1/f - 1, in float64."""
+  z = 1 / f - 1
+  return z + math.log(-math.expm1(-z))      # expm1(z) itself overflows for small f
 
 
 @dataclasses.dataclass(frozen=True)
