@@ -5,7 +5,8 @@ r"""One training step (forward, backward, global-norm clip, AdamW) of ours again
 
 Same shapes, same dtype, same number of parameters; every side lives in its own process, so that its peak memory is its
 own; rounds alternate between the sides, so that a busy machine is unfair to none. Reported: the median over rounds of
-tokens per second, the range, and the peak resident memory above what the process held after its imports.
+tokens per second, the range, and the peak resident memory above what the process held after its imports. Programs are
+compiled by a process that ends before (the time of its first step is reported), so that no peak is a compiler's.
 Sides: jax-rope, jax-carope (the library's own train step), torch-eager, torch-compile (the decoder written out below).
 """
 
@@ -18,6 +19,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 SIDES = ("jax-rope", "jax-carope", "torch-eager", "torch-compile")
@@ -179,33 +181,42 @@ def measure(sides, shape: Shape, rounds: int, steps: int) -> dict:
   here = [sys.executable, os.path.abspath(__file__), "--worker"]
   arguments = [f"--{k}={v}" for k, v in dataclasses.asdict(shape).items()]
   processes, out = {}, {}
-  try:
-    for side in sides:     # one after the other: compilation of one side must not disturb another's first step
-      log = open(os.devnull, "w")
-      process = subprocess.Popen([*here, side, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                                 text=True)
-      ready = _answer(process)
-      if ready is None:
-        out[side] = {"error": f"ended with code {process.wait()} before its first step"}
-        continue
-      processes[side], out[side] = process, {**ready, "tokens_per_s": []}
-    for n in range(rounds):
-      for side in list(processes)[n % 2 and slice(None, None, -1) or slice(None)]:
-        process = processes[side]
-        process.stdin.write(f"{steps}\n")
-        process.stdin.flush()
-        result = _answer(process)
-        if result is None:
-          out[side] = {"error": f"ended with code {process.wait()} in round {n}"}
-          del processes[side]
-          continue
-        out[side]["tokens_per_s"].append(steps * shape.batch_size * shape.seq_len / result["seconds"])
-        out[side]["peak_bytes"] = result["peak_bytes"]
-  finally:
-    for process in processes.values():
-      process.stdin.close()
-      process.wait()
+  with tempfile.TemporaryDirectory() as cache:
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "TORCHINDUCTOR_CACHE_DIR": cache}
+    start = lambda side: subprocess.Popen([*here, side, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                          stderr=subprocess.DEVNULL, text=True, env=environment)
+    try:
+      for side in sides:     # one after the other: one side's compiler must not disturb another's first step
+        first = start(side)
+        out[side] = _answer(first) or {"error": "ended before its first step; run with --worker to see why"}
+        first.stdin.close()
+        first.wait()
+        if "error" not in out[side]:
+          processes[side] = start(side)
+          _answer(processes[side])
+          out[side]["tokens_per_s"] = []
+      _rounds(processes, out, shape, rounds, steps)
+    finally:
+      for process in processes.values():
+        process.stdin.close()
+        process.wait()
   return out
+
+
+def _rounds(processes, out, shape: Shape, rounds: int, steps: int) -> None:
+  for n in range(rounds):
+    for side in list(processes)[::1 if n % 2 == 0 else -1]:
+      process = processes[side]
+      process.stdin.write(f"{steps}\n")
+      process.stdin.flush()
+      result = _answer(process)
+      if result is None:
+        out[side] = {"error": f"ended with code {process.wait()} in round {n}"}
+        del processes[side]
+        continue
+      out[side]["tokens_per_s"].append(steps * shape.batch_size * shape.seq_len / result["seconds"])
+      out[side]["peak_bytes"] = result["peak_bytes"]
 
 
 def report(shape: Shape, measured: dict, rounds: int, steps: int) -> str:

@@ -1,7 +1,18 @@
 """Tables as code: rows, columns, the paper's numbers beside ours, resumable runs."""
 
-from jaxlm.experiments.table import (Column, Figure, Measured, Missing, Number, Row, Scale, Table, Trained, from_memory,
-                                     paper)
+from jaxlm.experiments.table import (
+                                     Column,
+                                     Figure,
+                                     Measured,
+                                     Missing,
+                                     Number,
+                                     Row,
+                                     Scale,
+                                     Table,
+                                     Trained,
+                                     from_memory,
+                                     paper,
+)
 
 __all__ = ["Column", "Figure", "Measured", "Missing", "Number", "Row", "Scale", "Table", "Trained", "from_memory",
            "paper"]

@@ -6,8 +6,21 @@ import pathlib
 import pytest
 
 from jaxlm.config import ConfigError
-from jaxlm.experiments import Column, Figure, Measured, Row, Scale, Table, Trained, from_memory, paper, report, runner
-from jaxlm.experiments import command, figure
+from jaxlm.experiments import (
+  Column,
+  Figure,
+  Measured,
+  Row,
+  Scale,
+  Table,
+  Trained,
+  command,
+  figure,
+  from_memory,
+  paper,
+  report,
+  runner,
+)
 
 CONFIG = """
 import ml_collections as mlc
