@@ -1,17 +1,17 @@
 """Tables as code: rows, columns, the paper's numbers beside ours, resumable runs."""
 
 from jaxlm.experiments.table import (
-                                     Column,
-                                     Figure,
-                                     Measured,
-                                     Missing,
-                                     Number,
-                                     Row,
-                                     Scale,
-                                     Table,
-                                     Trained,
-                                     from_memory,
-                                     paper,
+  Column,
+  Figure,
+  Measured,
+  Missing,
+  Number,
+  Row,
+  Scale,
+  Table,
+  Trained,
+  from_memory,
+  paper,
 )
 
 __all__ = ["Column", "Figure", "Measured", "Missing", "Number", "Row", "Scale", "Table", "Trained", "from_memory",
