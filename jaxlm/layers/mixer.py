@@ -33,6 +33,10 @@ MIXERS = Kinds("mixer", {
     "attention": "jaxlm.layers.attention:AttentionConfig",
     "mamba2": "jaxlm.layers.mamba2:Mamba2Config",
     "lact": "jaxlm.layers.lact:LaCTConfig",
+    "gla": "jaxlm.layers.gla:GLAConfig",
+    "delta_rule": "jaxlm.layers.delta_rule:DeltaRuleConfig",
+    "gated_delta_rule": "jaxlm.layers.delta_rule:GatedDeltaRuleConfig",
+    "hybrid": "jaxlm.layers.hybrid:HybridConfig",
     "pattern": "jaxlm.layers.mixer:PatternConfig",
 })
 

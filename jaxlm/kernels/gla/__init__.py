@@ -1,0 +1,3 @@
+from jaxlm.kernels.gla.api import gla
+
+__all__ = ["gla"]
