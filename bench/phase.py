@@ -17,6 +17,7 @@ from jaxlm.kernels.phase import carope_rotate, rotate, shapes
 
 
 def rope(q, k, cos, sin):
+  cos, sin = jax.lax.stop_gradient((cos, sin))     # tables are not learned
   return rotate(q, cos, sin), rotate(k, cos, sin)
 
 
