@@ -91,7 +91,7 @@ CATALOG = {
     "ml-medium": Corpus("manuals, help pages and verse in 20 languages, without their English paragraphs", (
         *map(_help, ("de", "es", "fr", "it", "ru", "tr", "ja", "ko", "vi", "zh-cn", "zh-tw", "hi")),
         *map(_manual, ("de", "fr", "es", "pl", "ru", "uk", "tr", "ja", "zh")),
-        *map(_handbook, ("ru", "de", "ja", "es", "fa", "ar", "id", "it", "fr", "zh-CN")),
+        *map(_handbook, ("ru-RU", "de-DE", "ja-JP", "es-ES", "fa-IR", "ar-MA", "id-ID", "it-IT", "fr-FR", "zh-CN")),
         *map(_gnome, ("uk", "ru", "sr", "de", "ta", "el", "es", "ko", "fr", "mr", "gu")),
         *(_quran(f"quran_{language}") for language in ("bn", "ur", "ru", "id", "sv", "tr", "fr", "es", "zh")),
         _quran("quran", "text"),

@@ -83,7 +83,9 @@ DOWNLOAD = {"pip": _pip, "npm": _npm, "apt": _apt, "apt-lists": _apt_lists}
 def _run(command: list[str], folder: pathlib.Path, name: str, output: bool = True) -> list[pathlib.Path]:
   """Runs a package manager in `folder`; the archives that it left there."""
   try:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    # A session of its own: apt asks the terminal, which stops it, and us, when we run in the background.
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                          start_new_session=True)
   except FileNotFoundError:
     raise DataError(f"package {name!r} needs {command[0]!r}, which is not on this machine; install it, or prepare the "
                     f"corpus on another machine and copy the folder") from None
