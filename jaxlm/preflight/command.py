@@ -13,6 +13,15 @@ AXES = ("data", "fsdp", "sequence", "tensor")
 
 
 def main(argv: list[str]) -> int:
+  try:
+    return run(argv)
+  except ConfigError as error:
+    print(f"jaxlm preflight: {error}", file=sys.stderr)
+    return 2
+
+
+def run(argv: list[str]) -> int:
+  """0 when everything fits, 1 when something does not."""
   os.environ.setdefault("JAX_PLATFORMS", "cpu")     # the compiler for the chip lives in libtpu; nothing runs on one here
   parser = argparse.ArgumentParser(prog="jaxlm preflight", description=__doc__)
   parser.add_argument("--topology", help="slice to compile for, chip:AxB or chip:AxBxC (v5e:16x16, v5p:4x4x4)")
@@ -30,7 +39,10 @@ def main(argv: list[str]) -> int:
 
   from jaxlm.training.config import load_config, parse_flags, run_config
   spec, overrides, rest = parse_flags(argv)
-  args = parser.parse_args(rest)
+  try:
+    args = parser.parse_args(rest)
+  except SystemExit as end:      # argparse has printed its sentence
+    return int(end.code or 0)
   if spec is None:
     raise ConfigError("preflight needs --config=FILE")
   if sum((args.topology is not None, args.cpu is not None, args.gpu)) != 1:

@@ -1,0 +1,155 @@
+"""Every paper-scale config and the slice it is meant for:  python tpu/matrix.py [--only NAME …] [--write]
+
+Compiles each row ahead of time (a few minutes each on two cores, nothing runs), checks its budget and prints the table;
+`--write` (what `make preflight` does) puts it into tpu/PREFLIGHT.md. Rows that were compiled before with the same
+config, library revision and compiler are taken from tpu/preflight.json unless `--again`.
+
+The budgets of the decoder rows are what MaxText's own step needs for the same sizes, slice and remat class, compiled by
+the same compiler (MaxText 0.2.5, jax 0.12, libtpu 0.0.52).
+"""
+
+import argparse
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """config: 'path[:argument]'. mesh: as on the command line, '' is the config's own. budget: see preflight.budgets."""
+
+  name: str
+  config: str
+  topology: str
+  overrides: dict = dataclasses.field(default_factory=dict)
+  mesh: str = ""
+  budget: dict = dataclasses.field(default_factory=dict)
+
+
+ROWS = [
+    Row("gpt2_small", "configs/decoder/gpt2_small.py:512", "v5e:4x4",
+        budget=dict(peak_bytes=3.90 * GIB, matmul_seconds=0.249, executed_over_model=1.34, wire_ratio=1.45)),
+    Row("gpt2_small, remat minimal", "configs/decoder/gpt2_small.py:512", "v5e:4x4", {"model.remat": "minimal"},
+        budget=dict(peak_bytes=10.09 * GIB, matmul_seconds=0.221, executed_over_model=1.19, wire_ratio=1.45)),
+    Row("gpt2_small with CARoPE", "configs/decoder/gpt2_small.py:512", "v5e:4x4", {"model.position": "carope"},
+        budget=dict(peak_bytes=3.90 * GIB, executed_over_model=1.36, wire_ratio=1.45)),
+    Row("carope_small", "configs/carope/paper_small.py", "v5e:4x4", budget=dict(wire_ratio=1.45)),
+    Row("carope_tiny", "configs/carope/paper_tiny.py", "v5e:2x2", budget=dict(wire_ratio=1.45)),
+    Row("llama_1b", "configs/decoder/llama_1b.py", "v5p:4x4x4",
+        budget=dict(peak_bytes=5.22 * GIB, matmul_seconds=0.207, executed_over_model=1.23, wire_ratio=1.01)),
+    Row("llama_1b", "configs/decoder/llama_1b.py", "v5e:8x8",
+        budget=dict(peak_bytes=5.22 * GIB, matmul_seconds=0.437, executed_over_model=1.25, wire_ratio=1.45)),
+    Row("llama_1b", "configs/decoder/llama_1b.py", "v6e:8x8", budget=dict(wire_ratio=1.45)),
+    Row("llama_8b", "configs/decoder/llama_8b.py", "v5p:4x4x4",
+        budget=dict(peak_bytes=8.57 * GIB, matmul_seconds=1.233, executed_over_model=1.22, wire_ratio=1.01)),
+]
+
+
+def main(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--only", action="append", default=[], metavar="NAME", help="rows whose name contains NAME")
+  parser.add_argument("--write", action="store_true", help="write tpu/PREFLIGHT.md")
+  parser.add_argument("--again", action="store_true", help="compile also what tpu/preflight.json holds")
+  args = parser.parse_args(argv)
+  store = ROOT / "tpu" / "preflight.json"
+  known = json.loads(store.read_text()) if store.is_file() else {}
+  results = []
+  for row in ROWS:
+    if args.only and not any(name in row.name for name in args.only):
+      if key_of(row) in known:
+        results.append((row, known[key_of(row)]))
+      continue
+    if args.again or key_of(row) not in known:
+      print(f"{row.name} on {row.topology} …", flush=True)
+      known[key_of(row)] = compiled(row)
+      store.write_text(json.dumps(known, indent=1) + "\n")
+    results.append((row, known[key_of(row)]))
+    print_line(row, known[key_of(row)])
+  if args.write:
+    keep = {key_of(row): found for row, found in results}
+    store.write_text(json.dumps(keep, indent=1) + "\n")
+    (ROOT / "tpu" / "PREFLIGHT.md").write_text(page(results))
+  return 1 if any(found["broken"] for _, found in results) else 0
+
+
+def compiled(row: Row) -> dict:
+  """The report of one row as plain values, with the budgets it breaks."""
+  sys.path.insert(0, str(ROOT))
+  from importlib import metadata
+
+  from jaxlm.preflight.budgets import Budget, broken
+  from jaxlm.preflight.chips import chip_of
+  from jaxlm.preflight.command import parse_mesh
+  from jaxlm.preflight.run import preflight
+  from jaxlm.preflight.topology import devices
+  from jaxlm.training.config import load_config, run_config
+
+  path, _, argument = row.config.partition(":")
+  overrides = dict(row.overrides)
+  overrides |= {f"mesh.{axis}": size for axis, size in parse_mesh(row.mesh).items()}
+  cfg = run_config(load_config(f"{ROOT / path}:{argument}" if argument else str(ROOT / path), overrides))
+  report, _ = preflight(cfg, devices(row.topology), "train", name=row.name, topology=row.topology,
+                        chip=chip_of(row.topology))
+  found = report.to_json()
+  found.pop("dearest")
+  versions = {p: metadata.version(p) for p in ("jax", "libtpu")}
+  return found | {"broken": broken(report, Budget(**row.budget)), "versions": versions,
+                  "date": datetime.date.today().isoformat(), "revision": revision()}
+
+
+def key_of(row: Row) -> str:
+  text = (ROOT / row.config.split(":")[0]).read_text()
+  digest = hashlib.sha256(json.dumps([text, row.config, row.overrides, row.mesh, row.budget]).encode()).hexdigest()
+  return f"{row.name} on {row.topology} {digest[:12]}"
+
+
+def revision() -> str:
+  return subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
+def cells(row: Row, r: dict) -> list[str]:
+  s, u = r["estimates"]["seconds"], r["estimates"]["utilisation"]
+  mesh = ", ".join(f"{axis} {n}" for axis, n in r["mesh"].items() if n > 1)
+  if r["error"]:
+    return [row.name, row.topology, mesh, "no", *["-"] * 6, "; ".join(r["broken"])]
+  return [row.name, row.topology, mesh, "yes" if r["fits"] else "no",
+          f"{r['memory_bytes']['peak'] / GIB:.2f} of {r['capacity_bytes'] / GIB:.0f}",
+          f"{r['executed_over_model']:.2f}" if r["executed_over_model"] else "-", f"{s['matmul']:.3f}",
+          f"{r['wire_bytes'] / 1e9:.2f} ({r['wire_ratio']:.2f})" if r["wire_ratio"] else f"{r['wire_bytes'] / 1e9:.2f}",
+          f"{s['best']:.2f} to {s['worst']:.2f}", f"{u[0]:.2f} to {u[1]:.2f}" if u else "-",
+          r["dominating_collective"] if not r["broken"] else "; ".join(r["broken"])]
+
+
+HEAD = ["config", "slice", "mesh", "fits", "peak HBM, GiB", "executed / model FLOPs", "matmul s", "wire GB (x minimum)",
+        "step s", "utilisation", "dominating collective, or the budget it breaks"]
+
+
+def print_line(row: Row, r: dict) -> None:
+  print("  " + " | ".join(f"{h}: {c}" for h, c in zip(HEAD[3:], cells(row, r)[3:])), flush=True)
+
+
+def page(results) -> str:
+  lines = ["# Every paper-scale config, compiled for its slice", "",
+           "Written by `make preflight` (`tpu/matrix.py`): the real train step, compiled ahead of time by the TPU compiler; "
+           "nothing was run or timed. Memory, FLOPs and wire bytes are read off the compiled program. **Seconds and "
+           "utilisation are estimates** for comparing programs: compiler cycles for matmuls (2-20 % off on v5e and v5p, more on "
+           "v6e), attention kernels at peak, every link busy; from all communication hidden to none.", "",
+           "| " + " | ".join(HEAD) + " |", "|" + "--|" * len(HEAD)]
+  lines += ["| " + " | ".join(cells(row, r)) + " |" for row, r in results]
+  made = sorted({f"jax {r['versions']['jax']}, libtpu {r['versions']['libtpu']}, {r['date']}" for _, r in results})
+  return "\n".join([*lines, "", f"Per device and step. Compiled with {'; '.join(made)}.", ""])
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
