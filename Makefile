@@ -19,7 +19,7 @@ demo: $(VENV)/.core  ## train CARoPE and a RoPE twin on real text (two minutes o
 	$(BIN)/python experiments/carope/demo.py --workdir $(DEMO)
 
 test: $(VENV)/.test  ## the test suite
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.test  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

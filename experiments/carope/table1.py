@@ -98,7 +98,7 @@ def published():
 TABLE = Table(
     name="carope-table1", title="CARoPE, Table 1: perplexity by evaluation length", rows=ROWS,
     columns=[Column(TRAIN, "ppl@1x"), Column(DOUBLE, "ppl@2x"), Column(QUADRUPLE, "ppl@4x"),
-             Column("2x, new positions", "tail@2x")],
+             Column("2x, beyond the training length only", "tail@2x")],
     scales=SCALES, measure=perplexity_at((1, 2, 4)), published=published(),
     source="arXiv 2507.23083v1, Table 1: trained at 512 tokens, evaluated at 512 and 1024, FineWeb-Edu; one seed, no spread",
     claims={
