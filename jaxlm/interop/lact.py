@@ -1,4 +1,4 @@
-"""Official LaCT language models in and out: config.json fields and state-dict names (specs/lact.md sections 3 and 4).
+"""Official LaCT models in and out: config.json fields and state-dict names (spec lact, sections 3, 4 and 8).
 
 Axis letters: d d_model, n attention heads, h their width, m fast-weight heads, e their width, i fast inner width,
 r rank, l rates per token, f d_ff, v vocabulary.
@@ -14,6 +14,7 @@ from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import RMSNormConfig
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.models.decoder import DecoderConfig
+from jaxlm.models.lact_nvs import PLUCKER, NVSConfig
 
 #: What only changes rounding or speed of the official code.
 IMPLEMENTATION = ("fuse_norm", "last_layer_fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "max_position_embeddings",
@@ -140,3 +141,35 @@ def mixer_rules(mixer: LaCTConfig, theirs: str, ours: str) -> list[Rule]:
     rules += [Rule(f"{theirs}momentum_proj.0.weight", f"{ours}fast/w_momentum", "m d -> d m"),
               Rule(f"{theirs}momentum_proj.0.bias", f"{ours}fast/b_momentum", "m -> m")]
   return rules
+
+
+def nvs_table(cfg: NVSConfig) -> Table:
+  """Names of the official view-synthesis model. Letters as above; p features of a patch, q colours of a patch, k
+  attention head width. Its fast weights are stored transposed, and its rates (matrix, head) instead of (head, matrix).
+  """
+  block = "blocks.{layer}.module_list."
+  rules = [Rule("input_linear.weight", "embed/w_in", "d p -> p d"),
+           Rule("input_layernorm.weight", "embed/norm/scale", "d -> d"),
+           Rule(f"{block}0.ln.weight", "blocks/norm/scale", "d -> d"),
+           Rule(f"{block}0.f.to_qkv.weight", tuple(f"blocks/attention/w_{x}" for x in "qkv"), "(3 n h) d -> 3 d n h"),
+           Rule(f"{block}0.f.c_proj.weight", "blocks/attention/w_o", "d (n h) -> n h d"),
+           Rule(f"{block}0.f.q_norm.weight", "blocks/attention/scale_q", "h -> h"),
+           Rule(f"{block}0.f.k_norm.weight", "blocks/attention/scale_k", "h -> h"),
+           Rule(f"{block}1.ln.weight", "blocks/memory_norm/scale", "d -> d"),
+           Rule(f"{block}1.f.to_qkv.weight", tuple(f"blocks/memory/w_{x}" for x in "qkv"), "(3 m e) d -> 3 d m e"),
+           Rule(f"{block}1.f.c_proj.weight", "blocks/memory/w_o", "d (m e) -> m e d"),
+           Rule(f"{block}1.f.lr_fc.weight", "blocks/memory/w_rate", "(3 m) d -> d m 3"),
+           Rule(f"{block}1.f.lr_fc.bias", "blocks/memory/b_rate", "(3 m) -> m 3"),
+           Rule(f"{block}1.f.w0", "blocks/memory/w0", "m e i -> m i e"),
+           Rule(f"{block}1.f.w1", "blocks/memory/w1", "m i e -> m e i"),
+           Rule(f"{block}1.f.w2", "blocks/memory/w2", "m e i -> m i e"),
+           Rule(f"{block}1.f.o_norm.weight", "blocks/memory/scale", "e -> e"),
+           Rule(f"{block}2.ln.weight", "blocks/mlp_norm/scale", "d -> d"),
+           Rule(f"{block}2.f.c_fc.weight", "blocks/mlp/w_in", "f d -> d f"),
+           Rule(f"{block}2.f.c_proj.weight", "blocks/mlp/w_out", "d f -> f d"),
+           Rule("image_token_decoder.0.weight", "head/norm/scale", "d -> d"),
+           Rule("image_token_decoder.1.weight", "head/w_out", "q d -> d q")]
+  patch = cfg.patch**2
+  sizes = {"d": cfg.d_model, "n": cfg.d_model // cfg.head_dim, "h": cfg.head_dim, "m": cfg.d_model // cfg.fast_width,
+           "e": cfg.fast_width, "i": cfg.inner_width, "f": cfg.mlp.d_ff, "p": (PLUCKER + 3) * patch, "q": 3 * patch}
+  return Table(tuple(rules), sizes, cfg.num_layers)

@@ -110,7 +110,7 @@ class LaCT(nn.Module):
     if cfg.silu != "none":
       fast_q, fast_k = jax.nn.silu(fast_q), jax.nn.silu(fast_k)
       fast_v = jax.nn.silu(fast_v) if cfg.silu == "qkv" else fast_v
-    fast_q, fast_k = _unit(fast_q, M), _unit(fast_k, M)
+    fast_q, fast_k = _unit_groups(fast_q, M), _unit_groups(fast_k, M)
 
     shared = context.shared
     if context.shared_by != (position, heads):
@@ -165,9 +165,14 @@ class LaCT(nn.Module):
     return o_BTNH, KVCache(*written, position_state)
 
 
-def _unit(x_BTNH, num_groups):
-  """x / (|x| + 1e-5) over each group of heads, float32 inside."""
-  x32 = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:2], num_groups, -1)
+def unit(x):
+  """x / (|x| + 1e-5) over the last axis, float32 inside."""
+  x32 = x.astype(jnp.float32)
   square = jnp.sum(jnp.square(x32), -1, keepdims=True)
   norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)    # a zero row has derivative 0
-  return (x32 / (norm + EPS)).reshape(x_BTNH.shape).astype(x_BTNH.dtype)
+  return (x32 / (norm + EPS)).astype(x.dtype)
+
+
+def _unit_groups(x_BTNH, num_groups):
+  """`unit` of each group of heads together."""
+  return unit(x_BTNH.reshape(*x_BTNH.shape[:2], num_groups, -1)).reshape(x_BTNH.shape)

@@ -11,7 +11,7 @@ from jaxlm.interop.golden.case import Tolerance
 from jaxlm.interop.golden.decoder import hidden_states, shifted
 from jaxlm.interop.huggingface.fields import Fields
 from jaxlm.interop.huggingface.table import Table
-from jaxlm.interop.lact import LACT_LM, mixer_rules, mixer_sizes, read_mixer
+from jaxlm.interop.lact import LACT_LM, mixer_rules, mixer_sizes, nvs_table, read_mixer
 from jaxlm.kernels.fast_weight_chunk import (
     Causal,
     Rule,
@@ -25,7 +25,9 @@ from jaxlm.kernels.fast_weight_chunk import (
 )
 from jaxlm.kernels.newton_schulz import LANGUAGE, coefficients, newton_schulz
 from jaxlm.layers.mixer import Context
+from jaxlm.layers.lact_video import chunk_attention
 from jaxlm.layers.positions.rope import RoPE
+from jaxlm.models.lact_nvs import NVSConfig, Views, rays
 
 NAMES = ("w0", "w1", "w2", "q", "k", "v", "lr0", "lr1", "lr2")
 
@@ -96,6 +98,9 @@ def video_op(case):
   cfg = case.config
   schedule = interleaved_video(cfg["chunk"], cfg["noise_repeats"], cfg["num_chunks"])
   _operator(case, Rule(muon=coefficients("views") if cfg["use_muon"] else None), schedule, NAMES)
+  q, k, v = (jnp.asarray(case[f"in/attn_{x}"]) for x in "qkv")
+  o = chunk_attention(q, k, v, chunk=cfg["chunk"], num_repeats=cfg["noise_repeats"], num_cached=cfg["kv_cache_size"])
+  case.compare("out/attn_o", o, relative(1e-5))
 
 
 def layer(case):
@@ -173,6 +178,43 @@ def language_model(case):
     second, _ = extend(tokens_BT[:, split:], state)
     case.compare_to(f"streaming split at {split}", np.concatenate([first, second], 1), logits_BTV,
                     relative(1e-3 if muon else 1e-4))
+
+
+def nvs_model(case):
+  """(lact, nvs_model): rays, blocks, rendering in one pass and through reconstructed weights, all gradients."""
+  c = case.config
+  cfg = NVSConfig(d_model=c["dim"], num_layers=c["layers"], patch=c["patch_size"], head_dim=c["attn_head_dim"],
+                  fast_head_dim=c["ttt_head_dim"], expansion=c["ttt_inter_multi"], mlp_expansion=c["mlp_inter_multi"],
+                  muon_steps=c["muon_update_steps"], base_rate=c["base_lr"])
+  table, model = nvs_table(cfg), cfg.build()
+  params = table.import_params(case.group("param"), np.float32)
+  given = Views(*(jnp.asarray(case[f"in/{n}"]) for n in ("image", "fxfycxcy_in", "c2w_in")))
+  wanted = Views(None, *(jnp.asarray(case[f"in/{n}"]) for n in ("fxfycxcy_target", "c2w_target")))
+  size = given.images_BSCYX.shape[-2:]
+
+  @jax.jit
+  def run(params):
+    def loss(params):
+      image, sown = model.apply({"params": params}, given, wanted, mutable=["intermediates"])
+      return jnp.mean(jnp.square(image - case["in/target_image"])), (image, sown["intermediates"]["blocks"]["hidden"][0])
+    apply = lambda *args, method: model.apply({"params": params}, *args, method=method)
+    state = apply(given, method="reconstruct")
+    return jax.value_and_grad(loss, has_aux=True)(params), state, apply(wanted, state, *size, method="render")
+
+  ((value, (image, hidden_LBTD)), grads), state, again = jax.device_get(run(params))
+  near = relative(1e-4)
+  origin, direction = rays(given.intrinsics_BS4, given.poses_BS44, *size)
+  for name, x in (("ray_o", origin), ("ray_d", direction), ("o_cross_d", jnp.cross(origin, direction, axis=2))):
+    case.compare(f"out/{name}_in", x, near)
+  case.compare("out/rendering", image, near)
+  case.compare("out/rendering_reconstruct_path", again, near)
+  case.compare("out/loss_mse", value, near)
+  for layer in range(cfg.num_layers):
+    case.compare(f"out/block_{layer}", hidden_LBTD[layer], near)
+    for j, w in enumerate(state):
+      case.compare(f"out/state_{layer}_w{j}", w[layer].reshape(-1, *w.shape[3:]).mT, near)
+  for name, grad in table.export_params(grads).items():
+    case.compare(f"grad/{name}", grad, relative(5e-3))
 
 
 def _gradients(case, grads, limit):
