@@ -29,7 +29,8 @@ class Checkpoints:
   def __init__(self, folder, *, keep_last: int = 2, keep_every: int | None = None, asynchronous: bool = True):
     self.folder = _absolute(folder)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep_last, keep_period=keep_every, enable_async_checkpointing=asynchronous)
+        max_to_keep=keep_last, keep_period=keep_every, enable_async_checkpointing=asynchronous,
+        cleanup_tmp_directories=True)    # what a full disk or a killed process has left behind
     self.manager = ocp.CheckpointManager(self.folder, options=options)
 
   def __enter__(self):

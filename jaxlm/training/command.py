@@ -1,6 +1,7 @@
 """`jaxlm train --config=configs/x.py --workdir=runs/x [--config.train.steps=100] [--new]`."""
 
 import argparse
+import logging
 import sys
 
 from jaxlm.config import ConfigError
@@ -33,11 +34,16 @@ def main(argv: list[str]) -> int:
 
 def run(spec, overrides, args) -> int:
   """0 finished, or stopped by a signal and saved; 1 the run failed, and says why."""
+  import absl.logging
+
   from jaxlm.parallel.start import start
   from jaxlm.training.checkpoints import CheckpointError
   from jaxlm.training.loop import NonFinite
   from jaxlm.training.run import train
 
+  # Orbax and its event loop log the traceback of a failed write five times before it is raised; once is enough.
+  absl.logging.set_verbosity(absl.logging.FATAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   start()
   try:
     train(spec, args.workdir, overrides, new=args.new, quiet=args.quiet)

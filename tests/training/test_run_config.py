@@ -1,8 +1,8 @@
 """Files, overrides and checks: what is meant is built, what cannot be meant is refused with a sentence."""
 
 import pytest
-
 import tiny_run
+
 from jaxlm.config import ConfigError
 from jaxlm.training.config import check, differences, load_config, parse_flags, resolved, run_config
 from jaxlm.training.optimizers import Lion

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-
 import tiny_run
+
 from jaxlm.config import ConfigError
 from jaxlm.training import command, metrics
 from jaxlm.training import run as run_module

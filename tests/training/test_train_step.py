@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 import tiny_run
+
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.place import batch_sharding, placer
 from jaxlm.training.config import run_config
