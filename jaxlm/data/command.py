@@ -19,7 +19,8 @@ Stopping is safe at any time: the same command goes on. Files go to $JAXLM_DATA,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser("jaxlm data", description=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser("jaxlm data", description=USAGE,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
   actions = parser.add_subparsers(dest="action", required=True)
   for action, what in (("list", "all corpora, and which are here"), ("info", "what a corpus holds"),
                        ("prepare", "make a corpus, or go on making it")):
@@ -91,7 +92,8 @@ def _info(folder, name: str) -> None:
     return
   for split, entry in manifest["splits"].items():
     dropped = f", {entry['dropped']} dropped: they stand in train" if entry["dropped"] else ""
-    print(f"  {split:<10} {entry['documents']:>9,} documents {entry['bytes']:>13,} bytes  {entry['sha256'][:16]}{dropped}")
+    print(f"  {split:<10} {entry['documents']:>9,} documents {entry['bytes']:>13,} bytes  {entry['sha256'][:16]}"
+          f"{dropped}")
   for file, entry in manifest.get("files", {}).items():
     print(f"  {file:<20} {entry['bytes']:>11,} bytes  {entry['sha256'][:16]}")
 

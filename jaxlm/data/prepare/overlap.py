@@ -9,7 +9,8 @@ CHUNK = 1 << 16     # bytes at a time: what fits the cache is several times fast
 
 
 def window_hashes(text: np.ndarray) -> np.ndarray:
-  """uint64 (n - 199,): sum_j text[i + j] BASE^(199 - j) mod 2^64, by doubling: h_{a+b}[i] = h_a[i] BASE^b + h_b[i + a]."""
+  """uint64 (n - 199,): sum_j text[i + j] BASE^(199 - j) mod 2^64, by doubling:
+  h_{a+b}[i] = h_a[i] BASE^b + h_b[i + a]."""
   n = len(text) - WINDOW + 1
   if n < 1:
     return np.zeros(0, np.uint64)
