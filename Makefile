@@ -10,7 +10,7 @@ DEMO ?= runs/demo
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-compile lint bench clean
+.PHONY: help demo test test-slow test-compile lint preflight bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-compile: $(VENV)/.preflight  ## ahead-of-time compilation for TPU pods; ins
 
 lint: $(VENV)/.test  ## ruff
 	$(BIN)/ruff check .
+
+preflight: $(VENV)/.preflight  ## compile every paper-scale configuration for its TPU slice (an hour), rewrite tpu/PREFLIGHT.md
+	$(BIN)/python tpu/matrix.py --write
 
 bench: $(VENV)/.bench  ## a training step against PyTorch; installs torch
 	$(BIN)/python bench/train_step.py
