@@ -78,19 +78,16 @@ def _continue(cfg, args, sampling) -> int:
   if not hasattr(cfg.model, "init_state"):
     raise ConfigError(f"model {type(cfg.model).__name__} does not decode token by token")
   params, _ = load(cfg, args.run, step=args.step, ema=args.ema)
-  tokenizer = cfg.data.build_tokenizer()
+  tokenizer = cfg.data.load_tokenizer()
   texts = [text for text in (args.prompt or [""]) for _ in range(args.num_samples)]
-  start = [] if tokenizer.eos_id is None else [tokenizer.eos_id]      # every document begins behind it
-  prompts = [[*start, *tokenizer.encode(text)] for text in texts]
-  if not all(prompts):
-    raise ConfigError("this tokenizer has no end-of-text token to start from: give a --prompt of at least one character")
-  generator = Generator(cfg.model, params, sampling, stop_token=tokenizer.eos_id)
+  prompts = [[tokenizer.separator, *tokenizer.encode(text).tolist()] for text in texts]   # as every document begins
+  generator = Generator(cfg.model, params, sampling, stop_token=tokenizer.separator)
   if len(prompts) == 1 and not args.json:
-    decoder = tokenizer.stream()
+    text = tokenizer.stream()
     print(texts[0], end="", flush=True)
     for token_B in generator.stream(prompts, args.max_new_tokens, seed=args.seed):
-      print(decoder.feed(int(token_B[0])), end="", flush=True)
-    print(decoder.flush())
+      print(text.push(int(token_B[0])), end="", flush=True)
+    print(text.close())
     return 0
   for text, tokens in zip(texts, generator.generate(prompts, args.max_new_tokens, seed=args.seed)):
     new = tokenizer.decode(tokens.tolist())

@@ -28,7 +28,7 @@ class DecoderConfig:
   position: added to the embedding, or used by every mixer that has none of its own.
   residual, remat, unroll: see layers.stack.BlockConfig. softcap: c tanh(logit / c).
   tie_embeddings: the head is the embedding's table. dtype: of the computation; parameters are float32.
-  loss_chunk: targets per piece of the loss, so that (B, T, V) never exists; None = all at once.
+  loss_chunk: positions of the sequence whose logits exist at a time, so that (B, T, V) never does; None: by size.
   """
 
   vocab_size: int
@@ -54,7 +54,7 @@ class DecoderConfig:
     if self.softcap is not None and self.softcap <= 0:
       raise ConfigError(f"softcap = {self.softcap}: wanted a positive limit, or None")
     if self.loss_chunk is not None and self.loss_chunk < 1:
-      raise ConfigError(f"loss_chunk = {self.loss_chunk}: wanted a number of targets, or None for all at once")
+      raise ConfigError(f"loss_chunk = {self.loss_chunk}: wanted a number of positions, or None to choose by size")
     for mixer in self.mixers:
       if hasattr(mixer, "heads"):
         mixer.heads(self.d_model)
