@@ -3,15 +3,13 @@
 Axis letters: d width of the stage, n heads, h head_dim, f d_ff, k groups, e state size, j taps, v vocabulary.
 """
 
-import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
-
-import numpy as np
+from collections.abc import Mapping
 
 from jaxlm.config import ConfigError, nearest
-from jaxlm.interop.huggingface.table import Rule, WeightsError, flatten, set_path, shape_of
+from jaxlm.interop.entries import Entry, export_params, import_params, mamba_entries
+from jaxlm.interop.huggingface.table import Rule
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.embedding import EmbeddingConfig
 from jaxlm.layers.isotropic import IsotropicConfig
@@ -21,6 +19,8 @@ from jaxlm.layers.positions.rope import RoPE
 from jaxlm.models.hnet import HNetConfig, StageConfig
 
 SSM = {"d_conv": "d_conv", "expand": "expand", "d_state": "d_state", "headdim": "head_dim", "ngroups": "num_groups"}
+__all__ = ["entries", "export_params", "import_params", "load", "mamba_entries", "read_config"]
+
 FIELDS = {"arch_layout", "d_model", "d_intermediate", "vocab_size", "ssm_cfg", "attn_cfg", "tie_embeddings"}
 
 
@@ -67,39 +67,6 @@ def read_config(mapping: Mapping, **options) -> HNetConfig:
                     **options)
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """One official array: the concatenation along its first axis of what the rules say. layer: in our stack, or None.
-
-  squeezed: it has an axis of size 1 at index 1 (a depthwise convolution).
-  """
-
-  theirs: str
-  rules: tuple[Rule, ...]
-  sizes: Mapping[str, int]
-  layer: int | None = None
-  squeezed: bool = False
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    shapes = [rule.their_shape(self.sizes) for rule in self.rules]
-    tail = ((1,) if self.squeezed else ()) + shapes[0][1:]
-    return (sum(s[0] for s in shapes), *tail)
-
-  def to_ours(self, array) -> Iterator[tuple[str, np.ndarray]]:
-    array, start = np.asarray(array), 0
-    for rule in self.rules:
-      shape = rule.their_shape(self.sizes)
-      part = array[start:start + shape[0]].reshape(shape)
-      yield from zip(rule.paths, rule.to_ours(part, self.sizes))
-      start += shape[0]
-
-  def to_theirs(self, flat: Mapping) -> np.ndarray:
-    read = lambda path: np.asarray(flat[path] if self.layer is None else flat[path][self.layer])
-    parts = [rule.to_theirs([read(path) for path in rule.paths], self.sizes) for rule in self.rules]
-    return np.concatenate(parts).reshape(self.shape)
-
-
 def entries(cfg: HNetConfig) -> list[Entry]:
   """Every array of an official checkpoint of this model."""
   sizes = {"v": cfg.vocab_size, "d": cfg.d_model}
@@ -143,7 +110,8 @@ def stack_entries(stack: IsotropicConfig, theirs: str, ours: str) -> list[Entry]
 def layer_entries(stack: IsotropicConfig, run, theirs: str, ours: str, layer: int | None) -> list[Entry]:
   one = lambda name, path, axes: Entry(theirs + name, (Rule("", ours + path, axes),), {"d": stack.d_model}, layer)
   out = [one("norm1.weight", "norm/scale", "d -> d")]
-  out += (attention_entries if run.is_attention else mamba_entries)(stack, f"{theirs}mixer.", f"{ours}mixer/", layer)
+  mixer = f"{theirs}mixer.", f"{ours}mixer/", layer
+  out += attention_entries(stack, *mixer) if run.is_attention else mamba_entries(stack.mamba, stack.d_model, *mixer)
   if run.has_mlp:
     out += [one("norm2.weight", "mlp_norm/scale", "d -> d")] + mlp_entries(stack, f"{theirs}mlp.", f"{ours}mlp/", layer)
   return out
@@ -162,63 +130,6 @@ def attention_entries(stack: IsotropicConfig, theirs: str, ours: str, layer: int
   qkv = tuple(f"{ours}w_{x}" for x in "qkv")
   return [Entry(f"{theirs}Wqkv.weight", (Rule("", qkv, "(3 n h) d -> 3 d n h"),), sizes, layer),
           Entry(f"{theirs}out_proj.weight", (Rule("", f"{ours}w_o", "d (n h) -> n h d"),), sizes, layer)]
-
-
-def mamba_entries(stack: IsotropicConfig, theirs: str, ours: str, layer: int | None = None) -> list[Entry]:
-  m = stack.mamba
-  sizes = {"d": stack.d_model, "n": m.num_heads(stack.d_model), "h": m.head_dim, "k": m.num_groups, "e": m.d_state,
-           "j": m.d_conv}
-
-  def one(name, *parts, squeezed=False):
-    rules = tuple(Rule("", ours + path, axes) for path, axes in parts)
-    return Entry(theirs + name, rules, sizes, layer, squeezed)
-
-  out = [
-      one("in_proj.weight", ("w_z", "(n h) d -> d n h"), ("w_x", "(n h) d -> d n h"),
-          ("w_bc", "(2 k e) d -> d 2 k e"), ("w_dt", "n d -> d n")),
-      one("conv1d.weight", ("conv_x", "(n h) j -> j n h"), ("conv_bc", "(2 k e) j -> j 2 k e"), squeezed=True),
-      one("conv1d.bias", ("b_conv_x", "(n h) -> n h"), ("b_conv_bc", "(2 k e) -> 2 k e")),
-      one("dt_bias", ("dt_bias", "n -> n")),
-      one("A_log", ("a_log", "n -> n")),
-      one("D", ("d_skip", "n -> n")),
-      one("norm.weight", ("norm_scale", "(n h) -> n h")),
-      one("out_proj.weight", ("w_out", "d (n h) -> n h d"))]
-  if m.use_bias:
-    out += [one("in_proj.bias", ("b_z", "(n h) -> n h"), ("b_x", "(n h) -> n h"), ("b_bc", "(2 k e) -> 2 k e"),
-                ("b_dt", "n -> n")), one("out_proj.bias", ("b_out", "d -> d"))]
-  return out
-
-
-def import_params(table: list[Entry], state: Mapping[str, np.ndarray], dtype=np.float32, ignore=()) -> dict:
-  """Official arrays -> our tree under `params`. Raises WeightsError that lists every misfit. dtype None: the file's."""
-  wanted = {entry.theirs: entry for entry in table}
-  lines = [f"  missing {name}" for name in wanted if name not in state]
-  lines += [f"  left over {name}" for name in state if name not in wanted and name not in ignore]
-  lines += [f"  {name} has shape {shape_of(state, name)}, wanted {entry.shape}" for name, entry in wanted.items()
-            if name in state and shape_of(state, name) != entry.shape]
-  if lines:
-    raise WeightsError("the checkpoint does not fit this H-Net:\n" + "\n".join(lines))
-  tree, layers = {}, {}
-  for entry in table:
-    for path, array in entry.to_ours(state[entry.theirs]):
-      array = array if dtype is None else array.astype(dtype)
-      if entry.layer is None:
-        set_path(tree, path, np.ascontiguousarray(array))
-      else:
-        layers.setdefault(path, []).append(array)
-  for path, arrays in layers.items():
-    set_path(tree, path, np.stack(arrays))
-  return tree
-
-
-def export_params(table: list[Entry], params: Mapping) -> dict[str, np.ndarray]:
-  """Our tree (parameters or gradients) -> official arrays."""
-  flat = flatten(params)
-  ours = {path for entry in table for rule in entry.rules for path in rule.paths}
-  lines = [f"  missing {p}" for p in sorted(ours - set(flat))] + [f"  left over {p}" for p in sorted(set(flat) - ours)]
-  if lines:
-    raise WeightsError("these parameters are not those of this H-Net:\n" + "\n".join(lines))
-  return {entry.theirs: entry.to_theirs(flat) for entry in table}
 
 
 def load(config_file, weights_file, **options) -> tuple[HNetConfig, dict]:

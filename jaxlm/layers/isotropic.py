@@ -75,7 +75,7 @@ def parse_layout(layout):
   Also reads the nested lists of an official config, ["m4", ["T22"], "m4"].
   """
   if not isinstance(layout, str):
-    layout = _write_layout(layout)
+    layout = write_layout(layout)
   outer, main, end = _parse_stage(layout, 0)
   if end != len(layout):
     raise LayoutError(layout, end, "the end")
@@ -101,13 +101,13 @@ def _parse_text(layout: str, at: int):
   return parse_runs(text.strip(), at + len(text) - len(text.lstrip()), layout), end
 
 
-def _write_layout(layout) -> str:
+def write_layout(layout) -> str:
   """["m4", ["T22"], "m4"] -> 'm4 [T22] m4'."""
   items = list(layout) if isinstance(layout, (list, tuple)) else []
   if len(items) == 1 and isinstance(items[0], str):
     return items[0]
   if len(items) == 3 and isinstance(items[0], str) and isinstance(items[2], str):
-    return f"{items[0]} [{_write_layout(items[1])}] {items[2]}"
+    return f"{items[0]} [{write_layout(items[1])}] {items[2]}"
   raise ConfigError(f"layout {layout!r}: wanted [encoder, [inner ...], decoder] or [main], strings such as 'T1m4'")
 
 

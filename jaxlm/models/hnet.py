@@ -19,7 +19,7 @@ from jaxlm.kernels.compact import compact, gather
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.chunking import StageInfo, dechunk, inner_context, stage_info
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
-from jaxlm.layers.isotropic import Isotropic, IsotropicConfig, Run, height, parse_layout
+from jaxlm.layers.isotropic import Isotropic, IsotropicConfig, Run, height, parse_layout, write_layout
 from jaxlm.layers.mamba2 import Mamba2Config, starts
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.routers import ROUTERS, Learned, View
@@ -77,6 +77,8 @@ class HNetConfig:
   loss_chunk: int | None = None
 
   def __post_init__(self):
+    if not isinstance(self.layout, str):
+      object.__setattr__(self, "layout", write_layout(self.layout))     # configs are hashable
     outer, _ = self.parsed
     if len(self.stages) != len(outer) + 1:
       raise ConfigError(f"layout {self.layout!r} has {len(outer) + 1} stages, `stages` has {len(self.stages)}")

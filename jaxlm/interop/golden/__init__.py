@@ -20,6 +20,7 @@ CHECKS: dict[tuple[str, str], str] = {
     ("decoder", "hf_qwen3"): "jaxlm.interop.golden.decoder:causal_lm",
     ("decoder", "hf_gemma2"): "jaxlm.interop.golden.decoder:causal_lm",
     ("decoder", "hf_gpt_neox"): "jaxlm.interop.golden.decoder:causal_lm",
+    ("decoder", "hf_mamba2"): "jaxlm.interop.golden.decoder:mamba2_lm",
     ("hnet", "ssd_scan"): "jaxlm.interop.golden.hnet:ssd_scan",
     ("hnet", "mamba2"): "jaxlm.interop.golden.hnet:mamba2",
     ("hnet", "routing"): "jaxlm.interop.golden.hnet:routing",

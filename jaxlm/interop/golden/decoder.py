@@ -21,8 +21,12 @@ MIN_GAP = 1e-3      # between the two best logits; below it the argmax depends o
 NOT_THEIRS = ("system", "kind", "architecture", "lens", "library")
 
 
-def causal_lm(case):
-  """Logits, hidden states, loss, gradients in the library's names, and greedy decoding through the cache."""
+def causal_lm(case, hidden_states=None):
+  """Logits, hidden states, loss, gradients in the library's names, and greedy decoding through the cache.
+
+  hidden_states: what the library stores, from our sown values; default `before_layers`.
+  """
+  hidden_states = hidden_states or before_layers
   hf = {key: value for key, value in case.config.items() if key not in NOT_THEIRS}
   hf["architectures"] = [case.config.get("architecture") or _architecture(case.config["kind"])]
   tokens_BT, valid_BT = case["in/input_ids"], case["in/attention_mask"] == 1
@@ -52,7 +56,12 @@ def causal_lm(case):
     check_greedy(case, hf, params)
 
 
-def hidden_states(sown, cfg) -> list:
+def mamba2_lm(case):
+  """As `causal_lm`; the library stores what leaves each Mamba block, not what enters it."""
+  causal_lm(case, lambda sown, cfg: [*stack.in_layer_order(sown["blocks"], cfg.mixers, cfg.period), sown["final"][0]])
+
+
+def before_layers(sown, cfg) -> list:
   """What enters each layer, then the final norm's output: num_layers + 1 arrays (B, T, D)."""
   blocks = stack.in_layer_order(sown["blocks"], cfg.mixers, cfg.period)
   return [sown["embedded"][0], *blocks[:-1], sown["final"][0]]

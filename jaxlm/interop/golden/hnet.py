@@ -88,8 +88,7 @@ def mamba2(case):
   D = cfg["d_model"]
   mixer = Mamba2Config(d_state=cfg["d_state"], d_conv=cfg["d_conv"], expand=cfg["expand"], head_dim=cfg["headdim"],
                        num_groups=cfg["ngroups"])
-  stack = IsotropicConfig((Run("m", 1),), D, mamba=mixer)
-  table = hnet.mamba_entries(stack, "", "")
+  table = hnet.mamba_entries(mixer, D, "", "")
   params, module = hnet.import_params(table, case.group("param")), mixer.build(D, "float32")
   u_BTD = jnp.asarray(case["in/u"])
 

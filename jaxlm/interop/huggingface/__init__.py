@@ -20,13 +20,14 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": "jaxlm.interop.huggingface.llama:QWEN3",
     "Gemma2ForCausalLM": "jaxlm.interop.huggingface.llama:GEMMA2",
     "GPTNeoXForCausalLM": "jaxlm.interop.huggingface.gpt_neox:GPT_NEOX",
+    "Mamba2ForCausalLM": "jaxlm.interop.huggingface.mamba2:MAMBA2_LM",
     "LaCTForCausalLM": "jaxlm.interop.lact:LACT_LM",
 }
 #: For files that name only their model type.
 MODEL_TYPES = {
     "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
     "qwen3": "Qwen3ForCausalLM", "gemma2": "Gemma2ForCausalLM", "gpt_neox": "GPTNeoXForCausalLM",
-    "lact_swiglu": "LaCTForCausalLM",
+    "mamba2": "Mamba2ForCausalLM", "lact_swiglu": "LaCTForCausalLM",
 }
 
 
