@@ -1,0 +1,83 @@
+"""LaCT, Figure 5: loss by position. Who still learns from what lies beyond the window?
+
+  python experiments/lact/figure5.py --scale smoke|small|paper      (or: jaxlm table experiments/lact/figure5.py ...)
+
+Source: Zhang et al., "Test-Time Training Done Right", arXiv 2505.23884v1, Figure 5 (a), (c): curves, no table. The reduced
+scales read rows of random words, 48 different ones in each: past the reach of the window only a memory can help.
+"""
+
+from jaxlm.experiments import Column, Figure, Row, Scale, Table
+from jaxlm.experiments.recall import loss_by_position
+
+CONFIG = "configs/lact/micro.py"
+LABELS = {
+    "swa": "window attention", "full": "full attention", "gla": "GLA + window", "delta_rule": "DeltaNet + window",
+    "lact_gd": "LaCT, gradient descent", "lact_momentum": "LaCT, momentum", "lact_muon": "LaCT, Muon",
+}
+
+
+def mixers():
+  """The rows' mixers, from the configuration that names them."""
+  import importlib.util
+  import pathlib
+  spec = importlib.util.spec_from_file_location("lact_micro", pathlib.Path(__file__).parents[2] / CONFIG)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.MIXERS
+
+
+def scaled(mixer: dict, heads: int, fast_heads: int, window: int) -> dict:
+  """The same mixer with other sizes."""
+  out = dict(mixer)
+  if "members" in out:
+    out["members"] = [scaled(m, heads, fast_heads, window) for m in out["members"]]
+    return out
+  out["num_heads"] = heads if out["kind"] in ("attention", "lact") else fast_heads
+  if "window" in out:
+    out["window"] = window
+  if "fast" in out:
+    out["fast"] = dict(out["fast"], num_heads=fast_heads, chunk=window)
+  return out
+
+
+def row(name):
+  mixer = mixers()[name]
+  def at_scale(c):
+    d_model = c["model"]["d_model"]
+    return scaled(mixer, d_model // 64, 4, 256) if d_model >= 512 else mixer      # small: spec section 13
+  return Row(name, CONFIG, {"model.mixer": at_scale}, label=LABELS[name])
+
+
+TABLE = Table(
+    name="lact-figure5", title="LaCT, Figure 5: loss by position", rows=[row(name) for name in LABELS],
+    columns=[Column("first window", "loss@start", 3), Column("middle", "loss@middle", 3), Column("last quarter", "loss@end", 3)],
+    scales={
+        "smoke": Scale("2 layers, d_model 128, window = chunk = 32, rows of 512 bytes, 500 steps of 4,096 bytes; minutes a row on 2 cores",
+                       config=CONFIG),
+        "small": Scale("8 layers, d_model 512, window = chunk = 256, rows of 4,096 bytes with 384 words, 20,000 steps of 65,536 bytes",
+                       config=CONFIG,
+                       overrides={"model.d_model": 512, "model.num_layers": 8, "model.mlp.d_ff": 1536, "model.unroll": 1,
+                                  "model.dtype": "bfloat16", "data.seq_len": 4096, "data.batch_size": 16,
+                                  "data.num_words": 384, "optimizer.learning_rate": 1e-3, "schedule.warmup_steps": 500,
+                                  "train.steps": 20_000, "train.log_every": 200, "train.save_every": 2_000}),
+        "paper": Scale("760M of configs/lact/lm_760m.py on Long-Data-Collections, 32,768 tokens",
+                       config="configs/lact/lm_760m.py"),
+    },
+    measure=loss_by_position({"start": (0, 1 / 16), "middle": (0.25, 0.5), "end": (0.75, 1)}),
+    claims={
+        "LaCT (Muon) still learns beyond the window: last quarter below the middle by 0.05":
+            lambda t: t["lact_muon", "last quarter"] < t["lact_muon", "middle"] - 0.05,
+        "window attention does not: last quarter within 0.05 of the middle":
+            lambda t: abs(t["swa", "last quarter"] - t["swa", "middle"]) < 0.05,
+        "LaCT (Muon) ends below GLA + window and DeltaNet + window":
+            lambda t: t["lact_muon", "last quarter"] < min(t["gla", "last quarter"], t["delta_rule", "last quarter"]),
+        "Muon < momentum < gradient descent at the end": lambda t: (
+            t["lact_muon", "last quarter"] < t["lact_momentum", "last quarter"] < t["lact_gd", "last quarter"]),
+    },
+    source="arXiv 2505.23884v1, Figure 5 (a), (c): curves without numbers",
+    figure=Figure("loss", "Loss by position", "position (1/64 of the row)", "loss (nats per byte)",
+                  marks=lambda config: {64 * 32 / config["data"]["seq_len"]: "window"}
+                  if config["model"]["d_model"] < 512 else {}))
+
+if __name__ == "__main__":
+  raise SystemExit(TABLE.main())
