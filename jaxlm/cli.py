@@ -1,6 +1,7 @@
 """`jaxlm COMMAND ...`: each command is a module with `main(argv) -> exit code`, imported only when called."""
 
 import importlib
+import logging
 import sys
 
 from jaxlm import __version__
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
     print(f"jaxlm: no command {argv[0]!r}; {nearest(argv[0], COMMANDS)}", file=sys.stderr)
     return 2
+  logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax and Grain warn about what a reader leaves unread
   return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
 
 
