@@ -5,8 +5,9 @@ r"""One training step (forward, backward, global-norm clip, AdamW) of ours again
 
 Same shapes, same dtype, same number of parameters; every side lives in its own process, so that its peak memory is its
 own; rounds alternate between the sides, so that a busy machine is unfair to none. Reported: the median over rounds of
-tokens per second, the range, and the peak resident memory above what the process held after its imports. Programs are
-compiled by a process that ends before (the time of its first step is reported), so that no peak is a compiler's.
+tokens per second, the range, tokens per second of CPU time (what a busy machine changes least), and the peak resident
+memory above what the process held after its imports. Programs are compiled by a process that ends before (the time of
+its first step is reported), so that no peak is a compiler's.
 Sides: jax-rope, jax-carope (the library's own train step), torch-eager, torch-compile (the decoder written out below).
 """
 
@@ -169,11 +170,11 @@ def worker(side: str, shape: Shape) -> None:
   loss = step()
   print(json.dumps({"num_params": num_params, "first_step_s": time.perf_counter() - start, "loss": loss}), flush=True)
   for line in sys.stdin:
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     for _ in range(int(line)):
       loss = step()
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "loss": loss, "peak_bytes": _peak_bytes() - before}), flush=True)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    print(json.dumps({"seconds": seconds, "cpu_s": cpu, "loss": loss, "peak_bytes": _peak_bytes() - before}), flush=True)
 
 
 def measure(sides, shape: Shape, rounds: int, steps: int) -> dict:
@@ -195,7 +196,7 @@ def measure(sides, shape: Shape, rounds: int, steps: int) -> dict:
         if "error" not in out[side]:
           processes[side] = start(side)
           _answer(processes[side])
-          out[side]["tokens_per_s"] = []
+          out[side] |= {"tokens_per_s": [], "tokens_per_cpu_s": []}
       _rounds(processes, out, shape, rounds, steps)
     finally:
       for process in processes.values():
@@ -215,31 +216,35 @@ def _rounds(processes, out, shape: Shape, rounds: int, steps: int) -> None:
         out[side] = {"error": f"ended with code {process.wait()} in round {n}"}
         del processes[side]
         continue
-      out[side]["tokens_per_s"].append(steps * shape.batch_size * shape.seq_len / result["seconds"])
+      tokens = steps * shape.batch_size * shape.seq_len
+      out[side]["tokens_per_s"].append(tokens / result["seconds"])
+      out[side]["tokens_per_cpu_s"].append(tokens / result["cpu_s"])
       out[side]["peak_bytes"] = result["peak_bytes"]
 
 
 def report(shape: Shape, measured: dict, rounds: int, steps: int) -> str:
   """Markdown: the table, the two ratios, and what it was measured with."""
   lines = [", ".join(f"{k} {v}" for k, v in dataclasses.asdict(shape).items()) + f"; {rounds} rounds of {steps} steps", "",
-           "| side | parameters | tokens/s, median | range | peak memory above imports, MB | first step, s |",
-           "| --- | ---: | ---: | ---: | ---: | ---: |"]
+           "| side | parameters | tokens/s, median | range | tokens per CPU second | peak memory above imports, MB | first step, s |",
+           "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
   median = {}
   for side, m in measured.items():
     if "error" in m:
-      lines.append(f"| {side} | | {m['error']} | | | |")
+      lines.append(f"| {side} | | {m['error']} | | | | |")
       continue
     rates = m["tokens_per_s"]
     median[side] = statistics.median(rates)
     lines.append(f"| {side} | {m['num_params']:,} | {median[side]:,.0f} | {min(rates):,.0f} to {max(rates):,.0f} "
-                 f"| {m['peak_bytes'] / 1e6:,.0f} | {m['first_step_s']:.1f} |")
+                 f"| {statistics.median(m['tokens_per_cpu_s']):,.0f} | {m['peak_bytes'] / 1e6:,.0f} | {m['first_step_s']:.1f} |")
   lines.append("")
-  for over, under, what in (("jax-rope", "torch-eager", "ours over eager PyTorch, tokens/s"),
-                            ("jax-rope", "torch-compile", "ours over compiled PyTorch, tokens/s"),
-                            ("jax-rope", "jax-carope", "CARoPE's step time over RoPE's")):
+  for over, under, what in (("jax-rope", "torch-eager", "ours over eager PyTorch, tokens per second"),
+                            ("jax-rope", "torch-compile", "ours over compiled PyTorch, tokens per second"),
+                            ("jax-rope", "jax-carope", "CARoPE's step over RoPE's, time")):
     if over in median and under in median:
-      pairs = [a / b for a, b in zip(measured[over]["tokens_per_s"], measured[under]["tokens_per_s"])]
-      lines.append(f"- {what}: **{statistics.median(pairs):.2f}** (rounds: {min(pairs):.2f} to {max(pairs):.2f})")
+      ratio = lambda key: [a / b for a, b in zip(measured[over][key], measured[under][key])]
+      wall, cpu = ratio("tokens_per_s"), ratio("tokens_per_cpu_s")
+      lines.append(f"- {what}: **{statistics.median(wall):.2f}** (rounds: {min(wall):.2f} to {max(wall):.2f}); by CPU time "
+                   f"{statistics.median(cpu):.2f} ({min(cpu):.2f} to {max(cpu):.2f})")
   return "\n".join(lines)
 
 
