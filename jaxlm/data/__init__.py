@@ -12,6 +12,9 @@ from jaxlm.config import Kinds
 from jaxlm.data.errors import DataError
 
 DATA = Kinds("data", {
+    "needles": "jaxlm.data.needles:NeedleData",
+    "repeated_words": "jaxlm.data.needles:RepeatedWordsData",
+    "scenes": "jaxlm.data.scenes:SceneData",
     "text": "jaxlm.data.text:TextData",
 })
 

@@ -15,4 +15,5 @@ from jaxlm.config import Kinds
 MODELS = Kinds("model", {
     "decoder": "jaxlm.models.decoder:DecoderConfig",
     "hnet": "jaxlm.models.hnet:HNetConfig",
+    "lact_nvs": "jaxlm.models.lact_nvs:NVSConfig",
 })

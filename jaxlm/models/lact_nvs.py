@@ -82,6 +82,10 @@ class NVSConfig:
   def build(self) -> nn.Module:
     return NVS(self)
 
+  def init_arguments(self, batch):
+    """What the model is initialised with, from a batch of `data.scenes`."""
+    return views_of(batch, "input"), views_of(batch, "target")._replace(images_BSCYX=None)
+
 
 class Views(NamedTuple):
   """Posed views. images_BSCYX: RGB in [0, 1], None where it is to be found. intrinsics_BS4: fx, fy, cx, cy in pixels.
@@ -90,6 +94,11 @@ class Views(NamedTuple):
   images_BSCYX: jax.Array | None
   intrinsics_BS4: jax.Array
   poses_BS44: jax.Array
+
+
+def views_of(batch, role: str) -> "Views":
+  """The 'input' or 'target' views of a batch of `data.scenes`."""
+  return Views(*(batch[f"{role}_{field}"] for field in ("images", "intrinsics", "poses")))
 
 
 def rays(intrinsics_BS4, poses_BS44, height: int, width: int):

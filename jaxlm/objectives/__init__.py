@@ -4,5 +4,6 @@ from jaxlm.config import Kinds
 
 OBJECTIVES = Kinds("objective", {
     "next_byte": "jaxlm.objectives.next_byte:NextByte",
+    "view_synthesis": "jaxlm.objectives.view_synthesis:ViewSynthesis",
     "next_token": "jaxlm.objectives.next_token:NextToken",
 })
