@@ -117,6 +117,8 @@ TABLE = Table(
             lambda t: t["carope", DOUBLE] < t["learned_f", DOUBLE],
     },
     figure=Figure("loss@4x", "Loss by position", "position in the window", "loss (nats per token)", smooth=9,
+                  rows=("rope", "carope", "carope_literal", "learned_f", "rope_large_base", "alibi", "cable", "cope",
+                        "ntk", "yarn"),      # the others lie far above and would press these together
                   marks=lambda config: {config["data"]["seq_len"]: "training length"}))
 
 if __name__ == "__main__":

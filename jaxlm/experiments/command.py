@@ -69,7 +69,7 @@ def _run(table: Table, args, rows, seeds) -> int:
   if table.figure:
     for size in table.scales[args.scale].sizes:
       name = stem.name + (f"-{size}" if size and len(table.scales[args.scale].sizes) > 1 else "") + ".png"
-      written.append(figure.draw(table, results, stem.with_name(name), size=size))
+      written.append(figure.draw(table, results, stem.with_name(name), size=size, scale=args.scale))
   summary = report.summarise(table, args.scale, results, failed, runner.provenance())
   written = report.write(table, summary, stem) + [p for p in written if p]
   report.show(table, summary)

@@ -13,7 +13,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 DASHES = ("-", "--", ":", "-.")
 
 
-def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, size: str = "") -> pathlib.Path | None:
+def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, size: str = "",
+         scale: str = "") -> pathlib.Path | None:
   """PNG of `table.figure`; the mean curve over seeds, with the range of seeds shaded. None if nothing has the curve."""
   import matplotlib
 
@@ -45,7 +46,7 @@ def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, si
     axes.axvline(mark, color="0.5", linewidth=1, linestyle=(0, (2, 2)))
     axes.annotate(label, (mark, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points",
                   fontsize=8, color="0.3")
-  axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label, xlim=(1, None))
+  axes.set(title=figure.title + (f" (scale {' '.join(filter(None, (scale, size)))})" if scale else ""), xlabel=figure.x_label, ylabel=figure.y_label, xlim=(1, None))
   axes.grid(True, color="0.9", linewidth=0.8)
   for side in ("top", "right"):
     axes.spines[side].set_visible(False)
