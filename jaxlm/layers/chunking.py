@@ -20,7 +20,7 @@ class StageInfo(NamedTuple):
   """What one stage decided, for losses, metrics and pictures.
 
   p_BT, confidence_BT: float32; boundary_BT, valid_BT, kept_BT: bool (kept: less what exceeded the capacity);
-  count_B: int32 boundaries of each row; overflow_B: bool, more than the capacity.
+  count_B: int32 boundaries of each chunk buffer (a row, or several); overflow_B: bool, more than the capacity.
   """
 
   p_BT: jax.Array
@@ -33,7 +33,7 @@ class StageInfo(NamedTuple):
 
 
 def stage_info(decision: Route, compaction: Compaction, valid_BT) -> StageInfo:
-  return StageInfo(decision.p_BT, decision.confidence_BT, decision.boundary_BT, valid_BT, compaction.kept_BT,
+  return StageInfo(decision.p_BT, decision.confidence_BT, decision.boundary_BT, valid_BT, compaction.kept_BT.reshape(valid_BT.shape),
                    compaction.count_B, compaction.overflow_B)
 
 

@@ -48,11 +48,18 @@ class JoinConfig:
 
   smooth: the moving average with weights P; otherwise chunks are repeated. confident: times STE(c).
   residual: a float32 projection of the encoder's output, or that output itself (SpaceByte).
+  rows_per_buffer: neighbouring rows of the batch whose chunks share one buffer, told apart by segment ids. With the
+    rows of a device, less slack suffices, since totals spread less than rows (section 16).
   """
 
   smooth: bool = True
   confident: bool = True
   residual: Literal["projection", "identity"] = "projection"
+  rows_per_buffer: int = 1
+
+  def __post_init__(self):
+    if self.rows_per_buffer < 1:
+      raise ConfigError(f"rows_per_buffer = {self.rows_per_buffer}: a chunk buffer serves at least one row")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,12 +206,14 @@ class Stage(nn.Module):
     router = cfg.stages[s].router.build(D, cfg.dtype, "router")
     decision, router_state = router(h_BTD, View(first_BT, valid_BT, context.positions_BT, *outside), old.router)
     T = x_BTD.shape[1]
-    slots = compact(decision.boundary_BT, capacities[0] if capacities else T)
+    rows = cfg.join.rows_per_buffer if s == 0 and state is None else 1
+    chosen, outer, h_BTD = _merge_rows(decision, context, h_BTD, rows) if rows > 1 else (decision, context, h_BTD)
+    slots = compact(chosen.boundary_BT, capacities[0] if capacities else rows * T)
 
     # The inner network, on the chunks.
     chunks_BCD = nn.with_logical_constraint(gather(h_BTD, slots), ("batch", "chunk", "embed_act"))
     self.sow("intermediates", "chunks", chunks_BCD)
-    chunk_context = inner_context(context, slots, old.count_B)
+    chunk_context = inner_context(outer, slots, old.count_B)
     inner = Stage(cfg, s + 1, name="inner")
     run = lambda inner, x_BCD, state: inner(x_BCD, chunk_context, Outside(), capacities[1:] if capacities else None,
                                             state)
@@ -216,9 +225,10 @@ class Stage(nn.Module):
       z_BCD, infos, inner_state = run(inner, chunks_BCD, old.inner)
 
     # Back to positions.
-    reset_BC = starts(chunk_context.segment_ids_BT) if state is None and context.packed else None
-    y_BTD, last_BD = dechunk(z_BCD, decision, slots, reset_BC, old.last_BD, smooth=cfg.join.smooth,
+    reset_BC = starts(chunk_context.segment_ids_BT) if state is None and outer.packed else None
+    y_BTD, last_BD = dechunk(z_BCD, chosen, slots, reset_BC, old.last_BD, smooth=cfg.join.smooth,
                              confident=cfg.join.confident)
+    y_BTD = y_BTD.reshape(residual_BTD.shape)
     self.sow("intermediates", "dechunked", y_BTD)
     y_BTD = (y_BTD + residual_BTD).astype(cfg.dtype)
     y_BTD = nn.with_logical_constraint(y_BTD, ("batch", "seq", "embed_act"))
@@ -238,6 +248,19 @@ class Stage(nn.Module):
     uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -D**-0.5, D**-0.5)
     return (jnp.einsum("btd,de->bte", h_BTD, w("w_residual", (D, D), ("embed", None), init=zeros))
             + w("b_residual", (D,), ("embed",), init=uniform)[None, None])
+
+
+def _merge_rows(decision, context, h_BTD, rows: int):
+  """(decision, context, hidden rows) with `rows` neighbouring rows laid end to end, their segments numbered apart."""
+  B, T = h_BTD.shape[:2]
+  if B % rows:
+    raise ConfigError(f"join.rows_per_buffer = {rows} does not divide a batch of {B} rows")
+  merge = lambda v: v.reshape(B // rows, rows * T, *v.shape[2:])
+  first_B1 = (jnp.arange(B, dtype=jnp.int32) % rows * (T + 1))[:, None]
+  segment_ids_BT = jnp.where(context.segment_ids_BT != 0, context.segment_ids_BT + first_B1, 0)
+  context = context.replace(segment_ids_BT=merge(segment_ids_BT), positions_BT=merge(context.positions_BT), packed=True,
+                            embedding_BTD=None, shared=None, shared_by=None)
+  return jax.tree.map(merge, decision), context, merge(h_BTD)
 
 
 def _no_infos(cfg: HNetConfig, s: int, like_BT):

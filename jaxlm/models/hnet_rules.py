@@ -30,3 +30,51 @@ def lr_multipliers(multipliers: Sequence[float]) -> tuple[tuple[str, float], ...
   """`optimizer.lr_multipliers` of one multiplier per stage, outside in. Embedding and head follow stage 0; a stage's
   padding vector, its own."""
   return tuple((r"^backbone/" + "inner/" * s if s else "", float(m)) for s, m in enumerate(multipliers))
+
+
+def attention_flops(length, d_model, num_heads, head_dim, keys=None) -> float:
+  """qkv, logits, softmax, weighted sum, output. keys: that a query sees at most, the window; default all."""
+  width, keys = num_heads * head_dim, min(keys or length, length)
+  return (2 * 3 * length * d_model * width + 2 * length * keys * width + 3 * num_heads * length * keys
+          + 2 * length * keys * width + 2 * length * width * d_model)
+
+
+def mamba2_flops(length, d_model, expand, d_state, num_heads, d_conv) -> float:
+  """Projections in, SSD, convolution, gating, projection out; the last three as the paper prints them."""
+  return (2 * length * d_model * 2 * expand * d_model + 2 * length * d_model * (2 * d_state + num_heads)
+          + 2 * 3 * length * expand * d_model * d_state + 2 * length * d_model * d_conv + 5 * length * d_model
+          + 2 * length * d_model**2)
+
+
+def mlp_flops(length, d_model, d_ff) -> float:
+  return 2 * length * 3 * d_model * d_ff + 5 * length * d_model
+
+
+def stack_flops(stack, length) -> float:
+  """Of an isotropic stack (IsotropicConfig) on `length` positions."""
+  total = 0.0
+  for run in stack.runs:
+    if run.is_attention:
+      heads = stack.attention.heads(stack.d_model)
+      layer = attention_flops(length, stack.d_model, heads.num_heads, heads.head_dim, stack.attention.window)
+    else:
+      m = stack.mamba
+      layer = mamba2_flops(length, stack.d_model, m.expand, m.d_state, m.num_heads(stack.d_model), m.d_conv)
+    total += run.count * (layer + (mlp_flops(length, stack.d_model, stack.mlp.d_ff) if run.has_mlp else 0.0))
+  return total
+
+
+def forward_flops(cfg, seq_len: int, bytes_per_chunk: Sequence[float] = ()) -> float:
+  """Forward FLOPs of one sequence by the paper's appendix B (backward: twice as many). cfg: HNetConfig.
+
+  bytes_per_chunk: of every chunking stage, in positions of that stage (its N when the target is met). Routing and the
+  residual projection are not in the paper's count.
+  """
+  if len(bytes_per_chunk) != cfg.num_chunkings:
+    raise ValueError(f"{len(bytes_per_chunk)} compression ratios for {cfg.num_chunkings} chunkings")
+  total, length = 2 * 2.0 * seq_len * cfg.vocab_size * cfg.d_model, float(seq_len)
+  for s in range(cfg.num_chunkings + 1):
+    total += sum(stack_flops(cfg.stack(s, runs), length) for runs in cfg.runs(s))
+    if s < cfg.num_chunkings:
+      length /= bytes_per_chunk[s]
+  return total

@@ -30,6 +30,7 @@ class NextByte(Objective):
     "clip": its last chunks are lost, in training only; "error": the run ends.
   capacities: the buckets, each one capacity per stage, smallest first. Default: the ladder; stage s + 1 holds the
     same fraction of stage s. multiple: capacities are rounded up to it (TPU lanes, SSD chunks).
+  rows_per_buffer: as in the model's `join`: the ladder is of the length that a buffer serves.
   slack: of the next step's capacity over the largest count of late. memory: per step, of that largest count.
   """
 
@@ -39,6 +40,7 @@ class NextByte(Objective):
   overflow: Literal["redo", "clip", "error"] = "redo"
   capacities: tuple[tuple[int, ...], ...] | None = None
   multiple: int = 128
+  rows_per_buffer: int = 1
   slack: float = 1.05
   memory: float = 0.98
 
@@ -63,7 +65,7 @@ class NextByte(Objective):
       return ()
     if self.capacities is not None:
       return self.capacities
-    length = batch_shape[1]
+    length = batch_shape[1] * self.rows_per_buffer
     up = lambda x: min(length, math.ceil(x / self.multiple) * self.multiple)
     ladder = (tuple(up(length * f ** (s + 1)) for s in range(len(self.targets))) for f in LADDER)
     return tuple(dict.fromkeys(ladder))
@@ -99,6 +101,9 @@ class NextByte(Objective):
           boundaries_BT=batch.get("boundaries"), method="score_with_stages")
     if len(infos) != len(self.targets):
       raise ConfigError(f"objective.targets = {self.targets}, but the model chunks {len(infos)} times")
+    if infos and model.cfg.join.rows_per_buffer != self.rows_per_buffer:
+      raise ConfigError(f"objective.rows_per_buffer = {self.rows_per_buffer}, but model.join.rows_per_buffer = "
+                        f"{model.cfg.join.rows_per_buffer}")
     weight = jnp.sum(w_BT)
     # Where the weight is 0 nothing counts, whatever an unused position says.
     nll = Pair(jnp.sum(jnp.where(w_BT > 0, -score.log_prob_BT, 0.0) * w_BT), weight)

@@ -1,5 +1,6 @@
 """Properties of the H-Net: causal, independent of its capacity and its neighbours, and the same when streamed."""
 
+import dataclasses
 import functools
 
 import chex
@@ -14,7 +15,7 @@ from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.layers.routers import Given, Pool, Space
-from jaxlm.models.hnet import HNetConfig, StageConfig
+from jaxlm.models.hnet import HNetConfig, JoinConfig, StageConfig
 
 B, T = 3, 24
 
@@ -72,6 +73,19 @@ def test_documents_packed_in_a_row_are_as_if_alone():
   packed, _ = apply("with_stages")(row, segments)
   alone = [apply("with_stages")(row[:, i:j])[0] for i, j in ((0, 6), (6, 7), (7, 17))]
   chex.assert_trees_all_close(packed, jnp.concatenate(alone, 1), atol=2e-5)
+
+
+def test_rows_that_share_a_chunk_buffer_do_not_meet():
+  cfg, params = model()
+  shared = dataclasses.replace(cfg, join=JoinConfig(rows_per_buffer=3))
+  row = tokens()
+  segments = jnp.ones((B, T), jnp.int32).at[1, 5:].set(2).at[2, 20:].set(0)
+  want, infos = apply("with_stages")(row, segments)
+  total = int(infos[0].count_B.sum())
+  got, merged = jax.jit(lambda t, s: shared.build().apply(
+      {"params": params}, t, s, capacities=(total, total), method="with_stages"))(row, segments)
+  chex.assert_trees_all_close(jnp.where(segments[..., None] > 0, got - want, 0), jnp.zeros_like(want), atol=3e-5)
+  assert merged[0].count_B.tolist() == [total] and not bool(merged[0].overflow_B.any())
 
 
 def test_prefills_and_steps_of_ragged_rows_equal_the_parallel_pass():
