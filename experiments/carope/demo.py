@@ -13,6 +13,7 @@ import time
 
 from jaxlm.config import ConfigError
 from jaxlm.experiments import Column, Figure, Row, Scale, Table, figure, measures, report, runner
+from jaxlm.training.config import run_config
 
 CONFIG = "configs/carope/demo.py"
 PROMPT = "The captain "
@@ -23,7 +24,7 @@ TABLE = Table(
           Row("carope", CONFIG, {"model.position": "carope"}, label="CARoPE")],
     columns=[Column("train length", "bpb@1x", 3), Column("2x", "bpb@2x", 3), Column("4x", "bpb@4x", 3),
              Column("perplexity at 4x", "ppl@4x", 2)],
-    scales={"smoke": Scale("")},
+    scales={"demo": Scale("")},
     measure=measures.perplexity_at((1, 2, 4)),
     claims={"beyond the training length CARoPE loses less than RoPE":
             lambda t: t["carope", "4x"] - t["carope", "train length"] < t["rope", "4x"] - t["rope", "train length"]},
@@ -34,7 +35,6 @@ TABLE = Table(
 def sample(workdir: pathlib.Path, row: str, num_tokens: int, seed: int = 0) -> str:
   """Text continued from PROMPT by a finished row, temperature 0.7, nucleus 0.95."""
   from jaxlm.generation import Generator, Sampling
-  from jaxlm.training.config import run_config
   from jaxlm.training.run import restore
 
   config, params = restore(runner.folder(workdir, "", row, 0))
@@ -55,24 +55,25 @@ def main(argv=None) -> int:
   start = time.time()
   workdir = pathlib.Path(args.workdir) / time.strftime("%Y%m%d-%H%M%S")
   try:
-    workdir.mkdir(parents=True)
     overrides = {} if args.steps is None else {"train.steps": args.steps}
     config = runner.resolve(TABLE, TABLE.row("carope"), Scale("", overrides=overrides), "", 0)
+    run_config(config)
+    workdir.mkdir(parents=True)
   except (ConfigError, FileExistsError) as error:
     print(error, file=sys.stderr)
     return 2
   length, steps = config["data"]["seq_len"], config["train"]["steps"]
   note = (f"{config['model']['num_layers']} layers of width {config['model']['d_model']}, {length} bytes, "
           f"{steps:,} steps of {config['data']['batch_size'] * length:,} bytes each")
-  table = Table(**{**TABLE.__dict__, "scales": {"smoke": Scale(note, overrides=overrides)}})
+  table = Table(**{**TABLE.__dict__, "scales": {"demo": Scale(note, overrides=overrides)}})
 
-  failed = runner.run_rows(table, "smoke", rows=["rope", "carope"], seeds=[0], workdir=workdir)
+  failed = runner.run_rows(table, "demo", rows=["rope", "carope"], seeds=[0], workdir=workdir)
   if failed:
     print("\n".join(f"{row}: {message}" for (_, row, _), message in failed.items()), file=sys.stderr)
     return 1
-  results = runner.results(table, "smoke", workdir)
+  results = runner.results(table, "demo", workdir)
   picture = figure.draw(table, results, workdir / "demo.png")
-  summary = report.summarise(table, "smoke", results, failed, runner.provenance())
+  summary = report.summarise(table, "demo", results, failed, runner.provenance())
   pages = report.write(table, summary, workdir / "demo")
   print()
   report.show(table, summary)
@@ -81,7 +82,9 @@ def main(argv=None) -> int:
     print(sample(workdir, row, 3 * length - len(PROMPT)))
   print(f"\nTable {pages[0]}, figure {picture}, runs with checkpoints and curves in {workdir}; "
         f"{time.time() - start:.0f} s in all.")
-  print(f"Go on: jaxlm eval --run {runner.folder(workdir, '', 'carope', 0)} --lengths={length},{8 * length}")
+  command, run = pathlib.Path(sys.executable).with_name("jaxlm"), runner.folder(workdir, "", "carope", 0)
+  print(f"Go on: {command} eval --run {run} --lengths={length},{8 * length}\n"
+        f"       {command} generate --run {run} --prompt {PROMPT.strip()!r}")
   return 0
 
 

@@ -3,7 +3,7 @@
   python experiments/lact/figure5.py --scale smoke|small|paper      (or: jaxlm table experiments/lact/figure5.py ...)
 
 Source: Zhang et al., "Test-Time Training Done Right", arXiv 2505.23884v1, Figure 5 (a), (c): curves, no table. The reduced
-scales read rows of random words, 48 different ones in each: past the reach of the window only a memory can help.
+scales read rows of random words, a few dozen different ones in each: past the reach of the window only a memory can help.
 """
 
 from jaxlm.experiments import Column, Figure, Row, Scale, Table
@@ -52,11 +52,11 @@ TABLE = Table(
     name="lact-figure5", title="LaCT, Figure 5: loss by position", rows=[row(name) for name in LABELS],
     columns=[Column("first window", "loss@start", 3), Column("middle", "loss@middle", 3), Column("last quarter", "loss@end", 3)],
     scales={
-        "smoke": Scale("2 layers, d_model 128, window = chunk = 32, rows of 512 bytes, 500 steps of 4,096 bytes; minutes a row on 2 cores",
+        "smoke": Scale("2 layers, d_model 64, window = chunk = 16, rows of 256 bytes with 32 words, 600 steps of 2,048 bytes; minutes a row on 2 cores",
                        config=CONFIG),
         "small": Scale("8 layers, d_model 512, window = chunk = 256, rows of 4,096 bytes with 384 words, 20,000 steps of 65,536 bytes",
                        config=CONFIG,
-                       overrides={"model.d_model": 512, "model.num_layers": 8, "model.mlp.d_ff": 1536, "model.unroll": 1,
+                       overrides={"model.d_model": 512, "model.num_layers": 8, "data.word_chars": 4, "model.mlp.d_ff": 1536, "model.unroll": 1,
                                   "model.dtype": "bfloat16", "data.seq_len": 4096, "data.batch_size": 16,
                                   "data.num_words": 384, "optimizer.learning_rate": 1e-3, "schedule.warmup_steps": 500,
                                   "train.steps": 20_000, "train.log_every": 200, "train.save_every": 2_000}),
@@ -76,7 +76,7 @@ TABLE = Table(
     },
     source="arXiv 2505.23884v1, Figure 5 (a), (c): curves without numbers",
     figure=Figure("loss", "Loss by position", "position (1/64 of the row)", "loss (nats per byte)",
-                  marks=lambda config: {64 * 32 / config["data"]["seq_len"]: "window"}
+                  marks=lambda config: {64 * 16 / config["data"]["seq_len"]: "window"}
                   if config["model"]["d_model"] < 512 else {}))
 
 if __name__ == "__main__":
