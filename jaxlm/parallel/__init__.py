@@ -1,1 +1,1 @@
-"""The mesh, the logical-axis rules, placement, multi-host start-up."""
+"""The mesh, the logical-axis rules, placement, multi-host start-up and agreement."""

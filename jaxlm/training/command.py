@@ -3,13 +3,15 @@
 import argparse
 import logging
 import sys
+import traceback
 
 from jaxlm.config import ConfigError
 
 EPILOG = """\
 --config=FILE.py[:ARG]        a file with get_config(ARG)
 --config.KEY.SUBKEY=VALUE     override one value; --config.model.position=rope changes a kind
-A work folder that holds this run already is resumed. Ctrl-C or SIGTERM saves and ends; a second Ctrl-C aborts."""
+A work folder that holds this run already is resumed. Ctrl-C or SIGTERM saves and ends; a second Ctrl-C aborts.
+Several hosts run the same command; tpu/README.md says how they find each other."""
 
 
 def main(argv: list[str]) -> int:
@@ -28,15 +30,21 @@ def main(argv: list[str]) -> int:
       raise ConfigError("no configuration; give --config=configs/carope/tiny.py, say")
     return run(spec, overrides, args)
   except ConfigError as error:
-    print(f"jaxlm train: {error}", file=sys.stderr)
-    return 2
+    return _failed(error, 2)
+
+
+def _failed(error, code: int) -> int:
+  from jaxlm.parallel.start import finish
+
+  print(f"jaxlm train: {error}", file=sys.stderr)
+  return finish(code)
 
 
 def run(spec, overrides, args) -> int:
   """0 finished, or stopped by a signal and saved; 1 the run failed, and says why."""
   import absl.logging
 
-  from jaxlm.parallel.start import start
+  from jaxlm.parallel.start import ProcessLost, explained, finish, start
   from jaxlm.training.checkpoints import CheckpointError
   from jaxlm.training.loop import NonFinite
   from jaxlm.training.run import train
@@ -44,22 +52,24 @@ def run(spec, overrides, args) -> int:
   # Orbax and its event loop log the traceback of a failed write five times before it is raised; once is enough.
   absl.logging.set_verbosity(absl.logging.FATAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-  start()
   try:
+    start()
     train(spec, args.workdir, overrides, new=args.new, quiet=args.quiet)
-  except (NonFinite, CheckpointError) as error:
-    print(f"jaxlm train: {error}", file=sys.stderr)
-    return 1
-  except FloatingPointError as error:   # only train.debug raises it
-    print(f"jaxlm train: {str(error).splitlines()[0]}", file=sys.stderr)
-    return 1
+  except (ConfigError, ProcessLost) as error:
+    return _failed(error, 2 if isinstance(error, ConfigError) else 1)
   except KeyboardInterrupt:
-    print("jaxlm train: aborted; the same command resumes from the newest checkpoint", file=sys.stderr)
-    return 130
+    return _failed("aborted; the same command resumes from the newest checkpoint", 130)
   except Exception as error:
-    if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
-      raise
-    print(f"jaxlm train: out of memory: {str(error).splitlines()[0][:300]}\nRaise train.accumulation (smaller "
-          f"micro-batches), set model.remat or model.loss_chunk, or shard over more devices (mesh.fsdp).", file=sys.stderr)
-    return 1
-  return 0
+    other = explained(error)    # a failure here may be the echo of one elsewhere
+    if other:
+      return _failed(other, 1)
+    if isinstance(error, (NonFinite, CheckpointError)):
+      return _failed(error, 1)
+    if isinstance(error, FloatingPointError):    # only train.debug raises it
+      return _failed(str(error).splitlines()[0], 1)
+    if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():
+      return _failed(f"out of memory: {str(error).splitlines()[0][:300]}\nRaise train.accumulation (smaller "
+                     f"micro-batches), set model.remat or model.loss_chunk, or shard over more devices (mesh.fsdp).", 1)
+    traceback.print_exc()
+    return finish(1)
+  return finish(0)

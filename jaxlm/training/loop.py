@@ -9,6 +9,8 @@ import jax
 import numpy as np
 
 from jaxlm.objectives.base import Pair
+from jaxlm.parallel.agree import gather
+from jaxlm.training.folder import Mirror
 from jaxlm.training.progress import Rate
 
 #: Steps the host may be ahead of the device: enough to hide it, few enough to bound the batches held in memory.
@@ -45,12 +47,10 @@ class StopSignal:
       return self.received is not None
     if step % log_every:
       return False
-    from jax.experimental import multihost_utils
-
-    told = multihost_utils.process_allgather(np.asarray(self.received is not None))
-    if np.any(told) and self.received is None:
-      self.received = "another process's signal"
-    return bool(np.any(told))
+    told = [name for name in gather(self.received) if name]
+    if told and self.received is None:
+      self.received = told[0]
+    return bool(told)
 
 
 def run_steps(program, state, batches, place, *, bucket: int, on_log, on_step, stop: StopSignal, profile_folder):
@@ -130,23 +130,24 @@ def guard(values: dict[str, float], step: int, max_skipped: int) -> None:
 
 
 class Profile:
-  """An XProf trace of steps first..last, if asked for."""
+  """An XProf trace of steps first..last of each process, if asked for."""
 
   def __init__(self, steps, folder):
-    self.steps, self.folder, self.on = steps, folder, False
+    self.steps, self.folder, self.mirror = steps, folder, None
 
   def before(self, step, state):
     if self.steps and step == self.steps[0]:
       jax.block_until_ready(state)
-      jax.profiler.start_trace(str(self.folder))
-      self.on = True
+      self.mirror = Mirror(self.folder)
+      jax.profiler.start_trace(str(self.mirror.local))
 
   def after(self, step, state):
-    if self.on and step > self.steps[1]:
+    if self.mirror and step > self.steps[1]:
       jax.block_until_ready(state)
       self.close()
 
   def close(self):
-    if self.on:
+    if self.mirror:
       jax.profiler.stop_trace()
-      self.on = False
+      self.mirror.close()
+      self.mirror = None

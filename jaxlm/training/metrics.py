@@ -2,16 +2,16 @@
 
 import json
 import math
-import pathlib
 
 from jaxlm.config import ConfigError
+from jaxlm.training.folder import Mirror, folder_path, write_text
 
 JSONL, EVENTS, CURVES = "metrics.jsonl", "events", "curves.png"
 
 
 def read(workdir) -> list[dict]:
   """All records of a run, oldest first: {"step": 10, "loss": ...} and {"step": 10, "eval/loss": ...}."""
-  path = pathlib.Path(workdir) / JSONL
+  path = folder_path(workdir) / JSONL
   if not path.exists():
     return []
   records = []
@@ -31,25 +31,32 @@ class Writer:
   def __init__(self, workdir, step: int):
     from tensorboardX import SummaryWriter
 
-    self.workdir = pathlib.Path(workdir)
-    path = self.workdir / JSONL
+    self.mirror = Mirror(workdir)
+    path = self.mirror.local / JSONL
     kept = [record for record in read(workdir) if record["step"] <= step]
-    partial = path.with_suffix(".tmp")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    partial.rename(path)
+    write_text(folder_path(path), "".join(json.dumps(record) + "\n" for record in kept))
     self.file = open(path, "a", buffering=1)
-    self.events = SummaryWriter(str(self.workdir / EVENTS), purge_step=step + 1 if step else None)
+    self.events = SummaryWriter(str(self.mirror.local / EVENTS), purge_step=step + 1 if step else None)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     self.file.write(json.dumps({"step": step, **{k: _json_number(v) for k, v in values.items()}}) + "\n")
     for name, value in values.items():
       if math.isfinite(value):
         self.events.add_scalar(name, value, step)
+    if self.mirror.due():
+      self.upload()
+
+  def upload(self) -> None:
+    """To where the run folder is, if it is not on a disk here."""
+    if self.mirror.remote:
+      self.events.flush()
+      self.mirror.upload()
 
   def close(self) -> None:
     self.file.close()
     self.events.close()
-    plot(self.workdir)
+    plot(self.mirror.local)
+    self.mirror.close()
 
 
 def _json_number(value: float):
@@ -81,7 +88,7 @@ def plot(workdir) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
   axes.set_xlabel("step")
-  figure.savefig(pathlib.Path(workdir) / CURVES, dpi=130)
+  figure.savefig(folder_path(workdir) / CURVES, dpi=130)
 
 
 def _number(value) -> bool:

@@ -26,12 +26,14 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.evaluation.flops import train_flops_per_token
 from jaxlm.evaluation.perplexity import evaluate_lengths
+from jaxlm.parallel.agree import from_first
 from jaxlm.parallel.chips import peak_flops
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.parallel.place import host_rows, placer
 from jaxlm.parallel.rules import unsharded
 from jaxlm.training.checkpoints import Checkpoints, restore_params
 from jaxlm.training.config import RunConfig, _plain, check, differences, load_config, resolved, run_config
+from jaxlm.training.folder import folder_path, write_json
 from jaxlm.training.loop import StopSignal, run_steps
 from jaxlm.training.metrics import Writer, read
 from jaxlm.training.progress import Display, count, duration
@@ -67,6 +69,8 @@ def train(config, workdir, overrides: Mapping[str, Any] | None = None, *, new: b
   """
   cfg, devices = run_config(load_config(config, overrides)), jax.devices()
   if cfg.train.debug:
+    if jax.process_count() > 1:
+      raise ConfigError(f"train.debug runs on one device, and this is a run of {jax.process_count()} processes; start one")
     cfg, devices = dataclasses.replace(cfg, mesh=MeshConfig()), devices[:1]
   check(cfg, len(devices))
   folder = open_folder(workdir, cfg, new=new)
@@ -74,7 +78,7 @@ def train(config, workdir, overrides: Mapping[str, Any] | None = None, *, new: b
     return _train(cfg, make_mesh(cfg.mesh, devices), folder, quiet)
 
 
-def _train(cfg: RunConfig, mesh, folder: pathlib.Path, quiet: bool) -> Result:
+def _train(cfg: RunConfig, mesh, folder, quiet: bool) -> Result:
   first = jax.process_index() == 0
   index, hosts = host_rows(mesh)
   dataset = cfg.data.build("train", seed=cfg.seed, process_index=index, process_count=hosts, repeat=True)
@@ -85,16 +89,16 @@ def _train(cfg: RunConfig, mesh, folder: pathlib.Path, quiet: bool) -> Result:
   with program.context(), StopSignal() as stop, Checkpoints(
       folder / "checkpoints", keep_last=cfg.train.keep_last, keep_every=cfg.train.keep_every,
       asynchronous=not cfg.train.debug) as saved:
-    complaints, bucket = [], cfg.objective.first_bucket(len(program.buckets))
+    lines, bucket = [], cfg.objective.first_bucket(len(program.buckets))
     if saved.steps():
-      state, note, complaints = saved.restore(program.state, iterator)
+      state, note, lines = saved.restore(program.state, iterator)
       bucket = note["bucket"]
     else:
       state = program.init()
     step = int(state.step)
     display = Display(cfg.train.steps, step, quiet=quiet or not first)
     writer = Writer(folder, step) if first else None
-    for line in [*complaints, *opening_lines(program, folder, step)]:
+    for line in [*lines, *opening_lines(program, folder, step)]:
       display.say(line)
     report = Report(program, display, writer, hosts)
     note = lambda bucket: {"config": resolved(cfg), "revision": revision(), "bucket": bucket, "hosts": hosts}
@@ -102,6 +106,8 @@ def _train(cfg: RunConfig, mesh, folder: pathlib.Path, quiet: bool) -> Result:
     def on_step(step, state, bucket) -> bool:
       save = cfg.train.save_every and step % cfg.train.save_every == 0
       if save:
+        if writer:    # a checkpoint's metrics are there when the checkpoint is
+          writer.upload()
         saved.save(step, state, iterator, note(bucket))
       evaluate = cfg.eval.every and step % cfg.eval.every == 0 and step != cfg.train.steps
       if evaluate:
@@ -113,7 +119,7 @@ def _train(cfg: RunConfig, mesh, folder: pathlib.Path, quiet: bool) -> Result:
                                        on_step=on_step, stop=stop, profile_folder=folder / "profile")
       step = int(state.step)
       saved.save(step, state, iterator, note(bucket))
-      if not early and not evaluated(folder, step):
+      if not early and not from_first(evaluated(folder, step)):
         report.evaluation(step, state, place, index, bucket)
       saved.wait()
     finally:
@@ -122,7 +128,7 @@ def _train(cfg: RunConfig, mesh, folder: pathlib.Path, quiet: bool) -> Result:
         writer.close()
     last = last_metrics(folder, step) | report.last
     if first:
-      _write_json(folder / "result.json", {"step": step, "finished": not early, "stopped": stop.received if early else None,
+      write_json(folder / "result.json", {"step": step, "finished": not early, "stopped": stop.received if early else None,
                                            "skipped": int(state.skipped), "metrics": last})
     display.say(f"stopped by {stop.received} at step {step}, saved; the same command continues" if early else
                 f"finished {step} steps in {duration(time.perf_counter() - report.start)}; everything is in {folder}")
@@ -131,7 +137,7 @@ def _train(cfg: RunConfig, mesh, folder: pathlib.Path, quiet: bool) -> Result:
 
 def restore(workdir, *, step: int | None = None, ema: bool = False):
   """(config as a plain mapping, params) of a run, its newest step by default; on one device."""
-  folder = pathlib.Path(workdir)
+  folder = folder_path(workdir)
   if not (folder / "config.json").exists():
     raise ConfigError(f"{folder} is not a run folder: it holds no config.json")
   config = json.loads((folder / "config.json").read_text())
@@ -235,9 +241,21 @@ def last_metrics(folder, step: int) -> dict[str, float]:
   return last
 
 
-def open_folder(workdir, cfg: RunConfig, *, new: bool = False) -> pathlib.Path:
-  """Creates the run folder, or checks that the run in it is this one."""
-  folder = pathlib.Path(workdir)
+def open_folder(workdir, cfg: RunConfig, *, new: bool = False):
+  """Creates the run folder, or checks that the run in it is this one. The first process looks and writes, for all."""
+  folder, refused = folder_path(workdir), None
+  if jax.process_index() == 0:
+    try:
+      _open(folder, cfg, new)
+    except ConfigError as error:
+      refused = str(error)
+  refused = from_first(refused)
+  if refused:
+    raise ConfigError(refused)
+  return folder
+
+
+def _open(folder, cfg: RunConfig, new: bool) -> None:
   path, now = folder / "config.json", resolved(cfg)
   if path.exists():
     if new:
@@ -245,13 +263,11 @@ def open_folder(workdir, cfg: RunConfig, *, new: bool = False) -> pathlib.Path:
     _refuse_other_config(folder, json.loads(path.read_text()), cfg)
   elif folder.exists() and any(folder.iterdir()):
     raise ConfigError(f"{folder} exists, is not empty and is not a run folder; choose another --workdir")
-  if jax.process_index() == 0:
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(path, now)
-    starts = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else []
-    _write_json(folder / "run.json", [*starts, provenance()])
-    (folder / "result.json").unlink(missing_ok=True)
-  return folder
+  folder.mkdir(parents=True, exist_ok=True)
+  write_json(path, now)
+  starts = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else []
+  write_json(folder / "run.json", [*starts, provenance()])
+  (folder / "result.json").unlink(missing_ok=True)
 
 
 def _refuse_other_config(folder, stored: dict, cfg: RunConfig) -> None:
@@ -298,10 +314,3 @@ def revision() -> str:
     return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
   except (OSError, subprocess.CalledProcessError):
     return "unknown"
-
-
-def _write_json(path: pathlib.Path, value) -> None:
-  """Whole or not at all: a run killed here must still be resumable."""
-  partial = path.with_name(path.name + ".tmp")
-  partial.write_text(json.dumps(value, indent=1) + "\n")
-  partial.rename(path)

@@ -1,6 +1,7 @@
 """The smallest parts that satisfy the contracts, so that the trainer's tests compile in a second and name no system."""
 
 import dataclasses
+import time
 
 import flax.linen as nn
 import grain
@@ -15,6 +16,7 @@ from jaxlm.objectives import OBJECTIVES
 from jaxlm.objectives.base import Objective, Pair
 
 DATA.table["tiny"] = "tiny_run:TinyData"
+DATA.table["tiny_paced"] = "tiny_run:PacedData"
 MODELS.table["tiny"] = "tiny_run:TinyModel"
 OBJECTIVES.table["tiny"] = "tiny_run:TinyLoss"
 OBJECTIVES.table["tiny_buckets"] = "tiny_run:TinyBuckets"
@@ -40,7 +42,22 @@ class TinyData:
 
     rows = grain.MapDataset.range(self.num_rows).seed(seed).shuffle()
     rows = (rows.repeat() if repeat else rows)[process_index::process_count].map(row)
-    return rows.batch(self.batch_size // process_count).to_iter_dataset(grain.ReadOptions(num_threads=1))
+    return rows.batch(self.batch_size // process_count).to_iter_dataset(grain.ReadOptions(num_threads=0))
+
+
+@dataclasses.dataclass(frozen=True)
+class PacedData(TinyData):
+  """A batch every `pace_s`, none read ahead: time to interrupt a run in its middle."""
+
+  pace_s: float = 0.1
+
+  def build(self, split, *, seed, process_index=0, process_count=1, repeat=True):
+    def wait(batch):
+      time.sleep(self.pace_s)
+      return batch
+
+    data = super().build(split, seed=seed, process_index=process_index, process_count=process_count, repeat=repeat)
+    return data.map(wait)
 
 
 @dataclasses.dataclass(frozen=True)
