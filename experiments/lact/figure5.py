@@ -6,46 +6,16 @@ Source: Zhang et al., "Test-Time Training Done Right", arXiv 2505.23884v1, Figur
 scales read rows of random words, a few dozen different ones in each: past the reach of the window only a memory can help.
 """
 
-from jaxlm.experiments import Column, Figure, Row, Scale, Table
+import pathlib
+import sys
+
+from jaxlm.experiments import Column, Figure, Scale, Table
 from jaxlm.experiments.recall import loss_by_position
 
-CONFIG = "configs/lact/micro.py"
-LABELS = {
-    "swa": "window attention", "full": "full attention", "gla": "GLA + window", "delta_rule": "DeltaNet + window",
-    "lact_gd": "LaCT, gradient descent", "lact_momentum": "LaCT, momentum", "lact_muon": "LaCT, Muon",
-}
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from rows import LABELS, MICRO, row  # noqa: E402
 
-
-def mixers():
-  """The rows' mixers, from the configuration that names them."""
-  import importlib.util
-  import pathlib
-  spec = importlib.util.spec_from_file_location("lact_micro", pathlib.Path(__file__).parents[2] / CONFIG)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.MIXERS
-
-
-def scaled(mixer: dict, heads: int, fast_heads: int, window: int) -> dict:
-  """The same mixer with other sizes."""
-  out = dict(mixer)
-  if "members" in out:
-    out["members"] = [scaled(m, heads, fast_heads, window) for m in out["members"]]
-    return out
-  out["num_heads"] = heads if out["kind"] in ("attention", "lact") else fast_heads
-  if "window" in out:
-    out["window"] = window
-  if "fast" in out:
-    out["fast"] = dict(out["fast"], num_heads=fast_heads, chunk=window)
-  return out
-
-
-def row(name):
-  mixer = mixers()[name]
-  def at_scale(c):
-    d_model = c["model"]["d_model"]
-    return scaled(mixer, d_model // 64, 4, 256) if d_model >= 512 else mixer      # small: spec section 13
-  return Row(name, CONFIG, {"model.mixer": at_scale}, label=LABELS[name])
+CONFIG = MICRO
 
 
 TABLE = Table(

@@ -13,19 +13,19 @@ from jaxlm.interop.huggingface.fields import Fields
 from jaxlm.interop.huggingface.table import Table
 from jaxlm.interop.lact import LACT_LM, mixer_rules, mixer_sizes, nvs_table, read_mixer
 from jaxlm.kernels.fast_weight_chunk import (
-    Causal,
-    Rule,
-    accumulate,
-    apply_update,
-    bidirectional,
-    fast_weight_chunk,
-    initial_state,
-    interleaved_video,
-    read,
+  Causal,
+  Rule,
+  accumulate,
+  apply_update,
+  bidirectional,
+  fast_weight_chunk,
+  initial_state,
+  interleaved_video,
+  read,
 )
 from jaxlm.kernels.newton_schulz import LANGUAGE, coefficients, newton_schulz
-from jaxlm.layers.mixer import Context
 from jaxlm.layers.lact_video import chunk_attention
+from jaxlm.layers.mixer import Context
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.models.lact_nvs import NVSConfig, Views, rays
 

@@ -8,9 +8,10 @@ from jaxlm.kernels.fast_weight_chunk import reference, xla
 from jaxlm.kernels.fast_weight_chunk.rule import Causal, FastWeights, Item, Rule, initial_state
 
 IMPLEMENTATIONS = ("xla", "reference")
+PLAIN = Rule()    # gradient descent, SwiGLU, normalised in place
 
 
-def fast_weight_chunk(weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT=None, *, schedule, rule=Rule(), segment_ids_BT=None,
+def fast_weight_chunk(weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT=None, *, schedule, rule=PLAIN, segment_ids_BT=None,
                       state=None, implementation=None, spec=None):
   """W <- norm(W + U(sum_t eta_t grad <f_W(k_t), v_t>)) once per chunk; o_t = f_W(q_t). Returns (o_BNTH, FastWeights).
 
