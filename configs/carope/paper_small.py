@@ -27,7 +27,8 @@ def get_config(position: str = "carope") -> mlc.ConfigDict:
       mlp=dict(activation="gelu_tanh", use_bias=True),
       norm=dict(kind="layer"),
       position=POSITIONS[position],
-      loss_chunk=128, dtype="bfloat16")             # [S] bfloat16 autocast, float32 parameters, no dropout
+      dtype="bfloat16",                                # [S] bfloat16 autocast, float32 parameters, no dropout
+      loss_chunk=128, remat="minimal")                 # memory only: a step fits 16 chips of 16 GB
   c.objective = dict(kind="next_token")
   c.data = dict(kind="text", source="array_record:data/fineweb_edu/{split}-*.array_record", tokenizer=dict(kind="bpe"),
                 seq_len=512, batch_size=1024,          # [P] 524,288 tokens a step
