@@ -132,7 +132,7 @@ def _to_groups(mixers: tuple, period: int, tree):
   def convert(params):
     out: dict = {}
     for name, layers in stacks(mixers).items():
-      stack, start, whole = params[name] if name else params, 0, len(mixers) // period
+      stack, whole = params[name] if name else params, len(mixers) // period
       for group, members, count in split(mixers, period):
         for i in range(len(members)):
           first = i if group == "groups" else whole * period + i

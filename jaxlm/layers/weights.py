@@ -4,11 +4,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 normal = nn.initializers.normal
+standard = normal(0.02)
 zeros = nn.initializers.zeros_init()
 ones = nn.initializers.ones_init()
 
 
-def weights(module: nn.Module, dtype=None, *, init=normal(0.02), param_dtype=jnp.float32):
+def weights(module: nn.Module, dtype=None, *, init=standard, param_dtype=jnp.float32):
   """w(name, shape, axes, init=...): declares a float32 parameter, returns it cast to `dtype`.
 
   axes: one logical axis name (or None) per dimension, resolved by the rule table of `jaxlm.parallel`.

@@ -122,11 +122,12 @@ def attention_block(case):
   layer = Layer(attention_of(case.config, stored), case.config, stored)
   valid_BT, cotangent = case["in/valid"], case["in/cotangent"].astype(np.float64)
 
-  def out(params, x_BTD):
-    return layer(params, x_BTD, valid_BT)
+  @jax.jit
+  def run(params, x_BTD):
+    y_BTD, pull, sown = jax.vjp(lambda params, x_BTD: layer(params, x_BTD, valid_BT), params, x_BTD, has_aux=True)
+    return y_BTD, pull(jnp.asarray(case["in/cotangent"])), sown
 
-  y_BTD, pull, sown = jax.vjp(out, layer.params, jnp.asarray(case["in/x"]), has_aux=True)
-  grads, dx_BTD = pull(jnp.asarray(case["in/cotangent"]))
+  y_BTD, (grads, dx_BTD), sown = run(layer.params, jnp.asarray(case["in/x"]))
 
   case.compare("out/freq_preact", sown["freq_preact"], OUTPUT)
   case.compare("out/freq", jnp.exp(log_frequency(sown["freq_preact"])), PHASE)
