@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.interop.golden.case import Tolerance
-from jaxlm.interop.golden.decoder import hidden_states, shifted
+from jaxlm.interop.golden.decoder import before_layers, shifted
 from jaxlm.interop.huggingface.fields import Fields
 from jaxlm.interop.huggingface.table import Table
 from jaxlm.interop.lact import LACT_LM, mixer_rules, mixer_sizes, nvs_table, read_mixer
@@ -157,7 +157,7 @@ def language_model(case):
       logits_BTV, sown = model.apply({"params": params}, tokens_BT, mutable=["intermediates"])
       score = model.apply({"params": params}, tokens_BT, targets_BT, method="score")
       value = -jnp.sum(score.log_prob_BT * weights_BT) / jnp.sum(weights_BT)
-      return value, (logits_BTV, hidden_states(sown["intermediates"], cfg), -score.log_prob_BT)
+      return value, (logits_BTV, before_layers(sown["intermediates"], cfg), -score.log_prob_BT)
     return jax.value_and_grad(loss, has_aux=True)(params)
 
   (value, (logits_BTV, hidden, token_loss_BT)), grads = jax.device_get(run(params))

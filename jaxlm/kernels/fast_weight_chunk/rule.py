@@ -74,13 +74,14 @@ class FastWeights(NamedTuple):
 
 
 def initial_state(rule: Rule, weights, *, momentum: bool) -> FastWeights:
-  """State before the first chunk. Row norms are those of the weights passed in."""
+  """State before the first chunk, in float32 or better. Row norms are those of the weights passed in."""
+  weights = tuple(w.astype(jnp.promote_types(w.dtype, jnp.float32)) for w in weights)    # bfloat16 parameters, gathered
   norms = tuple(_row_norm(w) for w in weights)
   if rule.detach_norms:
     norms = jax.lax.stop_gradient(norms)
   return FastWeights(
-      current=tuple(weights),
-      master=tuple(weights) if rule.prenorm else None,
+      current=weights,
+      master=weights if rule.prenorm else None,
       momentum=tuple(map(jnp.zeros_like, weights)) if momentum else None,
       norms=norms)
 
