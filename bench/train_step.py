@@ -126,7 +126,8 @@ def jax_step(shape: Shape, position: str):
                  mlp=dict(activation="gelu_tanh", use_bias=True), norm=dict(kind="layer"), position=position,
                  dtype=shape.dtype, unroll=shape.num_layers),
       objective=dict(kind="next_token"),
-      data=dict(kind="text", source="mini:en", seq_len=shape.seq_len, batch_size=shape.batch_size),
+      data=dict(kind="text", source="mini:en", tokenizer=dict(kind="bytes", separator=254), seq_len=shape.seq_len,
+                batch_size=shape.batch_size),
       optimizer=dict(kind="adamw", learning_rate=1e-4, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0),
       schedule=dict(kind="constant"), train=dict(steps=1_000_000)))
   text = np.random.default_rng(0).integers(0, shape.vocab_size, (shape.batch_size, shape.seq_len + 1), np.int32)
