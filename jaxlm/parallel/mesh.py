@@ -6,6 +6,7 @@
     tensor    heads, d_ff, vocabulary                    (last resort)
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -62,8 +63,11 @@ def make_mesh(cfg: MeshConfig, devices: Sequence | None = None) -> Mesh:
   """
   devices = list(jax.devices() if devices is None else devices)
   shape = cfg.shape(len(devices))
-  slices = {getattr(d, "slice_index", 0) or 0 for d in devices}
+  slices = collections.Counter(getattr(d, "slice_index", 0) or 0 for d in devices)
   if len(slices) > 1:
+    if len(set(slices.values())) > 1:
+      raise ConfigError(f"slices of {' and '.join(map(str, slices.values()))} devices cannot be joined into one mesh; "
+                        f"ask for slices of one size")
     if shape[0] % len(slices):
       raise ConfigError(f"mesh.data = {shape[0]} is not a multiple of the {len(slices)} slices")
     inner, outer = (shape[0] // len(slices), *shape[1:]), (len(slices), 1, 1, 1)

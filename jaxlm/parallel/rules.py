@@ -7,6 +7,7 @@ A parameter's `embed` axis lies on fsdp and is gathered when its layer runs; an 
 """
 
 import contextlib
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -45,11 +46,17 @@ def path_name(path) -> str:
   return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def param_shardings(boxed, mesh: Mesh, rules=RULES):
+#: Logical axis -> what its size is called in a model's configuration.
+FIELDS = {"embed": "d_model", "vocab": "vocab_size", "heads": "num_heads", "kv_heads": "num_kv_heads", "mlp": "d_ff",
+          "head_dim": "head_dim", "layers": "num_layers"}
+
+
+def param_shardings(boxed, mesh: Mesh, rules=RULES, model=None):
   """NamedSharding of every parameter, from the logical axes it was declared with.
 
   boxed: abstract parameters (`jax.eval_shape` of init), still boxed by `nn.with_logical_partitioning`. A name without
   a rule, and a dimension that its mesh axes do not divide, are errors: Flax would replicate, or fail far from here.
+  model: the configuration that the sizes come from, to name the field that does not fit.
   """
   table, names = dict(rules), logical_axes(boxed)
 
@@ -62,11 +69,25 @@ def param_shardings(boxed, mesh: Mesh, rules=RULES):
     for size, axis, target in zip(leaf.shape, axes, spec):
       ways = math.prod(mesh.shape[name] for name in _as_tuple(target))
       if size % ways:
-        raise ConfigError(f"{where}: its {axis!r} axis of size {size} is not divisible by "
-                          f"{' x '.join(f'mesh.{name} = {mesh.shape[name]}' for name in _as_tuple(target))}")
+        given = " x ".join(f"mesh.{name} = {mesh.shape[name]}" for name in _as_tuple(target))
+        field = _field(model, FIELDS.get(axis), size)
+        if field:
+          raise ConfigError(f"{field} = {size} is not divisible by {given} ({where} is split along its {axis!r} axis); "
+                            f"change one of them")
+        raise ConfigError(f"{where}: its {axis!r} axis of size {size} is not divisible by {given}")
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   return jax.tree.map_with_path(sharding, nn.unbox(boxed), names)
+
+
+def _field(cfg, name: str | None, size: int, at: str = "model") -> str | None:
+  """Dotted name of the field `name` with this value, in the configuration or in a part of it."""
+  if not dataclasses.is_dataclass(cfg):
+    return None
+  if name is not None and getattr(cfg, name, None) == size:
+    return f"{at}.{name}"
+  inner = ((f"{at}.{field.name}", getattr(cfg, field.name)) for field in dataclasses.fields(cfg))
+  return next((found for where, part in inner if (found := _field(part, name, size, where))), None)
 
 
 def logical_axes(boxed):

@@ -1,9 +1,8 @@
 """Checkpoints of a run: Orbax behind four calls.
 
 A step is state + a note (format version, position in the data, config, revision, bucket). Saving is asynchronous; a
-half-written step never counts; a damaged newest step is set aside and named, and the one before is used. Nothing in a
-step says how many devices, or processes, wrote it. Tensorstore checks a checksum (CRC-32C) of all it reads, so that a
-flipped bit makes a step damaged and never a wrong parameter.
+half-written step never counts; a damaged newest step, down to a flipped bit, is set aside and named, and the one
+before is used. Any number of devices and processes reads what any other has written.
 """
 
 import errno
@@ -18,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from jaxlm.config import ConfigError
 from jaxlm.parallel.agree import from_first, gather
+from jaxlm.training.checksum import changed, checksums
 from jaxlm.training.folder import folder_path
 
 FORMAT = 1
@@ -61,7 +61,8 @@ class Checkpoints:
     try:
       self.manager.save(step, force=True, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state),
-          note=ocp.args.JsonSave({"format": FORMAT, "data": iterator.get_state(), **note})))
+          note=ocp.args.JsonSave({"format": FORMAT, "data": iterator.get_state(),
+                                 "checksums": checksums(state), **note})))
     except (OSError, ValueError, RuntimeError) as error:
       raise self._explain(error, step) from error
 
@@ -87,9 +88,9 @@ class Checkpoints:
     with ocp.CheckpointManager(self.folder, options=options) as manager:
       for step in reversed(self.steps()):
         try:
-          out, trouble = manager.restore(step, args=ocp.args.Composite(
-              state=ocp.args.StandardRestore(state), note=ocp.args.JsonRestore())), None
-          jax.block_until_ready(out.state)
+          out = manager.restore(step, args=ocp.args.Composite(
+              state=ocp.args.StandardRestore(state), note=ocp.args.JsonRestore()))
+          trouble = _wrong(changed(out.note.get("checksums", {}), out.state))
         except Exception as error:    # what a damaged file raises depends on which file it is
           trouble = _first_line(error)
         trouble = next((text for text in gather(trouble) if text), None)
@@ -163,7 +164,18 @@ def restore_params(folder, *, step: int | None = None, params=None, ema: bool = 
         state=ocp.args.PyTreeRestore(item=item, partial_restore=True,
                                      restore_args=ocp.checkpoint_utils.construct_restore_args(item)),
         note=ocp.args.JsonRestore()))
+  as_saved = jax.tree.map(lambda x, meta: x if x.dtype == meta.dtype else None, out.state[name], saved[name])
+  wrong = _wrong(changed(out.note.get("checksums", {}), as_saved, f"{name}/"))
+  if wrong:
+    raise ConfigError(f"checkpoint {folder / str(step)} is damaged: {wrong}; take another step")
   return out.state[name], out.note, step
+
+
+def _wrong(names: list[str]) -> str | None:
+  if not names:
+    return None
+  others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+  return f"the bytes of {names[0]}{others} are not those that were written"
 
 
 def _first_line(error: Exception) -> str:

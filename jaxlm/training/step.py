@@ -62,7 +62,7 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
 
   # Outside any mesh: boxes of abstract values cannot be constrained.
   boxed = jax.eval_shape(init_boxed)
-  axes, params, shardings = logical_axes(boxed), nn.unbox(boxed), param_shardings(boxed, mesh, RULES)
+  axes, params, shardings = logical_axes(boxed), nn.unbox(boxed), param_shardings(boxed, mesh, RULES, cfg.model)
   tx = cfg.optimizer.build(axes, getattr(cfg.model, "undecayed", ()))
 
   def init():

@@ -1,5 +1,8 @@
 """Mesh sizes, the rule table, and where parameters and their moments lie."""
 
+import dataclasses
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, build
+from jaxlm.models.decoder import DecoderConfig
 from jaxlm.parallel.mesh import AXES, MeshConfig, make_mesh
 from jaxlm.parallel.place import batch_sharding, host_rows, like_params, placer
 from jaxlm.parallel.rules import logical_axes, param_shardings, sharding_context, unsharded
@@ -58,6 +62,57 @@ def test_a_logical_name_without_a_rule_is_an_error_that_names_the_parameter():
 def test_a_dimension_that_the_mesh_does_not_divide_is_an_error_that_names_both():
   with pytest.raises(ConfigError, match=r"parameter w \(12, 4\): its 'embed' axis of size 12 is not divisible by mesh.fsdp = 8"):
     param_shardings(boxed({"w": (("embed", "mlp"), (12, 4))}), make_mesh(MeshConfig()))
+
+
+def test_the_error_names_the_field_of_the_configuration_to_change():
+  cfg = build(DecoderConfig, dict(vocab_size=64, d_model=32, num_layers=1, mixer=dict(kind="attention", num_heads=4, num_kv_heads=2)))
+  tokens = jnp.zeros((1, 8), jnp.int32)
+  tree = jax.eval_shape(lambda: cfg.build().init(jax.random.key(0), tokens)["params"])
+  with pytest.raises(ConfigError, match=r"model.mixer.num_kv_heads = 2 is not divisible by mesh.tensor = 4 \(parameter "
+                                        r"blocks/mixer/w_k \(1, 32, 2, 8\) is split along its 'kv_heads' axis\)"):
+    param_shardings(tree, make_mesh(MeshConfig(tensor=4)), model=cfg)
+  with pytest.raises(ConfigError, match=r"model.d_model = 32 is not divisible by mesh.fsdp = 5"):
+    param_shardings(tree, make_mesh(MeshConfig(), jax.devices()[:5]), model=cfg)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+  """What a mesh of several slices is made from."""
+
+  id: int
+  slice_index: int
+  process_index: int
+  platform: str = "cpu"     # without coordinates on a torus
+  device_kind: str = "fake"
+
+
+def test_several_slices_are_joined_along_data_only():
+  # Interleaved, as the runtime may list them.
+  devices = sorted((FakeDevice(i, i // 4, i // 2) for i in range(8)), key=lambda d: (d.id % 4, d.id))
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), devices)
+  assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
+  mesh = make_mesh(MeshConfig(data=4, fsdp=2), devices)      # data also inside a slice
+  assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {0}, {1}, {1}]
+  with pytest.raises(ConfigError, match=r"mesh.data = 1 is not a multiple of the 2 slices"):
+    make_mesh(MeshConfig(fsdp=8), devices)
+  with pytest.raises(ConfigError, match=r"slices of 4 and 3 devices"):
+    make_mesh(MeshConfig(data=-1, fsdp=1), devices[:-1])
+
+
+@pytest.mark.compile
+def test_gradients_cross_slices_and_weights_do_not():
+  """Two v5e:2x2 slices: the compiled step gathers weights within a slice only."""
+  from jaxlm.preflight.topology import devices
+
+  mesh = make_mesh(MeshConfig(data=2, fsdp=4), list(devices("v5e:2x2", num_slices=2).flat))
+  assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
+  shard = lambda shape, *spec: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.NamedSharding(mesh, P(*spec)))
+  w, x = shard((512, 512), "fsdp", None), shard((64, 512), ("data", "fsdp"), None)
+  step = jax.jit(jax.grad(lambda w, x: jnp.sum((x @ w) ** 2)), out_shardings=w.sharding)
+  text = step.lower(w, x).compile().as_text()
+  groups = [line for line in text.splitlines() if "all-gather" in line and "replica_groups=" in line]
+  # Groups of more than one slice's four devices would say so here: slices see only themselves.
+  assert groups and all(re.search(r"replica_groups=\{\{\d,\d,\d,\d\}\}|replica_groups=\[\d,4\]", line) for line in groups), groups
 
 
 def test_large_parameters_that_every_device_holds_in_full_are_listed():

@@ -5,19 +5,28 @@ import errno
 import functools
 import json
 import pathlib
+import re
 import shutil
+import signal
 
 import jax
+import ml_dtypes  # noqa: F401  (bfloat16 for NumPy)
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny_run
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.config import ConfigError
-from jaxlm.training import command, metrics
+from jaxlm.parallel.mesh import MeshConfig, make_mesh
+from jaxlm.training import checksum, command, loop, metrics
 from jaxlm.training import run as run_module
 from jaxlm.training.checkpoints import CheckpointError, Checkpoints, restore_params
-from jaxlm.training.loop import NonFinite
+from jaxlm.training.checksum import changed, checksums
+from jaxlm.training.config import run_config
+from jaxlm.training.loop import NonFinite, one_step
 from jaxlm.training.run import restore, train
 from jaxlm.training.step import build_program
 
@@ -35,7 +44,8 @@ def one_compilation():
 
   def shared(cfg, mesh, batch):
     computed = dataclasses.replace(cfg, eval=type(cfg.eval)(), train=dataclasses.replace(
-        cfg.train, save_every=0, keep_last=1, max_skipped=1, log_every=1))
+        cfg.train, save_every=0, keep_last=1, max_skipped=1, log_every=1, profile=None,
+        steps=cfg.train.steps if cfg.schedule.needs_num_steps else 1))
     return dataclasses.replace(build(computed, mesh, tuple(sorted(batch.items()))), cfg=cfg)
 
   with pytest.MonkeyPatch.context() as patch:
@@ -156,6 +166,51 @@ def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_is_us
   assert (folder / "damaged" / "4").is_dir()
 
 
+def test_one_flipped_bit_is_noticed_and_the_step_before_is_used(whole, tmp_path, capsys):
+  folder = copy_until(whole, tmp_path / "r", 4)
+  # A checkpoint whose storage notices nothing: the numbers of step 2 under the note of step 4.
+  shutil.rmtree(folder / "checkpoints" / "4" / "state")
+  shutil.copytree(folder / "checkpoints" / "2" / "state", folder / "checkpoints" / "4" / "state")
+  with pytest.raises(ConfigError, match=r"checkpoints/4 is damaged: the bytes of .* are not those that were written"):
+    restore_params(folder, step=4)
+  resumed = train(tiny_run.config(**SAVING), folder)
+  assert "are not those that were written); moved to" in (said := capsys.readouterr().err)
+  assert "resumed at step 2 in " in said
+  assert_equal(resumed.params, whole.params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
+def test_any_flipped_bit_changes_the_checksum_whatever_the_layout(dtype):
+  x = np.random.default_rng(0).integers(0, 2, (8, 6)).astype(dtype)
+  want = checksums({"a": x, "b": np.int32(-1)})
+  mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+  placed = jax.device_put({"a": x, "b": np.int32(-1)},
+                          {"a": NamedSharding(mesh, PartitionSpec("fsdp")), "b": NamedSharding(mesh, PartitionSpec())})
+  assert want["b"] == 2**32 - 1 and checksums(placed) == want
+  on_device = jax.device_get(checksum._device_sums(placed["a"].sharding)(jax.tree.leaves(placed)))
+  assert on_device.tolist() == list(want.values())
+  for bit in range(1 if dtype == "bool" else 8):
+    flipped = x.copy()
+    flipped.reshape(-1).view(np.uint8)[17] ^= 1 << bit
+    assert changed(want, {"a": flipped}) == ["a"]
+
+
+@pytest.mark.parametrize("devices, mesh", [(4, dict(data=1, fsdp=4)), (2, dict(data=2, fsdp=1)), (1, dict(data=1, fsdp=1)),
+                                           (8, dict(data=1, fsdp=2, tensor=4))], ids=str)
+def test_what_eight_devices_saved_is_equal_on_fewer_and_on_another_layout(whole, devices, mesh):
+  cfg = run_config(tiny_run.config(**SAVING | {f"mesh.{k}": v for k, v in mesh.items()}))
+  dataset = cfg.data.build("train", seed=cfg.seed)
+  program = build_program(cfg, make_mesh(cfg.mesh, jax.devices()[:devices]), next(iter(dataset)))
+  with Checkpoints(f"{whole.workdir}/checkpoints") as saved:
+    iterator = iter(dataset)
+    state, note, lines = saved.restore(program.state, iterator)
+  assert_equal((state.params, state.ema), (whole.params, whole.ema))
+  assert all(x.sharding.is_equivalent_to(want.sharding, x.ndim)
+             for x, want in zip(jax.tree.leaves(state), jax.tree.leaves(program.state)))
+  assert iterator.get_state() == note["data"] and re.fullmatch(
+      r"resumed at step 6 in [\d.]+ s: state [\d.]+ s, data 0.0\d s", lines[-1])
+
+
 def test_a_half_written_checkpoint_is_never_chosen(whole, tmp_path):
   folder = copy_until(whole, tmp_path / "r", 4)
   (folder / "checkpoints" / "4").rename(folder / "checkpoints" / "4.orbax-checkpoint-tmp")
@@ -196,6 +251,61 @@ def test_a_run_of_nans_stops_and_says_what_to_do(tmp_path):
 def test_debug_runs_on_one_device_and_points_at_the_first_nan(tmp_path):
   with pytest.raises(FloatingPointError, match="nan"):
     run(tmp_path / "r", **{"train.debug": True, "objective.kind": "tiny_nan", "objective.first": 1, "train.steps": 3})
+
+
+def test_a_second_ctrl_c_aborts_and_the_newest_checkpoint_is_whole(whole, tmp_path, monkeypatch):
+  steps = iter(range(1, 9))
+
+  def interrupted(*args):
+    if next(steps) == 4:
+      signal.raise_signal(signal.SIGINT)
+      signal.raise_signal(signal.SIGINT)
+    return one_step(*args)
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(loop, "one_step", interrupted)
+    run(tmp_path / "r")
+  with Checkpoints(tmp_path / "r" / "checkpoints") as saved:
+    assert saved.steps() == [2]
+  assert_equal(run(tmp_path / "r").params, whole.params)
+
+
+def test_a_trace_of_the_steps_asked_for_lies_in_the_run_folder(tmp_path):
+  run(tmp_path / "r", **{"train.profile": (2, 3), "train.steps": 4, "schedule": "constant"})
+  trace, = (tmp_path / "r" / "profile").rglob("*.xplane.pb")
+  # One event per execution on each of the eight devices would be many more if later steps were in it.
+  assert trace.stat().st_size > 1000
+
+
+class Store(MemoryFileSystem):
+  """gs:// in memory, with what an object store cannot do left out."""
+
+  store, pseudo_dirs = {}, [""]
+
+  def open(self, path, mode="rb", **kwargs):
+    assert "a" not in mode and "+" not in mode, f"an object cannot be appended to: {path}"
+    return super().open(path, mode, **kwargs)
+
+  def mv(self, *args, **kwargs):
+    raise AssertionError("an object cannot be renamed")
+
+
+def test_a_run_folder_in_an_object_store_holds_the_same(whole, tmp_path, monkeypatch):
+  monkeypatch.setattr(epath.backend._FileSystemSpecBackend, "fs", lambda self, path: Store(skip_instance_cache=True))
+  # Orbax writes to object stores by itself, through Tensorstore; here it writes beside.
+  monkeypatch.setattr(run_module, "Checkpoints", lambda folder, **kw: Checkpoints(
+      tmp_path / str(folder).removeprefix("gs://bucket/r/"), **kw))
+  first = run("gs://bucket/r", **{"train.steps": 3, "schedule": "constant"})
+  again = run("gs://bucket/r", **{"train.steps": 6, "schedule": "constant"})
+  assert (first.step, again.step, again.workdir) == (3, 6, "gs://bucket/r")
+  records = metrics.read("gs://bucket/r")
+  assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+  names = {path.name for path in epath.Path("gs://bucket/r").iterdir()}
+  assert names >= {"config.json", "run.json", "metrics.jsonl", "events", "curves.png", "result.json"}
+  assert epath.Path("gs://bucket/r/curves.png").read_bytes().startswith(b"\x89PNG")
+  assert len(json.loads(epath.Path("gs://bucket/r/run.json").read_text())) == 2
+  with pytest.raises(ConfigError, match="gs://bucket/r holds a run with another configuration"):
+    run("gs://bucket/r", **{"seed": 5})
 
 
 def test_the_command_turns_refusals_into_one_paragraph_and_code_2(tmp_path, capsys):
