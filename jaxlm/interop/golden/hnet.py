@@ -105,7 +105,7 @@ def mamba2(case):
   case.compare("grad/in_u", du_BTD, GRADIENT)
   for name, grad in hnet.export_params(table, grads).items():
     case.compare(f"grad/{name}", grad, gradient_tolerance(name))
-  y_BTD, _ = apply(params, case["in/u_packed"], context_of(jnp.asarray(case["in/seq_idx"]) + 1))
+  y_BTD, _ = jax.jit(apply)(params, case["in/u_packed"], context_of(jnp.asarray(case["in/seq_idx"]) + 1))
   case.compare("out/y_packed", y_BTD, FORWARD)
 
   def compare_state(which, state):
@@ -115,7 +115,7 @@ def mamba2(case):
 
   B, T, n = *u_BTD.shape[:2], cfg["prefill"]
   state = mixer.init_state(D, B, T, "float32")
-  _, state = apply(params, u_BTD[:, :n], plain_context(B, n), state)
+  _, state = jax.jit(apply)(params, u_BTD[:, :n], plain_context(B, n), state)
   compare_state("prefill", state)
   step, steps = jax.jit(apply), []
   for t in range(n, T):
@@ -231,12 +231,12 @@ def chunk_dechunk(case):
   case.compare("out/packed_next_max_seqlen", np.int32(counts.max()), EXACT)
 
   # One position at a time, the moving average handed on.
-  out, value_BD = [], jnp.zeros((1, D))
-  for t in range(int(case["out/step_dechunked_row0"].shape[1])):
+  step = jax.jit(lambda chunk_BCD, row, value_BD: dechunk(
+      chunk_BCD, row, compact(row.boundary_BT, 1), None, value_BD, confident=False))
+  out, value_BD, ranks = [], jnp.zeros((1, D)), np.cumsum(np.asarray(decision.boundary_BT[0])) - 1
+  for t in range(case["out/step_dechunked_row0"].shape[1]):
     row = jax.tree.map(lambda v: v[:1, t:t + 1], decision)
-    slot = compact(row.boundary_BT, 1)
-    rank = int(jnp.maximum(jnp.sum(decision.boundary_BT[0, :t + 1]) - 1, 0))
-    y_BTD, value_BD = dechunk(inner_BCD[:1, rank:rank + 1], row, slot, None, value_BD, confident=False)
+    y_BTD, value_BD = step(inner_BCD[:1, max(ranks[t], 0)][:, None], row, value_BD)
     out.append(y_BTD)
   case.compare("out/step_dechunked_row0", jnp.concatenate(out, axis=1), FORWARD)
 
@@ -463,7 +463,7 @@ def ratio_and_groups(case):
                  f"({multiplier}, {decay}, {entry.shape}), wanted {group}")
 
   # One random draw each: where theirs is 0 the parameter is a constant, elsewhere the spread is near.
-  params = nn.unbox(cfg.build().init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+  params = nn.unbox(jax.jit(cfg.build().init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
   for name, value in hnet.export_params(table, params).items():
     std, size = case.config["measured_init_std"][name], value.size
     if size < 100:

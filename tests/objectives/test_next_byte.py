@@ -1,0 +1,108 @@
+"""Next byte with ratio loss: the loss, its statistics, buckets that follow the counts, and what is refused."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.config import ConfigError
+from jaxlm.layers.chunking import ratio_loss, straight_through
+from jaxlm.layers.mamba2 import Mamba2Config
+from jaxlm.models.hnet import HNetConfig, StageConfig
+from jaxlm.objectives.base import Pair
+from jaxlm.objectives.next_byte import NextByte
+
+
+def stage(width):
+  return StageConfig(width, mamba=Mamba2Config(d_state=4, head_dim=16))
+
+
+MODEL = HNetConfig("m1 [m1] m1", (stage(16), stage(16)), vocab_size=32)
+
+
+def batch(rows=2, length=16):
+  tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (rows, length + 1)), jnp.int32)
+  segment_ids = jnp.ones((rows, length), jnp.int32).at[1, 10:].set(0)
+  return dict(tokens=tokens[:, :-1], targets=tokens[:, 1:], segment_ids=segment_ids,
+              positions=jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (rows, length)),
+              loss_weights=(segment_ids > 0).astype(jnp.float32), target_bytes=jnp.ones((rows, length), jnp.int32))
+
+
+def run(objective, bucket=None, train=True):
+  module = MODEL.build()
+  params = nn.unbox(module.init(jax.random.key(0), batch()["tokens"]))["params"]
+  return jax.jit(lambda p: objective.loss(module, p, batch(), None, objective.init_state(), train=train,
+                                          bucket=bucket))(params)
+
+
+def test_the_loss_is_cross_entropy_plus_weighted_ratio_over_valid_positions():
+  objective = NextByte(targets=(4.0,), ratio_weight=0.5, stats_scope="global")
+  loss, metrics = run(objective)
+  np.testing.assert_allclose(loss.mean(), metrics["loss"].mean() + 0.5 * metrics["ratio_0"].mean(), rtol=1e-6)
+  assert metrics["loss"].weight == 26 and metrics["boundaries_0"].weight == 26
+  np.testing.assert_allclose(metrics["bits_per_byte"].mean(), metrics["loss"].mean() / np.log(2), rtol=1e-6)
+
+
+def test_the_ratio_loss_is_one_on_target_and_pushes_through_the_mean_probability_only():
+  np.testing.assert_allclose(ratio_loss(2.0, 2.0, 10.0, 5.0), 1.0, rtol=1e-6)
+  assert jax.grad(ratio_loss, argnums=0)(4.0, 2.0, 10.0, 5.0) == 0
+  assert jax.grad(ratio_loss, argnums=1)(4.0, 4.0, 10.0, 5.0) > 0      # too many cuts: fewer, please
+  assert jax.grad(ratio_loss, argnums=1)(1.0, 1.0, 10.0, 5.0) < 0
+
+
+def test_straight_through_is_one_with_the_derivative_of_the_identity():
+  value, slope = jax.value_and_grad(lambda c: 3 * straight_through(c))(jnp.float32(0.6))
+  assert (float(value), float(slope)) == (3.0, 3.0)
+
+
+def test_the_ladder_ends_with_a_bucket_that_always_fits():
+  assert NextByte(targets=(6.0,)).buckets((4, 8192)) == ((1024,), (1536,), (2048,), (3072,), (4096,), (6144,), (8192,))
+  pairs = NextByte(targets=(3.0, 3.0)).buckets((4, 8192))
+  assert len(pairs) <= 7 and pairs[-1] == (8192, 8192) and pairs[4] == (4096, 2048)
+  assert NextByte().buckets((4, 8192)) == ()
+
+
+def test_a_row_that_does_not_fit_overflows_and_the_wanted_bucket_holds_it():
+  objective = NextByte(targets=(4.0,), multiple=2)
+  buckets = objective.buckets((2, 16))
+  _, metrics = run(objective, buckets[-1])
+  most = float(metrics["chunks_max_0"].mean())
+  assert metrics["overflow"].sum == 0
+  wanted = objective.choose_bucket(metrics, len(buckets) - 1)
+  assert buckets[wanted][0] >= most and (wanted == 0 or buckets[wanted - 1][0] < 1.05 * most)
+  _, small = run(objective, buckets[0])
+  assert most > buckets[0][0] and small["overflow"].sum > 0
+  assert objective.choose_bucket(small, 0) == wanted
+
+
+def test_clipping_is_for_training_only():
+  objective = NextByte(targets=(4.0,), overflow="clip", capacities=((2,),))
+  _, train = run(objective, (2,))
+  assert "overflow" not in train and train["clipped_chunks"].sum > 0
+  loss, evaluated = run(objective, (2,), train=False)
+  assert evaluated["overflow"].sum == 0
+  np.testing.assert_allclose(loss.sum, run(NextByte(targets=(4.0,)))[0].sum, rtol=1e-5)
+
+
+def test_the_largest_count_is_remembered_for_a_while():
+  objective = NextByte(targets=(4.0,), memory=0.5)
+  one = jnp.ones(())
+  state = objective.update_state(objective.init_state(), {"chunks_max_0": Pair(jnp.float32(8), one)})
+  state = objective.update_state(state, {"chunks_max_0": Pair(jnp.float32(2), one)})
+  assert float(state["largest"][0]) == 4.0
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(targets=(1.0,)), "targets\\[0\\] = 1.0"), (dict(targets=(4.0,), capacities=((0,),)), "at least one slot"),
+    (dict(targets=(4.0,), capacities=((4, 4),)), "for each of 1 stages"),
+    (dict(targets=(4.0,), capacities=((8,), (4,))), "smallest first"),
+    (dict(targets=(4.0,), overflow="error"), "the one bucket")])
+def test_impossible_settings_are_refused(options, message):
+  with pytest.raises(ConfigError, match=message):
+    NextByte(**options)
+
+
+def test_targets_for_another_number_of_chunkings_are_refused():
+  with pytest.raises(ConfigError, match="the model chunks 1 times"):
+    run(NextByte(targets=(3.0, 3.0)))
