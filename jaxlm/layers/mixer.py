@@ -52,6 +52,9 @@ class Context:
     (position, heads) equals `shared_by`.
   depth: number of residual branches; output projections start at 0.02 / sqrt(depth).
   packed: False promises that every token is valid and each row is one document starting at position 0.
+  lexicon: layers.lexinvariant.Lexicon, what an embedding that differs between sequences knows about each of them.
+  tokens_BT: the token ids, for embeddings whose softmax depends on which occur.
+  streaming: the tokens continue rows whose earlier tokens are not here.
   """
 
   segment_ids_BT: jax.Array
@@ -61,6 +64,9 @@ class Context:
   shared_by: Any = struct.field(pytree_node=False, default=None)
   depth: int = struct.field(pytree_node=False, default=1)
   packed: bool = struct.field(pytree_node=False, default=True)
+  lexicon: Any = None
+  tokens_BT: jax.Array | None = None
+  streaming: bool = struct.field(pytree_node=False, default=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,29 +138,33 @@ class Decoder(nn.Module):
     self.final_norm = cfg.norm.build(cfg.dtype, "final_norm")
     self.head = self.embed if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
 
-  def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None):
+  def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, lexicon=None):
     """float32 logits (B, T, V)."""
-    h_BTD, context, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT)
+    h_BTD, context, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, lexicon=lexicon)
     return self.head.logits(h_BTD, context, softcap=self.cfg.softcap)
 
-  def score(self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None) -> Score:
-    """log p(target | tokens up to here) at every position."""
-    h_BTD, context, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT)
+  def score(self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None, lexicon=None) -> Score:
+    """log p(target | tokens up to here) at every position. lexicon: see layers.lexinvariant."""
+    h_BTD, context, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, lexicon=lexicon)
     return Score(*self.head.score(h_BTD, targets_BT, context, softcap=self.cfg.softcap, chunk=self.cfg.loss_chunk))
 
-  def extend(self, tokens_BT, state: DecoderState, segment_ids_BT=None):
+  def extend(self, tokens_BT, state: DecoderState, segment_ids_BT=None, lexicon=None):
     """(logits_BTV, state) after more tokens of each row's one document; tokens of segment 0 are passed over."""
     valid_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else (segment_ids_BT != 0).astype(jnp.int32)
     positions_BT = state.length_B[:, None] + jnp.maximum(jnp.cumsum(valid_BT, axis=1) - 1, 0)
-    h_BTD, context, state = self._hidden(tokens_BT, valid_BT, positions_BT, state)
+    h_BTD, context, state = self._hidden(tokens_BT, valid_BT, positions_BT, state, lexicon)
     return self.head.logits(h_BTD, context, softcap=self.cfg.softcap), state
 
-  def _hidden(self, tokens_BT, segment_ids_BT, positions_BT, state=None):
+  def _hidden(self, tokens_BT, segment_ids_BT, positions_BT, state=None, lexicon=None):
     cfg = self.cfg
+    if positions_BT is not None and segment_ids_BT is None and getattr(cfg.embedding, "remap", False):
+      raise ConfigError("positions without segment ids: embedding.remap numbers the tokens of each document, and cannot "
+                        "see where one ends; give segment_ids")
     packed = segment_ids_BT is not None or positions_BT is not None
     segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
     positions_BT = positions_in_segment(segment_ids_BT) if positions_BT is None else positions_BT
-    context = Context(segment_ids_BT, positions_BT, depth=2 * cfg.num_layers, packed=packed)
+    context = Context(segment_ids_BT, positions_BT, depth=2 * cfg.num_layers, packed=packed, lexicon=lexicon,
+                      tokens_BT=tokens_BT, streaming=state is not None)
 
     x_BTD = nn.with_logical_constraint(self.embed.encode(tokens_BT, context), ("batch", "seq", "embed_act"))
     x_BTD, context, position_state = self.position(x_BTD, context, state.position if state else None)

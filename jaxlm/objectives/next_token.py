@@ -8,6 +8,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
+from jaxlm.layers.lexinvariant import lexicon_of
 from jaxlm.objectives.base import Objective, Pair
 
 
@@ -27,7 +28,7 @@ class NextToken(Objective):
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     score = model.apply({"params": params}, batch["tokens"], batch["targets"], batch["segment_ids"],
-                        batch["positions"], method="score")
+                        batch["positions"], method="score", **lexicon_of(model.cfg, batch, train=train))
     w_BT = batch["loss_weights"]
     weight = jnp.sum(w_BT)
     # Where the weight is 0 nothing counts, whatever an unused position says.
