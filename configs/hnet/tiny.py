@@ -14,6 +14,7 @@ LAYOUTS = {"1stage": "m2 [T4] m2", "pool": "m2 [T4] m2", "space": "m2 [T4] m2", 
 WIDTHS = {"1stage": (64, 96), "pool": (64, 96), "space": (64, 96), "isotropic": (64,), "mamba": (64,),
           "2stage": (64, 64, 96)}
 TARGETS = {"1stage": (5.0,), "pool": (5.0,), "space": (5.0,), "2stage": (2.5, 2.0)}
+CAPACITIES = {1: ((32,), (64,), (128,)), 2: ((64, 32), (96, 64), (128, 128))}      # few, since each is compiled
 MULTIPLIERS = {2: (2.0, 1.0), 3: (2.0, 1.5, 1.0)}      # by hand, as the paper says works well
 
 
@@ -27,9 +28,12 @@ def get_config(name: str = "1stage") -> mlc.ConfigDict:
       stages=[dict(d_model=d, d_ff=256, attention=dict(num_heads=4, position=dict(kind="rope", rotary_dim=8)),
                    mamba=dict(d_state=32, head_dim=64), **({"router": router} if s < len(widths) - 1 else {}))
               for s, d in enumerate(widths)],
-      vocab_size=256, unroll=6, dtype="float32")      # a loop over layers costs a CPU a third of the step
+      vocab_size=256, dtype="float32",
+      unroll=1 if targets else 6)      # a loop over layers costs a CPU some time in the step and saves it in compiling
   # ratio_weight: the paper has 0.03 and runs a hundred times as long
   c.objective = dict(kind="next_byte", targets=targets, ratio_weight=0.1, multiple=8)
+  if targets:
+    c.objective.capacities = CAPACITIES[len(targets)]
   c.data = dict(kind="text", source="mini:moby_dick", tokenizer=dict(kind="bytes", offset=0, separator=254),
                 seq_len=128, batch_size=8)
   c.optimizer = dict(kind="adamw", learning_rate=1.5e-3, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0,
