@@ -1,0 +1,209 @@
+"""Which tokens of an encoder go on: MrT5's learned delete gate, and deletion at random or by rule.
+
+Axes: B batch, L encoder length, C capacity, D d_model. Spec mrt5, sections 2, 4, 6.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.config import ConfigError
+from jaxlm.kernels.compact import compact, gather
+from jaxlm.layers.t5 import Norm
+from jaxlm.layers.weights import weights
+
+PAD = 0
+#: ByT5 ids of tab, newline, space, ASCII punctuation, and the end.
+SEPARATORS = (12, 13, *range(35, 51), *range(61, 68), *range(94, 100), *range(126, 130), 1)
+
+
+class Mode(NamedTuple):
+  """hard: deleted tokens leave the arrays. capacity: slots for the others, None = all. threshold: None = the config's."""
+
+  hard: bool = False
+  capacity: int | None = None
+  threshold: float | None = None
+
+
+class Reduced(NamedTuple):
+  """What the encoder continues with. Where nothing was shortened C = L.
+
+  index_BC: int32 position of each slot, for the relative bias; None = 0, 1, 2 ...
+  valid_BC, cross_valid_BC: bool, who may be seen by the encoder and by the decoder. gate_BC: added to logits, or None.
+  gate_BL, logits_BL: the gate of every input position (float32; None for pooling). keep_BL: bool, not deleted.
+  source_BC: int32. count_B: tokens that go on. overflow_B: bool, more of them than the capacity.
+  extra: what one kind alone reports.
+  """
+
+  h_BCD: jax.Array
+  valid_BC: jax.Array
+  cross_valid_BC: jax.Array
+  index_BC: jax.Array | None = None
+  gate_BC: jax.Array | None = None
+  gate_BL: jax.Array | None = None
+  logits_BL: jax.Array | None = None
+  keep_BL: jax.Array | None = None
+  source_BC: jax.Array | None = None
+  count_B: jax.Array | None = None
+  overflow_B: jax.Array | None = None
+  extra: dict = {}
+
+
+def apply_gate(h_BLD, gate_BL, valid_BL, threshold: float, mode: Mode, *, compact_positions: bool) -> Reduced:
+  """Soft: the gate is added to the logits of its key. Hard: keys with G > threshold move together, gate 0.
+
+  A row of which nothing is kept retains its first position. compact_positions: relative positions count slots; else
+  they stay those of the input.
+  """
+  threshold = threshold if mode.threshold is None else mode.threshold
+  keep_BL = gate_BL > threshold
+  if not mode.hard:
+    count_B = jnp.sum(keep_BL, axis=1, dtype=jnp.int32)
+    return Reduced(h_BLD, valid_BL, valid_BL, gate_BC=gate_BL, gate_BL=gate_BL, keep_BL=keep_BL, count_B=count_B,
+                   overflow_B=jnp.zeros_like(count_B, bool))
+  some_BL = keep_BL | (~jnp.any(keep_BL, axis=1, keepdims=True) & (jnp.arange(keep_BL.shape[1]) == 0)[None])
+  slots = compact(some_BL, mode.capacity or keep_BL.shape[1])
+  valid_BC = slots.valid_BC & jnp.take_along_axis(valid_BL, slots.source_BC, axis=1)
+  return Reduced(gather(h_BLD, slots), valid_BC, valid_BC, None if compact_positions else slots.source_BC, None,
+                 gate_BL, None, keep_BL, slots.source_BC, slots.count_B, slots.overflow_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeleteGateConfig:
+  """G = k sigmoid(-z), z = w . norm(h) + b, at the start of encoder block `layer`; k < 0. Or G = log sigmoid(z).
+
+  threshold: hard deletion keeps G > threshold; None = k / 2. norm: of the gate's input.
+  gumbel: in training -log(-log u) is added to z.
+  """
+
+  layer: int = 3
+  scale: float = -30.0
+  threshold: float | None = None
+  activation: Literal["scaled_sigmoid", "log_sigmoid"] = "scaled_sigmoid"
+  norm: bool = True
+  gumbel: bool = False
+
+  def __post_init__(self):
+    if self.scale >= 0:
+      raise ConfigError(f"scale = {self.scale}: the gate is added to logits and must be negative; -30 is the paper's")
+    if not self.scale < self.tau < 0:
+      raise ConfigError(f"threshold = {self.threshold}: wanted a value inside ({self.scale}, 0), the gate's range")
+
+  @property
+  def tau(self) -> float:
+    return self.scale / 2 if self.threshold is None else self.threshold
+
+  def build(self, init: float, name=None) -> nn.Module:
+    return DeleteGate(self, init, name=name)
+
+
+class DeleteGate(nn.Module):
+  """Positions with token 0 get G = k. noise: uniform numbers (B, L) for gumbel; drawn from rng 'noise' if None."""
+
+  cfg: DeleteGateConfig
+  init: float = 1.0
+
+  @nn.compact
+  def __call__(self, h_BLD, tokens_BL, valid_BL, mode: Mode, *, train: bool = False, noise=None) -> Reduced:
+    cfg, w = self.cfg, weights(self)
+    x_BLD = (Norm(self.init, name="norm")(h_BLD) if cfg.norm else h_BLD).astype(jnp.float32)
+    w_D = w("w", (x_BLD.shape[-1], 1), ("embed", None), init=nn.initializers.xavier_uniform())[:, 0]
+    z_BL = jnp.einsum("bld,d->bl", x_BLD, w_D) + w("b", (1,), (None,), init=nn.initializers.ones_init())
+    if cfg.gumbel and train:
+      u_BL = jax.random.uniform(self.make_rng("noise"), z_BL.shape) if noise is None else noise
+      z_BL = z_BL + gumbel(u_BL)
+    gate_BL = jax.nn.log_sigmoid(z_BL) if cfg.activation == "log_sigmoid" else cfg.scale * jax.nn.sigmoid(-z_BL)
+    gate_BL = jnp.where(tokens_BL == PAD, cfg.scale, gate_BL)
+    return apply_gate(h_BLD, gate_BL, valid_BL, cfg.tau, mode, compact_positions=cfg.layer == 0)._replace(logits_BL=z_BL)
+
+
+def gumbel(u, eps: float = 1e-10):
+  """-log(-log u), u kept in [eps, 1 - eps]."""
+  u = jnp.clip(u, eps, 1 - eps)
+  return -jnp.log(-jnp.log(u))
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomDeletionConfig:
+  """n = trunc(Normal(probability, 0.05) B L) positions of the batch, padding included, get G = scale; the others 0."""
+
+  layer: int = 3
+  probability: float = 0.5
+  scale: float = -30.0
+
+  def __post_init__(self):
+    if not 0 <= self.probability < 1:
+      raise ConfigError(f"probability = {self.probability}: wanted a rate inside [0, 1)")
+
+  def build(self, init: float, name=None) -> nn.Module:
+    return RandomDeletion(self, name=name)
+
+
+class RandomDeletion(nn.Module):
+  """noise: (fraction, permutation of B L positions); drawn from rng 'noise' if None."""
+
+  cfg: RandomDeletionConfig
+
+  @nn.compact
+  def __call__(self, h_BLD, tokens_BL, valid_BL, mode: Mode, *, train: bool = False, noise=None) -> Reduced:
+    size = tokens_BL.size
+    if noise is None:
+      key = self.make_rng("noise")
+      noise = (self.cfg.probability + 0.05 * jax.random.normal(key, ()),
+               jax.random.permutation(jax.random.fold_in(key, 1), size))
+    fraction, order = noise
+    number = jnp.trunc(fraction * size).astype(jnp.int32)
+    deleted = jnp.zeros(size, bool).at[order].set(jnp.arange(size) < number)
+    gate_BL = jnp.where(deleted.reshape(tokens_BL.shape), self.cfg.scale, 0.0)
+    reduced = apply_gate(h_BLD, gate_BL, valid_BL, self.cfg.scale / 2, mode, compact_positions=self.cfg.layer == 0)
+    return reduced._replace(extra={"number": number})
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedDeletionConfig:
+  """Of each segment, which a separator begins, the first ceil((1 - amount) length) tokens stay.
+
+  pooled_counts: the release's rule, whose segment lengths are sums over the batch; for replay only.
+  """
+
+  layer: int = 3
+  amount: float = 0.5
+  scale: float = -30.0
+  separators: tuple[int, ...] = SEPARATORS
+  pooled_counts: bool = False
+
+  def __post_init__(self):
+    if not 0 <= self.amount < 1:
+      raise ConfigError(f"amount = {self.amount}: wanted a rate inside [0, 1)")
+
+  def build(self, init: float, name=None) -> nn.Module:
+    return FixedDeletion(self, name=name)
+
+
+class FixedDeletion(nn.Module):
+  cfg: FixedDeletionConfig
+
+  @nn.compact
+  def __call__(self, h_BLD, tokens_BL, valid_BL, mode: Mode, *, train: bool = False, noise=None) -> Reduced:
+    cfg = self.cfg
+    gate_BL = jnp.where(fixed_deletion(tokens_BL, cfg.amount, cfg.separators, cfg.pooled_counts), cfg.scale, 0.0)
+    return apply_gate(h_BLD, gate_BL, valid_BL, cfg.scale / 2, mode, compact_positions=cfg.layer == 0)
+
+
+def fixed_deletion(tokens_BL, amount: float, separators, pooled_counts: bool = False):
+  """Bool (B, L): the tail of each segment."""
+  B, L = tokens_BL.shape
+  segment_BL = jnp.cumsum(jnp.isin(tokens_BL, jnp.asarray(separators)), axis=1)
+  count_BJ = jax.vmap(lambda s: jnp.zeros(L + 1, jnp.int32).at[s].add(1))(segment_BL)
+  if pooled_counts:
+    count_BJ = jnp.broadcast_to(jnp.sum(count_BJ, axis=0, keepdims=True), count_BJ.shape)
+  # In float64, as ceil of a rounded product differs: 0.6 * 5 must stay 3.
+  kept = jnp.asarray(np.ceil((1 - amount) * np.arange(B * L + 1)).astype(np.int32))
+  end_BJ = jnp.cumsum(count_BJ, axis=1)
+  segment_BL = jax.vmap(lambda end: jnp.searchsorted(end, jnp.arange(L), side="right"))(end_BJ)
+  of = lambda x_BJ: jnp.take_along_axis(x_BJ, segment_BL, axis=1)
+  return jnp.arange(L)[None] - of(end_BJ - count_BJ) >= kept[of(count_BJ)]

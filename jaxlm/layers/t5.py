@@ -1,0 +1,179 @@
+"""T5 v1.1's attention, feed-forward layer and blocks: unscaled logits, a relative bias shared by a stack, root-mean-square norms.
+
+Axes: B batch, T queries, S keys, D d_model, N heads, H head width, F d_ff. Spec mrt5, section 1.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.kernels.attention import BucketBias, KeyBias, attention
+from jaxlm.kernels.attention.reference import Rule, Sight, scores
+from jaxlm.layers.norms import rms_norm
+from jaxlm.layers.weights import normal, weights
+
+EPS = 1e-6
+#: Logits above this are pulled down by the score regulariser.
+SCORE_LIMIT = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class T5LayerConfig:
+  """init: factor f of a stack's initial weights; from scratch 1 / sqrt(its layers), norm weights included."""
+
+  d_model: int
+  d_ff: int
+  num_heads: int
+  head_dim: int
+  gated: bool = True
+  softmax1: bool = False
+  max_distance: int = 128
+  dropout: float = 0.0
+  init: float = 1.0
+  dtype: str = "float32"
+  implementation: str | None = None
+
+
+class Keys(NamedTuple):
+  """What a query may see. index None: 0, 1, 2 ...; valid_BS: bool; gate_BS: added to the logits of each key, or None."""
+
+  valid_BS: jax.Array
+  gate_BS: jax.Array | None = None
+  index_BS: jax.Array | None = None
+
+
+class KV(NamedTuple):
+  """Keys and values of one attention, (B, S, N, H)."""
+
+  k_BSNH: jax.Array
+  v_BSNH: jax.Array
+
+
+class Norm(nn.Module):
+  """y = scale * x / sqrt(mean(x^2) + 1e-6), scale starting at `init`."""
+
+  init: float = 1.0
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    scale_D = weights(self)("scale", (x_BTD.shape[-1],), ("embed",), init=nn.initializers.constant(self.init))
+    return rms_norm(x_BTD, scale_D, EPS)
+
+
+class Attention(nn.Module):
+  """y = concat_n(softmax(q_n k_n^T + bias + gate) v_n) w_o: no 1 / sqrt(H), no biases.
+
+  causal: a decoder's own attention. measure: also the score regulariser's term, mean over (B, N, T, S) of max(s, 5) - 5
+  with s the logits before the gate; masked pairs count as 0. Materialises the scores, so only when it is wanted.
+  """
+
+  cfg: T5LayerConfig
+  causal: bool = False
+  measure: bool = False
+
+  @nn.compact
+  def __call__(self, x_BTD, source_BSD, keys: Keys, table=None, index_BT=None, cache: KV | None = None, at=None):
+    """(y_BTD, KV, excess). cache with `at`: the new keys are written at slot `at`; without: it is all there is."""
+    cfg, w = self.cfg, weights(self, self.cfg.dtype)
+    D, N, H = cfg.d_model, cfg.num_heads, cfg.head_dim
+    inner = normal(cfg.init * D**-0.5)
+    project = lambda name, x: jnp.einsum("btd,dnh->btnh", x, w(name, (D, N, H), ("embed", "heads", "head_dim"), init=inner))
+    q_BTNH = project("w_q", x_BTD)
+    if cache is None or at is not None:
+      new = KV(project("w_k", source_BSD), project("w_v", source_BSD))
+      cache = new if cache is None else jax.tree.map(
+          lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), at, 1), cache, new)
+    self.sow("intermediates", "q", q_BTNH)      # read by parity tests only
+    self.sow("intermediates", "k", cache.k_BSNH)
+
+    bias = () if table is None else (BucketBias(table, bidirectional=not self.causal, max_distance=cfg.max_distance),)
+    gate = () if keys.gate_BS is None else (KeyBias(None, -keys.gate_BS[:, :, None]),)
+    o_BTNH = attention(q_BTNH, *cache, causal=self.causal, kv_segment_ids_BS=keys.valid_BS.astype(jnp.int32),
+                       q_index_BT=index_BT, kv_index_BS=keys.index_BS, bias=bias + gate, scale=1.0,
+                       softmax1=cfg.softmax1, implementation=cfg.implementation)
+    w_o_NHD = w("w_o", (N, H, D), ("heads", "head_dim", "embed"), init=normal(cfg.init * (N * H)**-0.5))
+    y_BTD = jnp.einsum("btnh,nhd->btd", o_BTNH.astype(cfg.dtype), w_o_NHD)
+    excess = jnp.zeros(())
+    if self.measure:
+      s_BNTS = logits(q_BTNH, cache.k_BSNH, keys, bias, index_BT, self.causal)
+      excess = jnp.mean(jnp.maximum(s_BNTS, SCORE_LIMIT) - SCORE_LIMIT)
+    return y_BTD, cache, excess
+
+
+def logits(q_BTNH, k_BSNH, keys: Keys, bias: tuple, index_BT=None, causal: bool = False):
+  """s = q.k + bias, float32 (B, N, T, S), hugely negative where a pair may not attend."""
+  count = lambda index, length: jnp.arange(length, dtype=jnp.int32)[None] if index is None else index
+  sight = Sight(count(index_BT, q_BTNH.shape[1]), count(keys.index_BS, k_BSNH.shape[1]), None,
+                keys.valid_BS.astype(jnp.int32))
+  rule = Rule(scale=1.0, causal=causal, contiguous=index_BT is None and keys.index_BS is None)
+  return scores(q_BTNH.swapaxes(1, 2), k_BSNH.swapaxes(1, 2), sight, bias, rule)
+
+
+class FeedForward(nn.Module):
+  """y = (gelu_tanh(x w_gate) * (x w_in)) w_out, or relu(x w_in) w_out."""
+
+  cfg: T5LayerConfig
+
+  @nn.compact
+  def __call__(self, x_BTD, deterministic: bool):
+    cfg, w = self.cfg, weights(self, self.cfg.dtype)
+    up = lambda name: jnp.einsum("btd,df->btf", x_BTD, w(name, (cfg.d_model, cfg.d_ff), ("embed", "mlp"),
+                                                         init=normal(cfg.init * cfg.d_model**-0.5)))
+    h_BTF = jax.nn.gelu(up("w_gate"), approximate=True) * up("w_in") if cfg.gated else jax.nn.relu(up("w_in"))
+    h_BTF = nn.Dropout(cfg.dropout)(h_BTF, deterministic=deterministic)
+    w_out_FD = w("w_out", (cfg.d_ff, cfg.d_model), ("mlp", "embed"), init=normal(cfg.init * cfg.d_ff**-0.5))
+    return jnp.einsum("btf,fd->btd", h_BTF, w_out_FD)
+
+
+class EncoderBlock(nn.Module):
+  """x += attention(norm x); x += ffn(norm x)."""
+
+  cfg: T5LayerConfig
+  static = (4, 5)     # of __call__'s arguments, self included
+
+  @nn.compact
+  def __call__(self, x_BTD, keys: Keys, table, deterministic: bool, measure: bool):
+    drop = lambda y: nn.Dropout(self.cfg.dropout)(y, deterministic=deterministic)
+    h_BTD = Norm(self.cfg.init, name="norm")(x_BTD)
+    y_BTD, _, excess = Attention(self.cfg, False, measure, name="attention")(h_BTD, h_BTD, keys, table, keys.index_BS)
+    x_BTD = x_BTD + drop(y_BTD)
+    h_BTD = Norm(self.cfg.init, name="mlp_norm")(x_BTD)
+    x_BTD = x_BTD + drop(FeedForward(self.cfg, name="mlp")(h_BTD, deterministic))
+    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
+    self.sow("intermediates", "hidden", x_BTD)
+    return x_BTD, excess
+
+
+class DecoderCache(NamedTuple):
+  """Of one block: its own keys and values so far, and those of the encoder, which never change."""
+
+  own: KV
+  cross: KV
+
+
+class DecoderBlock(nn.Module):
+  """x += attention(norm x); x += attention(norm x, memory); x += ffn(norm x)."""
+
+  cfg: T5LayerConfig
+  static = (9, 10)
+
+  @nn.compact
+  def __call__(self, x_BTD, cache: DecoderCache | None, memory_BSD, memory: Keys, own: Keys, table, index_BT, at,
+               deterministic: bool, measure: bool):
+    """index_BT, at: None for a whole sequence; in a step, the position and slot of the new token."""
+    drop = lambda y: nn.Dropout(self.cfg.dropout)(y, deterministic=deterministic)
+    norm = lambda name: Norm(self.cfg.init, name=name)
+    h_BTD = norm("norm")(x_BTD)
+    y_BTD, own_kv, _ = Attention(self.cfg, True, name="attention")(
+        h_BTD, h_BTD, own, table, index_BT, None if cache is None else cache.own, at)
+    x_BTD = x_BTD + drop(y_BTD)
+    y_BTD, cross_kv, excess = Attention(self.cfg, False, measure, name="cross")(
+        norm("cross_norm")(x_BTD), memory_BSD, memory._replace(index_BS=None), cache=None if cache is None else cache.cross)
+    x_BTD = x_BTD + drop(y_BTD)
+    x_BTD = x_BTD + drop(FeedForward(self.cfg, name="mlp")(norm("mlp_norm")(x_BTD), deterministic))
+    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
+    self.sow("intermediates", "hidden", x_BTD)
+    return x_BTD, (None if at is None else DecoderCache(own_kv, cross_kv), excess)

@@ -1,0 +1,265 @@
+"""T5 v1.1 and ByT5 as one encoder-decoder, whose encoder may shorten its sequence on the way (MrT5 and its baselines).
+
+Axes: B batch, L encoder length, C slots after the reduction, T decoder length, D d_model, V vocab. Spec mrt5.
+"""
+
+import dataclasses
+from typing import Annotated, Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import ConfigError, Kinds
+from jaxlm.layers.delete_gate import Mode, Reduced
+from jaxlm.layers.embedding import logits as head_logits
+from jaxlm.layers.embedding import score as head_score
+from jaxlm.layers.t5 import KV, DecoderBlock, DecoderCache, EncoderBlock, Keys, Norm, T5LayerConfig
+from jaxlm.layers.weights import normal, weights
+from jaxlm.models.score import Score
+
+REDUCTIONS = Kinds("reduction", {
+    "delete_gate": "jaxlm.layers.delete_gate:DeleteGateConfig",
+    "random": "jaxlm.layers.delete_gate:RandomDeletionConfig",
+    "fixed": "jaxlm.layers.delete_gate:FixedDeletionConfig",
+    "boundaries": "jaxlm.layers.byte_pooling:BoundaryPoolingConfig",
+    "strided": "jaxlm.layers.byte_pooling:StridedPoolingConfig",
+})
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderConfig:
+  """ByT5-small by default. d_kv: width of a head, independent of d_model.
+
+  reduction: what shortens the encoder's sequence, at the start of its block `reduction.layer`; None = T5.
+  max_positions: learned absolute positions, one table per stack, instead of the relative bias.
+  scratch: initial weights shrink with the depth of their stack, norms included; False: factor 1.
+  dropout acts on embeddings, residual branches and the hidden layer of the MLP; not on attention probabilities.
+  """
+
+  vocab_size: int = 384
+  d_model: int = 1472
+  d_ff: int = 3584
+  num_heads: int = 6
+  d_kv: int = 64
+  num_encoder_layers: int = 12
+  num_decoder_layers: int = 4
+  num_buckets: int = 32
+  max_distance: int = 128
+  max_positions: int | None = None
+  reduction: Annotated[object | None, REDUCTIONS] = None
+  softmax1: bool = False
+  gated: bool = True
+  tie_embeddings: bool = False
+  dropout: float = 0.0
+  scratch: bool = True
+  remat: bool = False
+  unroll: int = 1
+  dtype: str = "float32"
+  implementation: str | None = None
+  #: Weight decay leaves these alone.
+  undecayed = frozenset({"relative_bias", "positions"})
+
+  def __post_init__(self):
+    for name in ("vocab_size", "d_model", "d_ff", "num_heads", "d_kv", "num_encoder_layers", "num_decoder_layers"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"{name} = {getattr(self, name)}: wanted at least 1")
+    if self.reduction is not None and not 0 <= self.reduction.layer < self.num_encoder_layers:
+      raise ConfigError(f"reduction.layer = {self.reduction.layer} lies outside the encoder; its blocks are 0 .. "
+                        f"{self.num_encoder_layers - 1}")
+    if not 0 <= self.dropout < 1:
+      raise ConfigError(f"dropout = {self.dropout}: wanted a probability inside [0, 1)")
+
+  def layer(self, num_layers: int) -> T5LayerConfig:
+    return T5LayerConfig(self.d_model, self.d_ff, self.num_heads, self.d_kv, self.gated, self.softmax1,
+                         self.max_distance, self.dropout, self.stack_init(num_layers), self.dtype, self.implementation)
+
+  def stack_init(self, num_layers: int) -> float:
+    return num_layers**-0.5 if self.scratch else 1.0
+
+  def init_arguments(self, batch) -> tuple:
+    return batch["tokens"], batch["decoder_tokens"]
+
+  def build(self) -> nn.Module:
+    return EncoderDecoder(self)
+
+
+class Memory(NamedTuple):
+  """What the decoder reads: states (B, C, D), their keys' validity and gate; how the encoder came to them."""
+
+  h_BCD: jax.Array
+  keys: Keys
+  reduced: Reduced | None
+  excess: jax.Array     # sum of the score regulariser over the encoder's layers behind the gate
+
+
+class DecodingState(NamedTuple):
+  """length: tokens decoded so far, the same in all rows; layers: DecoderCache with a leading layers axis."""
+
+  length: jax.Array
+  layers: Any
+
+
+class Table(nn.Module):
+  """One learned table."""
+
+  name_: str
+  shape: tuple[int, int]
+  axes: tuple
+  std: float
+
+  @nn.compact
+  def __call__(self):
+    return weights(self)(self.name_, self.shape, self.axes, init=normal(self.std))
+
+
+def _scan(block, length: int, cfg: EncoderDecoderConfig, in_axes):
+  block = nn.remat(block, prevent_cse=False, static_argnums=block.static) if cfg.remat else block
+  return nn.scan(block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True, "dropout": True},
+                 in_axes=in_axes, length=length, unroll=min(cfg.unroll, length),
+                 metadata_params={nn.PARTITION_NAME: "layers"})
+
+
+class EncoderDecoder(nn.Module):
+  """logits = head(norm(decoder(shifted targets, norm(encoder(tokens))))).
+
+  Token 0 is padding for the gate; `valid_BL` (default tokens != 0) is what attention may see.
+  """
+
+  cfg: EncoderDecoderConfig
+
+  def setup(self):
+    cfg = self.cfg
+    D, n_e, n_d = cfg.d_model, cfg.num_encoder_layers, cfg.num_decoder_layers
+    table = lambda name, rows, width, axes, std: Table(name, (rows, width), axes, std, name=None)
+    self.embed = table("embedding", cfg.vocab_size, D, ("vocab", "embed"), D**-0.5)
+    if not cfg.tie_embeddings:
+      self.head = table("w_out", cfg.vocab_size, D, ("vocab", "embed"), D**-0.5)
+    for side, layers in (("encoder", n_e), ("decoder", n_d)):
+      if cfg.max_positions is None:
+        position = table("relative_bias", cfg.num_buckets, cfg.num_heads, (None, "heads"), cfg.stack_init(layers) * D**-0.5)
+      else:
+        position = table("positions", cfg.max_positions, D, (None, "embed"), D**-0.5)
+      setattr(self, f"{side}_position", position)
+      setattr(self, f"{side}_norm", Norm(cfg.stack_init(layers)))
+    if cfg.reduction is not None:
+      self.reduction = cfg.reduction.build(cfg.stack_init(n_e))
+    self.dropout = nn.Dropout(cfg.dropout)
+    broadcast = lambda count: (nn.broadcast,) * count
+    encoder = lambda length: _scan(EncoderBlock, length, cfg, broadcast(4))(cfg.layer(n_e))
+    if self._front:
+      self.encoder_front = encoder(self._front)
+    if self._front < n_e:
+      self.encoder_back = encoder(n_e - self._front)
+    self.decoder = _scan(DecoderBlock, n_d, cfg, (0, *broadcast(8)))(cfg.layer(n_d))
+
+  @property
+  def _front(self) -> int:
+    return self.cfg.num_encoder_layers if self.cfg.reduction is None else self.cfg.reduction.layer
+
+  def __call__(self, tokens_BL, decoder_tokens_BT, valid_BL=None, **options):
+    """float32 logits (B, T, V). options: of `encode`."""
+    memory = self.encode(tokens_BL, valid_BL, **options)
+    return self._logits(self.decode(decoder_tokens_BT, memory, train=options.get("train", False))[0])
+
+  def run(self, tokens_BL, decoder_tokens_BT, valid_BL=None, *, measure=False, train=False, **options):
+    """(logits_BTV, Memory, S): with the mean of the score regulariser over gated and cross attention if `measure`."""
+    memory, h_BTD, excess = self._run(tokens_BL, decoder_tokens_BT, valid_BL, measure=measure, train=train, **options)
+    return self._logits(h_BTD), memory, excess
+
+  def score(self, tokens_BL, decoder_tokens_BT, targets_BT, valid_BL=None, *, chunk=None, measure=False, train=False,
+            **options):
+    """(Score of the targets, Memory, S); as `run`, without the (B, T, V) logits in float32 where chunk says so."""
+    memory, h_BTD, excess = self._run(tokens_BL, decoder_tokens_BT, valid_BL, measure=measure, train=train, **options)
+    h_BTD, w_VD = self._head(h_BTD)
+    return Score(*head_score(h_BTD, w_VD, targets_BT, None, chunk)), memory, excess
+
+  def _run(self, tokens_BL, decoder_tokens_BT, valid_BL, *, measure, train, **options):
+    memory = self.encode(tokens_BL, valid_BL, measure=measure, train=train, **options)
+    h_BTD, cross = self.decode(decoder_tokens_BT, memory, measure=measure, train=train)
+    cfg = self.cfg
+    return memory, h_BTD, (memory.excess + cross) / (cfg.num_encoder_layers - self._front + cfg.num_decoder_layers)
+
+  def encode(self, tokens_BL, valid_BL=None, *, mode: Mode = Mode(), noise=None, measure=False, train=False) -> Memory:
+    h_BLD, keys = self.encode_front(tokens_BL, valid_BL, train=train)
+    reduced = None
+    if self.cfg.reduction is not None:
+      reduced = self.reduction(h_BLD, tokens_BL, keys.valid_BS, mode, train=train, noise=noise)
+    return self.encode_back(h_BLD, keys, reduced, measure=measure, train=train)
+
+  def encode_front(self, tokens_BL, valid_BL=None, *, train=False):
+    """(h_BLD entering the reduction's block, Keys): everything that runs at full length."""
+    cfg = self.cfg
+    keys = Keys(tokens_BL != 0 if valid_BL is None else valid_BL.astype(bool))
+    x_BLD = self._embed(tokens_BL, self.encoder_position, train)
+    self.sow("intermediates", "encoder_embedded", x_BLD)
+    if self._front:
+      x_BLD, _ = self.encoder_front(x_BLD, keys, self._relative(self.encoder_position), not train, False)
+    return x_BLD, keys
+
+  def encode_back(self, h_BLD, keys: Keys, reduced: Reduced | None, *, measure=False, train=False) -> Memory:
+    excess, cross = jnp.zeros(()), keys
+    if reduced is not None:
+      keys = Keys(reduced.valid_BC, reduced.gate_BC, reduced.index_BC)
+      cross = Keys(reduced.cross_valid_BC, reduced.gate_BC)
+      table = self._relative(self.encoder_position)
+      h_BLD, excess = self.encoder_back(reduced.h_BCD, keys, table, not train, measure)
+      excess = jnp.sum(excess)
+    h_BCD = self.dropout(self.encoder_norm(h_BLD), deterministic=not train)
+    self.sow("intermediates", "encoder_final", h_BCD)
+    return Memory(h_BCD, cross, reduced, excess)
+
+  def decode(self, tokens_BT, memory: Memory, *, measure=False, train=False):
+    """(h_BTD before the head, sum of the cross-attentions' score regulariser)."""
+    own = Keys(jnp.ones(tokens_BT.shape, bool))
+    h_BTD, (_, excess) = self._decoder_blocks(tokens_BT, None, memory, own, None, None, measure, train)
+    return h_BTD, jnp.sum(excess)
+
+  def start(self, memory: Memory, max_len: int) -> DecodingState:
+    """The state before the first token: no keys of its own, those of the memory in every layer."""
+    cfg, B = self.cfg, memory.h_BCD.shape[0]
+    params = self.variables["params"]["decoder"]["cross"]
+    project = lambda w: jnp.einsum("bcd,ldnh->lbcnh", memory.h_BCD, jnp.asarray(w, cfg.dtype))
+    unbox = nn.unbox(params)
+    empty = jnp.zeros((cfg.num_decoder_layers, B, max_len, cfg.num_heads, cfg.d_kv), cfg.dtype)
+    return DecodingState(jnp.zeros((), jnp.int32),
+                         DecoderCache(KV(empty, empty), KV(project(unbox["w_k"]), project(unbox["w_v"]))))
+
+  def extend(self, tokens_B1, memory: Memory, state: DecodingState):
+    """(logits_B1V, state) after one more token of every row."""
+    B, S = tokens_B1.shape[0], state.layers.own.k_BSNH.shape[2]
+    at = state.length
+    seen_BS = jnp.broadcast_to(jnp.arange(S)[None] <= at, (B, S))
+    own = Keys(seen_BS, None, jnp.arange(S, dtype=jnp.int32)[None])
+    h_BTD, (layers, _) = self._decoder_blocks(tokens_B1, state.layers, memory, own, at[None, None], at, False, False)
+    return self._logits(h_BTD), DecodingState(at + 1, layers)
+
+  def _decoder_blocks(self, tokens_BT, caches, memory, own, index_BT, at, measure, train):
+    x_BTD = self._embed(tokens_BT, self.decoder_position, train, at)
+    self.sow("intermediates", "decoder_embedded", x_BTD)
+    x_BTD, out = self.decoder(x_BTD, caches, memory.h_BCD, memory.keys, own, self._relative(self.decoder_position),
+                              index_BT, at, not train, measure)
+    h_BTD = self.dropout(self.decoder_norm(x_BTD), deterministic=not train)
+    self.sow("intermediates", "decoder_final", h_BTD)
+    return h_BTD, out
+
+  def _relative(self, position):
+    return position() if self.cfg.max_positions is None else None
+
+  def _embed(self, tokens_BT, position, train, at=None):
+    cfg, T = self.cfg, tokens_BT.shape[1]
+    x_BTD = jnp.take(self.embed(), tokens_BT, axis=0, mode="clip")
+    if cfg.max_positions is not None:
+      if T > cfg.max_positions:
+        raise ConfigError(f"a sequence of {T} tokens is longer than max_positions = {cfg.max_positions}")
+      table_PD = position()
+      x_BTD += (table_PD[:T] if at is None else jax.lax.dynamic_slice_in_dim(table_PD, at, T, 0))[None]
+    return self.dropout(x_BTD.astype(cfg.dtype), deterministic=not train)
+
+  def _head(self, h_BTD):
+    """(h, w): tied weights are the embedding's, and h is scaled by d_model^-1/2."""
+    w_VD = (self.embed if self.cfg.tie_embeddings else self.head)().astype(self.cfg.dtype)
+    return (h_BTD * self.cfg.d_model**-0.5 if self.cfg.tie_embeddings else h_BTD), w_VD
+
+  def _logits(self, h_BTD):
+    return head_logits(*self._head(h_BTD))

@@ -1,0 +1,74 @@
+"""What makes a delete gate delete: regularisers of the gate, and the PI controller of their weight.
+
+Axes: B batch, L encoder length. Spec mrt5, section 3.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import ConfigError
+
+#: Names of the release, longest first: they are matched by substring.
+REGULARISERS = ("clamped_logits_mean", "logits_mean", "gate_var", "gate_mean")
+
+
+def mean(x_BL, real_BL):
+  return jnp.sum(jnp.where(real_BL, x_BL, 0.0)) / jnp.maximum(jnp.sum(real_BL), 1)
+
+
+def gate_regulariser(name: str, gate_BL, logits_BL, real_BL, threshold: float):
+  """R, the term that alpha multiplies, over real positions: mean G, mean z, mean max(z, 2 tau), or the variance of G."""
+  kind = next((kind for kind in REGULARISERS if kind in name), None)
+  if kind is None:
+    raise ConfigError(f"regulariser = {name!r} is none of {', '.join(REGULARISERS)}")
+  if kind == "clamped_logits_mean":
+    return mean(jnp.maximum(logits_BL, 2 * threshold), real_BL)
+  if kind == "logits_mean":
+    return mean(logits_BL, real_BL)
+  if kind == "gate_var":
+    centred_BL = gate_BL - mean(gate_BL, real_BL)
+    return jnp.sum(jnp.where(real_BL, jnp.square(centred_BL), 0.0)) / jnp.maximum(jnp.sum(real_BL) - 1, 1)
+  return mean(gate_BL, real_BL)
+
+
+def entropy(g):
+  """H of a Bernoulli with log-probability g: -(q g + (1 - q) log(1 - q)), q = exp(g)."""
+  q = jnp.exp(g)
+  return -(q * g + (1 - q) * jnp.log1p(-jnp.minimum(q, 1 - jnp.finfo(jnp.float32).eps)))
+
+
+def entropy_regulariser(gate_BL, real_BL, c1: float, c2: float):
+  """c1 * mean entropy of each gate - c2 * mean entropy of a row's mean gate."""
+  length = gate_BL.shape[1]
+  each_BL = entropy(gate_BL)
+  rows_B = entropy(jax.nn.logsumexp(gate_BL, axis=1) - jnp.log(length))
+  return c1 * jnp.mean(each_BL) - c2 * jnp.mean(rows_B)
+
+
+@dataclasses.dataclass(frozen=True)
+class Controller:
+  """err = target - rate; p <- 0.9 p + 0.1 k_p err; i <- i + k_i err; alpha = max(0, p + i)."""
+
+  target: float
+  k_p: float = 0.5
+  k_i: float = 1e-5
+  every: int = 1
+
+  def __post_init__(self):
+    if not 0 <= self.target < 1:
+      raise ConfigError(f"target = {self.target}: a deletion rate lies inside [0, 1)")
+    if self.every < 1:
+      raise ConfigError(f"every = {self.every}: wanted 1 step or more")
+
+  def update(self, p, i, rate):
+    """(alpha, p, i) after a step whose deletion rate was `rate`."""
+    error = self.target - rate
+    p, i = 0.9 * p + 0.1 * self.k_p * error, i + self.k_i * error
+    return jnp.maximum(0.0, p + i), p, i
+
+
+def integral_controller(alpha, rate, target: float, k_i: float):
+  """The early paper's: alpha <- max(0, alpha + k_i (target - rate))."""
+  return jnp.maximum(0.0, alpha + k_i * (target - rate))
