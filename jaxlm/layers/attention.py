@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
 from jaxlm.kernels.attention import attention
+from jaxlm.layers.linear import linear
 from jaxlm.layers.norms import NORMS
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.weights import normal, weights, zeros
@@ -21,6 +22,7 @@ from jaxlm.layers.weights import normal, weights, zeros
 class AttentionConfig:
   """num_kv_heads: default num_heads. head_dim: default d_model / num_heads.
 
+  causal: False lets every token see both sides; there is no decoding state then.
   position: default the model's. window: a query sees itself and the window - 1 keys before it; None = all.
   use_bias: on q, k, v and the output. qk_norm: of each head of q and k, before the position encoding.
   softcap: c tanh(score / c). scale: of the scores, default 1 / sqrt(head_dim).
@@ -38,6 +40,7 @@ class AttentionConfig:
   scale: float | None = None
   softmax1: bool = False
   implementation: str | None = None
+  causal: bool = True
 
   def __post_init__(self):
     if self.num_heads < 1:
@@ -65,12 +68,16 @@ class AttentionConfig:
   @property
   def stack_key(self):
     """All that decides which parameters there are."""
-    return dataclasses.replace(self, window=None, softcap=None, scale=None, softmax1=False, implementation=None)
+    return dataclasses.replace(self, window=None, softcap=None, scale=None, softmax1=False, implementation=None,
+                               causal=True)
 
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
     return Attention(self, d_model, dtype, name=name)
 
   def init_state(self, d_model: int, batch_size: int, max_len: int, dtype) -> "KVCache":
+    if not self.causal:
+      raise ConfigError("causal = False: every token changes all others, so there is nothing to cache; run the model on "
+                        "the whole sequence again")
     heads, position = self.heads(d_model), self.position or NoPosition()
     whole = self.window is None or position.ordered_keys
     num_keys = max_len if whole else min(self.window, max_len)
@@ -124,7 +131,7 @@ class Attention(nn.Module):
     N, K, H = heads.num_heads, heads.num_kv_heads, heads.head_dim
 
     def project(letter, count, axis):
-      y = jnp.einsum("btd,dnh->btnh", x_BTD, w(f"w_{letter}", (D, count, H), ("embed", axis, "head_dim")))
+      y = linear(x_BTD, w(f"w_{letter}", (D, count, H), ("embed", axis, "head_dim")))
       return y + w(f"b_{letter}", (count, H), (axis, "head_dim"), init=zeros)[None, None] if cfg.use_bias else y
 
     q_BTNH, k_BTKH, v_BTKH = project("q", N, "heads"), project("k", K, "kv_heads"), project("v", K, "kv_heads")
@@ -143,7 +150,8 @@ class Attention(nn.Module):
     bias = lambda key_info: position.bias(self, heads, info, key_info, shared)
     if state is None:
       segment_ids_BT = context.segment_ids_BT if context.packed else None
-      o_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, bias(info), q_segment_ids_BT=segment_ids_BT)
+      o_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, bias(info), q_segment_ids_BT=segment_ids_BT,
+                            kv_segment_ids_BS=context.key_segment_ids_BT)
     else:
       index_BT = jnp.where(context.segment_ids_BT != 0, context.positions_BT, -1)
       new = Keys(k_BTKH, v_BTKH, index_BT, info)
@@ -157,11 +165,11 @@ class Attention(nn.Module):
       state = KVCache(*written, position_state)
 
     w_o_NHD = w("w_o", (N, H, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5))
-    y_BTD = jnp.einsum("btnh,nhd->btd", o_BTNH.astype(self.dtype), w_o_NHD)
+    y_BTD = linear(o_BTNH.astype(self.dtype), w_o_NHD, contract=2)
     return (y_BTD + w("b_o", (D,), ("embed",), init=zeros)[None, None] if cfg.use_bias else y_BTD), state
 
   def _attend(self, q, k, v, bias, **sight):
     cfg = self.cfg
     spec = nn.logical_to_mesh_axes(("batch", None, "heads", None))
-    return attention(q, k, v, window=cfg.window, bias=bias, softcap=cfg.softcap, scale=cfg.scale,
-                     softmax1=cfg.softmax1, implementation=cfg.implementation, spec=spec, **sight)
+    return attention(q, k, v, causal=cfg.causal, window=cfg.window, bias=bias, softcap=cfg.softcap,
+                     scale=cfg.scale, softmax1=cfg.softmax1, implementation=cfg.implementation, spec=spec, **sight)

@@ -4,7 +4,8 @@ Axes: B batch, T time, D d_model, V vocab.
 
 An embedding is chosen by its config, registered in EMBEDDINGS, with `build(vocab_size, d_model, dtype) ->
 nn.Module`. The module answers `encode(tokens_BT, context) -> x_BTD`, and, to serve as a tied head, `logits` and
-`score` as `Head` does. `context` is the layers' Context without the embedding.
+`score` as `Head` does (`log_z` and `pick` too, for objectives that normalise over more than one row). `context` is the
+layers' Context without the embedding.
 """
 
 import dataclasses
@@ -18,7 +19,6 @@ from jaxlm.layers.weights import normal, weights
 
 EMBEDDINGS = Kinds("embedding", {
     "learned": "jaxlm.layers.embedding:EmbeddingConfig",
-    "lexinvariant": "jaxlm.layers.lexinvariant:LexinvariantConfig",
 })
 
 
@@ -48,6 +48,18 @@ def score(h_BTD, w_VD, targets_BT, softcap=None, chunk=None):
   return linear_cross_entropy(h_BTD, w_VD, targets_BT, softcap=softcap, chunk=chunk, spec=spec, w_spec=w_spec)
 
 
+def log_z(h_BTD, w_VD, bias_V=None, chunk=None):
+  """logsumexp_v(h w^T + bias), float32 (B, T). bias: -inf is better written as a large negative number."""
+  spec, w_spec = nn.logical_to_mesh_axes(("batch", "seq", None)), nn.logical_to_mesh_axes(("vocab", "embed"))
+  return linear_cross_entropy(h_BTD, w_VD, bias_V=bias_V, chunk=chunk, spec=spec, w_spec=w_spec)
+
+
+def pick(h_BTD, w_VD, tokens_BT):
+  """h_t . w_{token_t}, float32 (B, T): single logits, without the others of their rows."""
+  return jnp.einsum("btd,btd->bt", h_BTD, jnp.take(w_VD, tokens_BT, axis=0, mode="clip"),
+                    preferred_element_type=jnp.float32)
+
+
 class Embedding(nn.Module):
   """x = E[token]; as a head, logits = h E^T."""
 
@@ -70,6 +82,12 @@ class Embedding(nn.Module):
   def score(self, h_BTD, targets_BT, context, softcap=None, chunk=None):
     return score(h_BTD, self.embedding_VD.astype(self.dtype), targets_BT, softcap, chunk)
 
+  def log_z(self, h_BTD, context, bias_V=None, chunk=None):
+    return log_z(h_BTD, self.embedding_VD.astype(self.dtype), bias_V, chunk)
+
+  def pick(self, h_BTD, tokens_BT, context):
+    return pick(h_BTD, self.embedding_VD.astype(self.dtype), tokens_BT)
+
 
 class Head(nn.Module):
   """logits = h w_out^T, with w_out stored (V, D) as an embedding is."""
@@ -87,3 +105,9 @@ class Head(nn.Module):
 
   def score(self, h_BTD, targets_BT, context, softcap=None, chunk=None):
     return score(h_BTD, self.w_VD, targets_BT, softcap, chunk)
+
+  def log_z(self, h_BTD, context, bias_V=None, chunk=None):
+    return log_z(h_BTD, self.w_VD, bias_V, chunk)
+
+  def pick(self, h_BTD, tokens_BT, context):
+    return pick(h_BTD, self.w_VD, tokens_BT)

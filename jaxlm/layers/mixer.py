@@ -47,6 +47,8 @@ class Context:
 
   segment_ids_BT: int32, documents packed in a row count from 1; 0 marks padding.
   positions_BT: int32, position within the segment (for decoding: tokens already seen in the row).
+  key_segment_ids_BT: of the tokens as attention's keys, where it is not segment_ids_BT: 0 is looked at by nobody, while
+    the token itself looks at others. Needs packed.
   embedding_BTD: the layer-0 token embedding, for mixers that read it (CARoPE's token_embedding source).
   shared: what the model's position encoding computed once for all layers, for the layers whose
     (position, heads) equals `shared_by`.
@@ -64,6 +66,7 @@ class Context:
   shared_by: Any = struct.field(pytree_node=False, default=None)
   depth: int = struct.field(pytree_node=False, default=1)
   packed: bool = struct.field(pytree_node=False, default=True)
+  key_segment_ids_BT: jax.Array | None = None
   lexicon: Any = None
   tokens_BT: jax.Array | None = None
   streaming: bool = struct.field(pytree_node=False, default=False)

@@ -29,6 +29,7 @@ class DecoderConfig:
   residual, remat, unroll: see layers.stack.BlockConfig. softcap: c tanh(logit / c).
   tie_embeddings: the head is the embedding's table. dtype: of the computation; parameters are float32.
   loss_chunk: positions of the sequence whose logits exist at a time, so that (B, T, V) never does; None: by size.
+  final_norm: False leaves out the norm in front of the head.
   """
 
   vocab_size: int
@@ -46,6 +47,7 @@ class DecoderConfig:
   unroll: int = 1
   dtype: str = "float32"
   loss_chunk: int | None = None
+  final_norm: bool = True
 
   def __post_init__(self):
     for name in ("vocab_size", "d_model", "num_layers", "unroll"):
@@ -135,7 +137,7 @@ class Decoder(nn.Module):
     self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
     self.position = ModelPosition(cfg)
     self.blocks = stack.build(cfg.block, cfg.mixers, cfg.period, "blocks", init=self.is_initializing())
-    self.final_norm = cfg.norm.build(cfg.dtype, "final_norm")
+    self.final_norm = cfg.norm.build(cfg.dtype, "final_norm") if cfg.final_norm else lambda x_BTD: x_BTD
     self.head = self.embed if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
 
   def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, lexicon=None):

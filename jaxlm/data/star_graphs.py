@@ -1,0 +1,237 @@
+"""Star graphs: find the path from source to goal among the shuffled edges of a graph with one branching node.
+
+Axes: T position. Spec ilm, section 7.1. Every graph is a function of (seed, split, index): nothing is stored.
+
+A sequence is `u v u v ... source goal BOS p0 p1 p1 p2 ...`: the edges in random order, the question, the path edge by
+edge. CLS stands in front for insertion models, EOS at the end for autoregressive ones.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import grain
+import numpy as np
+
+from jaxlm.config import ConfigError
+from jaxlm.data.insertion import CLS_TYPE, GIVEN, TARGET, compact, drop
+from jaxlm.data.pipeline import batches
+from jaxlm.data.splits import check_split
+
+SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
+
+
+class Graph(NamedTuple):
+  """edges (E, 2) in shown order; path: nodes from source to goal."""
+
+  edges: np.ndarray
+  path: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class StarFamily:
+  """degree arms; paths of min_path .. max_path nodes.
+
+  Symmetric (min_plan None): the hub is the source, every arm has max_path nodes, the hub among them.
+  Otherwise each arm is a chain through the hub, which is at least min_plan steps before its end.
+  """
+
+  degree: int
+  min_path: int
+  max_path: int
+  num_nodes: int
+  min_plan: int | None = None
+
+  @property
+  def most_edges(self) -> int:
+    return self.degree * (self.max_path - 1)
+
+  @property
+  def seq_len(self) -> int:
+    """Tokens of the longest sequence with CLS, edges, question, BOS and path; one more for what ends it elsewhere."""
+    return 1 + 2 * self.most_edges + 3 + 2 * self.max_path - 2
+
+  def generate(self, rng: np.random.Generator) -> Graph:
+    if self.min_plan is None:
+      nodes = rng.choice(self.num_nodes, 1 + self.degree * (self.max_path - 1), replace=False)
+      hub, rest = nodes[:1], nodes[1:].reshape(self.degree, -1)
+      arms = [np.concatenate([hub, arm]) for arm in rest]
+    else:
+      lengths = rng.integers(self.min_path, self.max_path + 1, self.degree)
+      joins = [int(rng.integers(0, length - self.min_plan)) for length in lengths]
+      nodes = rng.choice(self.num_nodes, int(lengths.sum()) - self.degree + 1, replace=False)
+      hub, rest, arms = nodes[0], nodes[1:], []
+      for length, join in zip(lengths, joins):
+        arm, rest = rest[:length - 1], rest[length - 1:]
+        arms.append(np.insert(arm, join, hub))
+    edges = np.concatenate([np.stack([arm[:-1], arm[1:]], axis=1) for arm in arms])
+    return Graph(rng.permutation(edges), arms[0])
+
+  def check(self, graph: Graph) -> None:
+    """Raises ConfigError with what is wrong if this is no member of the family."""
+    out, into = {}, {}
+    for u, v in graph.edges.tolist():
+      out.setdefault(u, []).append(v)
+      into.setdefault(v, []).append(u)
+    busy = {n for n in out if len(out[n]) > 1} | {n for n in into if len(into[n]) > 1}
+    refuse = lambda why: ConfigError(f"not a star graph of {self}: {why}")
+    if len(busy) != 1:
+      raise refuse(f"{len(busy)} branching nodes")
+    hub = busy.pop()
+    if len(out[hub]) != self.degree:
+      raise refuse(f"hub {hub} has {len(out[hub])} arms")
+    if not self.min_path <= len(graph.path) <= self.max_path:
+      raise refuse(f"a path of {len(graph.path)} nodes")
+    if any(v not in out.get(u, ()) for u, v in zip(graph.path[:-1].tolist(), graph.path[1:].tolist())):
+      raise refuse("its path is not made of its edges")
+    nodes = np.unique(graph.edges)
+    if nodes.min() < 0 or nodes.max() >= self.num_nodes or len(nodes) != len(graph.edges) + 1:
+      raise refuse(f"{len(nodes)} nodes for {len(graph.edges)} edges: not a tree")
+    after = len(graph.path) - 1 - graph.path.tolist().index(hub)
+    if after < (self.max_path - 1 if self.min_plan is None else self.min_plan):
+      raise refuse(f"its goal is {after} steps from the hub")
+
+
+FAMILIES = {
+    "easy": StarFamily(degree=3, min_path=5, max_path=5, num_nodes=20),
+    "medium": StarFamily(degree=3, min_path=3, max_path=6, num_nodes=20, min_plan=2),
+    "hard": StarFamily(degree=5, min_path=6, max_path=12, num_nodes=56, min_plan=5),
+}
+
+
+def solve(edges: np.ndarray, source: int, goal: int) -> np.ndarray | None:
+  """Nodes of the path from source to goal; None without one."""
+  out: dict[int, list[int]] = {}
+  for u, v in edges.tolist():
+    out.setdefault(u, []).append(v)
+  todo, seen = [[int(source)]], {int(source)}
+  while todo:
+    path = todo.pop()
+    if path[-1] == goal:
+      return np.asarray(path)
+    for v in out.get(path[-1], ()):
+      if v not in seen:
+        seen.add(v)
+        todo.append([*path, v])
+  return None
+
+
+class Ids(NamedTuple):
+  """Special tokens, behind the node ids, in the release's order."""
+
+  cls: int
+  bos: int
+  eos: int
+  unk: int
+  pad: int
+  mask: int
+  edge_separator: int
+  goal_separator: int
+
+  @classmethod
+  def after(cls, num_nodes: int) -> "Ids":
+    return cls(*range(num_nodes, num_nodes + 8))
+
+
+Form = Literal["insertion", "insertion_transformer", "causal", "masked_diffusion"]
+
+
+def encode(graph: Graph, ids: Ids, form: Form) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens, types) of one graph, without padding; types: 0 CLS, 1 given, 2 to be found."""
+  question = [*graph.edges.reshape(-1), graph.path[0], graph.path[-1], ids.bos]
+  answer = np.stack([graph.path[:-1], graph.path[1:]], axis=1).reshape(-1)
+  first = [ids.cls] if form.startswith("insertion") else []
+  last = [ids.eos] if form == "causal" else []
+  tokens = np.asarray([*first, *question, *answer, *last], np.int32)
+  types = np.asarray([CLS_TYPE] * len(first) + [GIVEN] * len(question) + [TARGET] * (len(answer) + len(last)), np.int32)
+  return tokens, types
+
+
+@dataclasses.dataclass(frozen=True)
+class StarGraphData:
+  """family: easy, medium or hard. form: what the model's objective reads. rows: graphs of the training split; 100 and
+  5,000 of validation and test, as the paper's, unless eval_rows is set.
+
+  Besides the fields of their objective, rows have `answer` and `answer_length` for exact match, and `prompt_length`.
+  """
+
+  batch_size: int
+  family: Literal["easy", "medium", "hard"] = "easy"
+  form: Form = "insertion"
+  rows: int = 50_000
+  eval_rows: int | None = None
+  seq_len: int | None = None
+
+  def __post_init__(self):
+    for name in ("batch_size", "rows"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
+    needed = FAMILIES[self.family].seq_len
+    if self.seq_len is None:
+      object.__setattr__(self, "seq_len", needed)
+    if self.seq_len < needed:
+      raise ConfigError(f"data.seq_len = {self.seq_len}: {self.family} graphs need {needed}")
+
+  @property
+  def star(self) -> StarFamily:
+    return FAMILIES[self.family]
+
+  @property
+  def ids(self) -> Ids:
+    return Ids.after(self.star.num_nodes)
+
+  @property
+  def vocab_size(self) -> int:
+    return self.star.num_nodes + 8
+
+  def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
+    check_split(split)
+    transform = {"insertion": self._insertion, "insertion_transformer": self._insertion}.get(self.form)
+    return batches(Graphs(self, split, seed), batch_size=self.batch_size, seed=seed, shuffle=split == "train",
+                   repeat=repeat, process_index=process_index, process_count=process_count, transform=transform,
+                   fingerprint=f"star graphs {self}")
+
+  def num_rows(self, split: str) -> int:
+    return self.rows if split == "train" else self.eval_rows or {"validation": 100, "test": 5_000}[split]
+
+  def _insertion(self, row, rng):
+    """Corruption of one row, drawn anew in every epoch."""
+    length, tokens, types = int(row.pop("length")[0]), row.pop("tokens"), row.pop("types")
+    tokens, types = tokens[:length], types[:length]
+    it, most = self.form == "insertion_transformer", 2 * (self.star.max_path - 1)
+    if it:
+      most = self.seq_len
+    out = compact(tokens, drop(types, rng), seq_len=self.seq_len, num_missing=most, pad=self.ids.pad,
+                  eos=self.ids.eos if it else None)
+    index = np.arange(self.seq_len, dtype=np.int32)
+    return row | dict(tokens=out.tokens, segment_ids=(index < out.length).astype(np.int32),
+                      positions=np.minimum(index, out.length - 1), slots=out.slots, missing=out.missing,
+                      num_missing=np.asarray([out.number], np.int32))
+
+
+class Graphs:
+  """Random access to encoded graphs, made when read."""
+
+  def __init__(self, cfg: StarGraphData, split: str, seed: int):
+    self.cfg, self.split, self.seed = cfg, split, seed
+
+  def __len__(self) -> int:
+    return self.cfg.num_rows(self.split)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    cfg = self.cfg
+    graph = cfg.star.generate(np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)]))
+    tokens, types = encode(graph, cfg.ids, cfg.form)
+    T, n, weight = cfg.seq_len, len(tokens), np.ones(1, np.float32)
+    pad = lambda x, value, size=T: np.concatenate([x, np.full(size - len(x), value)]).astype(np.int32)
+    if cfg.form.startswith("insertion"):
+      return dict(tokens=pad(tokens, cfg.ids.pad), types=pad(types, TARGET), length=np.asarray([n], np.int32),
+                  loss_weights=weight, target_bytes=np.ones(1, np.int32))
+    if cfg.form == "masked_diffusion":
+      return dict(tokens=pad(tokens, cfg.ids.pad), segment_ids=pad(np.ones(n), 0), positions=np.arange(T, dtype=np.int32),
+                  maskable=pad(types == TARGET, 1), loss_weights=weight, target_bytes=np.ones(1, np.int32))
+    left = lambda x, value: np.concatenate([np.full(T + 1 - n, value), x])      # padded on the left, as trained in the release
+    tokens, types, inside = left(tokens, cfg.ids.pad), left(types, GIVEN), left(np.ones(n), 0)
+    return dict(tokens=tokens[:-1].astype(np.int32), targets=tokens[1:].astype(np.int32),
+                segment_ids=inside[:-1].astype(np.int32),
+                positions=np.maximum(np.cumsum(inside)[:-1] - 1, 0).astype(np.int32),
+                loss_weights=(types[1:] == TARGET).astype(np.float32), target_bytes=np.ones(T, np.int32))

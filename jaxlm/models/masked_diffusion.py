@@ -1,0 +1,158 @@
+"""The masked-diffusion baseline: a bidirectional transformer conditioned on the noise level by adaptive norms.
+
+Axes: B batch, T position, D d_model, C conditioning width, V vocab. Spec ilm, section 6.2.
+
+  c = silu(MLP(sinusoid(sigma)));   (s_1, b_1, g_1, s_2, b_2, g_2) = W c, per layer
+  r = x^ if official else x,  x^ = norm(x)(1 + s_1) + b_1;   y = r + g_1 attn(x^);   out = y + g_2 mlp(norm(y)(1 + s_2) + b_2)
+"""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import ConfigError
+from jaxlm.layers.attention import AttentionConfig
+from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
+from jaxlm.layers.mixer import Context
+from jaxlm.layers.mlp import MLPConfig
+from jaxlm.layers.norms import LayerNormConfig
+from jaxlm.layers.positions import POSITIONS
+from jaxlm.layers.positions.rope import RoPE
+from jaxlm.layers.weights import normal, weights, zeros
+
+SINUSOIDS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedDiffusionConfig:
+  """residual: "official" overwrites the residual stream with the modulated norm before attention, as the release does;
+  "corrected" keeps it. d_cond: width of the conditioning. loss_chunk: as of the decoder."""
+
+  vocab_size: int
+  d_model: int
+  num_layers: int
+  num_heads: int
+  d_cond: int = 128
+  mlp: MLPConfig = MLPConfig(activation="relu", use_bias=True)
+  position: Annotated[object, POSITIONS] = RoPE()
+  embedding: Annotated[object, EMBEDDINGS] = EmbeddingConfig()
+  residual: Literal["official", "corrected"] = "official"
+  dtype: str = "float32"
+  loss_chunk: int | None = None
+
+  def __post_init__(self):
+    for name in ("vocab_size", "d_model", "num_layers", "d_cond"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"{name} = {getattr(self, name)}: wanted at least 1")
+    self.position.check(self.mixer.heads(self.d_model))
+
+  @property
+  def mixer(self) -> AttentionConfig:
+    return AttentionConfig(self.num_heads, position=self.position, causal=False)
+
+  @property
+  def norm(self) -> LayerNormConfig:
+    return LayerNormConfig(use_bias=False)
+
+  @property
+  def max_len(self) -> int | None:
+    return self.position.max_positions
+
+  @property
+  def undecayed(self) -> frozenset[str]:
+    return frozenset(self.position.undecayed)
+
+  def init_arguments(self, batch) -> tuple:
+    return batch["tokens"], jax.ShapeDtypeStruct(batch["tokens"].shape[:1], jnp.float32)
+
+  def build(self) -> nn.Module:
+    return MaskedDiffusionNetwork(self)
+
+
+def modulation(module, c_BC, count: int, d_model: int, dtype):
+  """`count` arrays (B, 1, D), linear in c; zero at the start."""
+  w = weights(module, dtype, init=zeros)
+  m_BED = jnp.einsum("bc,ced->bed", c_BC, w("w_mod", (c_BC.shape[-1], count, d_model), (None, None, "embed")))
+  m_BED = m_BED + w("b_mod", (count, d_model), (None, "embed"))[None]
+  return [m_BED[:, i, None] for i in range(count)]
+
+
+class AdaptiveBlock(nn.Module):
+  cfg: MaskedDiffusionConfig
+
+  @nn.compact
+  def __call__(self, x_BTD, context, c_BC):
+    cfg = self.cfg
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation(self, c_BC, 6, cfg.d_model, cfg.dtype)
+    in_BTD = cfg.norm.build(cfg.dtype, "norm")(x_BTD) * (1 + scale1) + shift1
+    y_BTD, _ = cfg.mixer.build(cfg.d_model, cfg.dtype, "mixer")(in_BTD, context, None)
+    x_BTD = (in_BTD if cfg.residual == "official" else x_BTD) + gate1 * y_BTD
+    h_BTD = cfg.norm.build(cfg.dtype, "mlp_norm")(x_BTD) * (1 + scale2) + shift2
+    x_BTD = x_BTD + gate2 * cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, 2 * cfg.num_layers)
+    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
+    self.sow("intermediates", "hidden", x_BTD)
+    return x_BTD, None
+
+
+class NoiseEmbedding(nn.Module):
+  """c = silu(W_2 silu(W_1 [cos(sigma f), sin(sigma f)] + b_1) + b_2),  f_i = 10000^(-i / 128)."""
+
+  cfg: MaskedDiffusionConfig
+
+  @nn.compact
+  def __call__(self, sigma_B):
+    half, C, w = SINUSOIDS // 2, self.cfg.d_cond, weights(self, self.cfg.dtype)
+    phase_BE = sigma_B[:, None].astype(jnp.float32) * 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)[None]
+    x_BE = jnp.concatenate([jnp.cos(phase_BE), jnp.sin(phase_BE)], axis=1).astype(self.cfg.dtype)
+    dense = lambda x, name, size: jnp.einsum("be,ec->bc", x, w(f"w_{name}", (size, C), (None, None))) + w(
+        f"b_{name}", (C,), (None,), init=zeros)[None]
+    return jax.nn.silu(dense(jax.nn.silu(dense(x_BE, "in", SINUSOIDS)), "out", C))
+
+
+class FinalNorm(nn.Module):
+  cfg: MaskedDiffusionConfig
+
+  @nn.compact
+  def __call__(self, x_BTD, c_BC):
+    cfg = self.cfg
+    shift, scale = modulation(self, c_BC, 2, cfg.d_model, cfg.dtype)
+    return cfg.norm.build(cfg.dtype, "norm")(x_BTD) * (1 + scale) + shift
+
+
+class MaskedDiffusionNetwork(nn.Module):
+  """logits of every position's clean token, given the noise level sigma_B; `score` for the loss."""
+
+  cfg: MaskedDiffusionConfig
+
+  def setup(self):
+    cfg = self.cfg
+    self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
+    self.noise = NoiseEmbedding(cfg)
+    scanned = nn.scan(AdaptiveBlock, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
+                      in_axes=(nn.broadcast, nn.broadcast), length=cfg.num_layers,
+                      metadata_params={nn.PARTITION_NAME: "layers"})
+    self.blocks = scanned(cfg)
+    self.final_norm = FinalNorm(cfg)
+    self.head = Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
+
+  def __call__(self, tokens_BT, sigma_B, keys_BT=None):
+    """float32 logits (B, T, V). keys_BT: bool, tokens that are looked at; None = all. Queries are all."""
+    return self.head.logits(*self._hidden(tokens_BT, sigma_B, keys_BT))
+
+  def score(self, tokens_BT, targets_BT, sigma_B, keys_BT=None):
+    """(log p(target), log z), float32 (B, T)."""
+    h_BTD, context = self._hidden(tokens_BT, sigma_B, keys_BT)
+    return self.head.score(h_BTD, targets_BT, context, chunk=self.cfg.loss_chunk)
+
+  def _hidden(self, tokens_BT, sigma_B, keys_BT):
+    cfg, (B, T) = self.cfg, tokens_BT.shape
+    positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+    keys = None if keys_BT is None else (keys_BT != 0).astype(jnp.int32)
+    context = Context(jnp.ones_like(tokens_BT), positions_BT, depth=2 * cfg.num_layers, packed=keys is not None,
+                      key_segment_ids_BT=keys)
+    c_BC = self.noise(sigma_B)
+    x_BTD, _ = self.blocks(self.embed.encode(tokens_BT, context), context, c_BC)
+    return self.final_norm(x_BTD, c_BC), context

@@ -1,0 +1,47 @@
+"""The Insertion Transformer: every slot predicts its own missing tokens, or that it is finished.
+
+Axes: B batch, T position, M targets. Spec ilm, section 6.3.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jaxlm.objectives.base import Objective, Pair
+from jaxlm.objectives.insertion import open_slots
+
+
+def slot_nll(log_z_BT, target_BM, slots_BM, missing_BM, num_missing_B, *, eos: int, eos_weight: float = 1.0):
+  """l_t = sum_{m in slot t} w_m (log_z_t - z_m) / (count_t + 1), count without EOS, w = eos_weight for EOS. (B, T).
+
+  The + 1 is the release's: it counts an EOS for slots that have tokens, too, where it is not a target.
+  """
+  T = log_z_BT.shape[1]
+  counts_BM = (jnp.arange(slots_BM.shape[1])[None] < num_missing_B[:, None]).astype(jnp.float32)
+  is_eos_BM = missing_BM == eos
+  w_BM = counts_BM * jnp.where(is_eos_BM, eos_weight, 1.0)
+  at_BMT = (slots_BM[..., None] == jnp.arange(T)[None, None]).astype(jnp.float32)
+  count_BT = jnp.einsum("bm,bmt->bt", counts_BM * ~is_eos_BM, at_BMT)
+  mass_BT, hit_BT = (jnp.einsum("bm,bmt->bt", x, at_BMT) for x in (w_BM, w_BM * target_BM))
+  return (mass_BT * log_z_BT - hit_BT) / (count_BT + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class InsertionTransformer(Objective):
+  """loss = mean over visible slots (without CLS's) of slot_nll. eos: the token that says 'nothing missing here'.
+
+  Batch: as objectives.insertion, with EOS among the `missing` of empty slots.
+  """
+
+  eos: int
+  eos_weight: float = 1.0
+
+  def loss(self, model, params, batch, key, state, *, train, bucket=None):
+    n_B, w_B1 = batch["num_missing"][:, 0], batch["loss_weights"]
+    slots = model.apply({"params": params}, batch["tokens"], batch["slots"], batch["missing"], batch["segment_ids"],
+                        batch["positions"], method="score")
+    nll_BT = slot_nll(slots.log_z_BT, slots.target_BM, batch["slots"], batch["missing"], n_B, eos=self.eos,
+                      eos_weight=self.eos_weight)
+    w_BT = open_slots(batch["segment_ids"]) * w_B1
+    loss = Pair(jnp.sum(w_BT * nll_BT), jnp.sum(w_BT))
+    return loss, {"loss": loss}
