@@ -40,6 +40,6 @@ def get_config(mixer: str = "lact_muon") -> mlc.ConfigDict:
   c.data = dict(kind="repeated_words", seq_len=256, batch_size=8, num_words=32, word_chars=3, rows=128)
   c.optimizer = dict(kind="adamw", learning_rate=5e-3, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0)
   c.schedule = dict(kind="cosine", warmup_steps=40, final_fraction=0.1)
-  c.train = dict(steps=600, log_every=100, save_every=0)
+  c.train = dict(steps=4000, log_every=200, save_every=0)
   c.eval = dict(num_tokens=16_384)
   return c.lock()

@@ -22,7 +22,7 @@ TABLE = Table(
     name="lact-figure5", title="LaCT, Figure 5: loss by position", rows=[row(name) for name in LABELS],
     columns=[Column("first window", "loss@start", 3), Column("middle", "loss@middle", 3), Column("last quarter", "loss@end", 3)],
     scales={
-        "smoke": Scale("2 layers, d_model 64, window = chunk = 16, rows of 256 bytes with 32 words, 600 steps of 2,048 bytes; minutes a row on 2 cores",
+        "smoke": Scale("2 layers, d_model 64, window = chunk = 16, rows of 256 bytes with 32 words, 4,000 steps of 2,048 bytes; minutes a row on 2 cores",
                        config=CONFIG),
         "small": Scale("8 layers, d_model 512, window = chunk = 256, rows of 4,096 bytes with 384 words, 20,000 steps of 65,536 bytes",
                        config=CONFIG,

@@ -40,7 +40,7 @@ TABLE = Table(
           Row("linear_gd", MICRO, fast(GD, network="linear"), label="linear, gradient descent")],
     columns=[Column("first window", "loss@start", 3), Column("last quarter", "loss@end", 3)],
     scales={
-        "smoke": Scale("2 layers, d_model 64, window = chunk = 16, rows of 256 bytes with 32 words, 600 steps of 2,048 bytes", config=MICRO),
+        "smoke": Scale("2 layers, d_model 64, window = chunk = 16, rows of 256 bytes with 32 words, 4,000 steps of 2,048 bytes", config=MICRO),
         "small": Scale("8 layers, d_model 512, window = chunk = 256, rows of 4,096 bytes with 384 words, 20,000 steps of 65,536 bytes",
                        config=MICRO,
                        overrides={"model.d_model": 512, "model.num_layers": 8, "model.mlp.d_ff": 1536, "model.unroll": 1,
