@@ -1,10 +1,17 @@
 """MrT5's diagnostic tasks over random letters: copy, vowel removal, contextual vowel removal, ABC -> D. Spec mrt5, section 8."""
 
+import dataclasses
 import string
+from typing import Literal
 
+import grain
 import numpy as np
 
+from jaxlm.config import ConfigError
 from jaxlm.data import byte_t5
+from jaxlm.data.pipeline import batches
+from jaxlm.data.span_corruption import shift_right
+from jaxlm.data.splits import check_split
 
 VOWELS = "aeiouAEIOU"
 CONSONANTS = "".join(c for c in string.ascii_letters if c not in VOWELS)
@@ -26,7 +33,8 @@ def places(rng: np.random.Generator, length: int, size: int, number: int) -> lis
 
 def sample(task: str, rng: np.random.Generator, length: int = 64) -> tuple[str, str]:
   """(text, target), each beginning with '#', the text of length - 1 characters."""
-  text = "".join(rng.choice(LETTERS, size=length - 2))
+  # The reference draws two letters more for `copy`, which truncation takes away again.
+  text = "".join(rng.choice(LETTERS, size=length if task == "copy" else length - 2))[:length - 2]
   if task in ("merge_ABC", "contextual_vowel_removal"):
     average, size = (5, 3) if task == "merge_ABC" else (25, 2)
     number = max(1, int(rng.normal(average, average / 2)))
@@ -57,3 +65,54 @@ def row(task: str, rng: np.random.Generator, length: int = 64) -> tuple[np.ndarr
   """(input ids, labels), int32 (length,); labels are padded with -100."""
   text, answer = sample(task, rng, length)
   return byte_t5.encode(text), byte_t5.pad([byte_t5.encode(answer)], length, byte_t5.IGNORED)[0]
+
+
+SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagnosticData:
+  """Rows of one task, each a function of (seed, split, index). seq_len: of inputs and labels. rows: of one pass."""
+
+  task: Literal["copy", "vowel_removal", "contextual_vowel_removal", "merge_ABC"]
+  batch_size: int
+  seq_len: int = 64
+  rows: int = 16_000
+
+  def __post_init__(self):
+    if self.seq_len < 8:
+      raise ConfigError(f"data.seq_len = {self.seq_len}: wanted 8 or more, room for '#', a text and the end")
+    for name in ("batch_size", "rows"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
+
+  @property
+  def vocab_size(self) -> int:
+    return byte_t5.VOCAB_SIZE
+
+  def build(self, split: str, *, seed: int, process_index: int = 0, process_count: int = 1,
+            repeat: bool = True) -> grain.IterDataset:
+    check_split(split)
+    return batches(_Rows(self, split, seed), batch_size=self.batch_size, seed=seed, shuffle=False, repeat=repeat,
+                   process_index=process_index, process_count=process_count, fingerprint=f"diagnostic {self}")
+
+  def bytes_per_target(self, batch) -> float:
+    return 1.0
+
+
+class _Rows:
+  """A pass over training data is ten million rows, then they repeat."""
+
+  def __init__(self, cfg: DiagnosticData, split: str, seed: int):
+    self.cfg, self.split, self.seed = cfg, split, seed
+
+  def __len__(self) -> int:
+    return 10_000_000 if self.split == "train" else self.cfg.rows
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)])
+    inputs, labels = row(self.cfg.task, rng, self.cfg.seq_len)
+    counted = labels != byte_t5.IGNORED
+    return dict(tokens=inputs, decoder_tokens=shift_right(labels), targets=np.maximum(labels, 0),
+                segment_ids=np.ones_like(inputs), positions=np.arange(len(inputs), dtype=np.int32),
+                loss_weights=counted.astype(np.float32), target_bytes=counted.astype(np.int32))

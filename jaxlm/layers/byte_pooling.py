@@ -71,7 +71,7 @@ class BoundaryPooling(nn.Module):
     count_B = jnp.sum(boundary_BL, axis=1, dtype=jnp.int32)
     C = mode.capacity or L
     segment_BL = jnp.cumsum(hard_BL, axis=1) - hard_BL          # differentiable: gradients of the members' weights
-    offset_BLC = jnp.arange(C, dtype=jnp.float32) [None, None] - segment_BL[..., None]
+    offset_BLC = jnp.arange(C, dtype=jnp.float32)[None, None] - segment_BL[..., None]
     member_BLC = jnp.round(jax.lax.stop_gradient(offset_BLC)) == 0
     weight_BLC = jnp.where(member_BLC, 1 - offset_BLC, 0.0)
     weight_BLC = weight_BLC / (jnp.sum(weight_BLC, axis=1, keepdims=True) + 1e-9)
@@ -80,7 +80,8 @@ class BoundaryPooling(nn.Module):
     slot_1C = jnp.arange(C)[None]
     valid_BC = slot_1C < count_B[:, None]
     seen_BC = valid_BC
-    if cfg.fillers_visible:
+    if cfg.fillers_visible:      # they stand at the first position
+      first_BC = jnp.where(valid_BC, first_BC, 0)
       seen_BC = jnp.take_along_axis(valid_BL, first_BC, axis=1) & (slot_1C < jnp.max(count_B))
 
     k_B = jnp.sum(hard_BL, axis=1)

@@ -14,6 +14,7 @@ from jaxlm.config import Kinds
 
 MODELS = Kinds("model", {
     "decoder": "jaxlm.models.decoder:DecoderConfig",
+    "encoder_decoder": "jaxlm.models.encoder_decoder:EncoderDecoderConfig",
     "hnet": "jaxlm.models.hnet:HNetConfig",
     "lact_nvs": "jaxlm.models.lact_nvs:NVSConfig",
 })

@@ -6,4 +6,5 @@ OBJECTIVES = Kinds("objective", {
     "next_byte": "jaxlm.objectives.next_byte:NextByte",
     "view_synthesis": "jaxlm.objectives.view_synthesis:ViewSynthesis",
     "next_token": "jaxlm.objectives.next_token:NextToken",
+    "sequence_to_sequence": "jaxlm.objectives.sequence_to_sequence:SequenceToSequence",
 })
