@@ -12,6 +12,7 @@ from jaxlm.config import Kinds
 from jaxlm.data.errors import DataError
 
 DATA = Kinds("data", {
+    "star_graphs": "jaxlm.data.star_graphs:StarGraphData",
     "diagnostic": "jaxlm.data.diagnostic_tasks:DiagnosticData",
     "needles": "jaxlm.data.needles:NeedleData",
     "repeated_words": "jaxlm.data.needles:RepeatedWordsData",

@@ -13,6 +13,8 @@ A model config is a frozen dataclass with `build() -> nn.Module`. Language model
 from jaxlm.config import Kinds
 
 MODELS = Kinds("model", {
+    "masked_diffusion": "jaxlm.models.masked_diffusion:MaskedDiffusionConfig",
+    "insertion": "jaxlm.models.insertion:InsertionConfig",
     "decoder": "jaxlm.models.decoder:DecoderConfig",
     "encoder_decoder": "jaxlm.models.encoder_decoder:EncoderDecoderConfig",
     "hnet": "jaxlm.models.hnet:HNetConfig",

@@ -3,6 +3,9 @@
 from jaxlm.config import Kinds
 
 OBJECTIVES = Kinds("objective", {
+    "masked_diffusion": "jaxlm.objectives.masked_diffusion:MaskedDiffusion",
+    "insertion_transformer": "jaxlm.objectives.insertion_transformer:InsertionTransformer",
+    "insertion": "jaxlm.objectives.insertion:Insertion",
     "next_byte": "jaxlm.objectives.next_byte:NextByte",
     "view_synthesis": "jaxlm.objectives.view_synthesis:ViewSynthesis",
     "next_token": "jaxlm.objectives.next_token:NextToken",
