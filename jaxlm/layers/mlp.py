@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
+from jaxlm.layers.linear import linear
 from jaxlm.layers.weights import normal, weights, zeros
 
 ACTIVATIONS = {
@@ -55,11 +56,11 @@ class MLP(nn.Module):
     F = cfg.d_ff or 4 * D
 
     def up(suffix):
-      h_BTF = jnp.einsum("btd,df->btf", x_BTD, w(f"w_{suffix}", (D, F), ("embed", "mlp")))
+      h_BTF = linear(x_BTD, w(f"w_{suffix}", (D, F), ("embed", "mlp")))
       return h_BTF + w(f"b_{suffix}", (F,), ("mlp",), init=zeros)[None, None] if cfg.use_bias else h_BTF
 
     act = ACTIVATIONS[cfg.activation]
     h_BTF = act(up("gate")) * up("in") if cfg.gated else act(up("in"))
     w_out_FD = w("w_out", (F, D), ("mlp", "embed"), init=normal(0.02 / depth**0.5))
-    y_BTD = jnp.einsum("btf,fd->btd", h_BTF, w_out_FD)
+    y_BTD = linear(h_BTF, w_out_FD)
     return y_BTD + w("b_out", (D,), ("embed",), init=zeros)[None, None] if cfg.use_bias else y_BTD
