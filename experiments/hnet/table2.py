@@ -29,8 +29,9 @@ def table(scale: str) -> Table:
       scales={
           "smoke": Scale("widths 64/96, context 128 bytes, 600 steps of 1,024 bytes of one novel; minutes a row on 2 cores",
                          overrides={"train.steps": 600, "train.log_every": 10, "train.save_every": 0, "eval.every": 0}),
-          "small": Scale("widths 256/384, context 1,024 bytes, 5,000 steps of 65,536 bytes of two novels",
+          "small": Scale("widths 64/96, context 1,024 bytes, 5,000 steps of 65,536 bytes of one novel",
                          overrides={"data.seq_len": 1024, "data.batch_size": 64, "model.dtype": "bfloat16",
+                                    "objective.capacities": None, "objective.multiple": 128,
                                     "train.steps": 5000, "train.log_every": 50, "eval.every": 0}),
           "paper": Scale("the paper's recipe: FineWeb-Edu, 220,000 steps of 2,097,152 bytes"),
       },

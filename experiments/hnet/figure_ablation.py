@@ -1,0 +1,44 @@
+"""H-Net, Figure 7: without smoothing, without the straight-through confidence, without the cosine router.
+
+  python experiments/hnet/figure_ablation.py --scale smoke|small
+
+Source: arXiv 2507.07955v2, Figure 7 (curves, no table): removing smoothing is worst, the compression ratio fluctuates.
+"""
+
+from jaxlm.experiments import Column, Figure, Row, Scale, Table
+from jaxlm.experiments.chunks import bits_and_chunks
+
+TINY = "configs/hnet/tiny.py:1stage"
+
+
+def direct_router(config):
+  stages = [dict(stage) for stage in config["model"]["stages"]]
+  for stage in stages[:-1]:
+    stage["router"] = dict(kind="direct")
+  return stages
+
+
+TABLE = Table(
+    name="hnet-figure-ablation", title="H-Net, Figure 7: what each part of dynamic chunking is for",
+    rows=[Row("full", TINY, label="H-Net (1-stage)"),
+          Row("no_smoothing", TINY, {"model.join": dict(smooth=False)}, label="without smoothing"),
+          Row("no_ste", TINY, {"model.join": dict(confident=False)}, label="without STE"),
+          Row("no_cosine", TINY, {"model.stages": direct_router}, label="without cosine routing")],
+    columns=[Column("bits per byte", "bpb", 3), Column("bytes per chunk", "bytes_per_chunk", 2),
+             Column("F1 with word starts", "f1", 3)],
+    scales={
+        "smoke": Scale("widths 64/96, context 128 bytes, 600 steps of 1,024 bytes; minutes a row on 2 cores",
+                       overrides={"train.steps": 600, "train.log_every": 10, "train.save_every": 0, "eval.every": 0}),
+        "small": Scale("widths 64/96, context 1,024 bytes, 5,000 steps of 65,536 bytes",
+                       overrides={"data.seq_len": 1024, "data.batch_size": 64, "objective.capacities": None,
+                                  "objective.multiple": 128, "model.dtype": "bfloat16", "train.steps": 5000,
+                                  "train.log_every": 50, "eval.every": 0}),
+    },
+    measure=bits_and_chunks(), source="arXiv 2507.07955v2, Figure 7: curves without numbers",
+    claims={f"the whole is better than {row.replace('_', ' ')}":
+            lambda t, row=row: t["full", "bits per byte"] < t[row, "bits per byte"]
+            for row in ("no_smoothing", "no_ste", "no_cosine")},
+    figure=Figure("tokens_per_chunk", "Compression over training", "logged step", "bytes per chunk", smooth=3))
+
+if __name__ == "__main__":
+  raise SystemExit(TABLE.main())
