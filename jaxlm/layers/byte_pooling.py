@@ -56,7 +56,7 @@ class BoundaryPooling(nn.Module):
     x_BLF = jnp.einsum("bld,df->blf", x_BLD, w("w_in", (x_BLD.shape[-1], cfg.d_ff), ("embed", "mlp"), init=xavier))
     x_BLF = jax.nn.gelu(x_BLF + w("b_in", (cfg.d_ff,), ("mlp",), init=minus)[None, None], approximate=False)
     z_BL = jnp.einsum("blf,fo->bl", x_BLF, w("w_out", (cfg.d_ff, 1), ("mlp", None), init=xavier))
-    z_BL = z_BL + w("b_out", (1,), (None,), init=minus)
+    z_BL = z_BL + w("b_out", (1,), (None,), init=minus)[None]
 
     u_BL = jax.random.uniform(self.make_rng("noise"), z_BL.shape) if noise is None else noise
     eps = jnp.finfo(jnp.float32).eps

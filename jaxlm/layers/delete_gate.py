@@ -112,7 +112,7 @@ class DeleteGate(nn.Module):
     cfg, w = self.cfg, weights(self)
     x_BLD = (Norm(self.init, name="norm")(h_BLD) if cfg.norm else h_BLD).astype(jnp.float32)
     w_D = w("w", (x_BLD.shape[-1], 1), ("embed", None), init=nn.initializers.xavier_uniform())[:, 0]
-    z_BL = jnp.einsum("bld,d->bl", x_BLD, w_D) + w("b", (1,), (None,), init=nn.initializers.ones_init())
+    z_BL = jnp.einsum("bld,d->bl", x_BLD, w_D) + w("b", (1,), (None,), init=nn.initializers.ones_init())[None]
     if cfg.gumbel and train:
       u_BL = jax.random.uniform(self.make_rng("noise"), z_BL.shape) if noise is None else noise
       z_BL = z_BL + gumbel(u_BL)
