@@ -18,7 +18,6 @@ from jaxlm.layers.positions.carope import CARoPE, Ladder, log_frequency
 from jaxlm.layers.positions.rope import RoPE
 
 D, T, HEADS = 32, 16, AttentionConfig(num_heads=4, num_kv_heads=2)
-TURN = Ladder()
 CAROPE = CARoPE(init_std=0.3)
 
 
@@ -32,11 +31,11 @@ def module(position):
 
 
 @functools.cache
-def params(position, scale=1.0):
+def params(position):
   x = jnp.zeros((1, 4, D))
   tree = nn.unbox(module(position).init(jax.random.key(0), x, context(np.ones((1, 4)))))["params"]
   # Weights of size one, so that scores differ; frequencies as initialised.
-  return {k: v if k.startswith("freq") else 10 * scale * v for k, v in tree.items()}
+  return {k: v if k.startswith("freq") else 10 * v for k, v in tree.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -3,8 +3,9 @@
 Axes: B batch, T time, C chunks, Q tokens of a chunk, N query heads, K kv heads, H head_dim, P channel pairs.
 
 Inside a chunk of 32 the sum is a product with a triangle of ones: on a CPU a matmul is several times faster than
-a scan, whose stages XLA fuses into one another, and so short a sum loses nothing. Across chunks a tree
-scan whose sum wraps to [-pi, pi), which is associative modulo 2 pi. With G = dL/dphase and R_t = sum_{m >= t} G_m (exclusive convention: m > t):
+a scan, whose stages XLA fuses into one another, and so short a sum loses nothing (the spec proposes chunks of 128 and
+a tree). Across chunks a tree scan whose sum wraps to [-pi, pi), which is associative modulo 2 pi. With G = dL/dphase
+and R_t = sum_{m >= t} G_m (exclusive convention: m > t, but for R_0):
 
   dL/dlog f_t = sum_i i f_t^i R_ti,   dL/dinitial = R_0
 

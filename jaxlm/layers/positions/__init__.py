@@ -4,7 +4,9 @@ Axes: B batch, T time, S cached keys, D d_model, N heads, K kv heads, H head_dim
 
 To add one, write a frozen dataclass that derives from `Position` in a file of this folder, override what it does,
 and register it in POSITIONS. It is then a value of `model.position` in every model, for training, evaluation and
-decoding. Parameters are declared on the given module: `weights(module)("w_freq", (D, K), ("embed", "kv_heads"))`.
+decoding. Parameters are declared on the given module, with `weights` of jaxlm.layers.weights:
+`weights(module)("w_freq", (D, K), ("embed", "kv_heads"))`. `context` is jaxlm.layers.mixer.Context: positions_BT,
+segment_ids_BT (0 marks padding), embedding_BTD and the rest. Padding must leave a row's decoding state unchanged.
 A position may
 
   add to the embedding             add
@@ -82,7 +84,10 @@ class Position:
     return Encoded(q_BTNH, k_BTKH)
 
   def bias(self, module, heads: Heads, query_info, key_info, shared):
-    """A bias of kernels.attention (or None). query_info: (B, T, ...); key_info: (B, S, ...), both from `encode`."""
+    """None, or a bias of jaxlm.kernels.attention (LinearBias, KeyBias ...).
+
+    query_info: (B, T, ...); key_info: (B, S, ...), both from `encode`.
+    """
     return None
 
   def init_state(self, heads: Heads, batch_size: int):
