@@ -27,6 +27,7 @@ class TextData:
   packing: 'windows' joins documents, a separator before each, and cuts them contiguously without a mask (the papers'
   way); 'packed' puts whole documents side by side, masked from each other by segment_ids.
   shuffle: the order of training rows, anew each epoch; a single pass is always in corpus order.
+  sequence_seeds: adds uint32 `sequence_seeds` (B, 2), a function of seed and place in the stream (lexinvariant models).
   """
 
   source: str
@@ -36,6 +37,7 @@ class TextData:
   packing: Literal["windows", "packed"] = "windows"
   shuffle: bool = True
   num_workers: int = 0
+  sequence_seeds: bool = False
 
   def __post_init__(self):
     for name in ("seq_len", "batch_size"):
@@ -71,7 +73,7 @@ class TextData:
       rows = Windows(store, self.seq_len, whole=repeat)
     return batches(rows, batch_size=self.batch_size, seed=seed, shuffle=self.shuffle and repeat, repeat=repeat,
                    process_index=process_index, process_count=process_count, num_workers=self.num_workers,
-                   fingerprint=self._position_of(store))
+                   fingerprint=self._position_of(store), transform=seeded if self.sequence_seeds else None)
 
   def _position_of(self, store: TokenStore) -> str:
     """What a saved position depends on besides seed and batch size."""
@@ -97,7 +99,12 @@ def evaluation_batches(cfg: TextData, split: str, seq_len: int, batch_size: int,
   if num_tokens is not None:
     rows.length = min(rows.length, max(num_tokens // seq_len, 1))
   return iter(batches(rows, batch_size=batch_size, shuffle=False, repeat=False, process_index=process_index,
-                      process_count=process_count))
+                      process_count=process_count, transform=seeded if cfg.sequence_seeds else None))
+
+
+def seeded(row: dict, rng: np.random.Generator) -> dict:
+  """The row with a seed of its own, whatever the batch size and the number of hosts."""
+  return row | {"sequence_seeds": rng.integers(0, 2**32, size=2, dtype=np.uint32)}
 
 
 def check_vocabulary(tokenizer_size: int, table_size: int) -> None:

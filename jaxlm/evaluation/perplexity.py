@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ConfigError
+from jaxlm.models.score import lexicon_of
 from jaxlm.parallel.mesh import BATCH_AXES
 
 MODEL_FIELDS = ("tokens", "targets", "segment_ids", "positions")
@@ -143,7 +144,8 @@ def evaluate_lengths(config, params, data, lengths: Sequence[int], *, split: str
 @functools.partial(jax.jit, static_argnames="config")
 def _sums(params, batch, *, config):
   """(nll_T, weight_T, bytes_T) by position within the segment, float32."""
-  score = config.build().apply({"params": params}, *(batch[k] for k in MODEL_FIELDS), method="score")
+  score = config.build().apply({"params": params}, *(batch[k] for k in MODEL_FIELDS), method="score",
+                               **lexicon_of(config, batch, train=False))
   weight_BT = batch["loss_weights"].astype(jnp.float32)
   # Not 0 * log_prob: a padded target may be -inf.
   nll_BT = jnp.where(weight_BT > 0, -score.log_prob_BT * weight_BT, 0.0)

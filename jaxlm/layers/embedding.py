@@ -19,6 +19,7 @@ from jaxlm.layers.weights import normal, weights
 
 EMBEDDINGS = Kinds("embedding", {
     "learned": "jaxlm.layers.embedding:EmbeddingConfig",
+    "lexinvariant": "jaxlm.layers.lexinvariant:LexinvariantConfig",
 })
 
 

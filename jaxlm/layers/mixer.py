@@ -66,6 +66,9 @@ class Context:
   shared_by: Any = struct.field(pytree_node=False, default=None)
   depth: int = struct.field(pytree_node=False, default=1)
   packed: bool = struct.field(pytree_node=False, default=True)
+  lexicon: Any = None
+  tokens_BT: jax.Array | None = None
+  streaming: bool = struct.field(pytree_node=False, default=False)
   key_segment_ids_BT: jax.Array | None = None
   lexicon: Any = None
   tokens_BT: jax.Array | None = None

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import jax
 
+from jaxlm.layers.lexinvariant import lexicon_of as lexicon_of     # what `score` needs of a batch besides its tokens
+
 
 class Score(NamedTuple):
   """log p(target) and the log of the softmax's denominator, float32 (B, T)."""
