@@ -70,9 +70,6 @@ class Context:
   tokens_BT: jax.Array | None = None
   streaming: bool = struct.field(pytree_node=False, default=False)
   key_segment_ids_BT: jax.Array | None = None
-  lexicon: Any = None
-  tokens_BT: jax.Array | None = None
-  streaming: bool = struct.field(pytree_node=False, default=False)
 
 
 @dataclasses.dataclass(frozen=True)
