@@ -84,7 +84,7 @@ def _this_process(timeout_s: int) -> tuple[str, int, int, list[int] | None]:
     return address, int(count), int(index), None
   if os.environ.get("JAXLM_DISTRIBUTED") != "1":
     return "", 1, 0, None
-  from jax._src.clusters import ClusterEnv    # what jax.distributed.initialize() asks, asked earlier
+  from jax._src.clusters import ClusterEnv  # what jax.distributed.initialize() asks, asked earlier
 
   found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, timeout_s)
   if None in found[:3]:
