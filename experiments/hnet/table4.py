@@ -8,7 +8,7 @@ declarations that come with jaxlm, and the Python standard library's own sources
 
 import sysconfig
 
-from jaxlm.experiments import Column, Figure, Row, Scale, Table, paper
+from jaxlm.experiments import Column, Row, Scale, Table, paper
 from jaxlm.experiments.chunks import bits_and_chunks
 
 TINY = "configs/hnet/tiny.py"

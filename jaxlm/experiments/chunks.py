@@ -53,7 +53,7 @@ def bits_and_chunks(*, num_rows: int = 64):
       module = cfg.model.build()
       apply = jax.jit(lambda *args: module.apply({"params": trained.params}, *args, method="with_stages")[1])
       boundaries, words, tokens, chunks = [], [], np.zeros(S), np.zeros(S)
-      for i, batch in enumerate(evaluation_batches(cfg.data, "validation", T, 16, num_tokens=num_rows * T)):
+      for batch in evaluation_batches(cfg.data, "validation", T, 16, num_tokens=num_rows * T):
         infos = jax.device_get(apply(batch["tokens"], batch["segment_ids"], batch["positions"]))
         boundaries.append(infos[0].boundary_BT)
         words.append(word_starts(batch["tokens"]))

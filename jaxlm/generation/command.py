@@ -62,6 +62,7 @@ def load(cfg, folder: str, *, step: int | None = None, ema: bool = False):
   import flax.linen as nn
   import jax
   import jax.numpy as jnp
+
   from jaxlm.training.checkpoints import restore_params
 
   init = lambda: cfg.model.build().init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]

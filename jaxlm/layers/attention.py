@@ -141,7 +141,11 @@ class Attention(nn.Module):
 
     shared = context.shared
     if context.shared_by != (position, heads):
-      shared, _ = position.prepare(self, heads, context, position.init_model_state(heads, x_BTD.shape[0]))
+      own = position.init_model_state(heads, x_BTD.shape[0])
+      if jax.tree.leaves(own):
+        raise ConfigError(f"{type(position).__name__} is shared by all layers here: set it as model.position, and give "
+                          "every layer the same heads")
+      shared, _ = position.prepare(self, heads, context, own)
     q_BTNH, k_BTKH, info, position_state = position.encode(
         self, heads, q_BTNH, k_BTKH, x_BTD, context, shared, None if state is None else state.position)
     self.sow("intermediates", "q", q_BTNH)         # read by parity tests only

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.config import ConfigError
-from jaxlm.kernels.random_head import (TABLE, effective, fold_in, keyed_rows, random_head, random_logits,
-                                       segment_seeds)
+from jaxlm.kernels.random_head import TABLE, effective, fold_in, keyed_rows, random_head, random_logits, segment_seeds
 from jaxlm.layers import embedding
 from jaxlm.layers.weights import normal, weights, zeros
 

@@ -189,7 +189,6 @@ class EncoderDecoder(nn.Module):
 
   def encode_front(self, tokens_BL, valid_BL=None, *, train=False):
     """(h_BLD entering the reduction's block, Keys): everything that runs at full length."""
-    cfg = self.cfg
     keys = Keys(tokens_BL != 0 if valid_BL is None else valid_BL.astype(bool))
     x_BLD = self._embed(tokens_BL, self.encoder_position, train)
     self.sow("intermediates", "encoder_embedded", x_BLD)

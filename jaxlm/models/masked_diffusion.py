@@ -21,7 +21,7 @@ from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import LayerNormConfig
 from jaxlm.layers.positions import POSITIONS
 from jaxlm.layers.positions.rope import RoPE
-from jaxlm.layers.weights import normal, weights, zeros
+from jaxlm.layers.weights import weights, zeros
 
 SINUSOIDS = 256
 

@@ -12,7 +12,15 @@ from jaxlm.config import ConfigError
 from jaxlm.layers.isotropic import LayoutError, height, parse_layout, parse_runs
 from jaxlm.models.hnet import HNetConfig, StageConfig
 from jaxlm.models.hnet_rules import (
-  DECAY, DECAY_OVERRIDES, attention_flops, forward_flops, lr_multipliers, mamba2_flops, mlp_flops, stage_multipliers)
+  DECAY,
+  DECAY_OVERRIDES,
+  attention_flops,
+  forward_flops,
+  lr_multipliers,
+  mamba2_flops,
+  mlp_flops,
+  stage_multipliers,
+)
 from jaxlm.parallel.rules import logical_axes
 from jaxlm.training.config import load_config, run_config
 

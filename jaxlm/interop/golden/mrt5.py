@@ -143,7 +143,7 @@ def encoder_decoder(case):
 
 
 def compare_outputs(case, cfg, out, memory, sown, hard, W):
-  config, reduced = case.config, memory.reduced
+  reduced = memory.reduced
   tokens_BL = case["in/input_ids"]
   for name in ("logits", "loss", "total_loss", "delete_gate_loss_times_alpha", "gate_mean_nonpad"):
     if f"out/{name}" in case:

@@ -5,7 +5,6 @@ Axes: ... any, D d_model, P pairs of channels. Seeds are uint32 (..., 2), (high,
 
 import math
 
-import jax
 import jax.numpy as jnp
 
 from jaxlm.kernels.phase import sincos

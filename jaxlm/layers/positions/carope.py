@@ -90,7 +90,7 @@ class CARoPE(Position):
     return ("freq_bias",) if self.decay_kernel else ("freq_bias", "freq_kernel")
 
   def rotary_dim(self, heads) -> int:
-    return self.ladder.rotary_dim or heads.head_dim
+    return heads.head_dim if self.ladder.rotary_dim is None else self.ladder.rotary_dim
 
   def check(self, heads):
     check_even("ladder.rotary_dim", self.rotary_dim(heads), heads.head_dim)
@@ -138,6 +138,8 @@ class CARoPE(Position):
       sin, cos = shared
       return Encoded(rotate(q_BTNH, cos, sin, layout=layout), rotate(k_BTKH, cos, sin, layout=layout))
     source_BTD = x_BTD if self.freq_source == "attn_input" else context.embedding_BTD
+    if source_BTD is None:
+      raise ConfigError('freq_source = "token_embedding": this part of the model sees chunks, not tokens; use "attn_input"')
     q_BTNH, k_BTKH, state = carope_rotate(
         q_BTNH, k_BTKH, self.log_frequency(module, heads, source_BTD), rotary_dim=self.rotary_dim(heads),
         layout=layout, **self._sum_options(context, state))
