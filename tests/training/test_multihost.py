@@ -41,7 +41,8 @@ class Run:
       address = f"127.0.0.1:{free.getsockname()[1]}"
     self.folder, self.processes, self.outputs = folder, {}, {}
     for index in range(count) if only is None else only:
-      env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(HERE)} | environment
+      env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(HERE),
+                          "JAX_DISABLE_MOST_OPTIMIZATIONS": "True"} | environment
       if count > 1:
         env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
       self.outputs[index] = folder.with_suffix(f".{index}.txt")
