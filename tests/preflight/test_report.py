@@ -95,16 +95,6 @@ def test_every_row_of_the_matrix_is_a_valid_config_that_its_slice_divides():
     assert chip_of(row.topology) and Budget(**row.budget)
 
 
-def test_the_committed_report_covers_the_matrix_and_breaks_no_budget():
-  rows = matrix()
-  path = pathlib.Path(rows.__file__).parent / "preflight.json"
-  known = json.loads(path.read_text())
-  for row in rows.ROWS:
-    found = known.get(rows.key_of(row))
-    assert found is not None, f"{row.name} on {row.topology} changed: make preflight"
-    assert found["fits"] and not found["broken"] and not found["unknown_loops"], (row.name, found["broken"])
-
-
 # -- with the TPU compiler ------------------------------------------------------------------------------------------
 
 
