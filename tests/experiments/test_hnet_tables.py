@@ -12,6 +12,8 @@ from jaxlm.experiments.perturb import PERTURBATIONS
 from jaxlm.experiments.runner import override
 from jaxlm.training.config import load_config, run_config
 
+pytestmark = pytest.mark.slow     # compiling whole models takes minutes on two cores
+
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = sorted(p for p in (ROOT / "experiments" / "hnet").glob("*.py") if p.stem != "boundaries")
 

@@ -11,6 +11,8 @@ from jaxlm.interop.golden.case import Case
 from jaxlm.interop.huggingface.table import WeightsError
 from jaxlm.interop.verify import verify
 
+pytestmark = pytest.mark.slow     # compiling whole models takes minutes on two cores
+
 FOLDER = pathlib.Path(__file__).parents[1] / "golden" / "hnet"
 
 

@@ -8,6 +8,8 @@ import pytest
 from jaxlm.interop.golden import CHECKS
 from jaxlm.interop.golden.case import Case
 
+pytestmark = pytest.mark.slow     # compiling whole models takes minutes on two cores
+
 FILES = sorted((pathlib.Path(__file__).parents[1] / "golden" / "lexinvariant").glob("*.npz"))
 
 

@@ -17,6 +17,8 @@ from jaxlm.layers.positions.rope import RoPE
 from jaxlm.layers.routers import Given, Pool, Space
 from jaxlm.models.hnet import HNetConfig, JoinConfig, StageConfig
 
+pytestmark = pytest.mark.slow     # compiling whole models takes minutes on two cores
+
 B, T = 3, 24
 
 

@@ -13,6 +13,8 @@ from jaxlm.models.hnet import HNetConfig, StageConfig
 from jaxlm.objectives.base import Pair
 from jaxlm.objectives.next_byte import NextByte
 
+pytestmark = pytest.mark.slow     # compiling whole models takes minutes on two cores
+
 
 def stage(width):
   return StageConfig(width, mamba=Mamba2Config(d_state=4, head_dim=16))
