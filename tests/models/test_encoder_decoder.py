@@ -1,0 +1,86 @@
+"""The encoder-decoder with a delete gate: capacities, overflow, decoding, refusals."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.config import ConfigError
+from jaxlm.generation.encoder_decoder import greedy
+from jaxlm.interop.mrt5 import load_params, store_params
+from jaxlm.layers.delete_gate import DeleteGateConfig, Mode, fixed_deletion
+from jaxlm.models.encoder_decoder import EncoderDecoderConfig
+from jaxlm.objectives.deletion import Controller
+from jaxlm.objectives.sequence_to_sequence import SequenceToSequence
+
+TINY = EncoderDecoderConfig(vocab_size=40, d_model=16, d_ff=24, num_heads=2, d_kv=8, num_encoder_layers=2,
+                            num_decoder_layers=1, softmax1=True, reduction=DeleteGateConfig(layer=1))
+TOKENS = jnp.asarray([[5, 9, 12, 7, 30, 8, 22, 1], [11, 6, 14, 1, 0, 0, 0, 0]])
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  model = TINY.build()
+  params = jax.jit(model.init)(jax.random.key(0), TOKENS, TOKENS[:, :3])["params"]
+  params = jax.tree.map(lambda x: x, jax.tree.map(lambda x: getattr(x, "value", x), params, is_leaf=lambda x: hasattr(x, "unbox")))
+  # A gate without a bias deletes about half.
+  params["reduction"]["b"] = jnp.zeros_like(params["reduction"]["b"])
+  return model, params
+
+
+def run(model, params, capacity):
+  return jax.jit(lambda p: model.apply({"params": p}, TOKENS, TOKENS[:, :3], mode=Mode(True, capacity), method="run"))(params)
+
+
+def test_more_capacity_than_needed_changes_nothing_and_less_is_noticed(tiny):
+  model, params = tiny
+  logits, memory, _ = run(model, params, None)
+  need = int(memory.reduced.count_B.max())
+  assert 1 < need < 8 and not memory.reduced.overflow_B.any()
+  exact, fits, _ = run(model, params, need)
+  np.testing.assert_allclose(exact, logits, atol=1e-5)
+  assert not fits.reduced.overflow_B.any()
+  assert run(model, params, need - 1)[1].reduced.overflow_B.any()
+
+
+def test_cached_decoding_says_what_the_whole_pass_says(tiny):
+  model, params = tiny
+  decoded = jax.jit(functools.partial(greedy, model, max_len=4, mode=Mode(True), with_logits=True))(params, TOKENS)
+  logits, _, _ = jax.jit(lambda p, t: model.apply({"params": p}, TOKENS, t, mode=Mode(True), method="run"))(
+      params, decoded.tokens_BT[:, :-1])
+  np.testing.assert_allclose(decoded.logits_BTV, logits, atol=1e-4)
+
+
+def test_official_names_go_out_and_come_back(tiny):
+  _, params = tiny
+  stored = store_params(TINY, params)
+  assert stored["encoder.block.1.delete_gate.feed_forward.weight"].shape == (1, 16)
+  again = load_params(TINY, stored | {"encoder.embed_tokens.weight": stored["shared.weight"]})
+  jax.tree.map(np.testing.assert_array_equal, again, dict(params))
+  del stored["lm_head.weight"]
+  with pytest.raises(ConfigError, match="lm_head.weight"):
+    load_params(TINY, stored)
+
+
+def test_fixed_deletion_of_a_row_does_not_depend_on_its_batch():
+  alone = [fixed_deletion(row[None], 0.5, (1, 7))[0] for row in TOKENS]
+  np.testing.assert_array_equal(fixed_deletion(TOKENS, 0.5, (1, 7)), np.stack(alone))
+
+
+def test_impossible_settings_are_refused_with_a_remedy():
+  with pytest.raises(ConfigError, match="outside the encoder"):
+    dataclasses.replace(TINY, reduction=DeleteGateConfig(layer=2))
+  with pytest.raises(ConfigError, match=r"inside \[0, 1\)"):
+    Controller(1.0)
+  with pytest.raises(ConfigError, match="ladder is empty"):
+    SequenceToSequence(capacities=())
+
+
+def test_the_controller_moves_once_per_step_from_the_global_rate():
+  from jaxlm.objectives.base import Pair
+  objective = SequenceToSequence(controller=Controller(0.5, k_p=0.5, k_i=0.1))
+  state = objective.update_state(objective.init_state(), {"deleted": Pair(jnp.float32(20), jnp.float32(100))})
+  np.testing.assert_allclose(float(state["alpha"]), 0.05 * 0.3 + 0.1 * 0.3, rtol=1e-5)
