@@ -22,8 +22,8 @@ TABLE = Table(
           for text, source in TEXTS.items() for name, label in LABELS.items()],
     columns=[Column(BPB, "bpb", 3), Column(CHUNK, "bytes_per_chunk", 2), Column("MFLOP per byte", "mflop", 3)],
     scales={
-        "smoke": Scale("widths 64/96, context 128 bytes, 600 steps of 1,024 bytes; minutes a row on 2 cores",
-                       overrides={"train.steps": 600, "train.log_every": 10, "train.save_every": 0, "eval.every": 0}),
+        "smoke": Scale("widths 64/96, context 128 bytes, 1,200 steps of 1,024 bytes; minutes a row on 2 cores",
+                       overrides={"train.steps": 1200, "train.log_every": 10, "train.save_every": 0, "eval.every": 0}),
         "small": Scale("widths 64/96, context 1,024 bytes, 5,000 steps of 65,536 bytes",
                        overrides={"data.seq_len": 1024, "data.batch_size": 64, "objective.capacities": None,
                                   "objective.multiple": 128, "model.dtype": "bfloat16", "train.steps": 5000,
