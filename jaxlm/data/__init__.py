@@ -15,9 +15,11 @@ DATA = Kinds("data", {
     "star_graphs": "jaxlm.data.star_graphs:StarGraphData",
     "diagnostic": "jaxlm.data.diagnostic_tasks:DiagnosticData",
     "needles": "jaxlm.data.needles:NeedleData",
+    "passages": "jaxlm.data.passages:PassageData",
     "repeated_words": "jaxlm.data.needles:RepeatedWordsData",
     "scenes": "jaxlm.data.scenes:SceneData",
     "text": "jaxlm.data.text:TextData",
+    "zebra": "jaxlm.data.zebra:ZebraData",
 })
 
 __all__ = ["DATA", "DataError"]

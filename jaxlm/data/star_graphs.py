@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from jaxlm.config import ConfigError
-from jaxlm.data.insertion import CLS_TYPE, GIVEN, TARGET, compact, drop
+from jaxlm.data.forms import Form, corrupted, framed, row
 from jaxlm.data.pipeline import batches
 from jaxlm.data.splits import check_split
 
@@ -132,18 +132,10 @@ class Ids(NamedTuple):
     return cls(*range(num_nodes, num_nodes + 8))
 
 
-Form = Literal["insertion", "insertion_transformer", "causal", "masked_diffusion"]
-
-
 def encode(graph: Graph, ids: Ids, form: Form) -> tuple[np.ndarray, np.ndarray]:
   """(tokens, types) of one graph, without padding; types: 0 CLS, 1 given, 2 to be found."""
-  question = [*graph.edges.reshape(-1), graph.path[0], graph.path[-1], ids.bos]
-  answer = np.stack([graph.path[:-1], graph.path[1:]], axis=1).reshape(-1)
-  first = [ids.cls] if form.startswith("insertion") else []
-  last = [ids.eos] if form == "causal" else []
-  tokens = np.asarray([*first, *question, *answer, *last], np.int32)
-  types = np.asarray([CLS_TYPE] * len(first) + [GIVEN] * len(question) + [TARGET] * (len(answer) + len(last)), np.int32)
-  return tokens, types
+  question = [*graph.edges.reshape(-1), graph.path[0], graph.path[-1]]
+  return framed(question, np.stack([graph.path[:-1], graph.path[1:]], axis=1).reshape(-1), ids, form)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,17 +187,9 @@ class StarGraphData:
 
   def _insertion(self, row, rng):
     """Corruption of one row, drawn anew in every epoch."""
-    length, tokens, types = int(row.pop("length")[0]), row.pop("tokens"), row.pop("types")
-    tokens, types = tokens[:length], types[:length]
-    it, most = self.form == "insertion_transformer", 2 * (self.star.max_path - 1)
-    if it:
-      most = self.seq_len
-    out = compact(tokens, drop(types, rng), seq_len=self.seq_len, num_missing=most, pad=self.ids.pad,
-                  eos=self.ids.eos if it else None)
-    index = np.arange(self.seq_len, dtype=np.int32)
-    return row | dict(tokens=out.tokens, segment_ids=(index < out.length).astype(np.int32),
-                      positions=np.minimum(index, out.length - 1), slots=out.slots, missing=out.missing,
-                      num_missing=np.asarray([out.number], np.int32))
+    it = self.form == "insertion_transformer"
+    return corrupted(row, rng, seq_len=self.seq_len, num_missing=self.seq_len if it else 2 * (self.star.max_path - 1),
+                     pad=self.ids.pad, eos=self.ids.eos if it else None)
 
 
 class Graphs:
@@ -221,17 +205,4 @@ class Graphs:
     cfg = self.cfg
     graph = cfg.star.generate(np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)]))
     tokens, types = encode(graph, cfg.ids, cfg.form)
-    T, n, weight = cfg.seq_len, len(tokens), np.ones(1, np.float32)
-    pad = lambda x, value, size=T: np.concatenate([x, np.full(size - len(x), value)]).astype(np.int32)
-    if cfg.form.startswith("insertion"):
-      return dict(tokens=pad(tokens, cfg.ids.pad), types=pad(types, TARGET), length=np.asarray([n], np.int32),
-                  loss_weights=weight, target_bytes=np.ones(1, np.int32))
-    if cfg.form == "masked_diffusion":
-      return dict(tokens=pad(tokens, cfg.ids.pad), segment_ids=pad(np.ones(n), 0), positions=np.arange(T, dtype=np.int32),
-                  maskable=pad(types == TARGET, 1), loss_weights=weight, target_bytes=np.ones(1, np.int32))
-    left = lambda x, value: np.concatenate([np.full(T + 1 - n, value), x])      # padded on the left, as trained in the release
-    tokens, types, inside = left(tokens, cfg.ids.pad), left(types, GIVEN), left(np.ones(n), 0)
-    return dict(tokens=tokens[:-1].astype(np.int32), targets=tokens[1:].astype(np.int32),
-                segment_ids=inside[:-1].astype(np.int32),
-                positions=np.maximum(np.cumsum(inside)[:-1] - 1, 0).astype(np.int32),
-                loss_weights=(types[1:] == TARGET).astype(np.float32), target_bytes=np.ones(T, np.int32))
+    return row(tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, pad_left=True)

@@ -1,0 +1,182 @@
+"""`data.kind = "passages"`: one sentence, paragraph or document per row, whole, for models of complete sequences.
+
+Axes: T position. Spec ilm, section 7.3. LM1B's documents are sentences and TinyStories' are stories (`source`
+"tfds:lm1b", "text:stories/{split}/*.txt", ..); a corpus of chapters is cut with `unit`.
+
+Five ids follow the tokenizer's: CLS, BOS, EOS, PAD, MASK.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Annotated, Literal, NamedTuple
+
+import grain
+import numpy as np
+
+from jaxlm.config import ConfigError
+from jaxlm.data.errors import DataError
+from jaxlm.data.folders import data_dir
+from jaxlm.data.forms import Form, corrupted, framed, framed_length, row
+from jaxlm.data.pipeline import batches
+from jaxlm.data.sources import Corpus, open_corpus
+from jaxlm.data.splits import check_split
+from jaxlm.data.store import TokenStore, token_store
+from jaxlm.data.tokenizers import TOKENIZERS, Tokenizer
+from jaxlm.data.tokenizers.bytes import ByteTokenizerConfig
+
+# A full stop (or the like) with what closes after it, then white space, then what opens a sentence.
+SENTENCE_END = re.compile(r"(?<=[.!?])([\"'”’)]*)\s+(?=[\"'“‘(]*[A-Z])")
+ABBREVIATED = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Messrs|Capt|Rev|No|vs|etc)|\b[A-Z])\.$")
+
+
+class Ids(NamedTuple):
+  """Special tokens, behind the tokenizer's."""
+
+  cls: int
+  bos: int
+  eos: int
+  pad: int
+  mask: int
+
+  @classmethod
+  def after(cls, vocab_size: int) -> "Ids":
+    return cls(*range(vocab_size, vocab_size + 5))
+
+
+@dataclasses.dataclass(frozen=True)
+class PassageData:
+  """source, tokenizer: as of "text". unit: what a row is. form: what the model's objective reads.
+
+  seq_len: places of a row, special tokens included; longer passages are left out (`PassageData.left_out` counts them),
+  never cut. fold: (k, n) keeps the documents k, k + n, .. of every split: (0, 2) and (1, 2) have no document in common,
+  so that a judge can be trained on what the judged model never saw.
+  """
+
+  source: str
+  seq_len: int
+  batch_size: int
+  form: Form = "insertion"
+  unit: Literal["sentence", "paragraph", "document"] = "document"
+  tokenizer: Annotated[object, TOKENIZERS] = ByteTokenizerConfig()
+  fold: tuple[int, int] | None = None
+  shuffle: bool = True
+
+  def __post_init__(self):
+    if self.batch_size < 1:
+      raise ConfigError(f"data.batch_size = {self.batch_size}: wanted 1 or more")
+    if self.seq_len < 3:
+      raise ConfigError(f"data.seq_len = {self.seq_len}: wanted room for CLS, BOS and a token, 3 or more")
+    if self.fold is not None and not 0 <= self.fold[0] < self.fold[1]:
+      raise ConfigError(f"data.fold = {self.fold}: wanted (k, n) with 0 <= k < n")
+
+  @property
+  def vocab_size(self) -> int:
+    return self.tokenizer.vocab_size + 5
+
+  @property
+  def ids(self) -> Ids:
+    return Ids.after(self.tokenizer.vocab_size)
+
+  def load_tokenizer(self) -> Tokenizer:
+    """The tokenizer; one that is trained here reads the whole train split the first time, whatever the fold."""
+    corpus = open_corpus(self.source)
+    return self.tokenizer.load(lambda: corpus.documents("train"), corpus.fingerprint, data_dir() / "tokenizers")
+
+  def store(self, split: str) -> TokenStore:
+    check_split(split)
+    corpus = open_corpus(self.source)
+    name = f"{corpus.fingerprint} {self.unit} {self.fold}"
+    passages = Corpus(self.source, hashlib.sha256(name.encode()).hexdigest(),
+                      lambda split: cut(corpus.documents(split), self.unit, self.fold))
+    return token_store(passages, split, self.load_tokenizer(), data_dir() / "tokens")
+
+  def passages(self, split: str) -> "Passages":
+    """Token ids of every passage that fits, without special tokens, in corpus order."""
+    return Passages(self.store(split), self.seq_len - framed_length(0, 0, self.form))
+
+  def left_out(self, split: str) -> int:
+    """Passages too long for seq_len."""
+    found = self.passages(split)
+    return len(found.store.starts) - 1 - len(found)
+
+  def decode(self, tokens) -> str:
+    """Text of ids; special ones vanish."""
+    return self.load_tokenizer().decode(t for t in tokens if t < self.ids.cls)
+
+  def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
+    found = self.passages(split)
+    transform = self._corrupt if self.form.startswith("insertion") else None
+    return batches(Rows(self, found), batch_size=self.batch_size, seed=seed, shuffle=self.shuffle and repeat, repeat=repeat,
+                   process_index=process_index, process_count=process_count, transform=transform,
+                   fingerprint=f"passages {found.store.fingerprint} {self.seq_len} {self.form} {self.shuffle}")
+
+  def _corrupt(self, row, rng):
+    return corrupted(row, rng, seq_len=self.seq_len, num_missing=self.seq_len, pad=self.ids.pad,
+                     eos=self.ids.eos if self.form == "insertion_transformer" else None)
+
+
+class Passages:
+  """Random access to the passages of a store that have at most `longest` tokens."""
+
+  def __init__(self, store: TokenStore, longest: int):
+    self.store, self.longest = store, longest
+    lengths = np.diff(store.starts) - 1      # the separator in front is no part of the passage
+    self.index = np.flatnonzero((lengths <= longest) & (lengths > 0))
+    if not len(self.index):
+      raise DataError(f"no passage has at most {longest} tokens (the shortest has {lengths.min()}); raise data.seq_len or "
+                      f"cut smaller units")
+
+  def __len__(self) -> int:
+    return len(self.index)
+
+  def __getitem__(self, i: int) -> np.ndarray:
+    at = self.index[int(i)]
+    return np.asarray(self.store.tokens[self.store.starts[at] + 1:self.store.starts[at + 1]], np.int32)
+
+
+class Rows:
+  """Passages as rows of one form."""
+
+  def __init__(self, cfg: PassageData, passages: Passages):
+    self.cfg, self.passages = cfg, passages
+
+  def __len__(self) -> int:
+    return len(self.passages)
+
+  @functools.cached_property
+  def num_bytes(self) -> np.ndarray:
+    return np.concatenate([self.passages.store.num_bytes, np.zeros(5, np.int32)])
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    cfg = self.cfg
+    tokens, types = framed([], self.passages[index], cfg.ids, cfg.form)
+    return row(tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, num_bytes=self.num_bytes)
+
+
+def cut(documents: Iterator[bytes], unit: str, fold: tuple[int, int] | None = None) -> Iterator[bytes]:
+  """The units of a fold's documents, white space run together; documents are taken as they are."""
+  for number, document in enumerate(documents):
+    if fold is not None and number % fold[1] != fold[0]:
+      continue
+    if unit == "document":
+      yield document.strip()
+      continue
+    for paragraph in re.split(r"\n\s*\n", document.decode("utf-8", "replace")):
+      paragraph = " ".join(paragraph.split())
+      for part in sentences(paragraph) if unit == "sentence" else [paragraph]:
+        if part:
+          yield part.encode()
+
+
+def sentences(text: str) -> list[str]:
+  """`text` cut behind . ! ? where a capital follows, but not behind titles and initials; joined with blanks it is `text`."""
+  out, start = [], 0
+  for match in SENTENCE_END.finditer(text):
+    here = text[start:match.end(1)]
+    if not ABBREVIATED.search(here):
+      out.append(here)
+      start = match.end()
+  return [*out, text[start:]]

@@ -1,0 +1,42 @@
+"""Rows of named columns from the files that data sets are published as: JSON lines, CSV, Parquet."""
+
+import csv
+import json
+import pathlib
+from collections.abc import Sequence
+
+from jaxlm.config import nearest
+from jaxlm.data.errors import DataError
+
+
+def read_columns(path: str | pathlib.Path, columns: Sequence[str]) -> list[tuple]:
+  """The named columns of every row, in order. The ending decides: .jsonl, .csv or .parquet."""
+  path = pathlib.Path(path).expanduser()
+  if not path.is_file():
+    raise DataError(f"{path} does not exist; save the data set there as .jsonl, .csv or .parquet")
+  if path.suffix == ".parquet":
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(path)
+    _check(path, columns, table.column_names)
+    return list(zip(*(table.column(c).to_pylist() for c in columns)))
+  if path.suffix == ".csv":
+    with path.open(newline="", encoding="utf-8") as file:
+      rows = list(csv.DictReader(file))
+  elif path.suffix == ".jsonl":
+    try:
+      rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+      raise DataError(f"{path} is not JSON lines: {error}") from None
+  else:
+    raise DataError(f"{path}: no reader for {path.suffix or 'a file without an ending'}; wanted .jsonl, .csv or .parquet")
+  if not rows:
+    raise DataError(f"{path} holds no row")
+  _check(path, columns, rows[0])
+  return [tuple(row[c] for c in columns) for row in rows]
+
+
+def _check(path, columns, there) -> None:
+  for column in columns:
+    if column not in there:
+      raise DataError(f"{path} has no column {column!r}; {nearest(column, list(there))} (it has {', '.join(there)})")
