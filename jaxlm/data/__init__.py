@@ -12,6 +12,7 @@ from jaxlm.config import Kinds
 from jaxlm.data.errors import DataError
 
 DATA = Kinds("data", {
+    "bigram": "jaxlm.data.bigram:BigramData",
     "star_graphs": "jaxlm.data.star_graphs:StarGraphData",
     "diagnostic": "jaxlm.data.diagnostic_tasks:DiagnosticData",
     "needles": "jaxlm.data.needles:NeedleData",

@@ -11,33 +11,9 @@ import math
 
 import numpy as np
 
+from jaxlm.data.bigram import Bigram
+
 MAX_SYMBOLS = 8     # 40,320 ciphers
-
-
-@dataclasses.dataclass(frozen=True)
-class Bigram:
-  """p(x_0) = initial_V, p(x_t | x_t-1) = transition_VV[x_t-1, x_t]."""
-
-  initial_V: np.ndarray
-  transition_VV: np.ndarray
-
-  def sample(self, count: int, length: int, rng: np.random.Generator) -> np.ndarray:
-    """int32 (count, length)."""
-    cumulative = np.cumsum(self.transition_VV, axis=1)
-    text = np.empty((count, length), np.int32)
-    text[:, 0] = np.searchsorted(np.cumsum(self.initial_V), rng.random(count), side="right")
-    for t in range(1, length):
-      text[:, t] = (cumulative[text[:, t - 1]] <= rng.random((count, 1))).sum(axis=1)
-    return np.minimum(text, len(self.initial_V) - 1)
-
-  def conditionals(self, text_NT) -> np.ndarray:
-    """p(. | x_<t), (N, T, V)."""
-    first = np.broadcast_to(self.initial_V, (len(text_NT), 1, len(self.initial_V)))
-    return np.concatenate([first, self.transition_VV[text_NT[:, :-1]]], axis=1)
-
-  def log_prob(self, text_NT) -> np.ndarray:
-    """log p(x_t | x_<t), (N, T)."""
-    return _log(np.take_along_axis(self.conditionals(text_NT), text_NT[..., None], axis=-1)[..., 0])
 
 
 @dataclasses.dataclass(frozen=True)

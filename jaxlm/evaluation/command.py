@@ -33,6 +33,8 @@ def run(argv: list[str]) -> int:
   parser.add_argument("--lengths", default=None, help="comma-separated tokens; default: the training length")
   parser.add_argument("--split", default="validation")
   parser.add_argument("--num_tokens", type=int, default=None, help="score the first so many tokens; default: all")
+  parser.add_argument("--tables", type=int, default=None,
+                      help="lexinvariant models: tables averaged per sequence; default: eval.num_tables of the run, 1")
   parser.add_argument("--by-position", action="store_true", help="loss at each position too")
   parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
   if "-h" in argv or "--help" in argv:
@@ -52,18 +54,21 @@ def run(argv: list[str]) -> int:
   lengths = _lengths(args.lengths, cfg.data.seq_len)
   if args.num_tokens is not None and args.num_tokens < 1:
     raise ConfigError(f"--num_tokens={args.num_tokens}: wanted 1 or more; leave it out for the whole split")
+  if args.tables is not None and args.tables < 1:
+    raise ConfigError(f"--tables={args.tables}: wanted 1 or more")
 
   evaluations, step = evaluate_run(cfg, args.run, lengths, split=args.split, num_tokens=args.num_tokens, step=args.step,
-                                   ema=args.ema)
+                                   ema=args.ema, num_tables=args.tables or cfg.eval.num_tables)
   if args.json:
     out = [e.to_json(by_position=args.by_position) for e in evaluations]
-    print(json.dumps({"run": args.run, "step": step, "split": args.split, "lengths": out}))
+    print(json.dumps({"run": args.run, "step": step, "split": args.split, "tables": args.tables or cfg.eval.num_tables, "lengths": out}))
   else:
     _show(args, evaluations, step)
   return 0
 
 
-def evaluate_run(cfg, folder: str, lengths: Sequence[int], *, split="validation", num_tokens=None, step=None, ema=False):
+def evaluate_run(cfg, folder: str, lengths: Sequence[int], *, split="validation", num_tokens=None, step=None, ema=False,
+                 num_tables=1):
   """([Evaluation], step) of a run folder's checkpoint under the configuration `cfg`, on all devices."""
   import flax.linen as nn
   import jax
@@ -84,7 +89,7 @@ def evaluate_run(cfg, folder: str, lengths: Sequence[int], *, split="validation"
   index, count = host_rows(mesh)
   with sharding_context(mesh):
     return evaluate_lengths(cfg.model, params, cfg.data, lengths, split=split, num_tokens=num_tokens, place=placer(mesh),
-                            process_index=index, process_count=count), step
+                            process_index=index, process_count=count, num_tables=num_tables), step
 
 
 def _config_of(folder: str) -> dict:

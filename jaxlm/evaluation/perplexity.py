@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ConfigError
-from jaxlm.models.score import lexicon_of
+from jaxlm.evaluation.tables import averaged_log_prob
+from jaxlm.models.score import lexicon_of, lexinvariant
 from jaxlm.parallel.mesh import BATCH_AXES
 
 MODEL_FIELDS = ("tokens", "targets", "segment_ids", "positions")
@@ -76,7 +77,7 @@ class Evaluation:
 
 def evaluate(config, params, batches: Iterable[dict], *, length: int, batch_size: int | None = None,
              num_windows: int | None = None, place: Callable | None = None, process_index: int = 0,
-             process_count: int = 1) -> Evaluation:
+             process_count: int = 1, num_tables: int = 1) -> Evaluation:
   """-log p(targets) summed over batches of windows of `length`.
 
   config: a model config with `build()`, whose module answers `score`. params: the tree under "params".
@@ -84,7 +85,10 @@ def evaluate(config, params, batches: Iterable[dict], *, length: int, batch_size
   the first one's) is filled up with rows of weight 0. num_windows: score the first so many windows of the whole run
   (window i is row i // process_count of host i % process_count), None: all.
   place: host batch -> global arrays (`jaxlm.parallel`); None: one device. Run under the mesh that `place` uses.
+  num_tables: of a lexinvariant model, whose probabilities are averaged over so many tables per sequence.
   """
+  if num_tables > 1 and not lexinvariant(config):
+    raise ConfigError(f"num_tables = {num_tables}, but this model's embedding is not lexinvariant: it has one table")
   place = place or (lambda batch: jax.tree.map(jnp.asarray, batch))
   nll_T, weight_T, target_bytes, seen, spare = np.zeros(length), np.zeros(length), 0.0, 0, None
   rows = batch_size // process_count if batch_size else None
@@ -107,7 +111,7 @@ def evaluate(config, params, batches: Iterable[dict], *, length: int, batch_size
     seen += rows
     spare = batch | {"loss_weights": np.zeros_like(batch["loss_weights"])}
     try:
-      sums = _sums(params, place(batch), config=config)
+      sums = _sums(params, place(batch), config=config, num_tables=num_tables)
     except ConfigError as error:        # the model refuses the length: it is not clamped, it is not a number
       return Evaluation(length, np.zeros(length), np.zeros(length), 0.0, note=str(error))
     nll, weight, num_bytes = (np.asarray(x, np.float64) for x in jax.device_get(sums))
@@ -120,7 +124,7 @@ def evaluate(config, params, batches: Iterable[dict], *, length: int, batch_size
 
 def evaluate_lengths(config, params, data, lengths: Sequence[int], *, split: str = "validation",
                      num_tokens: int | None = None, seed: int = 0, process_index: int = 0, process_count: int = 1,
-                     place: Callable | None = None) -> list[Evaluation]:
+                     place: Callable | None = None, num_tables: int = 1) -> list[Evaluation]:
   """One Evaluation per length, over the same text: each is cut into windows of its own length.
 
   data: a data config with `seq_len`, `batch_size` and `build`; batches keep its number of tokens. num_tokens: score
@@ -137,18 +141,21 @@ def evaluate_lengths(config, params, data, lengths: Sequence[int], *, split: str
     batches = at_length.build(split, seed=seed, process_index=process_index, process_count=process_count, repeat=False)
     out.append(evaluate(config, params, batches, length=length, batch_size=at_length.batch_size, place=place,
                         num_windows=None if num_tokens is None else num_tokens // length,
-                        process_index=process_index, process_count=process_count))
+                        process_index=process_index, process_count=process_count, num_tables=num_tables))
   return out
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _sums(params, batch, *, config):
+@functools.partial(jax.jit, static_argnames=("config", "num_tables"))
+def _sums(params, batch, *, config, num_tables=1):
   """(nll_T, weight_T, bytes_T) by position within the segment, float32."""
-  score = config.build().apply({"params": params}, *(batch[k] for k in MODEL_FIELDS), method="score",
-                               **lexicon_of(config, batch, train=False))
+  if num_tables > 1:
+    log_prob_BT = averaged_log_prob(config, params, batch, num_tables)
+  else:
+    log_prob_BT = config.build().apply({"params": params}, *(batch[k] for k in MODEL_FIELDS), method="score",
+                                       **lexicon_of(config, batch, train=False)).log_prob_BT
   weight_BT = batch["loss_weights"].astype(jnp.float32)
   # Not 0 * log_prob: a padded target may be -inf.
-  nll_BT = jnp.where(weight_BT > 0, -score.log_prob_BT * weight_BT, 0.0)
+  nll_BT = jnp.where(weight_BT > 0, -log_prob_BT * weight_BT, 0.0)
   bytes_BT = jnp.where(weight_BT > 0, batch.get("target_bytes", jnp.zeros_like(batch["targets"])), 0)
   at = lambda x_BT: jnp.zeros(x_BT.shape[1], jnp.float32).at[batch["positions"]].add(x_BT.astype(jnp.float32))
   return at(nll_BT), at(weight_BT), at(bytes_BT)

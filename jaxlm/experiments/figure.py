@@ -24,12 +24,12 @@ def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, si
   figure = table.figure
   rows = [row for row in table.rows if not figure.rows or row.name in figure.rows]
   styles = [(colour, dash) for dash, colour in itertools.product(DASHES, COLOURS)]
-  lines, config = [], None
+  lines, first = [], None
   for row, style in zip(rows, itertools.cycle(styles)):
     found = [r for (s, name, _), r in results.items() if (s, name) == (size, row.name)]
     curves = [r["curves"][figure.curve] for r in found if r["curves"].get(figure.curve)]
     if curves:
-      config = found[0]["config"]
+      first = first or found[0]
       lines.append((row, style, np.array([_running_mean(c, figure.smooth) for c in curves])))
   if not lines:
     return None
@@ -39,10 +39,15 @@ def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, si
     axes.plot(x, curves.mean(0), color=colour, linestyle=dash, linewidth=1.6, label=row.label or row.name)
     if len(curves) > 1:
       axes.fill_between(x, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
+  black = [(label, dash, _running_mean(first["curves"][key], figure.smooth)) for (key, label), dash in
+           zip(figure.references.items(), itertools.cycle(DASHES[::-1])) if first["curves"].get(key)]
+  for label, dash, curve in black:
+    axes.plot(np.arange(len(curve)) + 1, curve, color="black", linestyle=dash, linewidth=1.2, label=label)
+  lines += [(None, None, curve[None]) for *_, curve in black]
   low = min(c.mean(0)[len(c[0]) // 8:].min() for *_, c in lines)
   high = max(np.quantile(c.mean(0)[len(c[0]) // 8:], 0.995) for *_, c in lines)
   axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))   # the first positions know nothing
-  for mark, label in (figure.marks(config) if figure.marks else {}).items():
+  for mark, label in (figure.marks(first["config"]) if figure.marks else {}).items():
     axes.axvline(mark, color="0.5", linewidth=1, linestyle=(0, (2, 2)))
     axes.annotate(label, (mark, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points",
                   fontsize=8, color="0.3")

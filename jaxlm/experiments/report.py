@@ -37,7 +37,9 @@ def summarise(table: Table, scale_name: str, results: Mapping[tuple[str, str, in
           "devices": sorted({r["device"] for r in seeds.values()})} | ({"error": error} if error else {}))
     for sentence, predicate in table.claims.items():
       try:
-        claims.append({"claim": sentence, "size": size, "holds": bool(predicate(means))})
+        found = predicate(means)
+        holds, said = found if isinstance(found, tuple) else (found, "")
+        claims.append({"claim": sentence, "size": size, "holds": bool(holds)} | ({"figures": said} if said else {}))
       except Missing:
         claims.append({"claim": sentence, "size": size, "holds": None})
   return {"table": table.name, "title": table.title, "scale": scale_name, "note": scale.note,
@@ -73,7 +75,7 @@ def markdown(table: Table, summary: Mapping, figure: str = "") -> str:
     lines += ["", "## Claims at this scale", ""]
     words = {True: "holds", False: "does not hold", None: "not measured"}
     lines += [f"- {c['claim']}{' (' + c['size'] + ')' if c['size'] else ''}: **{words[c['holds']]}**"
-              for c in summary["claims"]]
+              + (f" ({c['figures']})" if c.get("figures") else "") for c in summary["claims"]]
   if figure:
     lines += ["", f"![{table.figure.title}]({figure})"]
   lines += ["", "## Made by", "", f"    {summary['command']}", "",

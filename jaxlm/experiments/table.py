@@ -92,7 +92,10 @@ class Trained(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """Lines of one measured curve, one per row, `x` = index of the entry. marks: curve index -> label, vertical lines."""
+  """Lines of one measured curve, one per row, `x` = index of the entry. marks: curve index -> label, vertical lines.
+
+  references: other measured curves, key -> label, drawn once in black: what the first drawn row measured of them.
+  """
 
   curve: str
   title: str
@@ -101,6 +104,7 @@ class Figure:
   smooth: int = 1            # running mean over so many entries; the caption says so
   marks: Callable[[dict], Mapping[float, str]] | None = None   # of the resolved configuration
   rows: Sequence[str] = ()   # () draws all
+  references: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Missing(KeyError):
@@ -118,7 +122,8 @@ class Means(dict):
 class Table:
   """measure: (Trained, overrides_at) -> Measured, after training; overrides_at(multiple) as in Row.
 
-  claims: what the paper asserts, sentence -> predicate over `Means`; tested at every scale and size.
+  claims: what the paper asserts, sentence -> predicate over `Means`; tested at every scale and size. It may return
+  (holds, the figures that say so).
   """
 
   name: str
@@ -128,7 +133,7 @@ class Table:
   scales: Mapping[str, Scale]
   measure: Callable[[Trained, Callable[[float], Mapping]], Measured]
   published: Mapping[tuple[str, str], Number | Sequence[Number]] = dataclasses.field(default_factory=dict)
-  claims: Mapping[str, Callable[[Means], bool]] = dataclasses.field(default_factory=dict)
+  claims: Mapping[str, Callable[[Means], bool | tuple[bool, str]]] = dataclasses.field(default_factory=dict)
   figure: Figure | None = None
   source: str = ""           # where the paper's numbers come from, printed under the table
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 
+from jaxlm.layers.lexinvariant import LexinvariantConfig
 from jaxlm.layers.lexinvariant import lexicon_of as lexicon_of  # what `score` needs of a batch besides its tokens
 
 
@@ -12,3 +13,8 @@ class Score(NamedTuple):
 
   log_prob_BT: jax.Array
   log_z_BT: jax.Array
+
+
+def lexinvariant(config) -> bool:
+  """Whether a model has a random table for every sequence, so that one may average over several."""
+  return isinstance(getattr(config, "embedding", None), LexinvariantConfig)

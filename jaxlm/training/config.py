@@ -63,18 +63,22 @@ class TrainConfig:
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """every: steps, 0 is never (the end of the run always counts as one if not). num_tokens: how much of the split, None
-  for all. lengths: perplexity at these lengths besides the objective's own loss at data.seq_len."""
+  for all. lengths: perplexity at these lengths besides the objective's own loss at data.seq_len. num_tables: tables
+  over which a lexinvariant model's probabilities are averaged there; the objective's own loss has one."""
 
   every: int = 0
   num_tokens: int | None = 65_536
   lengths: tuple[int, ...] = ()
   split: str = "validation"
+  num_tables: int = 1
 
   def __post_init__(self):
     if self.every < 0:
       raise ConfigError(f"eval.every = {self.every}: wanted steps, or 0 for never")
     if self.num_tokens is not None and self.num_tokens < 1:
       raise ConfigError(f"eval.num_tokens = {self.num_tokens}: wanted 1 or more, or None for the whole split")
+    if self.num_tables < 1:
+      raise ConfigError(f"eval.num_tables = {self.num_tables}: wanted 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)

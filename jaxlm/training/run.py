@@ -199,7 +199,8 @@ def evaluate(program: Program, params, objective_state, place, index: int, hosts
   if cfg.eval.lengths:
     for found in evaluate_lengths(cfg.model, params, cfg.data, cfg.eval.lengths, split=cfg.eval.split,
                                   num_tokens=cfg.eval.num_tokens, seed=cfg.seed, process_index=index,
-                                  process_count=hosts, place=place):
+                                  process_count=hosts, place=place,
+                                  num_tables=cfg.eval.num_tables):
       if found.tokens:
         values[f"eval/perplexity@{found.length}"] = found.perplexity
   return values

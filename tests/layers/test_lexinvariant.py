@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from jaxlm.config import ConfigError
+from jaxlm.data.bigram import Bigram
 from jaxlm.data.ciphers import encipher, full_cipher, inverse, move_rows
-from jaxlm.evaluation.bayes_mixture import Bigram, mixture, regret_bound
+from jaxlm.evaluation.bayes_mixture import mixture, regret_bound
 from jaxlm.evaluation.tables import averaged_log_prob
 from jaxlm.kernels.random_head import keyed_rows
 from jaxlm.layers.attention import AttentionConfig

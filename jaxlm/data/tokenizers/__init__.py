@@ -10,6 +10,7 @@ TOKENIZERS = Kinds("tokenizer", {
     "bytes": "jaxlm.data.tokenizers.bytes:ByteTokenizerConfig",
     "bpe": "jaxlm.data.tokenizers.bpe:BPEFileConfig",
     "trained_bpe": "jaxlm.data.tokenizers.bpe:TrainedBPEConfig",
+    "chars": "jaxlm.data.tokenizers.chars:CharTokenizerConfig",
 })
 
 __all__ = ["TOKENIZERS", "Tokenizer"]

@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxlm.config import ConfigError
 from jaxlm.data import ciphers
+from jaxlm.data.bigram import Bigram
 from jaxlm.data.lexinvariant_tasks import lookup_prompts, permutation_prompts
-from jaxlm.evaluation.bayes_mixture import Bigram, mixture
+from jaxlm.evaluation.bayes_mixture import mixture
 from jaxlm.interop.golden.case import Tolerance
 from jaxlm.kernels.attention.bias import relative_bucket
 from jaxlm.kernels.random_head import bits, keyed_rows

@@ -1,0 +1,126 @@
+"""Texts of one fixed bigram source, each under a substitution cipher of its own (spec lexinvariant, sections 1 and 9).
+
+Small enough that the best possible predictor is known: `jaxlm.evaluation.bayes_mixture`. Axes: N texts, T time, V symbols.
+"""
+
+import dataclasses
+
+import grain
+import numpy as np
+
+from jaxlm.config import ConfigError
+from jaxlm.data.ciphers import full_cipher
+from jaxlm.data.pipeline import batches
+from jaxlm.data.splits import check_split
+
+SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bigram:
+  """p(x_0) = initial_V, p(x_t | x_t-1) = transition_VV[x_t-1, x_t]."""
+
+  initial_V: np.ndarray
+  transition_VV: np.ndarray
+
+  @classmethod
+  def draw(cls, num_symbols: int, concentration: float, rng: np.random.Generator) -> "Bigram":
+    """Rows from a symmetric Dirichlet, started at the distribution that they keep."""
+    transition_VV = rng.dirichlet(np.full(num_symbols, concentration), num_symbols)
+    values, vectors = np.linalg.eig(transition_VV.T)
+    initial_V = np.abs(np.real(vectors[:, np.argmin(np.abs(values - 1))]))
+    return cls(initial_V / initial_V.sum(), transition_VV)
+
+  def sample(self, count: int, length: int, rng: np.random.Generator) -> np.ndarray:
+    """int32 (count, length)."""
+    cumulative = np.cumsum(self.transition_VV, axis=1)
+    text = np.empty((count, length), np.int32)
+    text[:, 0] = np.searchsorted(np.cumsum(self.initial_V), rng.random(count), side="right")
+    for t in range(1, length):
+      text[:, t] = (cumulative[text[:, t - 1]] <= rng.random((count, 1))).sum(axis=1)
+    return np.minimum(text, len(self.initial_V) - 1)
+
+  def conditionals(self, text_NT) -> np.ndarray:
+    """p(. | x_<t), (N, T, V)."""
+    first = np.broadcast_to(self.initial_V, (len(text_NT), 1, len(self.initial_V)))
+    return np.concatenate([first, self.transition_VV[text_NT[:, :-1]]], axis=1)
+
+  def log_prob(self, text_NT) -> np.ndarray:
+    """log p(x_t | x_<t), (N, T)."""
+    with np.errstate(divide="ignore"):
+      return np.log(np.take_along_axis(self.conditionals(text_NT), text_NT[..., None], axis=-1)[..., 0])
+
+
+@dataclasses.dataclass(frozen=True)
+class BigramData:
+  """source_seed draws the source, once and for all; every row is a new text under a new cipher.
+
+  concentration: of the Dirichlet that the transitions come from; small ones make sharp sources. rows: of one pass.
+  """
+
+  batch_size: int
+  seq_len: int
+  num_symbols: int = 5
+  concentration: float = 0.3
+  source_seed: int = 0
+  rows: int = 512
+
+  def __post_init__(self):
+    for name in ("batch_size", "seq_len", "rows"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
+    if self.num_symbols < 2 or self.concentration <= 0:
+      raise ConfigError(f"data.num_symbols = {self.num_symbols}, data.concentration = {self.concentration}: wanted at "
+                        "least 2 symbols and a concentration above 0")
+
+  @property
+  def vocab_size(self) -> int:
+    return self.num_symbols
+
+  @property
+  def source(self) -> Bigram:
+    return Bigram.draw(self.num_symbols, self.concentration, np.random.default_rng(self.source_seed))
+
+  def build(self, split: str, *, seed: int, process_index: int = 0, process_count: int = 1,
+            repeat: bool = True) -> grain.IterDataset:
+    check_split(split)
+    return batches(_Texts(self, split, seed), batch_size=self.batch_size, seed=seed, shuffle=False, repeat=repeat,
+                   process_index=process_index, process_count=process_count, fingerprint=f"bigram {self}")
+
+  def examples(self, split: str, seed: int) -> dict[str, np.ndarray]:
+    """The first pass of a split as whole arrays, with `plain` (N, T + 1), what the texts say."""
+    texts = _Texts(self, split, seed)
+    drawn = [texts.draw(i) for i in range(self.rows)]
+    return {k: np.stack([row[k] for row in drawn]) for k in drawn[0]}
+
+  def bytes_per_target(self, batch) -> float:
+    return 1.0
+
+
+class _Texts:
+  """A pass over training data is ten million rows, then they repeat."""
+
+  def __init__(self, cfg: BigramData, split: str, seed: int):
+    self.cfg, self.split, self.seed, self.source = cfg, split, seed, cfg.source
+
+  def __len__(self) -> int:
+    return 10_000_000 if self.split == "train" else self.cfg.rows
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    row = self.draw(int(index))
+    del row["plain"]
+    return row
+
+  def draw(self, index: int) -> dict[str, np.ndarray]:
+    rng, T = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], index]), self.cfg.seq_len
+    plain = self.source.sample(1, T + 1, rng)[0]
+    cipher = full_cipher(self.cfg.num_symbols, rng)
+    return text_row(cipher[plain]) | dict(sequence_seeds=rng.integers(0, 2**32, size=2, dtype=np.uint32), plain=plain)
+
+
+def text_row(text: np.ndarray) -> dict[str, np.ndarray]:
+  """T + 1 symbols as a row of T tokens and their T successors."""
+  T = len(text) - 1
+  return dict(tokens=text[:-1].astype(np.int32), targets=text[1:].astype(np.int32), segment_ids=np.ones(T, np.int32),
+              positions=np.arange(T, dtype=np.int32), loss_weights=np.ones(T, np.float32),
+              target_bytes=np.ones(T, np.int32))
