@@ -1,7 +1,7 @@
 r"""Characters of prose or code, lexinvariant or standard, small enough for a laptop's CPU.
 
   jaxlm train --config=configs/lexinvariant/chars.py --workdir=runs/lex-chars
-  jaxlm train --config=configs/lexinvariant/chars.py --config.model.embedding=learned --workdir=runs/standard-chars
+  jaxlm train --config=configs/lexinvariant/chars.py --config.model.embedding.random_prob=0.0 --workdir=runs/standard-chars
 
 The vocabulary is 128 characters and two specials, as we remember the paper's; every other number is ours. The tables of
 experiments/lexinvariant start from this file.

@@ -1,6 +1,6 @@
 """What is measured on a trained row. A measure is made here and named in a table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -38,6 +38,30 @@ def perplexity_at(multiples: Sequence[int] = (1, 2, 4), *, split: str = "validat
         numbers[f"tail@{m}x"] = float(np.exp(e.loss_between(train_len, train_len * m)))
       curves[f"loss@{m}x"] = _bins(e.nll_T, e.weight_T, curve_points)
     return Measured(numbers, notes, curves)
+
+  return measure
+
+
+def loss_in(parts: Mapping[str, tuple[float, float]], *, split: str = "validation", curve_points: int = 512) -> Callable:
+  """Perplexity over parts of the training window: name -> (from, to), fractions of it. `eval.num_tokens` of the split.
+
+  numbers: ppl and loss of the whole, ppl@name, loss@name of each part. curves: loss, nats per token by position.
+  """
+
+  def measure(trained: Trained, overrides_at) -> Measured:
+    from jaxlm.evaluation.perplexity import evaluate_lengths
+    from jaxlm.experiments.runner import override
+    from jaxlm.training.config import run_config
+
+    cfg = run_config(override(trained.config, overrides_at(1)))
+    T = cfg.data.seq_len
+    [e] = evaluate_lengths(cfg.model, trained.params, cfg.data, [T], split=split, num_tokens=cfg.eval.num_tokens,
+                           num_tables=cfg.eval.num_tables)
+    numbers = {"loss": e.loss, "ppl": e.perplexity}
+    for name, (start, stop) in parts.items():
+      numbers[f"loss@{name}"] = e.loss_between(round(start * T), round(stop * T))
+      numbers[f"ppl@{name}"] = float(np.exp(numbers[f"loss@{name}"]))
+    return Measured(numbers, {}, {"loss": _bins(e.nll_T, e.weight_T, curve_points)})
 
   return measure
 

@@ -152,7 +152,8 @@ class Lexinvariant(nn.Module):
     return lexicon if given else lexicon.replace(seed_B2=default_seeds(batch_size))
 
   def _learned_only(self, lexicon: Lexicon) -> bool:
-    return self.cfg.random_prob < 1 and not lexicon.train and lexicon.table_BVD is None
+    mixed = self.cfg.random_prob > 0 and lexicon.train
+    return self.cfg.random_prob < 1 and not mixed and lexicon.table_BVD is None
 
   def _noise_scale(self):
     if self.cfg.random_prob == 1 or not self.cfg.match_norm:
