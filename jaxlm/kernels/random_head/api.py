@@ -9,11 +9,13 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxlm.kernels.platform import target_platform
 from jaxlm.kernels.random_head import reference, sharded, xla
 from jaxlm.kernels.random_head.reference import effective, segment_seeds
 from jaxlm.kernels.random_head.rows import LAWS, keyed_rows, split
 
 CHUNK_BYTES = 32 * 2**20     # rows and logits of one stretch, float32, per device
+CPU_CHUNK_BYTES = 4 * 2**20  # of one sequence: what a core's caches hold
 MIN_CHUNK = 128
 
 
@@ -48,11 +50,14 @@ def random_head(h_BTD, seed_B2, targets_BT=None, *, vocab_size: int, law: str = 
     shared = lambda part: tuple(n for n in sharded.names(part) if mesh.shape.get(n, 1) > 1)
     spec, vocab_axes = (shared(spec[0]) or None, shared(spec[1]) or None), shared(vocab_spec)
     size = lambda axes: math.prod(mesh.shape[n] for n in axes or ())
-    rows, length = max(1, B // size(spec[0])), max(1, T // size(spec[1]))
-    chunk = chunk or max(MIN_CHUNK, CHUNK_BYTES // (4 * rows * (D + length)) // MIN_CHUNK * MIN_CHUNK)
+    # A CPU multiplies matrices faster than stacks of them, so there sequences follow each other.
+    one_by_one = target_platform() == "cpu" and not any(spec) and not vocab_axes and mesh.size <= 1
+    rows, length = 1 if one_by_one else max(1, B // size(spec[0])), max(1, T // size(spec[1]))
+    room = (CPU_CHUNK_BYTES if one_by_one else CHUNK_BYTES) // (4 * rows * (D + length))
+    chunk = chunk or max(MIN_CHUNK, room // MIN_CHUNK * MIN_CHUNK)
     options = (("vocab_size", vocab_size), ("chunk", min(chunk, vocab_size)), ("law", law),
                ("probability", probability))
-    static = (spec, vocab_axes, size(vocab_axes), options)
+    static = (spec, vocab_axes, size(vocab_axes), one_by_one, options)
     embed = None if embed_VD is None else split(embed_VD)
     log_z_BT = _log_z(split(h_BTD), seed_B2, segment_ids_BT, embed, noise_scale, static)
   if targets_BT is None:
@@ -79,11 +84,12 @@ def _log_z(h_BTD, seed_B2, segment_ids_BT, embed_VD, noise_scale, static):
 
 
 def _sums(h_BTD, seed_B2, segment_ids_BT, embed_VD, noise_scale, static, *, with_rows):
-  spec, vocab_axes, size, options = static
+  spec, vocab_axes, size, one_by_one, options = static
   if not any(spec) and not vocab_axes:
     vocabulary = xla.Vocabulary(start=0, count=dict(options)["vocab_size"], embed_VD=embed_VD,
                                 noise_scale=noise_scale, **dict(options))
-    return sharded.normalise(xla.forward(h_BTD, seed_B2, segment_ids_BT, vocabulary, with_rows=with_rows))
+    return sharded.normalise(xla.forward(h_BTD, seed_B2, segment_ids_BT, vocabulary, with_rows=with_rows,
+                                         one_by_one=one_by_one))
   return sharded.forward(h_BTD, seed_B2, segment_ids_BT, embed_VD, noise_scale, spec=spec, vocab_axes=vocab_axes,
                          size=size, with_rows=with_rows, options=dict(options))
 
@@ -101,11 +107,12 @@ def _backward(static, residuals, g_BT):
   if kept is None:
     return dh_BTD, None, None, None, None
   h_BTD, seed_B2, segment_ids_BT, embed_VD, noise_scale, log_z_BT = kept
-  spec, vocab_axes, size, options = static
+  spec, vocab_axes, size, one_by_one, options = static
   if not any(spec) and not vocab_axes:
     vocabulary = xla.Vocabulary(start=0, count=dict(options)["vocab_size"], embed_VD=embed_VD,
                                 noise_scale=noise_scale, **dict(options))
-    d_embed = xla.embed_gradient(h_BTD, seed_B2, segment_ids_BT, vocabulary, log_z_BT, g_BT)
+    d_embed = xla.embed_gradient(h_BTD, seed_B2, segment_ids_BT, vocabulary, log_z_BT, g_BT,
+                                 one_by_one=one_by_one)
   else:
     d_embed = sharded.embed_gradient(h_BTD, seed_B2, segment_ids_BT, embed_VD, noise_scale, log_z_BT, g_BT, spec=spec,
                                      vocab_axes=vocab_axes, size=size, options=dict(options))

@@ -74,8 +74,11 @@ def _by_segment(step, init, segment_ids_BT, seed_B2):
   return jax.lax.fori_loop(1, jnp.maximum(jnp.max(segment_ids_BT), 1) + 1, one, init)
 
 
-def forward(h_BTD, seed_B2, segment_ids_BT, vocabulary: Vocabulary, *, with_rows: bool) -> Sums:
-  """The sums over this range of the vocabulary."""
+def forward(h_BTD, seed_B2, segment_ids_BT, vocabulary: Vocabulary, *, with_rows: bool, one_by_one=False) -> Sums:
+  """The sums over this range of the vocabulary; one_by_one: a sequence after the other, each in 2-D products."""
+  if one_by_one:
+    whole = lambda one: forward(*jax.tree.map(lambda x: x[None], one), vocabulary, with_rows=with_rows)
+    return jax.lax.map(lambda one: jax.tree.map(lambda x: x[0], whole(one)), (h_BTD, seed_B2, segment_ids_BT))
   embed_VD = _padded(vocabulary)
   start = Sums(jnp.full(h_BTD.shape[:2], -jnp.inf), jnp.zeros(h_BTD.shape[:2]),
                jnp.zeros(h_BTD.shape) if with_rows else None)
@@ -101,9 +104,20 @@ def forward(h_BTD, seed_B2, segment_ids_BT, vocabulary: Vocabulary, *, with_rows
   return _by_segment(table, start, segment_ids_BT, seed_B2)
 
 
-def embed_gradient(h_BTD, seed_B2, segment_ids_BT, vocabulary: Vocabulary, log_z_BT, g_BT):
+def embed_gradient(h_BTD, seed_B2, segment_ids_BT, vocabulary: Vocabulary, log_z_BT, g_BT, *, one_by_one=False):
   """float32 (count, D): sum over the sequences in which v is learned of g p_v h."""
   embed_VD = _padded(vocabulary)
+  args = (h_BTD, seed_B2, segment_ids_BT, log_z_BT, g_BT)
+  if one_by_one:
+    add = lambda total_VD, one: (_add_embed_gradient(total_VD, vocabulary, embed_VD,
+                                                     *jax.tree.map(lambda x: x[None], one)), None)
+    total_VD, _ = jax.lax.scan(add, jnp.zeros(embed_VD.shape), args)
+  else:
+    total_VD = _add_embed_gradient(jnp.zeros(embed_VD.shape), vocabulary, embed_VD, *args)
+  return total_VD[:vocabulary.count]
+
+
+def _add_embed_gradient(total_VD, vocabulary, embed_VD, h_BTD, seed_B2, segment_ids_BT, log_z_BT, g_BT):
 
   def table(total_VD, seed_B2, here_BT):
     here = g_BT if here_BT is None else jnp.where(here_BT, g_BT, 0.0)
@@ -120,8 +134,7 @@ def embed_gradient(h_BTD, seed_B2, segment_ids_BT, vocabulary: Vocabulary, log_z
 
     return jax.lax.scan(step, total_VD, jnp.arange(vocabulary.num_chunks))[0]
 
-  total_VD = _by_segment(table, jnp.zeros(embed_VD.shape), segment_ids_BT, seed_B2)
-  return total_VD[:vocabulary.count]
+  return _by_segment(table, total_VD, segment_ids_BT, seed_B2)
 
 
 def logits(h_BTD, seed_B2, segment_ids_BT, vocabulary: Vocabulary):
