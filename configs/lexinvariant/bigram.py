@@ -22,10 +22,10 @@ def get_config() -> mlc.ConfigDict:
       unroll=3,
       dtype="float32")
   c.objective = dict(kind="next_token")
-  c.data = dict(kind="bigram", num_symbols=5, concentration=0.3, source_seed=0, seq_len=64, batch_size=16, rows=512)
+  c.data = dict(kind="bigram", num_symbols=5, concentration=0.2, source_seed=2, seq_len=64, batch_size=16, rows=512)
   c.optimizer = dict(kind="adamw", learning_rate=3e-3, b1=0.9, b2=0.95, weight_decay=0.01, clip_norm=1.0)
-  c.schedule = dict(kind="cosine", warmup_steps=50, final_fraction=0.1)
+  c.schedule = dict(kind="cosine", warmup_steps=100, final_fraction=0.1)
   c.mesh = dict(data=1, fsdp=-1, sequence=1, tensor=1)
-  c.train = dict(steps=1600, log_every=50, save_every=100, keep_every=100)
+  c.train = dict(steps=6400, log_every=100, save_every=400, keep_every=400)
   c.eval = dict(num_tokens=32_768)
   return c.lock()
