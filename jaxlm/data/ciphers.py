@@ -19,6 +19,14 @@ def partial_cipher(alphabet: str, rng: np.random.Generator, fixed: str | None = 
   return cipher
 
 
+def draw_ciphers(characters: list[str], vocab_size: int, count: int, rng: np.random.Generator, *,
+                 partial: bool) -> np.ndarray:
+  """int32 (count, vocab_size): ids of `characters` move, all of them or (partial) the letters; other ids stay."""
+  n = len(characters)
+  draw = lambda: partial_cipher("".join(characters), rng) if partial else full_cipher(n, rng)
+  return np.stack([np.concatenate([draw(), np.arange(n, vocab_size, dtype=np.int32)]) for _ in range(count)])
+
+
 def encipher(tokens: np.ndarray, cipher: np.ndarray) -> np.ndarray:
   """Symbols under a cipher (V,), or under one per row (B, V)."""
   return np.take_along_axis(cipher, tokens, axis=-1)

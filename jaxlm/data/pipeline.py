@@ -39,6 +39,11 @@ def batches(rows, *, batch_size: int, seed: int = 0, shuffle: bool = True, repea
   return Batches(data if limit is None else data[:limit], stamp, num_workers)
 
 
+def seeded(row: dict, rng: np.random.Generator) -> dict:
+  """The row with a seed of its own, whatever the batch size and the number of hosts."""
+  return row | {"sequence_seeds": rng.integers(0, 2**32, size=2, dtype=np.uint32)}
+
+
 def check_sizes(batch_size: int, process_index: int = 0, process_count: int = 1) -> None:
   if batch_size < 1:
     raise DataError(f"data.batch_size = {batch_size}: wanted 1 or more sequences")

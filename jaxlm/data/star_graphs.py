@@ -7,6 +7,7 @@ edge. CLS stands in front for insertion models, EOS at the end for autoregressiv
 """
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple
 
 import grain
@@ -14,7 +15,7 @@ import numpy as np
 
 from jaxlm.config import ConfigError
 from jaxlm.data.forms import Form, corrupted, framed, row
-from jaxlm.data.pipeline import batches
+from jaxlm.data.pipeline import batches, seeded
 from jaxlm.data.splits import check_split
 
 SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
@@ -141,7 +142,7 @@ def encode(graph: Graph, ids: Ids, form: Form) -> tuple[np.ndarray, np.ndarray]:
 @dataclasses.dataclass(frozen=True)
 class StarGraphData:
   """family: easy, medium or hard. form: what the model's objective reads. rows: graphs of the training split; 100 and
-  5,000 of validation and test, as the paper's, unless eval_rows is set.
+  5,000 of validation and test, as the paper's, unless eval_rows is set. sequence_seeds: as in `data.text`.
 
   Besides the fields of their objective, rows have `answer` and `answer_length` for exact match, and `prompt_length`.
   """
@@ -152,6 +153,7 @@ class StarGraphData:
   rows: int = 50_000
   eval_rows: int | None = None
   seq_len: int | None = None
+  sequence_seeds: bool = dataclasses.field(default=False, repr=False)   # not in the repr: it moves no position
 
   def __post_init__(self):
     for name in ("batch_size", "rows"):
@@ -178,6 +180,8 @@ class StarGraphData:
   def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
     check_split(split)
     transform = {"insertion": self._insertion, "insertion_transformer": self._insertion}.get(self.form)
+    if self.sequence_seeds:
+      transform = functools.partial(_with_seeds, transform)
     return batches(Graphs(self, split, seed), batch_size=self.batch_size, seed=seed, shuffle=split == "train",
                    repeat=repeat, process_index=process_index, process_count=process_count, transform=transform,
                    fingerprint=f"star graphs {self}")
@@ -190,6 +194,10 @@ class StarGraphData:
     it = self.form == "insertion_transformer"
     return corrupted(row, rng, seq_len=self.seq_len, num_missing=self.seq_len if it else 2 * (self.star.max_path - 1),
                      pad=self.ids.pad, eos=self.ids.eos if it else None)
+
+
+def _with_seeds(transform, row, rng):
+  return seeded(row if transform is None else transform(row, rng), rng)
 
 
 class Graphs:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
-from jaxlm.data.pipeline import batches
+from jaxlm.data.pipeline import batches, seeded
 from jaxlm.data.rows import Packed, Windows
 from jaxlm.data.sources import open_corpus
 from jaxlm.data.splits import check_split
@@ -100,11 +100,6 @@ def evaluation_batches(cfg: TextData, split: str, seq_len: int, batch_size: int,
     rows.length = min(rows.length, max(num_tokens // seq_len, 1))
   return iter(batches(rows, batch_size=batch_size, shuffle=False, repeat=False, process_index=process_index,
                       process_count=process_count, transform=seeded if cfg.sequence_seeds else None))
-
-
-def seeded(row: dict, rng: np.random.Generator) -> dict:
-  """The row with a seed of its own, whatever the batch size and the number of hosts."""
-  return row | {"sequence_seeds": rng.integers(0, 2**32, size=2, dtype=np.uint32)}
 
 
 def check_vocabulary(tokenizer_size: int, table_size: int) -> None:

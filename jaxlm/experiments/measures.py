@@ -66,6 +66,16 @@ def loss_in(parts: Mapping[str, tuple[float, float]], *, split: str = "validatio
   return measure
 
 
+def all_of(*measures: Callable) -> Callable:
+  """One measure that says what all of them say; a key that two have must be the same thing."""
+
+  def measure(trained: Trained, overrides_at) -> Measured:
+    found = [one(trained, overrides_at) for one in measures]
+    return Measured(*({k: v for each in found for k, v in each[part].items()} for part in range(3)))
+
+  return measure
+
+
 def _bins(nll_T, weight_T, points: int) -> list[float]:
   """Mean loss of each of at most `points` runs of positions."""
   width = -(-len(nll_T) // points)

@@ -95,6 +95,28 @@ def lexicon_of(model_cfg, batch, *, train: bool, table: int = 0) -> dict:
   return {"lexicon": Lexicon(fold_in(batch["sequence_seeds"], table, TABLE), train=train)}
 
 
+def check_embedding(embedding, tie_embeddings: bool, tables: str = "document") -> None:
+  """Refuses a lexinvariant embedding where its network cannot keep what it promises.
+
+  tables: what the network has one for, "document" or "sequence"; then nothing may depend on which tokens occur.
+  """
+  if not isinstance(embedding, LexinvariantConfig):
+    return
+  if not tie_embeddings:
+    raise ConfigError("embedding.kind = 'lexinvariant' with tie_embeddings = False: a learned output table would know "
+                      "tokens by identity, which random rows do not have; set tie_embeddings = True")
+  if tables == "sequence" and (embedding.remap or embedding.output != "tied" or embedding.absent != "keyed"):
+    raise ConfigError("embedding.remap, output = 'seen_or_new' and absent = 'analytic' number the tokens that occur, and "
+                      "what is inserted does not occur yet; use remap = False, output = 'tied', absent = 'keyed'")
+
+
+def check_packing(embedding, segment_ids_BT, positions_BT) -> None:
+  """Refuses a remap that cannot see where documents end."""
+  if positions_BT is not None and segment_ids_BT is None and getattr(embedding, "remap", False):
+    raise ConfigError("positions without segment ids: embedding.remap numbers the tokens of each document, and cannot "
+                      "see where one ends; give segment_ids")
+
+
 def default_seeds(batch_size: int):
   """Row b's table where nobody says: decoding, initialisation."""
   return jnp.stack([jnp.zeros(batch_size, jnp.uint32), jnp.arange(batch_size, dtype=jnp.uint32)], axis=1)
@@ -253,6 +275,29 @@ class Lexinvariant(nn.Module):
                               preferred_element_type=jnp.float32)
       log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
       return jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0] - log_z_BT, log_z_BT
+    return self._random_head(u_BTD, targets_BT, lexicon, context)
+
+  def log_z(self, h_BTD, context, bias_V=None, chunk=None):
+    """logsumexp_v(s <g(h), E[v]> + bias_v), float32 (B, T), over the sequence's one table; chunk as in `score`.
+
+    A bias asks for all logits: samplers have one, losses do not.
+    """
+    lexicon = self._lexicon(context, h_BTD.shape[0])
+    if bias_V is not None or lexicon.table_BVD is not None:
+      logits_BTV = self.logits(h_BTD, context)
+      return jax.nn.logsumexp(logits_BTV if bias_V is None else logits_BTV + bias_V[None, None], axis=-1)
+    u_BTD = self._scaled(h_BTD, None)
+    if self._learned_only(lexicon):
+      return embedding.log_z(u_BTD, self.embedding_VD.astype(self.dtype), chunk=chunk)
+    return self._random_head(u_BTD, None, lexicon, context)
+
+  def pick(self, h_BTD, tokens_BT, context):
+    """s <g(h_t), E[token_t]>, float32 (B, T), rows of the sequence's one table."""
+    rows_BTD = self._rows(tokens_BT, self._lexicon(context, h_BTD.shape[0]), context).astype(self.dtype)
+    return jnp.einsum("btd,btd->bt", self._scaled(h_BTD, None), rows_BTD, preferred_element_type=jnp.float32)
+
+  def _random_head(self, u_BTD, targets_BT, lexicon, context):
+    cfg = self.cfg
     spec, vocab = nn.logical_to_mesh_axes(("batch", "seq", None)), nn.logical_to_mesh_axes(("vocab",))
     return random_head(
         u_BTD, lexicon.seed_B2, targets_BT, vocab_size=self.vocab_size, law=cfg.row_law, chunk=cfg.chunk,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxlm.config import ConfigError
 from jaxlm.layers import stack
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
+from jaxlm.layers.lexinvariant import check_embedding, check_packing
 from jaxlm.layers.mixer import MIXERS, Context, PatternConfig, layers_of, with_position
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import NORMS, RMSNormConfig
@@ -57,6 +58,7 @@ class DecoderConfig:
       raise ConfigError(f"softcap = {self.softcap}: wanted a positive limit, or None")
     if self.loss_chunk is not None and self.loss_chunk < 1:
       raise ConfigError(f"loss_chunk = {self.loss_chunk}: wanted a number of positions, or None to choose by size")
+    check_embedding(self.embedding, self.tie_embeddings)
     for mixer in self.mixers:
       if hasattr(mixer, "heads"):
         mixer.heads(self.d_model)
@@ -150,6 +152,15 @@ class Decoder(nn.Module):
     h_BTD, context, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, lexicon=lexicon)
     return Score(*self.head.score(h_BTD, targets_BT, context, softcap=self.cfg.softcap, chunk=self.cfg.loss_chunk))
 
+  def states(self, tokens_BT, segment_ids_BT=None, positions_BT=None, lexicon=None):
+    """What the head reads, (B, T, D)."""
+    return self._hidden(tokens_BT, segment_ids_BT, positions_BT, lexicon=lexicon)[0]
+
+  def vectors(self, tokens_BT, lexicon=None):
+    """The embedding's vectors of tokens, in whatever order: (B, T, D)."""
+    every_BT = jnp.ones_like(tokens_BT)
+    return self.embed.encode(tokens_BT, Context(every_BT, every_BT, packed=False, lexicon=lexicon))
+
   def extend(self, tokens_BT, state: DecoderState, segment_ids_BT=None, lexicon=None):
     """(logits_BTV, state) after more tokens of each row's one document; tokens of segment 0 are passed over."""
     valid_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else (segment_ids_BT != 0).astype(jnp.int32)
@@ -159,9 +170,7 @@ class Decoder(nn.Module):
 
   def _hidden(self, tokens_BT, segment_ids_BT, positions_BT, state=None, lexicon=None):
     cfg = self.cfg
-    if positions_BT is not None and segment_ids_BT is None and getattr(cfg.embedding, "remap", False):
-      raise ConfigError("positions without segment ids: embedding.remap numbers the tokens of each document, and cannot "
-                        "see where one ends; give segment_ids")
+    check_packing(cfg.embedding, segment_ids_BT, positions_BT)
     packed = segment_ids_BT is not None or positions_BT is not None
     segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
     positions_BT = positions_in_segment(segment_ids_BT) if positions_BT is None else positions_BT

@@ -20,6 +20,7 @@ from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.chunking import StageInfo, dechunk, inner_context, stage_info
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
 from jaxlm.layers.isotropic import Isotropic, IsotropicConfig, Run, height, parse_layout, write_layout
+from jaxlm.layers.lexinvariant import check_embedding, check_packing
 from jaxlm.layers.mamba2 import Mamba2Config, starts
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.routers import ROUTERS, Learned, View
@@ -86,6 +87,7 @@ class HNetConfig:
   def __post_init__(self):
     if not isinstance(self.layout, str):
       object.__setattr__(self, "layout", write_layout(self.layout))     # configs are hashable
+    check_embedding(self.embedding, self.tie_embeddings)
     outer, _ = self.parsed
     if len(self.stages) != len(outer) + 1:
       raise ConfigError(f"layout {self.layout!r} has {len(outer) + 1} stages, `stages` has {len(self.stages)}")
@@ -286,44 +288,51 @@ class HNet(nn.Module):
     self.backbone = Stage(cfg, 0)
     self.head = self.embed if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
 
-  def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, *, capacities=None, boundaries_BT=None):
-    """float32 logits (B, T, V)."""
-    return self.with_stages(tokens_BT, segment_ids_BT, positions_BT, capacities=capacities,
+  def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, lexicon=None, *, capacities=None,
+               boundaries_BT=None):
+    """float32 logits (B, T, V). lexicon: see layers.lexinvariant."""
+    return self.with_stages(tokens_BT, segment_ids_BT, positions_BT, lexicon, capacities=capacities,
                             boundaries_BT=boundaries_BT)[0]
 
-  def with_stages(self, tokens_BT, segment_ids_BT=None, positions_BT=None, *, capacities=None, boundaries_BT=None):
+  def with_stages(self, tokens_BT, segment_ids_BT=None, positions_BT=None, lexicon=None, *, capacities=None,
+                  boundaries_BT=None):
     """(logits_BTV, StageInfo per chunking stage)."""
-    h_BTD, context, infos, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities)
+    h_BTD, context, infos, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities,
+                                            lexicon=lexicon)
     return self.head.logits(h_BTD, context), infos
 
-  def score(self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None) -> Score:
+  def score(self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None, lexicon=None) -> Score:
     """log p(target | bytes up to here) at every position."""
-    return self.score_with_stages(tokens_BT, targets_BT, segment_ids_BT, positions_BT)[0]
+    return self.score_with_stages(tokens_BT, targets_BT, segment_ids_BT, positions_BT, lexicon)[0]
 
-  def score_with_stages(self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None, *, capacities=None,
-                        boundaries_BT=None):
+  def score_with_stages(self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None, lexicon=None, *,
+                        capacities=None, boundaries_BT=None):
     """(Score, StageInfo per chunking stage)."""
-    h_BTD, context, infos, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities)
+    h_BTD, context, infos, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities,
+                                            lexicon=lexicon)
     return Score(*self.head.score(h_BTD, targets_BT, context, chunk=self.cfg.loss_chunk)), infos
 
-  def extend(self, tokens_BT, state: HNetState, segment_ids_BT=None, *, boundaries_BT=None):
+  def extend(self, tokens_BT, state: HNetState, segment_ids_BT=None, lexicon=None, *, boundaries_BT=None):
     """(logits_BTV, state) after more bytes of every row; segment id 0 marks right padding."""
-    logits_BTV, _, state = self.extend_with_stages(tokens_BT, state, segment_ids_BT, boundaries_BT=boundaries_BT)
+    logits_BTV, _, state = self.extend_with_stages(tokens_BT, state, segment_ids_BT, lexicon,
+                                                   boundaries_BT=boundaries_BT)
     return logits_BTV, state
 
-  def extend_with_stages(self, tokens_BT, state: HNetState, segment_ids_BT=None, *, boundaries_BT=None):
+  def extend_with_stages(self, tokens_BT, state: HNetState, segment_ids_BT=None, lexicon=None, *, boundaries_BT=None):
     """(logits_BTV, StageInfo per chunking stage, state)."""
     if segment_ids_BT is None:
       segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
     positions_BT = state.length_B[:, None] + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
-    h_BTD, context, infos, state = self._hidden(tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, None, state)
+    h_BTD, context, infos, state = self._hidden(tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, None, state,
+                                                lexicon)
     return self.head.logits(h_BTD, context), infos, state
 
-  def _hidden(self, tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities, state=None):
+  def _hidden(self, tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities, state=None, lexicon=None):
     if tokens_BT.shape[1] < 1:
       raise ValueError("an empty document: an H-Net needs at least one byte per row; begin it with BOS")
     if capacities is not None and len(capacities) != self.cfg.num_chunkings:
       raise ValueError(f"capacities {capacities}: this model chunks {self.cfg.num_chunkings} times")
+    check_packing(self.cfg.embedding, segment_ids_BT, positions_BT)
     packed = segment_ids_BT is not None or positions_BT is not None
     if segment_ids_BT is None:
       segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
@@ -332,11 +341,12 @@ class HNet(nn.Module):
       first_BT = jax.lax.cummax(jnp.where(starts(segment_ids_BT), index_1T, 0), axis=1)
       positions_BT = jnp.broadcast_to(index_1T, tokens_BT.shape) - first_BT
     context = Context(segment_ids_BT, positions_BT, packed=packed)
-    x_BTD = self.embed.encode(tokens_BT, context)
+    embed_context = context.replace(lexicon=lexicon, tokens_BT=tokens_BT, streaming=state is not None)
+    x_BTD = self.embed.encode(tokens_BT, embed_context)
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
     y_BTD, infos, stage = self.backbone(x_BTD, context, Outside(tokens_BT, boundaries_BT), capacities,
                                         None if state is None else state.stage)
     if state is not None:
       length_B = state.length_B + jnp.sum(segment_ids_BT != 0, axis=1, dtype=jnp.int32)
       state = HNetState(length_B, stage)
-    return y_BTD, context, infos, state
+    return y_BTD, embed_context, infos, state

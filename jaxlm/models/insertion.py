@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
 from jaxlm.layers import stack
+from jaxlm.layers.lexinvariant import check_embedding
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.weights import normal, weights, zeros
@@ -44,6 +45,7 @@ class InsertionConfig(DecoderConfig):
         raise ConfigError(f"mixer {type(mixer).__name__}: a slot is judged by both sides; use attention with causal=False")
     if self.softcap is not None:
       raise ConfigError(f"softcap = {self.softcap}: the joint distribution has none; leave it out")
+    check_embedding(self.embedding, self.tie_embeddings, tables="sequence")
 
   def build(self) -> nn.Module:
     return InsertionNetwork(self)
@@ -80,7 +82,8 @@ class InsertionNetwork(Decoder):
   """Methods: `__call__` all logits, `score` what a loss needs, `encode`, `row_log_z`, `row_logits` what a sampler needs.
 
   Arguments of all: segment_ids_BT, 1 where there is a token and 0 behind them; blocked_BT, bool, slots known to be
-  closed, read by slot_embedding only; key_segment_ids_BT, see Context (the packed loss of the first release).
+  closed, read by slot_embedding only; key_segment_ids_BT, see Context (the packed loss of the first release); lexicon,
+  see layers.lexinvariant: a row has one table, whatever its segments.
   """
 
   cfg: InsertionConfig
@@ -92,39 +95,42 @@ class InsertionNetwork(Decoder):
     if cfg.slot_embedding:
       self.slot_embedding_2D = weights(self, cfg.dtype)("slot_embedding", (2, cfg.d_model), (None, "embed"), init=zeros)
 
-  def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, blocked_BT=None, key_segment_ids_BT=None):
+  def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, blocked_BT=None, key_segment_ids_BT=None,
+               lexicon=None):
     """(float32 logits (B, T, V), stop logits (B, 2) or None)."""
-    h_BTD, stop_B2, context = self._encode(tokens_BT, segment_ids_BT, positions_BT, blocked_BT, key_segment_ids_BT)
-    return self.head.logits(h_BTD, context), stop_B2
+    h_BTD, stop_B2 = self._encode(tokens_BT, segment_ids_BT, positions_BT, blocked_BT, key_segment_ids_BT, lexicon)
+    return self.row_logits(h_BTD, lexicon), stop_B2
 
   def score(self, tokens_BT, slots_BM, missing_BM, segment_ids_BT=None, positions_BT=None, blocked_BT=None,
-            key_segment_ids_BT=None) -> Slots:
+            key_segment_ids_BT=None, lexicon=None) -> Slots:
     """Partitions of all slots and the logits of (slots, missing); never holds (B, T, V) where loss_chunk says so."""
-    h_BTD, stop_B2, context = self._encode(tokens_BT, segment_ids_BT, positions_BT, blocked_BT, key_segment_ids_BT)
+    h_BTD, stop_B2 = self._encode(tokens_BT, segment_ids_BT, positions_BT, blocked_BT, key_segment_ids_BT, lexicon)
     h_BMD = jnp.take_along_axis(h_BTD, slots_BM[..., None], axis=1)
-    log_z_BT = self.head.log_z(h_BTD, context, chunk=self.cfg.loss_chunk)
-    return Slots(log_z_BT, self.head.pick(h_BMD, missing_BM, context), stop_B2)
+    log_z_BT = self.head.log_z(h_BTD, _row(h_BTD, lexicon), chunk=self.cfg.loss_chunk)
+    return Slots(log_z_BT, self.head.pick(h_BMD, missing_BM, _row(h_BMD, lexicon)), stop_B2)
 
-  def encode(self, tokens_BT, segment_ids_BT=None, positions_BT=None, blocked_BT=None):
+  def encode(self, tokens_BT, segment_ids_BT=None, positions_BT=None, blocked_BT=None, lexicon=None):
     """(hidden states (B, T, D), stop logits (B, 2) or None)."""
-    return self._encode(tokens_BT, segment_ids_BT, positions_BT, blocked_BT)[:2]
+    return self._encode(tokens_BT, segment_ids_BT, positions_BT, blocked_BT, lexicon=lexicon)
 
-  def row_log_z(self, h_BTD, bias_V):
+  def row_log_z(self, h_BTD, bias_V, lexicon=None):
     """float32 (B, T), with a bias on every row: a large negative number where a token may not be inserted."""
-    return self.head.log_z(h_BTD, None, bias_V, self.cfg.loss_chunk)
+    return self.head.log_z(h_BTD, _row(h_BTD, lexicon), bias_V, self.cfg.loss_chunk)
 
-  def row_logits(self, h_BTD):
+  def row_logits(self, h_BTD, lexicon=None):
     """float32 (B, T, V) of some rows."""
-    return self.head.logits(h_BTD, None)
+    return self.head.logits(h_BTD, _row(h_BTD, lexicon))
 
-  def _encode(self, tokens_BT, segment_ids_BT=None, positions_BT=None, blocked_BT=None, key_segment_ids_BT=None):
+  def _encode(self, tokens_BT, segment_ids_BT=None, positions_BT=None, blocked_BT=None, key_segment_ids_BT=None,
+              lexicon=None):
+    """(hidden states (B, T, D), stop logits (B, 2) or None)."""
     cfg = self.cfg
     packed = segment_ids_BT is not None or positions_BT is not None
     segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
     positions_BT = positions_in_segment(segment_ids_BT) if positions_BT is None else positions_BT
     context = Context(segment_ids_BT, positions_BT, depth=2 * cfg.num_layers, packed=packed,
                       key_segment_ids_BT=key_segment_ids_BT)
-    x_BTD = self.embed.encode(tokens_BT, context)
+    x_BTD = self.embed.encode(tokens_BT, _row(tokens_BT, lexicon))
     if cfg.slot_embedding and (blocked_BT is not None or self.is_initializing()):
       blocked_BT = jnp.zeros_like(tokens_BT, bool) if blocked_BT is None else blocked_BT
       open_D, blocked_D = self.slot_embedding_2D
@@ -135,4 +141,10 @@ class InsertionNetwork(Decoder):
     x_BTD, _ = self.blocks(x_BTD, context, stack.no_states(cfg.mixers, cfg.period))
     # The stop head has a norm of its own and reads the stream in front of the final one.
     stop_B2 = self.stop_head(x_BTD) if cfg.stop_head else None
-    return self.final_norm(x_BTD), stop_B2, context
+    return self.final_norm(x_BTD), stop_B2
+
+
+def _row(like_BT, lexicon) -> Context:
+  """What the embedding may know of slots or tokens of each row."""
+  B, T = like_BT.shape[:2]
+  return Context(jnp.ones((B, T), jnp.int32), jnp.zeros((B, T), jnp.int32), packed=False, lexicon=lexicon)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxlm.config import ConfigError
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
+from jaxlm.layers.lexinvariant import check_embedding
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import LayerNormConfig
@@ -48,6 +49,7 @@ class MaskedDiffusionConfig:
       if getattr(self, name) < 1:
         raise ConfigError(f"{name} = {getattr(self, name)}: wanted at least 1")
     self.position.check(self.mixer.heads(self.d_model))
+    check_embedding(self.embedding, tie_embeddings=False)
 
   @property
   def mixer(self) -> AttentionConfig:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
+from jaxlm.models.score import lexicon_of
 from jaxlm.objectives.base import Objective, Pair
 
 STOP, CONTINUE = 0, 1      # of the stop head's two logits
@@ -73,7 +74,7 @@ class Insertion(Objective):
     blocked_BT = batch["blocked"] != 0 if self.use_constraint else None
     n_B, w_B = batch["num_missing"][:, 0], batch["loss_weights"][:, 0]
     slots = model.apply({"params": params}, batch["tokens"], batch["slots"], batch["missing"], batch["segment_ids"],
-                        batch["positions"], blocked_BT, method="score")
+                        batch["positions"], blocked_BT, method="score", **lexicon_of(model.cfg, batch, train=train))
     mean = lambda x_B, w_B=w_B: Pair(jnp.sum(w_B * x_B), jnp.sum(w_B))
     token_B = joint_nll(slots.log_z_BT, open_slots(batch["segment_ids"], blocked_BT), slots.target_BM, n_B)
     metrics = {"token": mean(token_B)}

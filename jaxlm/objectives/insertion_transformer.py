@@ -7,6 +7,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from jaxlm.models.score import lexicon_of
 from jaxlm.objectives.base import Objective, Pair
 from jaxlm.objectives.insertion import open_slots
 
@@ -39,7 +40,7 @@ class InsertionTransformer(Objective):
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     n_B, w_B1 = batch["num_missing"][:, 0], batch["loss_weights"]
     slots = model.apply({"params": params}, batch["tokens"], batch["slots"], batch["missing"], batch["segment_ids"],
-                        batch["positions"], method="score")
+                        batch["positions"], method="score", **lexicon_of(model.cfg, batch, train=train))
     nll_BT = slot_nll(slots.log_z_BT, slots.target_BM, batch["slots"], batch["missing"], n_B, eos=self.eos,
                       eos_weight=self.eos_weight)
     w_BT = open_slots(batch["segment_ids"]) * w_B1

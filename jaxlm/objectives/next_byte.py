@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
 from jaxlm.layers.chunking import ratio_loss
+from jaxlm.models.score import lexicon_of
 from jaxlm.objectives.base import Objective, Pair
 
 #: Of the length of what a stage reads. At most this many compilations.
@@ -92,13 +93,14 @@ class NextByte(Objective):
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     w_BT = batch["loss_weights"]
     arguments = batch["tokens"], batch["targets"], batch["segment_ids"], batch["positions"]
+    lexicon = lexicon_of(model.cfg, batch, train=train)
     if not self.targets:
-      score, infos = model.apply({"params": params}, *arguments, method="score"), ()
+      score, infos = model.apply({"params": params}, *arguments, method="score", **lexicon), ()
     else:
       exact = self.overflow == "redo" or train
       score, infos = model.apply(
           {"params": params}, *arguments, capacities=tuple(bucket) if exact and bucket is not None else None,
-          boundaries_BT=batch.get("boundaries"), method="score_with_stages")
+          boundaries_BT=batch.get("boundaries"), method="score_with_stages", **lexicon)
     if len(infos) != len(self.targets):
       raise ConfigError(f"objective.targets = {self.targets}, but the model chunks {len(infos)} times")
     if infos and model.cfg.join.rows_per_buffer != self.rows_per_buffer:

@@ -8,7 +8,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
-from jaxlm.layers.lexinvariant import lexicon_of
+from jaxlm.models.score import lexicon_of
 from jaxlm.objectives.base import Objective, Pair
 
 
