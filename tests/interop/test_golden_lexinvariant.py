@@ -8,12 +8,15 @@ import pytest
 from jaxlm.interop.golden import CHECKS
 from jaxlm.interop.golden.case import Case
 
-pytestmark = pytest.mark.slow     # compiling whole models takes minutes on two cores
-
 FILES = sorted((pathlib.Path(__file__).parents[1] / "golden" / "lexinvariant").glob("*.npz"))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def marked(path):
+  """Compiling whole models takes minutes on two cores: those run with the slow tests."""
+  return pytest.param(path, marks=[pytest.mark.slow] if path.stem.startswith(("lm_", "semi_")) else [], id=path.stem)
+
+
+@pytest.mark.parametrize("path", map(marked, FILES))
 def test_every_stored_result_agrees(path):
   case = Case(path)
   module, check = CHECKS[case.config["system"], case.config["kind"]].split(":")

@@ -14,9 +14,11 @@ from jaxlm.config import ConfigError
 from jaxlm.data.bigram import Bigram
 from jaxlm.data.ciphers import encipher, full_cipher, inverse, move_rows
 from jaxlm.evaluation.bayes_mixture import mixture, regret_bound
+from jaxlm.evaluation.perplexity import evaluate
 from jaxlm.evaluation.tables import averaged_log_prob
 from jaxlm.kernels.random_head import keyed_rows
 from jaxlm.layers.attention import AttentionConfig
+from jaxlm.layers.embedding import EmbeddingConfig
 from jaxlm.layers.lexinvariant import Lexicon, LexinvariantConfig, first_occurrence, lexicon_of
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.positions.t5 import T5Bias
@@ -167,6 +169,12 @@ def test_the_average_over_tables_never_costs_more_than_the_tables():
   got = averaged_log_prob(cfg, params, batch, 3)
   np.testing.assert_allclose(got, jax.nn.logsumexp(jnp.stack(tables), 0) - np.log(3), atol=2e-5)
   assert (got >= jnp.mean(jnp.stack(tables), 0) - 1e-6).all()
+  host = {k: np.asarray(v) for k, v in batch.items()} | {"loss_weights": np.ones((B, T), np.float32)}
+  found = evaluate(cfg, params, [host], length=T, num_tables=3)
+  np.testing.assert_allclose(found.loss, -float(jnp.mean(got)), atol=1e-5)
+  learned = dataclasses.replace(cfg, embedding=EmbeddingConfig())
+  with pytest.raises(ConfigError, match="one table"):
+    evaluate(learned, params, [host], length=T, num_tables=3)
 
 
 def test_the_exact_mixture_keeps_its_regret_bound_and_sums_to_one():

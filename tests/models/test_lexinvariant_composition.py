@@ -1,5 +1,8 @@
 """Lexinvariant embeddings in networks other than the decoder: chosen by config, invariant in them, refused where senseless."""
 
+import dataclasses
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +12,9 @@ from jaxlm.config import ConfigError
 from jaxlm.data.ciphers import encipher, full_cipher, move_rows
 from jaxlm.kernels.random_head import keyed_rows
 from jaxlm.layers.lexinvariant import Lexicon
-from jaxlm.training.config import load_config, run_config
+from jaxlm.training.config import check, load_config, run_config
 
+CHARS = pathlib.Path(__file__).parents[2] / "configs" / "lexinvariant" / "chars.py"
 V, D, B, T = 20, 16, 2, 12
 RNG = np.random.default_rng(0)
 IDS = RNG.integers(0, V, (B, T)).astype(np.int32)
@@ -78,6 +82,15 @@ def test_a_head_that_knows_tokens_by_identity_is_refused():
       config(model, tie_embeddings=False)
   with pytest.raises(ConfigError, match="does not occur yet"):
     config(INSERTION, embedding=dict(kind="lexinvariant", remap=True))
+
+
+@pytest.mark.parametrize("tokenizer, size", [(dict(kind="bytes"), 257), (dict(kind="chars", vocab_size=100), 100),
+                                             (dict(kind="trained_bpe", vocab_size=512), 512)], ids=lambda x: str(x))
+def test_every_tokenisation_is_a_choice_of_the_config(tokenizer, size):
+  cfg = run_config(load_config(str(CHARS), {"data.tokenizer": tokenizer, "model.vocab_size": size}))
+  check(cfg, 1)
+  with pytest.raises(ConfigError, match=f"at least {size}"):
+    check(dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=size - 1)), 1)
 
 
 def test_star_graphs_bring_a_seed_for_every_graph_and_are_the_same_graphs():
