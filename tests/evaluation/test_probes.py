@@ -46,6 +46,7 @@ def test_ciphered_batches_decipher_to_their_plain_text():
   np.testing.assert_array_equal(inverse(inverse(batch["decipher"])), batch["decipher"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("random_prob, readable", [(0.0, True), (1.0, False)], ids=["learned", "random"])
 def test_probes_read_what_vectors_say_of_symbols_and_nothing_else(random_prob, readable):
   """Without a cipher, learned vectors name their symbols and random ones do not, before any context is used."""

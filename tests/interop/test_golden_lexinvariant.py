@@ -16,7 +16,7 @@ def marked(path):
   return pytest.param(path, marks=[pytest.mark.slow] if path.stem.startswith(("lm_", "semi_")) else [], id=path.stem)
 
 
-@pytest.mark.parametrize("path", map(marked, FILES))
+@pytest.mark.parametrize("path", [marked(path) for path in FILES])
 def test_every_stored_result_agrees(path):
   case = Case(path)
   module, check = CHECKS[case.config["system"], case.config["kind"]].split(":")
