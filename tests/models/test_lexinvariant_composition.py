@@ -26,7 +26,7 @@ TABLE = np.asarray(keyed_rows(SEEDS[:, None], jnp.arange(V)[None], D))
 INSERTION = dict(kind="insertion", vocab_size=V, d_model=D, num_layers=1, mixer=dict(kind="attention", num_heads=2, causal=False),
                  tie_embeddings=True, embedding="lexinvariant")
 HNET = dict(kind="hnet", layout="T1 [T1] T1", vocab_size=V, tie_embeddings=True, embedding="lexinvariant",
-            stages=[dict(d_model=D, d_ff=2 * D, attention=dict(num_heads=2), router="pool")] * 2)
+            stages=[dict(d_model=D, d_ff=2 * D, attention=dict(num_heads=2), router=dict(kind="pool", width=3))] * 2)
 
 
 def config(model, **changes):
