@@ -64,6 +64,7 @@ def test_an_insertion_network_is_invariant_and_reads_its_keyed_table():
   assert not any(V in leaf.shape for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_an_hnet_reads_bytes_through_random_rows():
   model = config(HNET).build()
   params = init(model, jnp.asarray(IDS))
