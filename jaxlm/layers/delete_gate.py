@@ -22,11 +22,17 @@ SEPARATORS = (12, 13, *range(35, 51), *range(61, 68), *range(94, 100), *range(12
 
 
 class Mode(NamedTuple):
-  """hard: deleted tokens leave the arrays. capacity: slots for the others, None = all. threshold: None = the config's."""
+  """hard: deleted tokens leave the arrays. capacity: slots for the others, None = all. threshold: None = the config's.
+
+  rows: sequences that share one buffer of `capacity` slots, one behind the other, so that the slots follow their mean
+  and not the longest; it divides the batch. drop: of too many tokens those with the highest gates stay (else the first).
+  """
 
   hard: bool = False
   capacity: int | None = None
   threshold: float | None = None
+  rows: int = 1
+  drop: bool = False
 
 
 class Reduced(NamedTuple):
@@ -35,8 +41,9 @@ class Reduced(NamedTuple):
   index_BC: int32 position of each slot, for the relative bias; None = 0, 1, 2 ...
   valid_BC, cross_valid_BC: bool, who may be seen by the encoder and by the decoder. gate_BC: added to logits, or None.
   gate_BL, logits_BL: the gate of every input position (float32; None for pooling). keep_BL: bool, not deleted.
-  source_BC: int32. count_B: tokens that go on. overflow_B: bool, more of them than the capacity.
-  extra: what one kind alone reports.
+  source_BC: int32. count_B: tokens that want to go on, of a buffer. overflow_B: bool, more of them than the capacity.
+  row_BC: int32, the row 1, 2 .. of a slot where a buffer holds several (then B is the number of buffers, in
+    everything named _BC and in count_B and overflow_B). extra: what one kind alone reports.
   """
 
   h_BCD: jax.Array
@@ -50,6 +57,7 @@ class Reduced(NamedTuple):
   source_BC: jax.Array | None = None
   count_B: jax.Array | None = None
   overflow_B: jax.Array | None = None
+  row_BC: jax.Array | None = None
   extra: dict = {}
 
 
@@ -65,11 +73,27 @@ def apply_gate(h_BLD, gate_BL, valid_BL, threshold: float, mode: Mode, *, compac
     count_B = jnp.sum(keep_BL, axis=1, dtype=jnp.int32)
     return Reduced(h_BLD, valid_BL, valid_BL, gate_BC=gate_BL, gate_BL=gate_BL, keep_BL=keep_BL, count_B=count_B,
                    overflow_B=jnp.zeros_like(count_B, bool))
-  some_BL = keep_BL | (~jnp.any(keep_BL, axis=1, keepdims=True) & (jnp.arange(keep_BL.shape[1]) == 0)[None])
-  slots = compact(some_BL, mode.capacity or keep_BL.shape[1])
-  valid_BC = slots.valid_BC & jnp.take_along_axis(valid_BL, slots.source_BC, axis=1)
-  return Reduced(gather(h_BLD, slots), valid_BC, valid_BC, None if compact_positions else slots.source_BC, None,
-                 gate_BL, None, keep_BL, slots.source_BC, slots.count_B, slots.overflow_B)
+  (B, L), n = keep_BL.shape, mode.rows
+  some_BL = keep_BL | (~jnp.any(keep_BL, axis=1, keepdims=True) & (jnp.arange(L) == 0)[None])
+  buffers = lambda x_BL: x_BL.reshape(B // n, n * L, *x_BL.shape[2:])
+  capacity = mode.capacity or n * L
+  slots = compact(buffers(some_BL), capacity)
+  if mode.drop and capacity < n * L:
+    fits = compact(buffers(some_BL) & highest(jnp.where(buffers(some_BL), buffers(gate_BL), -jnp.inf), capacity), capacity)
+    slots = fits._replace(count_B=slots.count_B, overflow_B=slots.overflow_B)
+  valid_BC = slots.valid_BC & jnp.take_along_axis(buffers(valid_BL), slots.source_BC, axis=1)
+  source_BC = slots.source_BC if n == 1 else slots.source_BC % L
+  # Only differences of positions count, so slots of a shared buffer need not begin anew.
+  return Reduced(gather(buffers(h_BLD), slots), valid_BC, valid_BC, None if compact_positions else source_BC, None,
+                 gate_BL, None, keep_BL, source_BC, slots.count_B, slots.overflow_B,
+                 None if n == 1 else slots.source_BC // L + 1)
+
+
+def highest(x_BT, number: int):
+  """Bool (B, T): the `number` largest of each row, the first of equal ones."""
+  order_BT = jnp.argsort(-x_BT, axis=1, stable=True)
+  rank_BT = jnp.argsort(order_BT, axis=1)
+  return rank_BT < number
 
 
 @dataclasses.dataclass(frozen=True)

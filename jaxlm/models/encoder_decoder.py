@@ -14,7 +14,7 @@ from jaxlm.config import ConfigError, Kinds
 from jaxlm.layers.delete_gate import Mode, Reduced
 from jaxlm.layers.embedding import logits as head_logits
 from jaxlm.layers.embedding import score as head_score
-from jaxlm.layers.t5 import KV, DecoderBlock, DecoderCache, EncoderBlock, Keys, Norm, T5LayerConfig
+from jaxlm.layers.t5 import KV, DecoderBlock, DecoderCache, EncoderBlock, Keys, Measure, Norm, T5LayerConfig
 from jaxlm.layers.weights import normal, weights
 from jaxlm.models.score import Score
 
@@ -78,10 +78,29 @@ class EncoderDecoderConfig:
     return num_layers**-0.5 if self.scratch else 1.0
 
   def init_arguments(self, batch) -> tuple:
-    return batch["tokens"], batch["decoder_tokens"]
+    return batch["tokens"], batch.get("decoder_tokens", batch["tokens"])
+
+  def train_flops_per_token(self, seq_len: int) -> float:
+    """Per encoder token, without deletion; targets are as long as span corruption makes them (189 of 1,024)."""
+    return 3 * forward_flops(self, seq_len, round(seq_len * 189 / 1024)) / seq_len
 
   def build(self) -> nn.Module:
     return EncoderDecoder(self)
+
+
+def layer_flops(cfg: EncoderDecoderConfig, length: int) -> float:
+  """One encoder layer over `length` tokens, a multiply and an add counted as two."""
+  width, f = cfg.num_heads * cfg.d_kv, 3 if cfg.gated else 2
+  return 2.0 * length * (4 * cfg.d_model * width + 2 * length * width + f * cfg.d_model * cfg.d_ff)
+
+
+def forward_flops(cfg: EncoderDecoderConfig, length: int, target_len: int, capacity: int | None = None) -> float:
+  """One example: the layers before the reduction at full length, those behind it and the decoder's keys at `capacity`."""
+  front = cfg.num_encoder_layers if cfg.reduction is None else cfg.reduction.layer
+  L, T, C, width = length, target_len, capacity or length, cfg.num_heads * cfg.d_kv
+  cross = 2.0 * width * (2 * C * cfg.d_model + 2 * T * cfg.d_model + 2 * C * T)
+  return (front * layer_flops(cfg, L) + (cfg.num_encoder_layers - front) * layer_flops(cfg, C)
+          + cfg.num_decoder_layers * (layer_flops(cfg, T) + cross) + 2.0 * T * cfg.d_model * cfg.vocab_size)
 
 
 class Memory(NamedTuple):
@@ -174,13 +193,17 @@ class EncoderDecoder(nn.Module):
     h_BTD, w_VD = self._head(h_BTD)
     return Score(*head_score(h_BTD, w_VD, targets_BT, None, chunk)), memory, excess
 
-  def _run(self, tokens_BL, decoder_tokens_BT, valid_BL, *, measure, train, **options):
-    memory = self.encode(tokens_BL, valid_BL, measure=measure, train=train, **options)
+  def _run(self, tokens_BL, decoder_tokens_BT, valid_BL, *, measure, train, mode: Mode = Mode(), **options):
+    measure = ("seen" if mode.hard else "all") if measure else None
+    memory = self.encode(tokens_BL, valid_BL, mode=mode, measure=measure, train=train, **options)
     h_BTD, cross = self.decode(decoder_tokens_BT, memory, measure=measure, train=train)
     cfg = self.cfg
     return memory, h_BTD, (memory.excess + cross) / (cfg.num_encoder_layers - self._front + cfg.num_decoder_layers)
 
-  def encode(self, tokens_BL, valid_BL=None, *, mode: Mode = Mode(), noise=None, measure=False, train=False) -> Memory:
+  def encode(self, tokens_BL, valid_BL=None, *, mode: Mode = Mode(), noise=None, measure: Measure = None,
+             train=False) -> Memory:
+    if tokens_BL.shape[0] % mode.rows:
+      raise ConfigError(f"{mode.rows} rows per buffer do not divide a batch of {tokens_BL.shape[0]} rows")
     h_BLD, keys = self.encode_front(tokens_BL, valid_BL, train=train)
     reduced = None
     if self.cfg.reduction is not None:
@@ -193,14 +216,15 @@ class EncoderDecoder(nn.Module):
     x_BLD = self._embed(tokens_BL, self.encoder_position, train)
     self.sow("intermediates", "encoder_embedded", x_BLD)
     if self._front:
-      x_BLD, _ = self.encoder_front(x_BLD, keys, self._relative(self.encoder_position), not train, False)
+      x_BLD, _ = self.encoder_front(x_BLD, keys, self._relative(self.encoder_position), not train, None)
     return x_BLD, keys
 
-  def encode_back(self, h_BLD, keys: Keys, reduced: Reduced | None, *, measure=False, train=False) -> Memory:
+  def encode_back(self, h_BLD, keys: Keys, reduced: Reduced | None, *, measure: Measure = None,
+                  train=False) -> Memory:
     excess, cross = jnp.zeros(()), keys
     if reduced is not None:
-      keys = Keys(reduced.valid_BC, reduced.gate_BC, reduced.index_BC)
-      cross = Keys(reduced.cross_valid_BC, reduced.gate_BC)
+      keys = Keys(reduced.valid_BC, reduced.gate_BC, reduced.index_BC, reduced.row_BC)
+      cross = Keys(reduced.cross_valid_BC, reduced.gate_BC, None, reduced.row_BC)
       table = self._relative(self.encoder_position)
       h_BLD, excess = self.encoder_back(reduced.h_BCD, keys, table, not train, measure)
       excess = jnp.sum(excess)
@@ -208,7 +232,7 @@ class EncoderDecoder(nn.Module):
     self.sow("intermediates", "encoder_final", h_BCD)
     return Memory(h_BCD, cross, reduced, excess)
 
-  def decode(self, tokens_BT, memory: Memory, *, measure=False, train=False):
+  def decode(self, tokens_BT, memory: Memory, *, measure: Measure = None, train=False):
     """(h_BTD before the head, sum of the cross-attentions' score regulariser)."""
     own = Keys(jnp.ones(tokens_BT.shape, bool))
     h_BTD, (_, excess) = self._decoder_blocks(tokens_BT, None, memory, own, None, None, measure, train)
@@ -217,6 +241,8 @@ class EncoderDecoder(nn.Module):
   def start(self, memory: Memory, max_len: int) -> DecodingState:
     """The state before the first token: no keys of its own, those of the memory in every layer."""
     cfg, B = self.cfg, memory.h_BCD.shape[0]
+    if memory.keys.row_BS is not None:
+      B = memory.reduced.keep_BL.shape[0]
     params = self.variables["params"]["decoder"]["cross"]
     project = lambda w: jnp.einsum("bcd,ldnh->lbcnh", memory.h_BCD, jnp.asarray(w, cfg.dtype))
     unbox = nn.unbox(params)
@@ -230,7 +256,7 @@ class EncoderDecoder(nn.Module):
     at = state.length
     seen_BS = jnp.broadcast_to(jnp.arange(S)[None] <= at, (B, S))
     own = Keys(seen_BS, None, jnp.arange(S, dtype=jnp.int32)[None])
-    h_BTD, (layers, _) = self._decoder_blocks(tokens_B1, state.layers, memory, own, at[None, None], at, False, False)
+    h_BTD, (layers, _) = self._decoder_blocks(tokens_B1, state.layers, memory, own, at[None, None], at, None, False)
     return self._logits(h_BTD), DecodingState(at + 1, layers)
 
   def _decoder_blocks(self, tokens_BT, caches, memory, own, index_BT, at, measure, train):

@@ -32,8 +32,13 @@ class Objective:
   #: Static choices (array capacities), smallest first; () when shapes never depend on data. The step is
   #: compiled once per choice. If metrics["overflow"].sum > 0 the update is not applied on device and the
   #: loop redoes the same batch in a larger bucket (what choose_bucket says, at least the next), so training is exact.
+  #: With `bucketed_training` False only evaluation has buckets, and training never waits for the device.
   def buckets(self, batch_shape: tuple[int, int]) -> tuple:
     return ()
+
+  @property
+  def bucketed_training(self) -> bool:
+    return True
 
   def first_bucket(self, num_buckets: int) -> int:
     """Index of the bucket that a new run begins with."""

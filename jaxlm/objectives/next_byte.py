@@ -14,10 +14,8 @@ import jax.numpy as jnp
 from jaxlm.config import ConfigError
 from jaxlm.layers.chunking import ratio_loss
 from jaxlm.models.score import lexicon_of
+from jaxlm.objectives import ladder
 from jaxlm.objectives.base import Objective, Pair
-
-#: Of the length of what a stage reads. At most this many compilations.
-LADDER = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +66,15 @@ class NextByte(Objective):
       return self.capacities
     length = batch_shape[1] * self.rows_per_buffer
     up = lambda x: min(length, math.ceil(x / self.multiple) * self.multiple)
-    ladder = (tuple(up(length * f ** (s + 1)) for s in range(len(self.targets))) for f in LADDER)
-    return tuple(dict.fromkeys(ladder))
+    rungs = (tuple(up(length * f ** (s + 1)) for s in range(len(self.targets))) for f in ladder.FRACTIONS)
+    return tuple(dict.fromkeys(rungs))
 
   def first_bucket(self, num_buckets):
     # Untrained routers start chunks at half of the positions and more: begin where everything fits.
     return num_buckets - 1
 
   def choose_bucket(self, metrics, current):
-    if "wanted_bucket" not in metrics:
-      return current
-    return math.ceil(float(metrics["wanted_bucket"].sum) / float(metrics["wanted_bucket"].weight) - 1e-6)
+    return ladder.choose(metrics, current)
 
   def init_state(self):
     """Largest number of chunks in a row, of late, per stage."""
@@ -88,7 +84,7 @@ class NextByte(Objective):
     if not self.targets:
       return state
     now_S = jnp.stack([metrics[f"chunks_max_{s}"].mean() for s in range(len(self.targets))])
-    return {"largest": jnp.maximum(now_S, self.memory * state["largest"])}
+    return {"largest": ladder.remember(state["largest"], now_S, self.memory)}
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     w_BT = batch["loss_weights"]
@@ -149,8 +145,5 @@ class NextByte(Objective):
       metrics["overflow"] = Pair(lost, one)
     # The smallest bucket that holds this batch and the largest of late; a state without history asks for this batch.
     now_S = jnp.stack([jnp.max(info.count_B) for info in infos]).astype(jnp.float32)
-    need_S = self.slack * jnp.maximum(now_S, state["largest"]) if state else now_S
-    buckets_KS = jnp.asarray(self.buckets(batch_shape), jnp.float32)
-    too_small_K = jnp.any(buckets_KS < jnp.minimum(need_S, buckets_KS[-1])[None], axis=1)
-    metrics["wanted_bucket"] = Pair(jnp.sum(too_small_K).astype(jnp.float32), one)
+    metrics["wanted_bucket"] = ladder.wanted(now_S, state["largest"] if state else None, self.buckets(batch_shape), self.slack)
     return metrics

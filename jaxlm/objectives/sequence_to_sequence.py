@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
 from jaxlm.layers.delete_gate import PAD, DeleteGateConfig, Mode
+from jaxlm.objectives import ladder
 from jaxlm.objectives.base import Objective, Pair
 from jaxlm.objectives.deletion import REGULARISERS, Controller, entropy_regulariser, gate_regulariser
 
@@ -23,9 +24,11 @@ class SequenceToSequence(Objective):
   alpha: weight of the gate regulariser; with `controller` only that of the first step. beta: of the score regulariser.
   delay: steps before R and the controller begin. hard_probability: of training with hard deletion, per micro-batch; then
     the cross-entropy gives the gate no gradient. hard_evaluation: evaluation deletes hard.
-  capacities: ladder of encoder slots for hard deletion, smallest first; default: the encoder's length.
-  overflow: more tokens kept than slots. 'exact': the step is done again in the next bucket; 'error': the run ends,
-    one capacity given; 'drop': the last tokens are lost, and counted.
+  capacities: rungs of encoder slots for hard deletion (of a buffer), smallest first; default: fractions of the length
+    rounded up to `multiple`. rows_per_buffer: rows whose kept tokens share a buffer, one behind the other.
+  overflow: more tokens kept than slots. 'exact': the step is done again on a higher rung; 'error': the run ends, one
+    capacity given; 'drop': the tokens with the lowest gates are lost, and counted in dropped_rows and dropped_tokens.
+  slack, memory: the next step's rung holds slack times the largest need of late, which is forgotten by memory per step.
   """
 
   alpha: float = 0.0
@@ -37,52 +40,71 @@ class SequenceToSequence(Objective):
   hard_probability: float = 0.0
   hard_evaluation: bool = True
   capacities: tuple[int, ...] | None = None
+  multiple: int = 128
+  rows_per_buffer: int = 1
   overflow: Literal["exact", "error", "drop"] = "exact"
+  slack: float = 1.05
+  memory: float = 0.98
 
   def __post_init__(self):
     if not any(kind in self.regulariser for kind in REGULARISERS):
       raise ConfigError(f"regulariser = {self.regulariser!r} is none of {', '.join(REGULARISERS)}")
     if not 0 <= self.hard_probability <= 1:
       raise ConfigError(f"hard_probability = {self.hard_probability}: wanted a probability")
-    if self.capacities is not None:
-      if not self.capacities:
-        raise ConfigError("capacities = (): the ladder is empty; give at least the encoder's length, or None")
-      if min(self.capacities) < 1 or list(self.capacities) != sorted(set(self.capacities)):
-        raise ConfigError(f"capacities = {self.capacities}: wanted growing numbers of 1 or more slots")
+    ladder.check_capacities(self.capacities, self.multiple)
+    if self.capacities is not None and (min(self.capacities) < 1 or list(self.capacities) != sorted(set(self.capacities))):
+      raise ConfigError(f"capacities = {self.capacities}: wanted growing numbers of 1 or more slots")
+    if self.rows_per_buffer < 1:
+      raise ConfigError(f"rows_per_buffer = {self.rows_per_buffer}: wanted 1 or more")
     if self.overflow == "error" and (self.capacities is None or len(self.capacities) != 1):
       raise ConfigError("overflow = 'error' needs `capacities` with the one size that must suffice")
 
+  def check(self, cfg):
+    """Against the other sections: a ladder that redoes steps ends where everything fits; buffers divide the batch."""
+    slots, n = cfg.data.seq_len * self.rows_per_buffer, self.rows_per_buffer
+    if self.overflow == "exact" and self.capacities is not None and self.capacities[-1] < slots:
+      raise ConfigError(f"objective.capacities = {self.capacities} ends below the {slots} tokens of a buffer, so a step might "
+                        f"never fit; add {slots}, or choose overflow = 'error' or 'drop'")
+    rows = cfg.data.batch_size // cfg.train.accumulation
+    if rows % n:
+      raise ConfigError(f"objective.rows_per_buffer = {n} does not divide the {rows} rows of a (micro-)batch")
+
   def buckets(self, batch_shape):
-    return self.capacities or ()
+    return self.capacities or ladder.rungs(batch_shape[1] * self.rows_per_buffer, self.multiple)
+
+  @property
+  def bucketed_training(self):
+    return self.hard_probability > 0
 
   def first_bucket(self, num_buckets):
     return num_buckets - 1      # an untrained gate keeps everything
 
   def choose_bucket(self, metrics, current):
-    if "kept_max" not in metrics or not self.capacities:
-      return current
-    need = float(metrics["kept_max"].mean()) * 1.05
-    return next((i for i, c in enumerate(self.capacities) if c >= need), len(self.capacities) - 1)
+    return ladder.choose(metrics, current)
 
   def init_state(self):
     zero = jnp.zeros((), jnp.float32)
-    return {"alpha": jnp.asarray(self.alpha, jnp.float32), "p": zero, "i": zero, "step": jnp.zeros((), jnp.int32)}
+    return {"alpha": jnp.asarray(self.alpha, jnp.float32), "p": zero, "i": zero, "step": jnp.zeros((), jnp.int32),
+            "largest": zero}
 
   def update_state(self, state, metrics):
     """Once per optimiser step, from the global rate; never in evaluation."""
     step = state["step"] + 1
+    largest = state["largest"]
+    if "kept_max" in metrics:
+      largest = ladder.remember(largest, metrics["kept_max"].mean(), self.memory)
     if self.controller is None or "deleted" not in metrics:
-      return state | {"step": step}
+      return state | {"step": step, "largest": largest}
     alpha, p, i = self.controller.update(state["p"], state["i"], metrics["deleted"].mean())
     due = (state["step"] >= self.delay) & (state["step"] % self.controller.every == 0)
     keep = lambda new, old: jnp.where(due, new, old)
-    return {"alpha": keep(alpha, state["alpha"]), "p": keep(p, state["p"]), "i": keep(i, state["i"]), "step": step}
+    return {"alpha": keep(alpha, state["alpha"]), "p": keep(p, state["p"]), "i": keep(i, state["i"]), "step": step,
+            "largest": largest}
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     def run(hard: bool):
-      def go():
-        return self._loss(model, params, batch, key, state, train, Mode(hard, bucket if hard else None))
-      return go
+      mode = Mode(True, bucket, rows=self.rows_per_buffer, drop=self.overflow == "drop") if hard else Mode()
+      return lambda: self._loss(model, params, batch, key, state, train, mode)
 
     deletes = isinstance(model.cfg.reduction, DeleteGateConfig)
     if not train:
@@ -95,12 +117,20 @@ class SequenceToSequence(Objective):
   def _loss(self, model, params, batch, key, state, train, mode):
     w_BT, real_BL = batch["loss_weights"], batch["tokens"] != PAD
     rngs = {"dropout": jax.random.fold_in(key, 0), "noise": jax.random.fold_in(key, 1)}
-    measure = bool(train and self.beta and not mode.hard)
-    score, memory, S = model.apply({"params": params}, batch["tokens"], batch["decoder_tokens"], batch["targets"], real_BL,
-                                   mode=mode, measure=measure, train=train, rngs=rngs, method="score")
-    weight = jnp.sum(w_BT)
-    ce = Pair(jnp.sum(jnp.where(w_BT > 0, -score.log_prob_BT, 0.0) * w_BT), weight)
-    metrics, total = {"loss": ce}, ce.sum / jnp.maximum(weight, 1e-9)
+    measure, targets_BT = bool(train and self.beta), batch["targets"]
+    common = dict(mode=mode, measure=measure, train=train, rngs=rngs)
+    weight, metrics = jnp.sum(w_BT), {}
+    if train:
+      score, memory, S = model.apply({"params": params}, batch["tokens"], batch["decoder_tokens"], targets_BT, real_BL,
+                                     method="score", **common)
+      nll_BT = -score.log_prob_BT
+    else:
+      logits_BTV, memory, S = model.apply({"params": params}, batch["tokens"], batch["decoder_tokens"], real_BL,
+                                          method="run", **common)
+      nll_BT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), targets_BT[..., None], -1)[..., 0]
+      metrics = accuracies(logits_BTV, targets_BT, w_BT)
+    ce = Pair(jnp.sum(jnp.where(w_BT > 0, nll_BT, 0.0) * w_BT), weight)
+    metrics["loss"], total = ce, ce.sum / jnp.maximum(weight, 1e-9)
     if "target_bytes" in batch:
       counted = jnp.sum(jnp.where(w_BT > 0, batch["target_bytes"], 0)).astype(jnp.float32)
       metrics["bits_per_byte"] = Pair(ce.sum / math.log(2), counted)
@@ -123,7 +153,27 @@ class SequenceToSequence(Objective):
     if "loss" in reduced.extra:
       total += reduced.extra["loss"]
       metrics["boundary_loss"] = Pair(reduced.extra["loss"] * weight, weight)
-    metrics["kept_max"] = Pair(as_float(jnp.max(reduced.count_B)), one)
-    lost = as_float(jnp.sum(reduced.overflow_B))
-    metrics["dropped_rows" if self.overflow == "drop" and train else "overflow"] = Pair(lost, one)
-    return Pair(total * weight, weight), metrics
+    return Pair(total * weight, weight), metrics | self._capacity_metrics(reduced, state, batch["tokens"].shape, mode)
+
+  def _capacity_metrics(self, reduced, state, batch_shape, mode):
+    one, n = jnp.ones((), jnp.float32), 1 if mode.hard else self.rows_per_buffer
+    # Of a soft step: what it would have needed, so that a hard one that follows finds its rung.
+    need_B = jnp.sum(reduced.count_B.astype(jnp.float32).reshape(-1, n), axis=1)
+    lost_B = jnp.any(reduced.overflow_B.reshape(-1, n), axis=1).astype(jnp.float32)
+    largest = jnp.max(need_B)
+    metrics = {"kept_max": Pair(largest, one), "wanted_bucket": ladder.wanted(
+        largest[None], state["largest"][None], self.buckets(batch_shape), self.slack)}
+    if self.overflow != "drop":
+      return metrics | {"overflow": Pair(jnp.sum(lost_B), one)}
+    excess_B = lost_B * (need_B - reduced.h_BCD.shape[1])
+    return metrics | {"dropped_rows": Pair(jnp.sum(lost_B), one), "dropped_tokens": Pair(jnp.sum(excess_B), one)}
+
+
+def accuracies(logits_BTV, targets_BT, w_BT) -> dict[str, Pair]:
+  """Teacher-forced: tokens that are the most likely ones, and rows all of whose tokens are."""
+  counted_BT = w_BT > 0
+  right_BT = jnp.argmax(logits_BTV, -1) == targets_BT
+  count = lambda x: jnp.sum(x).astype(jnp.float32)
+  rows_B = jnp.any(counted_BT, axis=1)
+  return {"accuracy": Pair(count(right_BT & counted_BT), count(counted_BT)),
+          "sequence_accuracy": Pair(count(jnp.all(right_BT | ~counted_BT, axis=1) & rows_B), count(rows_B))}

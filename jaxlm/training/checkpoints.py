@@ -171,6 +171,28 @@ def restore_params(folder, *, step: int | None = None, params=None, ema: bool = 
   return out.state[name], out.note, step
 
 
+def initial_params(folder, params):
+  """Parameters to begin with, from a run's newest step or a weights folder. params: abstract tree with shardings."""
+  path = folder_path(folder)
+  shapes = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree.leaves_with_path(params)}
+  if (path / "model.safetensors").is_file():
+    from safetensors.numpy import load_file
+
+    stored = load_file(path / "model.safetensors")
+    found = {name: x.shape for name, x in stored.items()}
+  else:
+    stored, _, _ = restore_params(path)
+    stored = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree.leaves_with_path(stored)}
+    found = {name: x.shape for name, x in stored.items()}
+  wrong = sorted(name for name in {*found, *shapes} if name not in shapes or found.get(name) != shapes[name].shape)
+  if wrong:
+    name = wrong[0]
+    raise ConfigError(f"train.init_from = {str(folder)!r} does not fit the model in {len(wrong)} parameters, among them {name}: "
+                      f"{found.get(name, 'absent')} there, {shapes[name].shape if name in shapes else 'absent'} here")
+  return jax.tree_util.tree_map_with_path(lambda p, x: jax.device_put(
+      stored[jax.tree_util.keystr(p, simple=True, separator="/")].astype(x.dtype), x.sharding), params)
+
+
 def _wrong(names: list[str]) -> str | None:
   if not names:
     return None

@@ -31,7 +31,8 @@ class TrainConfig:
 
   accumulation: micro-batches per step. gather_dtype: large parameters are cast before they are gathered and their
   gradients reduced in it ("bfloat16" halves the traffic of fsdp); None: float32. profile: first and last step of an
-  XProf trace. debug: one device, every NaN raises where it arises, nothing asynchronous.
+  XProf trace. init_from: run folder, or weights folder of `jaxlm convert`, whose parameters a new run begins with (and
+  nothing else of it). debug: one device, every NaN raises where it arises, nothing asynchronous.
   """
 
   steps: int
@@ -44,6 +45,7 @@ class TrainConfig:
   keep_every: int | None = None
   gather_dtype: str | None = None
   profile: tuple[int, int] | None = None
+  init_from: str | None = None
   debug: bool = False
 
   def __post_init__(self):

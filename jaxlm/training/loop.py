@@ -93,7 +93,7 @@ def run_steps(program, state, batches, place, *, bucket: int, on_log, on_step, s
 
 def one_step(program, state, batch, bucket: int):
   """(state, metrics, next bucket index); a step that overflowed its bucket is done again in a larger one."""
-  if not program.buckets:
+  if not program.buckets or not program.cfg.objective.bucketed_training:
     state, metrics = program.step(state, batch)
     return state, metrics, bucket
   while True:

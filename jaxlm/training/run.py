@@ -31,7 +31,7 @@ from jaxlm.parallel.chips import peak_flops
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.parallel.place import host_rows, placer
 from jaxlm.parallel.rules import unsharded
-from jaxlm.training.checkpoints import Checkpoints, restore_params
+from jaxlm.training.checkpoints import Checkpoints, initial_params, restore_params
 from jaxlm.training.config import RunConfig, _plain, check, differences, load_config, resolved, run_config
 from jaxlm.training.folder import folder_path, write_json
 from jaxlm.training.loop import StopSignal, run_steps
@@ -94,7 +94,7 @@ def _train(cfg: RunConfig, mesh, folder, quiet: bool) -> Result:
       state, note, lines = saved.restore(program.state, iterator)
       bucket = note["bucket"]
     else:
-      state = program.init()
+      state = begin(program)
     step = int(state.step)
     display = Display(cfg.train.steps, step, quiet=quiet or not first)
     writer = Writer(folder, step) if first else None
@@ -133,6 +133,16 @@ def _train(cfg: RunConfig, mesh, folder, quiet: bool) -> Result:
     display.say(f"stopped by {stop.received} at step {step}, saved; the same command continues" if early else
                 f"finished {step} steps in {duration(time.perf_counter() - report.start)}; everything is in {folder}")
     return Result(step, last, str(folder), state.params, state.ema, stop.received if early else None)
+
+
+def begin(program: Program):
+  """The state of a new run: initialised, or with the parameters that train.init_from holds."""
+  state, source = program.init(), program.cfg.train.init_from
+  if source is None:
+    return state
+  params = initial_params(source, program.state.params)
+  ema = None if state.ema is None else jax.tree.map(lambda e, p: p.astype(e.dtype) + 0, state.ema, params)
+  return dataclasses.replace(state, params=params, ema=ema)
 
 
 def restore(workdir, *, step: int | None = None, ema: bool = False):
@@ -183,6 +193,8 @@ def evaluate(program: Program, params, objective_state, place, index: int, hosts
   cfg, totals, tokens = program.cfg, {}, 0
   dataset = cfg.data.build(cfg.eval.split, seed=cfg.seed, process_index=index, process_count=hosts, repeat=False)
   rows = cfg.data.batch_size // hosts
+  if program.buckets and not cfg.objective.bucketed_training:
+    bucket = 0      # training says nothing about it: up from the smallest
   for batch in dataset:
     here = jax.tree.leaves(batch)[0].shape[0]
     if here < rows:     # the last batch is filled up with rows that weigh nothing
@@ -195,7 +207,7 @@ def evaluate(program: Program, params, objective_state, place, index: int, hosts
     tokens += cfg.data.batch_size * cfg.data.seq_len
     if cfg.eval.num_tokens is not None and tokens >= cfg.eval.num_tokens:
       break
-  values = {f"eval/{name}": total / max(weight, 1e-9) for name, (total, weight) in totals.items() if name != "overflow"}
+  values = {f"eval/{name}": total / max(weight, 1e-9) for name, (total, weight) in totals.items() if name not in ("overflow", "wanted_bucket")}
   if cfg.eval.lengths:
     for found in evaluate_lengths(cfg.model, params, cfg.data, cfg.eval.lengths, split=cfg.eval.split,
                                   num_tokens=cfg.eval.num_tokens, seed=cfg.seed, process_index=index,
@@ -212,7 +224,11 @@ def _eval_batch(program: Program, params, batch, objective_state, bucket: int):
     metrics = jax.device_get(program.evaluate(params, batch, objective_state, bucket=chosen))
     if "overflow" not in metrics or metrics["overflow"].sum <= 0:
       return metrics, bucket
-    bucket += 1
+    last = len(program.buckets) - 1
+    if bucket == last:
+      raise RuntimeError(f"the largest bucket {chosen} of the objective overflows in evaluation; its `buckets` must end "
+                         f"with one that always fits")
+    bucket = min(max(bucket + 1, program.cfg.objective.choose_bucket(metrics, bucket)), last)
 
 
 def opening_lines(program: Program, folder, step: int) -> list[str]:

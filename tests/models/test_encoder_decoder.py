@@ -10,8 +10,9 @@ import pytest
 
 from jaxlm.config import ConfigError
 from jaxlm.generation.encoder_decoder import greedy
+from jaxlm.interop.huggingface.table import WeightsError
 from jaxlm.interop.mrt5 import load_params, store_params
-from jaxlm.layers.delete_gate import DeleteGateConfig, Mode, fixed_deletion
+from jaxlm.layers.delete_gate import DeleteGateConfig, Mode, apply_gate, fixed_deletion
 from jaxlm.models.encoder_decoder import EncoderDecoderConfig
 from jaxlm.objectives.deletion import Controller
 from jaxlm.objectives.sequence_to_sequence import SequenceToSequence
@@ -46,6 +47,24 @@ def test_more_capacity_than_needed_changes_nothing_and_less_is_noticed(tiny):
   assert run(model, params, need - 1)[1].reduced.overflow_B.any()
 
 
+def test_rows_that_share_a_buffer_do_not_see_each_other(tiny):
+  model, params = tiny
+  go = jax.jit(lambda p, mode: model.apply({"params": p}, TOKENS, TOKENS[:, :3], mode=mode, method="run"), static_argnums=1)
+  alone, apart, _ = go(params, Mode(True))
+  need = int(apart.reduced.count_B.sum())
+  shared, together, _ = go(params, Mode(True, need, rows=2))
+  assert together.h_BCD.shape[:2] == (1, need) and not together.reduced.overflow_B.any()
+  np.testing.assert_allclose(shared, alone, atol=1e-5)
+
+
+def test_of_too_many_tokens_those_with_the_highest_gates_stay_in_order():
+  gate = jnp.asarray([[-1.0, -9.0, -2.0, -20.0, -3.0]])
+  reduced = apply_gate(jnp.arange(5.0)[None, :, None], gate, gate > -30, -15.0, Mode(True, 3, drop=True),
+                       compact_positions=False)
+  np.testing.assert_array_equal(reduced.source_BC, [[0, 2, 4]])
+  assert int(reduced.count_B[0]) == 4 and bool(reduced.overflow_B[0])
+
+
 def test_cached_decoding_says_what_the_whole_pass_says(tiny):
   model, params = tiny
   decoded = jax.jit(functools.partial(greedy, model, max_len=4, mode=Mode(True), with_logits=True))(params, TOKENS)
@@ -61,7 +80,7 @@ def test_official_names_go_out_and_come_back(tiny):
   again = load_params(TINY, stored | {"encoder.embed_tokens.weight": stored["shared.weight"]})
   jax.tree.map(np.testing.assert_array_equal, again, dict(params))
   del stored["lm_head.weight"]
-  with pytest.raises(ConfigError, match="lm_head.weight"):
+  with pytest.raises(WeightsError, match="missing lm_head.weight"):
     load_params(TINY, stored)
 
 

@@ -23,7 +23,7 @@ from jaxlm.config import ConfigError
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.training import checksum, command, loop, metrics
 from jaxlm.training import run as run_module
-from jaxlm.training.checkpoints import CheckpointError, Checkpoints, restore_params
+from jaxlm.training.checkpoints import CheckpointError, Checkpoints, initial_params, restore_params
 from jaxlm.training.checksum import changed, checksums
 from jaxlm.training.config import run_config
 from jaxlm.training.loop import NonFinite, one_step
@@ -99,6 +99,13 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(whole, tmp_path):
   assert_equal(resumed.ema, whole.ema)
   plain = lambda folder: [{k: v for k, v in r.items() if k not in ("tokens_per_s", "step_s")} for r in metrics.read(folder)]
   assert plain(resumed.workdir) == plain(whole.workdir)     # no step twice, none missing
+
+
+def test_a_new_run_begins_with_the_parameters_of_another_if_they_fit(whole):
+  like = lambda x, **more: jax.ShapeDtypeStruct(**dict(shape=x.shape, dtype=x.dtype, sharding=x.sharding) | more)
+  assert_equal(initial_params(whole.workdir, jax.tree.map(like, whole.params)), whole.params)
+  with pytest.raises(ConfigError, match="does not fit the model in .* parameters"):
+    initial_params(whole.workdir, jax.tree.map(lambda x: like(x, shape=(*x.shape, 1)), whole.params))
 
 
 def test_a_finished_run_only_answers(whole):

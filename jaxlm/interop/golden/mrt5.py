@@ -111,11 +111,11 @@ def encoder_decoder(case):
       c1, c2 = config.get("entropy_reg", (0.0, 0.0))
       name = config.get("loss_function", "gate_mean_loss")
       R = gate_regulariser(name, reduced.gate_BL, reduced.logits_BL, real_BL, cfg.reduction.tau)
-      out["delete_gate_loss_times_alpha"] = alpha * R
+      # With the entropy terms, which alpha does not scale.
+      weighted = alpha * R + (entropy_regulariser(reduced.gate_BL, real_BL, c1, c2) if c1 or c2 else 0.0)
+      out["delete_gate_loss_times_alpha"] = weighted
       out["gate_mean_nonpad"] = mean(reduced.gate_BL, real_BL)
-      total = total + alpha * R + beta * scores
-      if c1 or c2:
-        total = total + entropy_regulariser(reduced.gate_BL, real_BL, c1, c2)
+      total = total + weighted + beta * scores
     elif soft_pool:
       total = total + reduced.extra["loss"]
     out["total_loss"] = total
@@ -198,9 +198,8 @@ def compare_gate(case, cfg, reduced, W):
     case.compare("out/delete_gate_mask", column(reduced.gate_BL if fillers is None else fillers), GATE)
   if "out/percent_deleted" in case:
     real_BL = tokens_BL != 0
-    threshold = config.get("deletion_threshold_override")
-    threshold = config["deletion_threshold"] if threshold is None else threshold
-    deleted_BL = np.asarray(reduced.gate_BL) < threshold
+    # The release counts by the configured threshold even where a call deletes by its own.
+    deleted_BL = np.asarray(reduced.gate_BL) < config["deletion_threshold"]
     case.compare("out/percent_non_pad_deleted", 100 * np.sum(deleted_BL & real_BL) / np.sum(real_BL), OUTPUT)
     case.compare("out/percent_deleted", 100 * np.mean(deleted_BL), OUTPUT)
   if "out/n_deletions" in case:

@@ -123,8 +123,11 @@ class BucketBias(Bias):
   def add(self, s_BNTS, block):
     T, S = s_BNTS.shape[2:]
     if not block.contiguous:
-      relative_BTS = block.j_BS[:, None, :] - block.i_BT[:, :, None]
-      return s_BNTS + jnp.moveaxis(self._look_up(relative_BTS), -1, 1)
+      # From max_distance on the bucket stays the same: one gather from a line, no logarithm per pair.
+      most = self.max_distance
+      line_RN = self._look_up(jnp.arange(-most, most + 1, dtype=jnp.int32))
+      relative_BTS = jnp.clip(block.j_BS[:, None, :] - block.i_BT[:, :, None], -most, most) + most
+      return s_BNTS + jnp.moveaxis(line_RN[relative_BTS], -1, 1)
     # Only T + S - 1 distances occur: look those up and skew them into (T, S), so that neither the values
     # nor their gradient go through a gather or scatter of T * S elements.
     first = block.j_BS[0, 0] - block.i_BT[0, 0] - (T - 1)
