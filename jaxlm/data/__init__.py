@@ -19,7 +19,12 @@ DATA = Kinds("data", {
     "passages": "jaxlm.data.passages:PassageData",
     "repeated_words": "jaxlm.data.needles:RepeatedWordsData",
     "scenes": "jaxlm.data.scenes:SceneData",
+    "span_corruption": "jaxlm.data.corrupted_text:SpanCorruptionData",
+    "spelling": "jaxlm.data.text_pairs:SpellingData",
     "text": "jaxlm.data.text:TextData",
+    "tydiqa": "jaxlm.data.text_pairs:TyDiQAData",
+    "word_search": "jaxlm.data.text_pairs:WordSearchData",
+    "xnli": "jaxlm.data.text_pairs:XNLIData",
     "zebra": "jaxlm.data.zebra:ZebraData",
 })
 

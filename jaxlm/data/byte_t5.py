@@ -13,16 +13,20 @@ SPECIAL = {"<pad>": PAD, "</s>": END, "<unk>": UNKNOWN} | {
     f"<extra_id_{i}>": OFFSET + 256 + i for i in range(NUM_EXTRA)}
 
 
+def check_utf8(raw: bytes) -> None:
+  try:
+    raw.decode()
+  except UnicodeDecodeError as error:
+    raise DataError(f"the text is not UTF-8: byte 0x{raw[error.start]:02x} at {error.start}; convert the file") from None
+
+
 def encode(text: str | bytes, max_length: int | None = None, *, parse_special: bool = False) -> np.ndarray:
   """int32: byte + 3 each, then the end id; at most max_length ids, the end among them.
 
   parse_special: literal '</s>', '<pad>', '<unk>', '<extra_id_n>' become their ids, as in the reference tokenizer.
   """
   raw = text.encode() if isinstance(text, str) else bytes(text)
-  try:
-    raw.decode()
-  except UnicodeDecodeError as error:
-    raise DataError(f"the text is not UTF-8: byte 0x{raw[error.start]:02x} at {error.start}; convert the file") from None
+  check_utf8(raw)
   if parse_special:
     pieces = re.split("(" + "|".join(map(re.escape, SPECIAL)) + ")", raw.decode())
     ids = [i for p in pieces for i in ([SPECIAL[p]] if p in SPECIAL else [b + OFFSET for b in p.encode()])]
@@ -45,6 +49,14 @@ def pad(rows: list[np.ndarray], length: int | None = None, value: int = PAD) -> 
   """(B, length) int32; length None: of the longest row."""
   length = length or max(map(len, rows))
   return np.stack([np.concatenate([r, np.full(length - len(r), value)]) for r in rows]).astype(np.int32)
+
+
+def batch_fields(rows: int, length: int, target_len: int) -> dict:
+  """{name: (shape, dtype)} of a batch from text to text, for those who compile without reading data."""
+  inputs, outputs = (rows, length), (rows, target_len)
+  return {"tokens": (inputs, np.int32), "segment_ids": (inputs, np.int32), "positions": (inputs, np.int32),
+          "decoder_tokens": (outputs, np.int32), "targets": (outputs, np.int32), "loss_weights": (outputs, np.float32),
+          "target_bytes": (outputs, np.int32)}
 
 
 def xnli_texts(row: dict) -> tuple[str, str]:

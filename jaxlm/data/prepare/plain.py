@@ -94,6 +94,16 @@ def wordnet(path, name):
       yield f"{name}/{line[:8]}", line.partition("|")[2].strip()
 
 
+def definitions(path, name):
+  """'word: gloss' of the synset lines, one per word that is a single one in lower case."""
+  for line in read(path).splitlines():
+    if not line.startswith("  ") and "|" in line:
+      fields, gloss = line.partition("|")[0].split(), line.partition("|")[2].strip()
+      for word in fields[4:4 + 2 * int(fields[3], 16):2]:
+        if word.isalpha() and word.islower():
+          yield word, f"{word}: {gloss}"
+
+
 def rfc(path, name):
   """A Request for Comments without its page breaks."""
   text = read(path).replace("\f", "")

@@ -1,0 +1,137 @@
+"""`data.kind = "span_corruption"`: text in any number of languages, its spans replaced by sentinels. Spec mrt5, section 7.
+
+Axes: N tokens of a chunk, L encoder, T decoder.
+"""
+
+import dataclasses
+import hashlib
+
+import grain
+import numpy as np
+
+from jaxlm.config import ConfigError
+from jaxlm.data import byte_t5
+from jaxlm.data.errors import DataError
+from jaxlm.data.folders import data_dir
+from jaxlm.data.pipeline import batches
+from jaxlm.data.sources import open_corpus
+from jaxlm.data.span_corruption import check_spans, corrupt, lengths, noise_mask, shift_right
+from jaxlm.data.splits import check_split
+from jaxlm.data.store import token_store
+from jaxlm.data.tokenizers.bytes import ByteTokenizer, ByteTokenizerConfig
+
+SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
+
+
+class ByT5Tokenizer(ByteTokenizer):
+  """byte + 3, documents ended by 1; what is not UTF-8 is refused, as its bytes may be sentinels."""
+
+  def __init__(self):
+    super().__init__(ByteTokenizerConfig(offset=byte_t5.OFFSET, separator=byte_t5.END, size=byte_t5.VOCAB_SIZE))
+    self.fingerprint += "-utf8"
+
+  def encode_batch(self, texts):
+    for text in texts:
+      byte_t5.check_utf8(text.encode() if isinstance(text, str) else bytes(text))
+    return super().encode_batch(texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanCorruptionData:
+  """sources: as in `jaxlm.data.sources`, one per language, say. seq_len: of the encoder's input; the target's follows.
+
+  Languages are drawn with probability proportional to size^exponent: 0 uniform (the paper), 1 as they are, 0.3 usual
+  where sizes span orders of magnitude. A training row is a function of (seed, index): its language, its chunk, its
+  noise. rows: of one pass, the languages in turn.
+  """
+
+  sources: tuple[str, ...]
+  seq_len: int
+  batch_size: int
+  noise_density: float = 0.15
+  mean_span: float = 20.0
+  exponent: float = 0.3
+  rows: int = 1024
+
+  def __post_init__(self):
+    if not self.sources:
+      raise ConfigError("data.sources = (): name at least one source, for example 'mini:en'")
+    for name in ("seq_len", "batch_size", "rows"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
+    if not 0 < self.noise_density < 1 or self.mean_span < 1:
+      raise ConfigError(f"data.noise_density = {self.noise_density}, mean_span = {self.mean_span}: wanted a fraction inside "
+                        "(0, 1) and spans of 1 token or more")
+    if not 0 <= self.exponent <= 1:
+      raise ConfigError(f"data.exponent = {self.exponent}: wanted 0 (uniform) .. 1 (proportional to size)")
+    check_spans(self.seq_len, self.noise_density, self.mean_span)
+
+  @property
+  def vocab_size(self) -> int:
+    return byte_t5.VOCAB_SIZE
+
+  @property
+  def target_len(self) -> int:
+    return lengths(self.seq_len, self.noise_density, self.mean_span)[1]
+
+  @property
+  def batch_fields(self) -> dict:
+    return byte_t5.batch_fields(self.batch_size, self.seq_len, self.target_len)
+
+  def build(self, split: str, *, seed: int, process_index: int = 0, process_count: int = 1,
+            repeat: bool = True) -> grain.IterDataset:
+    check_split(split)
+    stores = [token_store(open_corpus(source), split, ByT5Tokenizer(), data_dir() / "tokens") for source in self.sources]
+    rows = _Rows(self, split, seed, stores, len_=10_000_000 if repeat else self.rows)
+    said = f"{self} {[store.fingerprint for store in stores]}"
+    return batches(rows, batch_size=self.batch_size, seed=seed, shuffle=False, repeat=repeat, process_index=process_index,
+                   process_count=process_count, fingerprint=hashlib.sha256(said.encode()).hexdigest()[:16])
+
+  def bytes_per_target(self, batch) -> float:
+    return 1.0
+
+
+def shares(sizes, exponent: float) -> np.ndarray:
+  """p_i = sizes_i^exponent / sum."""
+  weights = np.asarray(sizes, np.float64) ** exponent
+  return weights / weights.sum()
+
+
+class _Rows:
+  """Row i, corrupted. Training draws language and chunk; a pass takes them in turn, as many as there are."""
+
+  def __init__(self, cfg: SpanCorruptionData, split: str, seed: int, stores, len_: int):
+    self.cfg, self.split, self.seed, self.stores = cfg, split, seed, stores
+    self.size = lengths(cfg.seq_len, cfg.noise_density, cfg.mean_span)[0]
+    # A separator precedes each document, so the text from the first document on, with an end appended, is d0 1 d1 1 ...
+    self.chunks = [len(store) // self.size for store in stores]
+    for source, store, count in zip(cfg.sources, stores, self.chunks):
+      if count < 1:
+        raise DataError(f"{source}: split {split!r} holds {len(store)} tokens, fewer than one chunk of {self.size}; shorten "
+                        "data.seq_len or use a larger corpus")
+    self.p = shares([len(store) for store in stores], cfg.exponent)
+    self.drawn = split == "train"
+    self.len = len_ if self.drawn else min(len_, len(stores) * max(self.chunks))
+
+  def __len__(self) -> int:
+    return self.len
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)])
+    if self.drawn:
+      which = int(rng.choice(len(self.p), p=self.p))
+      chunk = int(rng.integers(self.chunks[which]))
+    else:
+      which, chunk = int(index) % len(self.stores), int(index) // len(self.stores)
+      chunk %= self.chunks[which]
+    return self.row(which, chunk, rng)
+
+  def row(self, which: int, chunk: int, rng) -> dict[str, np.ndarray]:
+    store, start = self.stores[which], 1 + chunk * self.size
+    tokens = np.asarray(store.tokens[start:start + self.size], np.int32)
+    if len(tokens) < self.size:
+      tokens = np.append(tokens, byte_t5.END).astype(np.int32)
+    inputs, labels = corrupt(tokens, noise_mask(self.size, self.cfg.noise_density, self.cfg.mean_span, rng))
+    return dict(tokens=inputs, decoder_tokens=shift_right(labels), targets=labels, segment_ids=np.ones_like(inputs),
+                positions=np.arange(len(inputs), dtype=np.int32), loss_weights=np.ones(len(labels), np.float32),
+                target_bytes=np.ones_like(labels))
