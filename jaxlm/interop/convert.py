@@ -20,7 +20,7 @@ USAGE = """Weights of other libraries in and out.
   jaxlm convert --from RUN --to OUT                   a run's parameters -> jaxlm weights folder
 
 A Hugging Face folder holds config.json and model.safetensors, pytorch_model.bin or an index of shards of either.
-Architectures: GPT-2, Llama, Mistral, Qwen3, Gemma-2, GPT-NeoX."""
+Architectures: GPT-2, Llama, Mistral, Qwen3, Gemma-2, GPT-NeoX, T5 and ByT5, MrT5."""
 
 
 def main(argv=None) -> int:
@@ -37,6 +37,8 @@ def main(argv=None) -> int:
                       "written for a model without one")
   parser.add_argument("--ignore-field", action="append", default=[], metavar="NAME",
                       help="a field of config.json that you know to change nothing")
+  parser.add_argument("--delete-gate", type=int, metavar="BLOCK", help="of a T5 that becomes an MrT5: a fresh gate before "
+                      "this encoder block, and softmax1; what train.init_from then continues")
   args = parser.parse_args(argv)
   try:
     source, from_hf = _place(args.source, "--from")
@@ -82,6 +84,14 @@ def _from_hf(source, target, args) -> None:
   table = huggingface.converter_of(config).table(cfg)
   state = read_weights(source)
   params = table.import_params(state, _numpy_dtype(args.dtype))
+  if args.delete_gate is not None:
+    import dataclasses
+
+    from jaxlm.interop.mrt5 import add_gate
+    from jaxlm.layers.delete_gate import DeleteGateConfig
+    if not hasattr(cfg, "reduction"):
+      raise ConfigError("--delete-gate is for T5 and ByT5 checkpoints")
+    cfg, params = add_gate(dataclasses.replace(cfg, softmax1=True), params, DeleteGateConfig(args.delete_gate))
   weights.check_params(cfg, params, str(source))
   _print_table(table)
   if not args.dry_run:

@@ -4,10 +4,16 @@ A name table per stack; a dense kernel is stored (out, in), here (in, heads, wid
 width), here (width, in, out). `embed_tokens` of both stacks are aliases of `shared`; a tied head is `shared` as well.
 """
 
+import dataclasses
+
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ConfigError
+from jaxlm.interop.huggingface.architecture import Architecture
+from jaxlm.interop.huggingface.table import WeightsError
 from jaxlm.layers.byte_pooling import BoundaryPoolingConfig, StridedPoolingConfig
 from jaxlm.layers.delete_gate import DeleteGateConfig
 from jaxlm.models.encoder_decoder import EncoderDecoderConfig
@@ -90,21 +96,26 @@ def _to_theirs(cfg, kind, x):
 
 
 def load_params(cfg: EncoderDecoderConfig, stored: dict) -> dict:
-  """Official state dict -> params. Every tensor must be there and be used; names the first that is not."""
-  stored, rows, params = dict(stored), {}, {}
+  """Official state dict -> params. Every tensor must be there and be used; WeightsError lists what does not fit."""
+  names, rows, params = set(stored), {}, {}
   for alias in ALIASES:
-    if alias in stored and not np.array_equal(stored.pop(alias), stored["shared.weight"]):
-      raise ConfigError(f"{alias} differs from shared.weight: this model has one embedding for both stacks")
-  if cfg.tie_embeddings:
-    stored.pop("lm_head.weight", None)
-  for name, path, row, kind in entries(cfg):
-    if name not in stored:
-      raise ConfigError(f"the checkpoint has no {name}; does its configuration (gated, tied, gate layer) fit?")
-    rows.setdefault(path, []).append(_to_ours(cfg, kind, np.asarray(stored.pop(name))))
+    if alias in names and not np.array_equal(stored[alias], stored["shared.weight"]):
+      raise WeightsError(f"{alias} differs from shared.weight: this model has one embedding for both stacks")
+  wanted = list(entries(cfg))
+  optional = {*ALIASES, *(["lm_head.weight"] if cfg.tie_embeddings else [])}
+  missing = [name for name, *_ in wanted if name not in names]
+  left = sorted(names - {name for name, *_ in wanted} - optional)
+  width = cfg.num_heads * cfg.d_kv
+  heads = {"heads in": (width, cfg.d_model), "heads out": (cfg.d_model, width)}
+  shapes = [f"  {name} has shape {np.shape(stored[name])}, wanted {heads[kind]}" for name, _, _, kind in wanted
+            if name in names and kind in heads and tuple(np.shape(stored[name])) != heads[kind]]
+  if missing or left or shapes:
+    raise WeightsError("\n".join(["the checkpoint does not fit this model (gated, tied, gate layer, sizes?):",
+                                  *(f"  missing {n}" for n in missing), *(f"  left over {n}" for n in left), *shapes]))
+  for name, path, row, kind in wanted:
+    rows.setdefault(path, []).append(_to_ours(cfg, kind, np.asarray(stored[name])))
     if row is None:
       rows[path] = rows[path][0]
-  if stored:
-    raise ConfigError(f"{len(stored)} tensors of the checkpoint have no place in this model, among them {min(stored)}")
   for path, value in rows.items():
     at = params
     for part in path[:-1]:
@@ -123,3 +134,109 @@ def store_params(cfg: EncoderDecoderConfig, params) -> dict[str, np.ndarray]:
     value = np.asarray(value)
     out[name] = _to_theirs(cfg, kind, value if row is None else value[row])
   return out
+
+
+def add_gate(cfg: EncoderDecoderConfig, params, reduction: DeleteGateConfig, seed: int = 0):
+  """(config, params) of a model without a reduction with a fresh delete gate: its encoder's stack is cut at the gate."""
+  if cfg.reduction is not None:
+    raise ConfigError(f"the model has a reduction already: {cfg.reduction}")
+  gated, g = dataclasses.replace(cfg, reduction=reduction), reduction.layer
+  w = nn.initializers.xavier_uniform()(jax.random.key(seed), (cfg.d_model, 1))      # as DeleteGate begins
+  fresh = {"w": w, "b": jnp.ones(1)} | ({"norm": {"scale": jnp.ones(cfg.d_model)}} if reduction.norm else {})
+  stack = params["encoder_front"]
+  out = {k: v for k, v in params.items() if k != "encoder_front"} | {
+      "encoder_back": jax.tree.map(lambda x: x[g:], stack), "reduction": fresh}
+  return gated, out | ({"encoder_front": jax.tree.map(lambda x: x[:g], stack)} if g else {})
+
+
+class StateDict:
+  """What `jaxlm convert` asks of a name table, over `entries`."""
+
+  def __init__(self, cfg: EncoderDecoderConfig):
+    self.cfg = cfg
+
+  def import_params(self, state, dtype=None) -> dict:
+    state = {name: np.asarray(state[name]) for name in state}
+    return load_params(self.cfg, state if dtype is None else {k: v.astype(dtype) for k, v in state.items()})
+
+  def export_params(self, params, dtype=None) -> dict[str, np.ndarray]:
+    cast = lambda x: np.ascontiguousarray(x if dtype is None else x.astype(dtype))
+    return {name: cast(value) for name, value in store_params(self.cfg, params).items()}
+
+  def lines(self) -> list[tuple[str, str, str]]:
+    """(their name, layout, ours) per array."""
+    return [(name, kind, "/".join(path) + ("" if row is None else f"[{row}]")) for name, path, row, kind in entries(self.cfg)]
+
+
+class T5(Architecture):
+  """T5 v1.0, v1.1 and ByT5. Dropout is a choice of training and is not read."""
+
+  name, model_type = "T5ForConditionalGeneration", "t5"
+
+  def read(self, fields, seq_len):
+    layers, tied = fields.size("num_layers", 6), fields.get("tie_word_embeddings", True)
+    if fields.get("scale_decoder_outputs", tied) != tied:
+      raise ConfigError(f"{fields.what}: tie_word_embeddings = {tied}, but scale_decoder_outputs = {not tied}: version 5 of "
+                        f"transformers writes so for every T5; set tie_word_embeddings to {not tied} if the checkpoint has "
+                        f"{'a' if tied else 'no'} lm_head.weight of its own")
+    fields.only("layer_norm_epsilon", 1e-6, "the norms' epsilon is fixed")
+    fields.only("is_encoder_decoder", True, "an encoder alone is another model")
+    for name in ("dropout_rate", "dense_act_fn", "is_gated_act", "n_positions", "output_past", "gradient_checkpointing"):
+      fields.get(name)     # derived from others, or of training
+    return EncoderDecoderConfig(
+        vocab_size=fields.size("vocab_size", 32128), d_model=fields.size("d_model", 512), d_ff=fields.size("d_ff", 2048),
+        num_heads=fields.size("num_heads", 8), d_kv=fields.size("d_kv", 64), num_encoder_layers=layers,
+        num_decoder_layers=fields.size("num_decoder_layers", layers),
+        num_buckets=fields.size("relative_attention_num_buckets", 32),
+        max_distance=fields.size("relative_attention_max_distance", 128),
+        gated=fields.choice("feed_forward_proj", {"gated-gelu": True, "relu": False}, "relu"),
+        tie_embeddings=tied, scratch=False, **self.read_more(fields, layers))
+
+  def read_more(self, fields, layers) -> dict:
+    return {}
+
+  def write(self, cfg, max_len):
+    if not isinstance(cfg, EncoderDecoderConfig):
+      raise ConfigError(f"{self.name} is an encoder-decoder")
+    return dict(
+        vocab_size=cfg.vocab_size, d_model=cfg.d_model, d_ff=cfg.d_ff, num_heads=cfg.num_heads, d_kv=cfg.d_kv,
+        num_layers=cfg.num_encoder_layers, num_decoder_layers=cfg.num_decoder_layers,
+        relative_attention_num_buckets=cfg.num_buckets, relative_attention_max_distance=cfg.max_distance,
+        feed_forward_proj="gated-gelu" if cfg.gated else "relu", tie_word_embeddings=cfg.tie_embeddings,
+        layer_norm_epsilon=1e-6, is_encoder_decoder=True, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+
+  def table(self, cfg):
+    return StateDict(cfg)
+
+
+class MrT5(T5):
+  """The release's model: T5 with softmax1, absolute positions and a delete gate. Its baselines come as state dicts only."""
+
+  name, model_type = "MrT5ForConditionalGeneration", "mrt5"
+
+  def read_more(self, fields, layers):
+    absolute = fields.get("has_absolute_position_embeddings", False)
+    positions, gate = fields.get("max_position_embeddings", 1024), fields.number("delete_gate_layer", 2)
+    activation = fields.choice("deletion_type", {"scaled_sigmoid": "scaled_sigmoid", "log_sigmoid": "log_sigmoid"},
+                               "scaled_sigmoid")
+    scale = float(fields.get("sigmoid_mask_scale", -10.0))
+    reduction = DeleteGateConfig(
+        gate, scale, float(fields.get("deletion_threshold", scale / 2)), activation, fields.get("gate_layer_norm", True),
+        fields.get("use_gumbel_noise", False)) if gate < layers else None
+    return dict(softmax1=fields.get("use_softmax1", False), max_positions=positions if absolute else None,
+                reduction=reduction)
+
+  def write(self, cfg, max_len):
+    config, gate = super().write(cfg, max_len), cfg.reduction
+    if gate is not None and not isinstance(gate, DeleteGateConfig):
+      raise ConfigError(f"{self.name} has a delete gate, not {type(gate).__name__}")
+    config |= dict(use_softmax1=cfg.softmax1, has_absolute_position_embeddings=cfg.max_positions is not None,
+                   max_position_embeddings=cfg.max_positions or max_len,
+                   delete_gate_layer=cfg.num_encoder_layers if gate is None else gate.layer)
+    if gate is not None:
+      config |= dict(sigmoid_mask_scale=gate.scale, deletion_threshold=gate.tau, deletion_type=gate.activation,
+                     gate_layer_norm=gate.norm, use_gumbel_noise=gate.gumbel)
+    return config
+
+
+T5_V1_1, MRT5 = T5(), MrT5()

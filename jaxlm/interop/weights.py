@@ -57,7 +57,9 @@ def expected_shapes(model) -> dict[str, tuple[int, ...]]:
   import flax.linen as nn
   import jax
   import jax.numpy as jnp
-  abstract = jax.eval_shape(model.build().init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+  tokens = jnp.zeros((1, 8), jnp.int32)
+  arguments = model.init_arguments({"tokens": tokens}) if hasattr(model, "init_arguments") else (tokens,)
+  abstract = jax.eval_shape(model.build().init, jax.random.key(0), *arguments)
   return {path: leaf.shape for path, leaf in flatten(nn.unbox(abstract)["params"]).items()}
 
 

@@ -22,12 +22,15 @@ ARCHITECTURES = {
     "GPTNeoXForCausalLM": "jaxlm.interop.huggingface.gpt_neox:GPT_NEOX",
     "Mamba2ForCausalLM": "jaxlm.interop.huggingface.mamba2:MAMBA2_LM",
     "LaCTForCausalLM": "jaxlm.interop.lact:LACT_LM",
+    "T5ForConditionalGeneration": "jaxlm.interop.mrt5:T5_V1_1",
+    "MrT5ForConditionalGeneration": "jaxlm.interop.mrt5:MRT5",
 }
 #: For files that name only their model type.
 MODEL_TYPES = {
     "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
     "qwen3": "Qwen3ForCausalLM", "gemma2": "Gemma2ForCausalLM", "gpt_neox": "GPTNeoXForCausalLM",
     "mamba2": "Mamba2ForCausalLM", "lact_swiglu": "LaCTForCausalLM",
+    "t5": "T5ForConditionalGeneration", "mrt5": "MrT5ForConditionalGeneration",
 }
 
 
@@ -82,7 +85,7 @@ def export(cfg, params, *, name: str | None = None, dtype=None, max_len: int = 2
   for candidate in [name] if name else ARCHITECTURES:
     arch = converter(candidate)
     try:
-      config = arch.write(cfg, cfg.max_len or max_len)
+      config = arch.write(cfg, getattr(cfg, "max_len", None) or max_len)
       config |= {"architectures": [arch.name], "model_type": arch.model_type}
       differ = differences(cfg, read_config(config))
     except (ConfigError, AttributeError, KeyError) as error:   # a field of another kind of norm, mlp or position

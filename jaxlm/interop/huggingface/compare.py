@@ -1,4 +1,4 @@
-"""Whether two decoder configurations compute the same, whatever was left to defaults."""
+"""Whether two model configurations compute the same, whatever was left to defaults."""
 
 import dataclasses
 
@@ -7,10 +7,14 @@ from jaxlm.models.decoder import DecoderConfig
 
 #: How it is computed, not what.
 EXECUTION = ("remat", "unroll", "dtype", "loss_chunk", "implementation")
+#: How it began and was regularised.
+TRAINING = ("scratch", "dropout")
 
 
 def spelled_out(cfg: DecoderConfig) -> dict:
   """{dotted field: value} with every default resolved and one mixer entry per layer."""
+  if not hasattr(cfg, "mixers"):
+    return {key: value for key, value in _flatten(tagged(cfg)).items() if key.split(".")[-1] not in (*EXECUTION, *TRAINING)}
   layers = []
   for mixer in cfg.mixers:
     if hasattr(mixer, "heads"):
