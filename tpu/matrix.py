@@ -46,6 +46,7 @@ ROWS = [
         budget=dict(peak_bytes=3.90 * GIB, executed_over_model=1.36, wire_ratio=1.45)),
     Row("carope_small", "configs/carope/paper_small.py", "v5e:4x4", budget=dict(wire_ratio=1.45)),
     Row("carope_tiny", "configs/carope/paper_tiny.py", "v5e:2x2", budget=dict(wire_ratio=1.45)),
+    Row("mrt5, ByT5-small", "configs/mrt5/byt5_small.py", "v5e:4x4", budget=dict(wire_ratio=1.45)),
     Row("llama_1b", "configs/decoder/llama_1b.py", "v5p:4x4x4",
         budget=dict(peak_bytes=5.22 * GIB, matmul_seconds=0.207, executed_over_model=1.23, wire_ratio=1.01)),
     Row("llama_1b", "configs/decoder/llama_1b.py", "v5e:8x8",
