@@ -64,12 +64,11 @@ def answers(*, max_len: int = 256, num_questions: int | None = None):
     from jaxlm.data import byte_t5
     from jaxlm.evaluation.answers import answer_scores
     from jaxlm.generation.encoder_decoder import greedy
-    from jaxlm.layers.delete_gate import DeleteGateConfig, Mode
+    from jaxlm.generation.hard_deletion import evaluation_mode
     from jaxlm.training.config import run_config
 
     cfg = run_config(trained.config)
-    mode = Mode(hard=isinstance(cfg.model.reduction, DeleteGateConfig))
-    decode = jax.jit(functools.partial(greedy, cfg.model.build(), max_len=max_len, mode=mode))
+    decode = jax.jit(functools.partial(greedy, cfg.model.build(), max_len=max_len, mode=evaluation_mode(cfg.model)))
     questions, exact, f1 = cfg.data.questions("test")[:num_questions], 0.0, 0.0
     for start in range(0, len(questions), cfg.data.batch_size):
       some = questions[start:start + cfg.data.batch_size]
@@ -166,13 +165,15 @@ def batches_of(trained: Trained, *, num_rows: int, split: str, hard: bool):
   import jax
   import jax.numpy as jnp
 
-  from jaxlm.layers.delete_gate import PAD, DeleteGateConfig, Mode
+  from jaxlm.data.byte_t5 import PAD
+  from jaxlm.generation.hard_deletion import evaluation_mode
   from jaxlm.objectives.sequence_to_sequence import accuracies
   from jaxlm.training.config import run_config
 
   cfg = run_config(trained.config)
   model = cfg.model.build()
-  mode = Mode(hard=hard and isinstance(cfg.model.reduction, DeleteGateConfig))
+  mode = evaluation_mode(cfg.model)
+  mode = mode if hard else mode._replace(hard=False)
 
   @jax.jit
   def run(params, batch, key):

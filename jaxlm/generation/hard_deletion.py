@@ -11,8 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ConfigError
-from jaxlm.layers.delete_gate import Mode, apply_gate
+from jaxlm.layers.delete_gate import DeleteGateConfig, Mode, apply_gate
 from jaxlm.layers.t5 import Keys
+
+
+def evaluation_mode(cfg) -> Mode:
+  """How an encoder-decoder is evaluated: a learned gate deletes hard; the other reductions have no other way."""
+  return Mode(hard=isinstance(cfg.reduction, DeleteGateConfig))
 
 
 class Front(NamedTuple):
