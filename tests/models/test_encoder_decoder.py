@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from jaxlm.config import ConfigError
+from jaxlm.evaluation.flops import dot_flops
 from jaxlm.generation.encoder_decoder import greedy
+from jaxlm.generation.hard_deletion import TwoPrograms
 from jaxlm.interop.huggingface.table import WeightsError
 from jaxlm.interop.mrt5 import load_params, store_params
 from jaxlm.layers.delete_gate import DeleteGateConfig, Mode, apply_gate, fixed_deletion
-from jaxlm.models.encoder_decoder import EncoderDecoderConfig
+from jaxlm.models.encoder_decoder import EncoderDecoderConfig, forward_flops
 from jaxlm.objectives.deletion import Controller
 from jaxlm.objectives.sequence_to_sequence import SequenceToSequence
 
@@ -55,6 +57,25 @@ def test_rows_that_share_a_buffer_do_not_see_each_other(tiny):
   shared, together, _ = go(params, Mode(True, need, rows=2))
   assert together.h_BCD.shape[:2] == (1, need) and not together.reduced.overflow_B.any()
   np.testing.assert_allclose(shared, alone, atol=1e-5)
+
+
+def test_two_programs_say_what_one_says_at_the_capacity_that_fits(tiny):
+  model, params = tiny
+  whole, memory, _ = run(model, params, None)
+  programs = TwoPrograms(model, params, multiple=2)
+  logits, capacity = programs(TOKENS, TOKENS[:, :3])
+  need = int(memory.reduced.count_B.max())
+  assert capacity == min(need + need % 2, 8)
+  np.testing.assert_allclose(logits, whole, atol=1e-5)
+
+
+def test_the_formula_counts_the_products_that_the_model_has():
+  cfg = dataclasses.replace(TINY, d_model=64, d_ff=96, vocab_size=384)
+  model, tokens = cfg.build(), jax.ShapeDtypeStruct((1, 64), jnp.int32)
+  params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)
+  for capacity in (64, 32):
+    flops = dot_flops(lambda p, t, c=capacity: model.apply(p, t, t[:, :16], mode=Mode(True, c)), params, tokens)
+    assert abs(flops / forward_flops(cfg, 64, 16, capacity) - 1) < 0.01      # the gate's own product comes on top
 
 
 def test_of_too_many_tokens_those_with_the_highest_gates_stay_in_order():
