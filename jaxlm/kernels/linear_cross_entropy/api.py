@@ -12,13 +12,16 @@ from jaxlm.kernels.platform import target_platform
 
 
 def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: float | None = None,
-                         chunk: int | None = None, implementation: str | None = None, spec=None, w_spec=None):
+                         chunk: int | None = None, keep_bytes: int = blocks.KEEP_BYTES,
+                         implementation: str | None = None, spec=None, w_spec=None):
   """log_prob = s_y - log_z, log_z = logsumexp_v s_v, s = c tanh(a / c), a = h w^T + bias. Float32.
 
   h_BTD, w_VD: same dtype, products with float32 sums. targets_BT: int32 y in [0, V). Returns (log_prob_BT, log_z_BT),
   both differentiable in h, w and bias (log_z for z-loss); without targets log_z_BT alone.
   chunk: positions of T whose logits exist at a time, forward and backward; the gradient of w is summed in
     float32 over them. None: by size, dense when all logits are small.
+  keep_bytes: per device, of softmaxes kept from the forward for the backward pass, which computes the logits of
+    the other positions a second time; in w's dtype, none with a softcap.
   implementation: None, "reference" (dense), "xla" (by chunks).
   spec, w_spec: PartitionSpecs of h and w under the context mesh. With spec each device works on its own rows and
     sums its own dw; w is gathered and dw scattered once. Without it the partitioner decides.
@@ -38,7 +41,7 @@ def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: 
     # One long row: a CPU multiplies a matrix faster than a stack of matrices.
     flat = linear_cross_entropy(
         h_BTD.reshape(1, B * T, D), w_VD, None if targets_BT is None else targets_BT.reshape(1, B * T), bias_V=bias_V,
-        softcap=softcap, chunk=chunk and chunk * B, implementation=implementation)
+        softcap=softcap, chunk=chunk and chunk * B, keep_bytes=keep_bytes, implementation=implementation)
     return jax.tree.map(lambda x: x.reshape(B, T), flat)
   split = 1 if mesh.size <= 1 or spec is None else math.prod(
       mesh.shape[name] for part in spec[:2] for name in sharded.names(part))
@@ -50,7 +53,9 @@ def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: 
     chunk = chunk or blocks.chunk_length(B, T, V, devices)
     if split > 1:
       log_prob_BT, log_z_BT = sharded.linear_cross_entropy(
-          h_BTD, w_VD, bias_V, targets_BT, softcap=softcap, chunk=chunk, spec=spec, w_spec=w_spec)
+          h_BTD, w_VD, bias_V, targets_BT, softcap=softcap, chunk=chunk, keep_bytes=keep_bytes, spec=spec,
+          w_spec=w_spec)
     else:
-      log_prob_BT, log_z_BT = xla.linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, softcap=softcap, chunk=chunk)
+      log_prob_BT, log_z_BT = xla.linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, softcap=softcap, chunk=chunk,
+                                                       keep_bytes=keep_bytes)
   return log_z_BT if targets_BT is None else (log_prob_BT, log_z_BT)

@@ -17,29 +17,32 @@ def names(part) -> tuple[str, ...]:
   return () if part is None else (part,) if isinstance(part, str) else tuple(part)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _op(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, spec, w_spec):
-  return _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, spec, w_spec)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
+def _op(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, keep_bytes, spec, w_spec):
+  return _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, 0, spec, w_spec)[0]
 
 
-def _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, spec, w_spec):
+def _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, keep_bytes, spec, w_spec):
   rows, columns, manual = P(*spec[:2]), _columns(spec, w_spec, w_VD), _manual(spec)
 
   def local(h_BTD, w_VD, bias_V, targets_BT):
-    return xla.forward(h_BTD, _whole(w_VD, columns), bias_V, targets_BT, softcap, min(chunk, h_BTD.shape[1]))
+    w_VD, size = _whole(w_VD, columns), min(chunk, h_BTD.shape[1])
+    keep = xla.kept(h_BTD, w_VD, softcap, size, keep_bytes)
+    return xla.forward(h_BTD, w_VD, bias_V, targets_BT, softcap, size, keep)
 
   # Optional arguments are None in their spec too: shard_map takes any pytree prefix.
-  out = jax.shard_map(local, in_specs=(P(*spec[:2], None), P(None, columns or None), P(), rows), out_specs=rows,
-                      axis_names=manual, check_vma=False)(h_BTD, w_VD, bias_V, targets_BT)
-  return out, (h_BTD, w_VD, bias_V, targets_BT, out[1])
+  out, p_kBQV = jax.shard_map(
+      local, in_specs=(P(*spec[:2], None), P(None, columns or None), P(), rows), out_specs=(rows, P(None, *spec[:2])),
+      axis_names=manual, check_vma=False)(h_BTD, w_VD, bias_V, targets_BT)
+  return out, (h_BTD, w_VD, bias_V, targets_BT, out, p_kBQV)
 
 
-def _backward(softcap, chunk, spec, w_spec, residuals, gradients):
-  h_BTD, w_VD, bias_V, targets_BT, log_z_BT = residuals
+def _backward(softcap, chunk, keep_bytes, spec, w_spec, residuals, gradients):
+  h_BTD, w_VD, bias_V = residuals[:3]
   rows, columns, manual = P(*spec[:2]), _columns(spec, w_spec, w_VD), _manual(spec)
 
-  def local(h_BTD, w_VD, bias_V, targets_BT, log_z_BT, gradients):
-    dh, dw, dbias = xla.backward(h_BTD, _whole(w_VD, columns), bias_V, targets_BT, log_z_BT, gradients, softcap,
+  def local(h_BTD, w_VD, bias_V, targets_BT, out, p_kBQV, gradients):
+    dh, dw, dbias = xla.backward(h_BTD, _whole(w_VD, columns), bias_V, targets_BT, out, p_kBQV, gradients, softcap,
                                  min(chunk, h_BTD.shape[1]))
     dw = dw.astype(w_VD.dtype)       # as parameters are gathered, so their gradients are reduced
     if columns:
@@ -49,9 +52,9 @@ def _backward(softcap, chunk, spec, w_spec, residuals, gradients):
     return dh, dw, None if dbias is None else jax.lax.psum(dbias, tuple(sorted(manual)))
 
   dh, dw, dbias = jax.shard_map(
-      local, in_specs=(P(*spec[:2], None), P(None, columns or None), P(), rows, rows, rows),
+      local, in_specs=(P(*spec[:2], None), P(None, columns or None), P(), rows, rows, P(None, *spec[:2]), rows),
       out_specs=(P(*spec[:2], None), P(None, columns or None), P()), axis_names=manual, check_vma=False)(
-          h_BTD, w_VD, bias_V, targets_BT, log_z_BT, gradients)
+          *residuals, gradients)
   return dh, dw, None if bias_V is None else dbias.astype(bias_V.dtype), None
 
 
@@ -74,7 +77,7 @@ def _columns(spec, w_spec, w_VD) -> tuple[str, ...]:
   return found if w_VD.shape[1] % math.prod(mesh.shape[name] for name in found) == 0 else ()
 
 
-def linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, *, softcap, chunk: int, spec, w_spec=None):
+def linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, *, softcap, chunk: int, keep_bytes: int, spec, w_spec=None):
   """As reference.linear_cross_entropy. spec: of h (B, T, D); w_spec: of w (V, D). chunk: of a device's own T."""
   targets_BT = jnp.zeros(h_BTD.shape[:2], jnp.int32) if targets_BT is None else targets_BT
-  return _op(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, P(*spec), None if w_spec is None else P(*w_spec))
+  return _op(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, keep_bytes, P(*spec), None if w_spec is None else P(*w_spec))

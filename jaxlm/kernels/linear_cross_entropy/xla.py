@@ -1,11 +1,15 @@
 """Log softmax of h w^T by stretches of time; the logits of one stretch exist at a time, also backward.
 
-Axes: B batch, T time, Q positions of a stretch, D d_model, V vocabulary.
+Axes: B batch, T time, Q positions of a stretch, D d_model, V vocabulary; n stretches, k of them kept.
 
 With a = h w^T + bias, s = softcap(a), p = exp(s - log_z), y the one-hot target, g and z the gradients of log_prob
 and log_z:  ds = g y + (z - g) p;  da = ds (1 - (s / softcap)^2);  dh = da w, dw = da^T h, dbias = sum da.
 
 The cut is along time, never along the batch: a batch sharded over devices stays where it is.
+
+The backward pass needs p. The last k stretches keep it, in the arguments' dtype (da is rounded to that anyway); the
+others compute their logits again. 1 - p_y is taken from log_prob: from a rounded p a sure prediction would have no
+gradient. With a softcap nothing is kept: its slope needs s.
 """
 
 import functools
@@ -13,6 +17,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxlm.kernels.linear_cross_entropy.blocks import num_kept
 from jaxlm.kernels.linear_cross_entropy.reference import is_target, logits
 from jaxlm.kernels.linear_cross_entropy.reference import linear_cross_entropy as dense
 
@@ -32,29 +37,53 @@ def _join(x_nBQ, T: int):
   return x_BnQ.reshape(x_BnQ.shape[0], -1, *x_BnQ.shape[3:])[:, :T]
 
 
-def forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk: int):
-  """(log_prob_BT, log_z_BT), or (None, log_z_BT) without targets."""
+def kept(h_BTD, w_VD, softcap, chunk: int, keep_bytes: int) -> int:
+  """k, for the arrays of one device."""
+  (B, T, _), V = h_BTD.shape, w_VD.shape[0]
+  return 0 if softcap is not None else num_kept(B, chunk, V, w_VD.dtype.itemsize, -(-T // chunk), keep_bytes)
+
+
+def forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk: int, keep: int = 0):
+  """((log_prob_BT or None, log_z_BT), p_kBQV of the last `keep` stretches)."""
   T = h_BTD.shape[1]
   h_padded = _pad(h_BTD, chunk)
   targets_padded = None if targets_BT is None else _pad(targets_BT, chunk)
+  num = h_padded.shape[1] // chunk
 
-  def step(_, n):
+  def plain(_, n):
     return None, dense(_cut(h_padded, n, chunk), w_VD, bias_V, _cut(targets_padded, n, chunk), softcap=softcap)
 
-  _, outs = jax.lax.scan(step, None, jnp.arange(h_padded.shape[1] // chunk))
-  return jax.tree.map(lambda x: _join(x, T), outs)
+  def keeping(_, n):
+    h_BQD = _cut(h_padded, n, chunk)
+    outs = dense(h_BQD, w_VD, bias_V, _cut(targets_padded, n, chunk), softcap=softcap)
+    p_BQV = jnp.exp(logits(h_BQD, w_VD, bias_V, softcap) - outs[1][..., None])      # the compiler sees one product
+    return None, (outs, p_BQV.astype(w_VD.dtype))
+
+  _, outs = jax.lax.scan(plain, None, jnp.arange(num - keep))
+  if not keep:
+    return jax.tree.map(lambda x: _join(x, T), outs), None
+  _, (last, p_kBQV) = jax.lax.scan(keeping, None, jnp.arange(num - keep, num))
+  return jax.tree.map(lambda a, b: _join(jnp.concatenate([a, b]), T), outs, last), p_kBQV
 
 
-def backward(h_BTD, w_VD, bias_V, targets_BT, log_z_BT, gradients, softcap, chunk: int):
-  """(dh in h's dtype, dw float32, dbias float32 or None)."""
+def backward(h_BTD, w_VD, bias_V, targets_BT, outs, p_kBQV, gradients, softcap, chunk: int):
+  """(dh in h's dtype, dw float32, dbias float32 or None). outs, p_kBQV: of `forward`."""
   g_BT, z_BT = gradients
   T, V = h_BTD.shape[1], w_VD.shape[0]
   of_p_BT = z_BT if g_BT is None else z_BT - g_BT          # 0 at padded positions, hence no gradient there
-  h, targets, log_z, g, of_p = (None if x is None else _pad(x, chunk)
-                                for x in (h_BTD, targets_BT, log_z_BT, g_BT, of_p_BT))
+  h, targets, log_prob, log_z, g, of_p = (None if x is None else _pad(x, chunk)
+                                          for x in (h_BTD, targets_BT, *outs, g_BT, of_p_BT))
+  num, keep = h.shape[1] // chunk, 0 if p_kBQV is None else p_kBQV.shape[0]
 
-  def step(sums, n):
+  def add(sums, h_BQD, da_BQV):
     dw_VD, dbias_V = sums
+    da = da_BQV.astype(w_VD.dtype)
+    dh_BQD = jnp.einsum("bqv,vd->bqd", da, w_VD, preferred_element_type=jnp.float32).astype(h.dtype)
+    dw_VD = dw_VD + jnp.einsum("bqv,bqd->vd", da, h_BQD, preferred_element_type=jnp.float32)
+    dbias_V = None if dbias_V is None else dbias_V + jnp.sum(da_BQV, (0, 1))
+    return (dw_VD, dbias_V), dh_BQD
+
+  def again(sums, n):
     h_BQD = _cut(h, n, chunk)
     s_BQV = logits(h_BQD, w_VD, bias_V, softcap)
     da_BQV = _cut(of_p, n, chunk)[..., None] * jnp.exp(s_BQV - _cut(log_z, n, chunk)[..., None])
@@ -62,36 +91,45 @@ def backward(h_BTD, w_VD, bias_V, targets_BT, log_z_BT, gradients, softcap, chun
       da_BQV += jnp.where(is_target(_cut(targets, n, chunk), V), _cut(g, n, chunk)[..., None], 0.0)
     if softcap is not None:
       da_BQV *= 1 - jnp.square(s_BQV / softcap)
-    da = da_BQV.astype(w_VD.dtype)
-    dh_BQD = jnp.einsum("bqv,vd->bqd", da, w_VD, preferred_element_type=jnp.float32).astype(h.dtype)
-    dw_VD = dw_VD + jnp.einsum("bqv,bqd->vd", da, h_BQD, preferred_element_type=jnp.float32)
-    dbias_V = None if dbias_V is None else dbias_V + jnp.sum(da_BQV, (0, 1))
-    return (dw_VD, dbias_V), dh_BQD
+    return add(sums, h_BQD, da_BQV)
 
-  zeros = (jnp.zeros(w_VD.shape, jnp.float32), None if bias_V is None else jnp.zeros(V, jnp.float32))
-  (dw_VD, dbias_V), dh = jax.lax.scan(step, zeros, jnp.arange(h.shape[1] // chunk))
-  return _join(dh, T), dw_VD, dbias_V
+  def from_kept(sums, inputs):
+    n, p_BQV = inputs
+    of_p_BQ = _cut(of_p, n, chunk)
+    da_BQV = of_p_BQ[..., None] * p_BQV.astype(jnp.float32)
+    if targets is not None:
+      at_target_BQ = _cut(g, n, chunk) + of_p_BQ * jnp.exp(_cut(log_prob, n, chunk))
+      da_BQV = jnp.where(is_target(_cut(targets, n, chunk), V), at_target_BQ[..., None], da_BQV)
+    return add(sums, _cut(h, n, chunk), da_BQV)
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _op(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk: int):
-  return forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk)
-
-
-def _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk):
-  out = forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk)
-  return out, (h_BTD, w_VD, bias_V, targets_BT, out[1])
+  sums = (jnp.zeros(w_VD.shape, jnp.float32), None if bias_V is None else jnp.zeros(V, jnp.float32))
+  sums, dh = jax.lax.scan(again, sums, jnp.arange(num - keep))
+  if keep:
+    sums, last = jax.lax.scan(from_kept, sums, (jnp.arange(num - keep, num), p_kBQV))
+    dh = jnp.concatenate([dh, last])
+  return _join(dh, T), *sums
 
 
-def _backward(softcap, chunk, residuals, gradients):
-  h_BTD, w_VD, bias_V, targets_BT, log_z_BT = residuals
-  dh, dw, dbias = backward(h_BTD, w_VD, bias_V, targets_BT, log_z_BT, gradients, softcap, chunk)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _op(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk: int, keep_bytes: int):
+  return forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk)[0]
+
+
+def _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, keep_bytes):
+  keep = kept(h_BTD, w_VD, softcap, chunk, keep_bytes)
+  out, p_kBQV = forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, keep)
+  return out, (h_BTD, w_VD, bias_V, targets_BT, out, p_kBQV)
+
+
+def _backward(softcap, chunk, keep_bytes, residuals, gradients):
+  dh, dw, dbias = backward(*residuals, gradients, softcap, chunk)
+  w_VD, bias_V = residuals[1:3]
   return dh, dw.astype(w_VD.dtype), None if bias_V is None else dbias.astype(bias_V.dtype), None
 
 
 _op.defvjp(_forward, _backward)
 
 
-def linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, *, softcap, chunk: int):
+def linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, *, softcap, chunk: int, keep_bytes: int):
   """As reference.linear_cross_entropy, on one device or as the partitioner likes."""
-  return _op(h_BTD, w_VD, bias_V, targets_BT, softcap, min(chunk, h_BTD.shape[1]))
+  return _op(h_BTD, w_VD, bias_V, targets_BT, softcap, min(chunk, h_BTD.shape[1]), keep_bytes)
