@@ -31,7 +31,7 @@ lint: $(VENV)/.test  ## ruff
 	$(BIN)/ruff check .
 
 preflight: $(VENV)/.preflight  ## compile every paper-scale configuration for its TPU slice (an hour), rewrite tpu/PREFLIGHT.md
-	$(BIN)/python tpu/matrix.py --write
+	$(BIN)/python tpu/matrix.py --write --again
 
 bench: $(VENV)/.bench  ## a training step against PyTorch; installs torch
 	$(BIN)/python bench/train_step.py

@@ -1,8 +1,8 @@
 """Every paper-scale config and the slice it is meant for:  python tpu/matrix.py [--only NAME …] [--write]
 
 Compiles each row ahead of time (a few minutes each on two cores, nothing runs), checks its budget and prints the table;
-`--write` (what `make preflight` does) puts it into tpu/PREFLIGHT.md. Rows that were compiled before with the same
-config, library revision and compiler are taken from tpu/preflight.json unless `--again`.
+`--write` puts it into tpu/PREFLIGHT.md. Rows whose config and budget are as they were when last compiled are taken from
+tpu/preflight.json, which names the revision of each, unless `--again` (what `make preflight` does, an hour).
 
 The budgets of the decoder rows are what MaxText's own step needs for the same sizes, slice and remat class, compiled by
 the same compiler (MaxText 0.2.5, jax 0.12, libtpu 0.0.52).
@@ -27,13 +27,17 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """config: 'path[:argument]'. mesh: as on the command line, '' is the config's own. budget: see preflight.budgets."""
+  """config: 'path[:argument]'. mesh: as on the command line, '' is the config's own. budget: see preflight.budgets.
+
+  bucket: of an H-Net's chunk capacities; None: the largest, with which an untrained router begins.
+  """
 
   name: str
   config: str
   topology: str
   overrides: dict = dataclasses.field(default_factory=dict)
   mesh: str = ""
+  bucket: int | None = None
   budget: dict = dataclasses.field(default_factory=dict)
 
 
@@ -54,6 +58,15 @@ ROWS = [
     Row("llama_1b", "configs/decoder/llama_1b.py", "v6e:8x8", budget=dict(wire_ratio=1.45)),
     Row("llama_8b", "configs/decoder/llama_8b.py", "v5p:4x4x4",
         budget=dict(peak_bytes=8.57 * GIB, matmul_seconds=1.233, executed_over_model=1.22, wire_ratio=1.01)),
+    # H-Net: one row of 8,192 bytes per v5e chip, two per v5p chip; chunk buffers as at the start, and at 6 (3 x 3) bytes.
+    *[Row(f"hnet_{name}, {what}", f"configs/hnet/paper.py:{name}", topology, bucket=bucket)
+      for name, topology in (("1stage_L", "v5e:16x16"), ("1stage_XL", "v5p:4x4x8"), ("2stage_XL", "v5p:4x4x8"))
+      for what, bucket in (("all positions chunks", None), ("trained", 1 if name[0] == "1" else 3))],
+    # LaCT: one row of 32,768 tokens per chip.
+    *[Row(f"lact_760m, chunk {chunk}", "configs/lact/lm_760m.py", topology, {"model.mixer.fast.chunk": chunk})
+      for topology, chunk in (("v5p:2x4x4", 1024), ("v5p:2x4x4", 2048), ("v5p:2x4x4", 4096), ("v6e:4x8", 2048))],
+    *[Row(f"lact_3b, chunk {chunk}", "configs/lact/lm_3b.py", topology, {"model.mixer.fast.chunk": chunk})
+      for topology, chunk in (("v5p:4x4x4", 2048), ("v5p:4x4x4", 4096), ("v6e:8x8", 4096))],
 ]
 
 
@@ -101,7 +114,7 @@ def compiled(row: Row) -> dict:
   overrides |= {f"mesh.{axis}": size for axis, size in parse_mesh(row.mesh).items()}
   cfg = run_config(load_config(f"{ROOT / path}:{argument}" if argument else str(ROOT / path), overrides))
   report, _ = preflight(cfg, devices(row.topology), "train", name=row.name, topology=row.topology,
-                        chip=chip_of(row.topology))
+                        chip=chip_of(row.topology), bucket=row.bucket)
   found = report.to_json()
   found.pop("dearest")
   versions = {p: metadata.version(p) for p in ("jax", "libtpu")}
@@ -111,7 +124,7 @@ def compiled(row: Row) -> dict:
 
 def key_of(row: Row) -> str:
   text = (ROOT / row.config.split(":")[0]).read_text()
-  digest = hashlib.sha256(json.dumps([text, row.config, row.overrides, row.mesh, row.budget]).encode()).hexdigest()
+  digest = hashlib.sha256(json.dumps([text, row.config, row.overrides, row.mesh, row.bucket, row.budget]).encode()).hexdigest()
   return f"{row.name} on {row.topology} {digest[:12]}"
 
 
@@ -148,7 +161,8 @@ def page(results) -> str:
            "v6e), attention kernels at peak, every link busy; from all communication hidden to none.", "",
            "| " + " | ".join(HEAD) + " |", "|" + "--|" * len(HEAD)]
   lines += ["| " + " | ".join(cells(row, r)) + " |" for row, r in results]
-  made = sorted({f"jax {r['versions']['jax']}, libtpu {r['versions']['libtpu']}, {r['date']}" for _, r in results})
+  made = sorted({f"jax {r['versions']['jax']}, libtpu {r['versions']['libtpu']}, {r['date']}, revision {r['revision']}"
+                 for _, r in results})
   return "\n".join([*lines, "", f"Per device and step. Compiled with {'; '.join(made)}.", ""])
 
 

@@ -51,6 +51,18 @@ _SPARSE_CORE_SCATTER = (
     ("xla_tpu_use_tc_device_shape_on_sc", "true", "SparseCore programs see the TensorCore's slice shape; needed by both"),
 )
 
+# Over all three dimensions of a torus (v5p:4x4x4) the TensorCore's gather is rewritten as an all-reduce of zeros and one
+# shard: twice the bytes. Over one or two dimensions it stays a gather, so slices of v5e and v6e do not need these.
+_SPARSE_CORE_GATHER = (
+    ("xla_tpu_enable_sparse_core_collective_offload_all_gather", "true",
+     "weights are gathered by the SparseCores instead of all-reduced from zeros: half the bytes"),
+    ("xla_tpu_enable_sparse_core_collective_offload_3d_all_gather", "true",
+     "the same over all three dimensions of a slice; has no effect without the first"),
+    ("xla_tpu_prefer_async_allgather_to_allreduce", "true",
+     "a gather that can run beside the matmuls is kept although an all-reduce would be the shorter one alone"),
+    ("xla_enable_async_all_gather", "true", "gathers run beside the matmuls; needed by the one before"),
+)
+
 CHIPS = {chip.name: chip for chip in (
     Chip("v4", "TPU v4", 275e12, 32 * GIB, 1.23e12, 45e9, 6, 1.05e9, False,
          ("v4:2x2x1", "v4:2x2x4", "v4:4x4x4", "v4:4x4x8", "v4:8x8x8"), (_NO_WINDOWED_EINSUM,)),
@@ -59,7 +71,7 @@ CHIPS = {chip.name: chip for chip in (
          (_NO_WINDOWED_EINSUM,)),
     Chip("v5p", "TPU v5", 459e12, 95 * GIB, 2.765e12, 90e9, 6, 1.75e9, True,
          ("v5p:2x2x1", "v5p:2x2x2", "v5p:2x2x4", "v5p:2x4x4", "v5p:4x4x4", "v5p:4x4x8", "v5p:4x8x8", "v5p:8x8x8"),
-         (_NO_WINDOWED_EINSUM, *_SPARSE_CORE_SCATTER)),
+         (_NO_WINDOWED_EINSUM, *_SPARSE_CORE_SCATTER, *_SPARSE_CORE_GATHER)),
     Chip("v6e", "TPU v6 lite", 918e12, 32 * GIB, 1.64e12, 90e9, 4, 1.75e9, True,
          ("v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v6e:4x8", "v6e:8x8", "v6e:8x16", "v6e:16x16"),
          (_NO_WINDOWED_EINSUM, *_SPARSE_CORE_SCATTER)),

@@ -30,6 +30,8 @@ def run(argv: list[str]) -> int:
   parser.add_argument("--compare", action="append", default=[], metavar="MESH", help="rank several meshes; repeat it")
   parser.add_argument("--program", default="train", help="train, eval, decode, or several: train,eval")
   parser.add_argument("--decode_rows", type=int, help="sequences decoded at once (default: one per data x fsdp device)")
+  parser.add_argument("--bucket", type=int, help="which of the objective's chunk capacities, 0 the smallest (default: the "
+                      "largest)")
   parser.add_argument("--cpu", type=int, metavar="N", help="compile for N simulated CPU devices instead")
   parser.add_argument("--gpu", action="store_true", help="compile for the GPUs of this machine instead")
   parser.add_argument("--hlo", metavar="FILE", help="keep the compiled text")
@@ -62,7 +64,7 @@ def run(argv: list[str]) -> int:
     for program in programs:
       shaped = dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, **mesh) if mesh else cfg.mesh)
       report, text = preflight(shaped, devices, program, name=pathlib.Path(spec.split(":")[0]).stem, topology=target,
-                               chip=chip, options=options, decode_rows=args.decode_rows)
+                               chip=chip, options=options, decode_rows=args.decode_rows, bucket=args.bucket)
       reports.append(report)
       if args.hlo:
         suffix = "" if len(meshes) * len(programs) == 1 else f".{len(reports)}"

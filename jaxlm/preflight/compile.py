@@ -34,22 +34,27 @@ class Compiled:
   state_bytes: dict[str, int]     # parameters, optimizer, other: per device
   num_params: int
   error: str = ""
+  bucket: tuple | None = None     # capacities that it was compiled for, where lengths depend on the data
 
 
 def compile_program(cfg: RunConfig, devices: np.ndarray, program: str = "train", *, decode_rows: int | None = None,
-                    options: dict[str, str] | None = None) -> Compiled:
+                    options: dict[str, str] | None = None, bucket: int | None = None) -> Compiled:
   """Compiles `program` of a config for `devices`. An out-of-memory refusal is a result, not an exception.
 
   options: compiler options; None takes those of the chip (`preflight.chips`).
+  bucket: which of the objective's capacities, smallest first; None: the largest, the one that must fit.
   """
   if program not in PROGRAMS:
     raise ConfigError(f"program {program!r}: wanted one of {', '.join(PROGRAMS)}")
   check(cfg, devices.size)
   mesh = make_mesh(cfg.mesh, list(devices.flat))
   built = build_program(cfg, mesh, abstract_batch(cfg))
+  if bucket is not None and not -len(built.buckets) <= bucket < len(built.buckets):
+    raise ConfigError(f"bucket {bucket}: this objective has {len(built.buckets)} ({built.buckets})")
+  capacities = built.buckets[-1 if bucket is None else bucket] if built.buckets else None
   start = time.perf_counter()
   with built.context():
-    lowered = _lower(built, program, mesh, decode_rows)
+    lowered = _lower(built, program, mesh, decode_rows, capacities)
   if options is None:
     options = next((c.options for c in CHIPS.values() if c.device_kind == devices.flat[0].device_kind), {})
   shape, sizes = dict(mesh.shape), _state_bytes(built.state)
@@ -59,7 +64,8 @@ def compile_program(cfg: RunConfig, devices: np.ndarray, program: str = "train",
   except Exception as error:   # the runtime's exception type differs between versions; the text does not
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    return Compiled(program, shape, "", {}, time.perf_counter() - start, sizes, num_params, str(error).split("\n\n")[0])
+    return Compiled(program, shape, "", {}, time.perf_counter() - start, sizes, num_params, str(error).split("\n\n")[0],
+                    capacities)
   seconds = time.perf_counter() - start
   stats = compiled.memory_analysis()
   memory = {name: int(getattr(stats, f"{name}_size_in_bytes", 0)) for name in
@@ -67,7 +73,7 @@ def compile_program(cfg: RunConfig, devices: np.ndarray, program: str = "train",
   # Donated arguments are their outputs; the code of the program lies in HBM too, and the compiler counts it apart.
   memory["peak"] = int(getattr(stats, "peak_memory_in_bytes", 0)) or (
       memory["argument"] + memory["output"] - memory["alias"] + memory["temp"])
-  return Compiled(program, shape, compiled.as_text(), memory, seconds, sizes, num_params)
+  return Compiled(program, shape, compiled.as_text(), memory, seconds, sizes, num_params, bucket=capacities)
 
 
 def abstract_batch(cfg: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -79,10 +85,9 @@ def abstract_batch(cfg: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
   return {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}
 
 
-def _lower(built: Program, program: str, mesh, decode_rows):
+def _lower(built: Program, program: str, mesh, decode_rows, bucket):
   batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
            for name, x in abstract_batch(built.cfg).items()}
-  bucket = built.buckets[-1] if built.buckets else None
   if program == "train":
     return built.step.lower(built.state, batch, bucket=bucket)
   if program == "eval":

@@ -1,8 +1,11 @@
 """Model FLOPs of a step, and what its attention kernels execute, both analytic.
 
-Model FLOPs = 6 x matmul parameters x tokens + 6 x layers x (heads x head size) x keys x tokens: causal attention as
-half of the full square, so that the figure compares with published utilisations.
+Model FLOPs = 6 x matmul parameters x tokens + 3 x attention: 4 x heads x head size for every pair of a query and a key
+that it may see (causal, so about half of the square, less behind a window), so that the figure compares with published
+utilisations. Fast weights add what one token teaches and reads; an H-Net counts every stage at its target length.
 """
+
+import dataclasses
 
 from jaxlm.evaluation.flops import parts_per_token
 from jaxlm.preflight.report import ATTENTION_BLOCK
@@ -12,22 +15,97 @@ from jaxlm.training.config import RunConfig
 FORWARD, BACKWARD = 2, 7
 
 
+@dataclasses.dataclass(frozen=True)
+class Attended:
+  """`count` attention layers of a row: length positions, heads x head size = width, keys behind a window or None."""
+
+  width: int
+  length: int
+  window: int | None
+  count: int = 1
+
+  @property
+  def keys(self) -> int:
+    return min(self.window or self.length, self.length)
+
+  @property
+  def pairs(self) -> float:
+    """Queries and keys that see each other."""
+    return self.length * self.keys - self.keys**2 / 2
+
+  @property
+  def computed(self) -> float:
+    """The same in whole blocks: half a block too many along the diagonal, and along the edge of a window."""
+    edges = 1 if self.keys == self.length else 2
+    return min(self.length**2, self.pairs + edges * self.length * ATTENTION_BLOCK / 2)
+
+
 def model_flops(cfg: RunConfig, program: str, num_devices: int, decode_rows: int = 1) -> float:
-  """Per device. A decode step attends over a cache of data.seq_len."""
-  parts = parts_per_token(cfg.model, cfg.data.seq_len)
-  attention = parts.get("attention", 0.0)
-  dense = sum(parts.values()) - attention
+  """Per device; 0 for a family without a formula. A decode step attends over a cache of data.seq_len."""
+  seq_len, layers = cfg.data.seq_len, attention_layers(cfg)
+  if hasattr(cfg.model, "mixers"):
+    parts = parts_per_token(cfg.model, seq_len)
+    dense = (sum(parts.values()) - parts.get("attention", 0.0) + memory_flops(cfg.model)) * seq_len
+  elif hasattr(cfg.model, "stages"):
+    from jaxlm.models.hnet_rules import forward_flops
+    dense = forward_flops(cfg.model, seq_len, targets(cfg)) - sum(
+        layer.count * 4 * layer.width * layer.length * layer.keys for layer in layers)
+  else:
+    return 0.0
   if program == "decode":
-    return (dense + attention) * decode_rows / num_devices
-  tokens = cfg.data.batch_size * cfg.data.seq_len
-  return (3 if program == "train" else 1) * (dense + attention / 2) * tokens / num_devices
+    cached = sum(layer.count * 4 * layer.width * layer.keys for layer in layers)
+    return (dense / seq_len + cached) * decode_rows / num_devices
+  row = dense + sum(layer.count * 4 * layer.width * layer.pairs for layer in layers)
+  return (3 if program == "train" else 1) * row * cfg.data.batch_size / num_devices
 
 
-def attention_flops(cfg: RunConfig, program: str, num_devices: int) -> float:
-  """What fused attention executes per device: causal blocks of ATTENTION_BLOCK, forward again under remat."""
-  seq_len = cfg.data.seq_len
-  full = parts_per_token(cfg.model, seq_len).get("attention", 0.0) / 2      # one pass over the full square, per token
-  share = min(1.0, 0.5 + ATTENTION_BLOCK / (2 * seq_len))
+def attention_flops(cfg: RunConfig, program: str, num_devices: int, bucket=None) -> float:
+  """What fused attention executes per device: causal blocks of ATTENTION_BLOCK, forward again under remat.
+
+  bucket: capacities of an H-Net's chunk buffers, whose padding is computed too.
+  """
+  if program == "decode":
+    return 0.0
   remat = getattr(cfg.model, "remat", "none") != "none"
   passes = FORWARD if program != "train" else FORWARD * (2 if remat else 1) + BACKWARD
-  return passes * full * share * cfg.data.batch_size * seq_len / num_devices
+  one = sum(layer.count * 2 * layer.width * layer.computed for layer in attention_layers(cfg, bucket))
+  return passes * one * cfg.data.batch_size / num_devices
+
+
+def attention_layers(cfg: RunConfig, bucket=None) -> list[Attended]:
+  model, length = cfg.model, cfg.data.seq_len
+  if hasattr(model, "stages"):
+    lengths, found = [length], []
+    for s, target in enumerate(targets(cfg)):
+      lengths.append(bucket[s] if bucket else int(lengths[-1] / target))
+    for s, stage in enumerate(model.stages):
+      heads = stage.attention.heads(stage.d_model) if stage.attention else None
+      count = sum(run.count for runs in model.runs(s) for run in runs if run.is_attention)
+      if count:
+        found.append(Attended(heads.num_heads * heads.head_dim, lengths[s], stage.attention.window, count))
+    return found
+  mixers = (mixer for mixer in getattr(model, "mixers", ()) if hasattr(mixer, "heads"))
+  widths = ((mixer.heads(model.d_model), getattr(mixer, "window", None)) for mixer in mixers)
+  return [Attended(heads.num_heads * heads.head_dim, length, window) for heads, window in widths]
+
+
+def targets(cfg: RunConfig) -> tuple[float, ...]:
+  """Positions per chunk of every chunking stage."""
+  return tuple(getattr(cfg.objective, "targets", ()))
+
+
+def memory_flops(model) -> float:
+  """Fast weights, forward, per token: three products to read, six to learn (two forward, four of their gradient), and
+  each chunk's Newton-Schulz steps (three products of a square matrix each) shared among its tokens."""
+  total = 0.0
+  for mixer in model.mixers:
+    fast = getattr(mixer, "fast", None)
+    if fast is None:
+      continue
+    (H, F), matrices = fast.widths(model.d_model), 1 if fast.network == "linear" else 3
+    total += 2.0 * 3 * matrices * fast.num_heads * H * F
+    if fast.update.muon:
+      low, high = sorted((H, F))
+      step = 2 * low * low * high * 2 + 2 * low**3
+      total += fast.update.muon_steps * matrices * fast.num_heads * step / fast.chunk
+  return total

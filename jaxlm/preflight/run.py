@@ -11,15 +11,13 @@ from jaxlm.training.config import RunConfig
 
 
 def preflight(cfg: RunConfig, devices: np.ndarray, program: str = "train", *, name: str, topology: str,
-              chip: Chip | None = None, options: dict[str, str] | None = None,
-              decode_rows: int | None = None) -> tuple[Report, str]:
-  """(report, optimised HLO text). devices: of `topology.devices`, or real ones."""
-  compiled = compile_program(cfg, devices, program, decode_rows=decode_rows, options=options)
+              chip: Chip | None = None, options: dict[str, str] | None = None, decode_rows: int | None = None,
+              bucket: int | None = None) -> tuple[Report, str]:
+  """(report, optimised HLO text). devices: of `topology.devices`, or real ones. bucket: see compile_program."""
+  compiled = compile_program(cfg, devices, program, decode_rows=decode_rows, options=options, bucket=bucket)
   n, rows = devices.size, decode_rows or compiled.mesh_shape["data"] * compiled.mesh_shape["fsdp"]
-  analytic = hasattr(cfg.model, "mixers")      # other families bring their own formula
   minimum = wire_minimum(cfg, compiled.num_params, compiled.mesh_shape) if program == "train" else {}
   report = make_report(
-      name, topology, chip, compiled, minimum=minimum,
-      model_flops=model_flops(cfg, program, n, rows) if analytic else 0.0,
-      attention_flops=attention_flops(cfg, program, n) if analytic and program != "decode" else 0.0)
+      name, topology, chip, compiled, minimum=minimum, model_flops=model_flops(cfg, program, n, rows),
+      attention_flops=attention_flops(cfg, program, n, compiled.bucket))
   return report, compiled.text
