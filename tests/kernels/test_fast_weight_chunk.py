@@ -200,6 +200,18 @@ def test_an_empty_chunk_leaves_muon_finite():
   assert bool(jnp.isfinite(jax.grad(fn)(k)).all())
 
 
+def test_the_gradient_needs_a_quarter_of_the_definitions_memory():
+  """At 16 chunks; nothing of size (all tokens, inner width) is kept, and the tokens are not copied."""
+  weights, q, k, v, eta, beta = inputs(16 * 64)
+
+  def temporary_bytes(implementation):
+    loss = lambda *a: fast_weight_chunk(*a, schedule=Causal(64), implementation=implementation)[0].sum()
+    return jax.jit(jax.grad(loss, argnums=tuple(range(6)))).lower(
+        weights, q, k, v, eta, beta).compile().memory_analysis().temp_size_in_bytes
+
+  assert 4 * temporary_bytes("xla") < temporary_bytes("reference")
+
+
 def test_bfloat16_matmuls_stay_near_float32():
   weights, q, k, v, eta, beta = inputs(29)
   low = tuple(x.astype(jnp.bfloat16) for x in (q, k, v))

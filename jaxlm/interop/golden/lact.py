@@ -24,6 +24,7 @@ from jaxlm.kernels.fast_weight_chunk import (
   read,
 )
 from jaxlm.kernels.newton_schulz import LANGUAGE, coefficients, newton_schulz
+from jaxlm.layers.fast_weights import MemoryState, extend
 from jaxlm.layers.lact_video import chunk_attention
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.positions.rope import RoPE
@@ -63,6 +64,41 @@ def op(case):
       dtype="bfloat16" if casts else None)
   names = NAMES + (("momentum",) if cfg["use_momentum"] else ())
   _operator(case, rule, Causal(cfg["chunk_size"]), names, bfloat16=casts)
+  _streamed(case, rule, cfg["chunk_size"], "momentum" in names, bfloat16=casts)
+
+
+def _streamed(case, rule, chunk, momentum, *, bfloat16):
+  """The same outputs one token at a time, and as two pieces whose cut is no chunk's end: running sums, no second look."""
+  with jax.enable_x64(case["in/q"].dtype == np.float64):
+    a = {name: jnp.asarray(x)[:, None] for name, x in case.group("in").items()}
+    low = (lambda x: x.astype(jnp.bfloat16)) if bfloat16 else (lambda x: x)
+    weights, T = tuple(a[f"w{i}"] for i in range(3)), a["q"].shape[2]
+    zeros = lambda wanted: jax.tree.map(jnp.zeros_like, weights) if wanted else None
+    B = weights[0].shape[0]
+    state = MemoryState(zeros(True), zeros(rule.prenorm), zeros(momentum), zeros(True),
+                        jnp.zeros((B, 1), weights[0].dtype), jnp.zeros(B, jnp.int32))
+
+    @jax.jit
+    def more(part, state):
+      eta = tuple(part[f"lr{i}"] for i in range(3))
+      beta_BNT = part["momentum"][..., 0] if momentum else None
+      return extend(rule, chunk, weights, low(part["q"]), low(part["k"]), low(part["v"]), eta, beta_BNT, state,
+                    jnp.ones((B, part["q"].shape[2]), bool))
+
+    tokens = {name: a[name] for name in (*NAMES[3:], *(("momentum",) if momentum else ()))}
+    whole, _ = jax.jit(lambda a: fast_weight_chunk(
+        weights, low(a["q"]), low(a["k"]), low(a["v"]), tuple(a[f"lr{i}"] for i in range(3)),
+        a["momentum"][..., 0] if momentum else None, schedule=Causal(chunk), rule=rule))(tokens)
+    for name, ends in (("one by one", range(1, T + 1)), ("in two pieces", (min(chunk + 1, T - 1), T))):
+      parts, at, now = [], 0, state
+      for end in ends:
+        o, now = more({k: x[:, :, at:end] for k, x in tokens.items()}, now)
+        parts.append(np.asarray(o, np.float64))
+        at = end
+      limit = 1e-11 if a["q"].dtype == jnp.float64 else 1e-4 if rule.muon else 1e-5
+      if bfloat16:      # sums in another order, rounded to 8 bits; Newton-Schulz in bfloat16 amplifies that (spec 2.9)
+        limit = 0.5 if rule.muon else 4e-2
+      case.compare_to(f"streaming {name}", np.concatenate(parts, 2), np.asarray(whole, np.float64), relative(limit))
 
 
 def bidirectional_op(case):
@@ -140,6 +176,15 @@ def layer(case):
       case.compare(f"out/{name}", value, out, where=valid if name.startswith("attn") else None)
   case.compare("grad_in/x", x_grad, relative(5e-3 if muon else 1e-4))
   _gradients(case, table.export_params(grads), 5e-3 if muon else 1e-4)
+
+  # Streaming: a piece whose cut is no chunk's end, then the rest.
+  extend_layer = jax.jit(lambda x, ids, positions, state: module.apply(
+      {"params": params}, x, Context(ids, positions, streaming=True), state))
+  state, parts = mixer.init_state(cfg["hidden_size"], x_BTD.shape[0], x_BTD.shape[1], jnp.float32), []
+  for piece in (slice(None, cfg["lact_chunk_size"] + 1), slice(cfg["lact_chunk_size"] + 1, None)):
+    y_part, state = extend_layer(x_BTD[:, piece], ids_BT[:, piece], positions_BT[:, piece], state)
+    parts.append(y_part)
+  case.compare_to("streaming in two pieces", np.concatenate(parts, 1), y_BTD, relative(1e-3 if muon else 1e-4), where=valid)
 
 
 def language_model(case):

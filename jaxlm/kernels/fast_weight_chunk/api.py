@@ -77,30 +77,16 @@ def interleaved_video(chunk: int, num_repeats: int, num_chunks: int) -> tuple[It
 
 
 def _causal(rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, chunk, ids_BT, spec):
-  length = q_BNTH.shape[2]
-  full = max(0, -(-length // chunk) - 1)              # chunks that are learned; the rest is only read
-  at = full * chunk
-  split = lambda x, axis: jnp.moveaxis(
-      x.reshape(*x.shape[:axis], full, chunk, *x.shape[axis + 1:]), axis, 0)
-  by_head = lambda x: None if x is None else split(x[:, :, :at], 2)
-  by_row = None if ids_BT is None else split(ids_BT[:, :at], 1)
-  chunks = (by_head(q_BNTH), by_head(k_BNTH), by_head(v_BNTH), tuple(map(by_head, eta)), by_head(beta_BNT), by_row,
-            None if by_row is None else by_row[:, :, -1])
-  tail = (q_BNTH[:, :, at:], None if ids_BT is None else ids_BT[:, at:])
-
+  count = max(0, -(-q_BNTH.shape[2] // chunk) - 1)     # chunks that are learned; the rest is only read
+  last_BC = None if ids_BT is None else ids_BT[:, chunk - 1:max(count, 1) * chunk:chunk] if count else ids_BT[:, :1]
+  tokens = xla.Tokens(q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, ids_BT, last_BC)
   axis = _sequence_axis(spec)
   if axis is None:
-    o_CBNTH, tail_BNTH, state = xla.causal(rule, weights, chunks, tail)
-  else:
-    o_CBNTH, tail_BNTH, state = _sharded(rule, weights, chunks, tail, chunk, spec, axis)
-  parts = [tail_BNTH.astype(v_BNTH.dtype)]
-  if full:
-    o_BNCTH = jnp.moveaxis(o_CBNTH, 0, 2)
-    parts.insert(0, o_BNCTH.reshape(*o_BNCTH.shape[:2], at, o_BNCTH.shape[-1]))
-  return jnp.concatenate(parts, 2), state
+    return xla.causal(rule, chunk, count, None, weights, tokens)
+  return _sharded(rule, chunk, count, weights, tokens, spec, axis)
 
 
-def _sharded(rule, weights, chunks, tail, chunk, spec, axis):
+def _sharded(rule, chunk, count, weights, tokens, spec, axis):
   """`xla.causal` under shard_map, the tokens of every chunk split over mesh axis `axis`."""
   mesh = jax.sharding.get_abstract_mesh()
   batch, heads = (tuple(spec) + (None, None))[:2]
@@ -113,28 +99,31 @@ def _sharded(rule, weights, chunks, tail, chunk, spec, axis):
                      f"axis {heads!r}; use mesh.{heads}=1 or a multiple")
   if weights[0].shape[0] % _axis_size(mesh, batch):
     batch = None                                      # a lone row (initialisation) is computed by everyone
-  q_BNTH, ids_BT = tail
-  length = q_BNTH.shape[2]
-  pad = -length % size
-  q_BNTH = jnp.pad(q_BNTH, ((0, 0), (0, 0), (0, pad), (0, 0)))
-  ids_BT = None if ids_BT is None else jnp.pad(ids_BT, ((0, 0), (0, pad)))
-  head, token = P(batch, heads), P(batch, heads, axis)
-  lead = lambda s: P(None, *s)
-  pick = lambda tree, s: jax.tree.map(lambda _: s, tree)
-  q, k, v, eta, beta, ids, last = chunks
-  in_specs = (pick(weights, head),
-              (lead(token), lead(token), lead(token), pick(eta, lead(token)), pick(beta, lead(token)),
-               pick(ids, P(None, batch, axis)), pick(last, P(None, batch))),
-              (token, pick(ids_BT, P(batch, axis))))
-  count = len(weights)
-  state_specs = FastWeights((head,) * count, (head,) * count if rule.prenorm else None,
-                            (head,) * count if beta is not None else None, (head,) * count)
-  empty = q.shape[0] == 0
-  fn = jax.shard_map(
-      lambda *args: xla.causal(rule, *args, axis_name=axis), in_specs=in_specs,
-      out_specs=(None if empty else lead(token), token, state_specs))
-  o_CBNTH, tail_BNTH, state = fn(weights, chunks, (q_BNTH, ids_BT))
-  return o_CBNTH, tail_BNTH[:, :, :length], state
+  length, share = tokens.q_BNTH.shape[2], chunk // size
+  pad = (count + 1) * chunk - length                  # the last chunk is only read: its padding teaches nobody
+  by_token, last_BC = tokens._replace(last_BC=None), tokens.last_BC
+  axis_of = lambda x: 1 if jnp.issubdtype(x.dtype, jnp.integer) else 2
+
+  def chunked(x):
+    """(..., T, ...) to (..., chunks, chunk, ...), so that every device gets its share of every chunk."""
+    at = axis_of(x)
+    x = jnp.pad(x, [(0, pad if i == at else 0) for i in range(x.ndim)])
+    return x.reshape(*x.shape[:at], count + 1, chunk, *x.shape[at + 1:])
+
+  def local(weights, by_token, last_BC):
+    flat = lambda x: x.reshape(*x.shape[:axis_of(x)], (count + 1) * share, *x.shape[axis_of(x) + 2:])
+    o_BNTH, state = xla.causal(rule, share, count, axis, weights, jax.tree.map(flat, by_token)._replace(last_BC=last_BC))
+    return o_BNTH.reshape(*o_BNTH.shape[:2], count + 1, share, -1), state
+
+  head, row, token = P(batch, heads), P(batch, None, axis), P(batch, heads, None, axis)
+  momentum = tokens.beta_BNT is not None
+  state_specs = FastWeights(*((head,) * len(weights) if there else None for there in (True, rule.prenorm, momentum, True)))
+  o_BNCTH, state = jax.shard_map(
+      local, out_specs=(token, state_specs),
+      in_specs=(jax.tree.map(lambda _: head, weights), jax.tree.map(lambda x: row if axis_of(x) == 1 else token, by_token),
+                None if last_BC is None else P(batch)),
+  )(weights, jax.tree.map(chunked, by_token), last_BC)
+  return o_BNCTH.reshape(*o_BNCTH.shape[:2], (count + 1) * chunk, -1)[:, :, :length], state
 
 
 def _sequence_axis(spec):

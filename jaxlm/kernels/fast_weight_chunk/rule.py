@@ -92,7 +92,18 @@ def apply_update(rule: Rule, state: FastWeights, step, momentum_BN=None) -> Fast
   step: the sum over the chunk's tokens, same structure as the weights. momentum_BN: m, mean of beta over the chunk.
   """
   if state.momentum is not None:
-    step = tuple(s + momentum_BN[..., None, None] * m for s, m in zip(step, state.momentum))
+    step = add_momentum(step, state.momentum, momentum_BN)
+  return apply_moved(rule, state, step)
+
+
+def add_momentum(step, momentum, momentum_BN):
+  """M <- step + m M."""
+  return tuple(s + momentum_BN[..., None, None] * m for s, m in zip(step, momentum))
+
+
+def apply_moved(rule: Rule, state: FastWeights, step) -> FastWeights:
+  """The rest of `apply_update`; step: with its momentum."""
+  if state.momentum is not None:
     state = state._replace(momentum=step)
   if rule.muon is not None:
     step = _orthogonalise(rule, step)

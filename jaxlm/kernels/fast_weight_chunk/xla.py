@@ -1,35 +1,49 @@
-"""The fast plain form: a derivative of its own for the inner gradient, a rematerialised scan over chunks.
+"""The fast plain form: derivatives of its own for the inner gradient and for the walk over chunks.
 
-Axes as in `rule`, and C chunks, leading. Kept for the backward pass: the arguments and, per chunk, the weights
-(and momentum) at its start. Everything of size (tokens, inner width) lives for one chunk only.
+Axes as in `rule`. Kept for the backward pass: the arguments and, per chunk, the weights at its start and the step (or
+momentum) that moved them. Everything of size (tokens, inner width) lives for one chunk only, and tokens are
+read and written where they lie: nothing of size (tokens, width) is copied but the results.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxlm.kernels.fast_weight_chunk import reference
-from jaxlm.kernels.fast_weight_chunk.rule import apply_update, dot_in, initial_state, read
+from jaxlm.kernels.fast_weight_chunk.rule import (
+    FastWeights,
+    add_momentum,
+    apply_moved,
+    apply_update,
+    dot_in,
+    initial_state,
+    read,
+)
 
 
 def step(rule, weights, k_BNTH, v_BNTH, eta):
   """As `reference.step`."""
-  if rule.network == "linear":
+  if rule.network == "linear" or any(e.shape[-1] > 1 for e in eta):      # one rate per channel: nobody trains it
     return reference.step(rule, weights, k_BNTH, v_BNTH, eta)
   return reference._rounded(rule, _swiglu_step(rule.dtype, tuple(weights), k_BNTH, v_BNTH, tuple(eta)))
 
 
+# Products that share an operand are one product of stacked matrices: heads are narrow, and few large ones are faster.
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _swiglu_step(dtype, weights, k_BNTH, v_BNTH, eta):
+  w0_BNFH, w1_BNHF, w2_BNFH = weights
   dot = dot_in(dtype)
-  y0_BNTF, y2_BNTF, g_BNTF = _project(dot, weights, k_BNTH, v_BNTH)
+  y0_BNTF, y2_BNTF = _halves(dot("bnth,bnfh->bntf", k_BNTH, _rows(w0_BNFH, w2_BNFH)))
+  g_BNTF = dot("bnth,bnhf->bntf", v_BNTH, w1_BNHF)
   silu_BNTF, slope_BNTF, _ = _silu(y0_BNTF)
-  return (
-      dot("bntf,bnth->bnfh", g_BNTF * y2_BNTF * slope_BNTF, k_BNTH * eta[0]),
-      dot("bnth,bntf->bnhf", v_BNTH, silu_BNTF * y2_BNTF * eta[1]),
-      dot("bntf,bnth->bnfh", g_BNTF * silu_BNTF, k_BNTH * eta[2]),
-  )
+  dy_BNTF = _columns(g_BNTF * y2_BNTF * slope_BNTF * eta[0], g_BNTF * silu_BNTF * eta[2])
+  delta_BNFH = dot("bntf,bnth->bnfh", dy_BNTF, k_BNTH)
+  F = w0_BNFH.shape[2]
+  return delta_BNFH[:, :, :F], dot("bnth,bntf->bnhf", v_BNTH, silu_BNTF * y2_BNTF * eta[1]), delta_BNFH[:, :, F:]
 
 
 def _forward(dtype, weights, k_BNTH, v_BNTH, eta):
@@ -39,48 +53,51 @@ def _forward(dtype, weights, k_BNTH, v_BNTH, eta):
 def _backward(dtype, saved, ct):
   """Spec section 11, with y0 = W0 k, y2 = W2 k, g = W1' v, S = silu(y0), mu = S', and ct = (c0, c1, c2).
 
-  p0 = c0 (k eta0), p2 = c2 (k eta2), p1 = eta1 c1' v are the cotangents of dy0 = g y2 mu, dy2 = g S and S y2; the rest
-  is the product rule. eta meets k on the narrow side, so that one column and one per channel cost the same.
+  p0 = c0 k eta0, p2 = c2 k eta2, p1 = c1' v eta1 are the cotangents of dy0 = g y2 mu, dy2 = g S and S y2; the rest is
+  the product rule.
   """
   weights, k_BNTH, v_BNTH, eta = saved
   (w0_BNFH, w1_BNHF, w2_BNFH), (c0_BNFH, c1_BNHF, c2_BNFH) = weights, ct
   dot = dot_in(dtype)
-  y0_BNTF, y2_BNTF, g_BNTF = _project(dot, weights, k_BNTH, v_BNTH)
+  by_k = _rows(w0_BNFH, w2_BNFH, c0_BNFH, c2_BNFH)
+  y_BNTF, p_BNTF = _halves(dot("bnth,bnfh->bntf", k_BNTH, by_k))
+  (y0_BNTF, y2_BNTF), (raw0_BNTF, raw2_BNTF) = _halves(y_BNTF), _halves(p_BNTF)
+  by_v = _columns(w1_BNHF, c1_BNHF)
+  g_BNTF, raw1_BNTF = _halves(dot("bnth,bnhf->bntf", v_BNTH, by_v))
   silu_BNTF, slope_BNTF, curve_BNTF = _silu(y0_BNTF)
-  p0_BNTF = dot("bnth,bnfh->bntf", k_BNTH * eta[0], c0_BNFH)
-  p2_BNTF = dot("bnth,bnfh->bntf", k_BNTH * eta[2], c2_BNFH)
-  q1_BNTF = dot("bnth,bnhf->bntf", v_BNTH, c1_BNHF)
-  p1_BNTF = q1_BNTF * eta[1]
+  p0_BNTF, p1_BNTF, p2_BNTF = raw0_BNTF * eta[0], raw1_BNTF * eta[1], raw2_BNTF * eta[2]
+  dy0_BNTF, dy2_BNTF, hid_BNTF = g_BNTF * y2_BNTF * slope_BNTF, g_BNTF * silu_BNTF, silu_BNTF * y2_BNTF
 
   g_bar_BNTF = p0_BNTF * y2_BNTF * slope_BNTF + p2_BNTF * silu_BNTF
   y2_bar_BNTF = p0_BNTF * g_BNTF * slope_BNTF + p1_BNTF * silu_BNTF
   y0_bar_BNTF = ((p2_BNTF * g_BNTF + p1_BNTF * y2_BNTF) * slope_BNTF + p0_BNTF * g_BNTF * y2_BNTF * curve_BNTF)
+  y_bar_BNTF = _columns(y0_bar_BNTF, y2_bar_BNTF)
 
-  r0_BNTH = dot("bntf,bnfh->bnth", g_BNTF * y2_BNTF * slope_BNTF, c0_BNFH)
-  r2_BNTH = dot("bntf,bnfh->bnth", g_BNTF * silu_BNTF, c2_BNFH)
-  k_bar_BNTH = (r0_BNTH * eta[0] + r2_BNTH * eta[2]
-                + dot("bntf,bnfh->bnth", y0_bar_BNTF, w0_BNFH) + dot("bntf,bnfh->bnth", y2_bar_BNTF, w2_BNFH))
-  hid_BNTF = silu_BNTF * y2_BNTF
-  v_bar_BNTH = (dot("bntf,bnhf->bnth", g_bar_BNTF, w1_BNHF)
-                + dot("bntf,bnhf->bnth", hid_BNTF * eta[1], c1_BNHF))
-  w_bar = (
-      dot("bntf,bnth->bnfh", y0_bar_BNTF, k_BNTH),
-      dot("bnth,bntf->bnhf", v_BNTH, g_bar_BNTF),
-      dot("bntf,bnth->bnfh", y2_bar_BNTF, k_BNTH),
-  )
-  eta_bar = (r0_BNTH * k_BNTH, q1_BNTF * hid_BNTF, r2_BNTH * k_BNTH)
+  k_bar_BNTH = dot("bntf,bnfh->bnth", _columns(y_bar_BNTF, dy0_BNTF * eta[0], dy2_BNTF * eta[2]), by_k)
+  v_bar_BNTH = dot("bntf,bnhf->bnth", _columns(g_bar_BNTF, hid_BNTF * eta[1]), by_v)
+  w_bar_BNFH = dot("bntf,bnth->bnfh", y_bar_BNTF, k_BNTH)
+  F = w0_BNFH.shape[2]
+  w_bar = w_bar_BNFH[:, :, :F], dot("bnth,bntf->bnhf", v_BNTH, g_bar_BNTF), w_bar_BNFH[:, :, F:]
+  eta_bar = raw0_BNTF * dy0_BNTF, raw1_BNTF * hid_BNTF, raw2_BNTF * dy2_BNTF
   like = lambda x, to: x.astype(to.dtype)
-  eta_bar = tuple(like(x if e.shape[-1] > 1 else x.sum(-1, keepdims=True), e) for x, e in zip(eta_bar, eta))
+  eta_bar = tuple(like(x.sum(-1, keepdims=True), e) for x, e in zip(eta_bar, eta))
   return tuple(map(like, w_bar, weights)), like(k_bar_BNTH, k_BNTH), like(v_bar_BNTH, v_BNTH), eta_bar
 
 
 _swiglu_step.defvjp(_forward, _backward)
 
 
-def _project(dot, weights, k_BNTH, v_BNTH):
-  w0_BNFH, w1_BNHF, w2_BNFH = weights
-  return (dot("bnth,bnfh->bntf", k_BNTH, w0_BNFH), dot("bnth,bnfh->bntf", k_BNTH, w2_BNFH),
-          dot("bnth,bnhf->bntf", v_BNTH, w1_BNHF))
+def _rows(*matrices):
+  return jnp.concatenate(matrices, -2)
+
+
+def _columns(*matrices):
+  return jnp.concatenate(matrices, -1)
+
+
+def _halves(x):
+  middle = x.shape[-1] // 2
+  return x[..., :middle], x[..., middle:]
 
 
 def _silu(y):
@@ -108,57 +125,186 @@ def _learn(rule, state, k_BNTH, v_BNTH, eta, m_BN):
   return apply_update(rule, state, step(rule, state.current, k_BNTH, v_BNTH, eta), m_BN)
 
 
-def causal(rule, weights, chunks, tail, axis_name=None):
-  """Reads and learns each of `chunks`, then reads `tail`. Returns (o_CBNTH of the chunks, o_BNTH of the tail, state).
+class Tokens(NamedTuple):
+  """What a sequence brings. beta_BNT None: no momentum. ids_BT, last_BC (the id of each learned chunk's last token): None
+  where one state runs through the whole row."""
 
-  chunks: (q, k, v, eta, beta_CBNT or None, ids_CBT or None, last_CB or None), stacked over the chunks but the last.
-  tail: (q_BNTH, ids_BT or None) of the last chunk.
-  ids: segment ids; last_CB: the id of each chunk's last token. With them a token reads the carried weights only if
-  they were written by its own document, and a chunk is learned only by the document that reaches its end: at
-  most one document spans a boundary, so one carried state is enough.
+  q_BNTH: jax.Array
+  k_BNTH: jax.Array
+  v_BNTH: jax.Array
+  eta: tuple
+  beta_BNT: jax.Array | None
+  ids_BT: jax.Array | None
+  last_BC: jax.Array | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def causal(rule, chunk, count, axis_name, weights, tokens: Tokens):
+  """Reads and learns `count` chunks of `chunk` tokens, then reads what is left. Returns (o_BNTH, FastWeights).
+
+  ids: segment ids. With them a token reads the carried weights only if they were written by its own document, and a
+  chunk is learned only by the document that reaches its end: at most one document spans a boundary, so one carried
+  state is enough.
   axis_name: mesh axis that the tokens of every chunk are split over (inside shard_map): steps are summed over it.
   """
-  q_CBNTH, _, _, _, beta_CBNT, ids_CBT, last_CB = chunks
-  start = initial_state(rule, weights, momentum=beta_CBNT is not None)
+  return _walk(rule, chunk, count, axis_name, weights, tokens, keep=False)[:2]
+
+
+def _walk(rule, chunk, count, axis_name, weights, tokens, keep):
+  """(o_BNTH, final state, what the backward pass needs of each chunk)."""
+  start = initial_state(rule, weights, momentum=tokens.beta_BNT is not None)
+
+  def body(carry, index):
+    state, o_BNTH = carry
+    o_part, new, moved = _chunk(rule, axis_name, state, start, _part(tokens, index, chunk), _owner(tokens, index))
+    kept = (state.current, state.master, moved) if keep else None
+    return (new, _put(o_BNTH, o_part, index * chunk)), kept
+
+  carry, kept = (start, jnp.zeros_like(tokens.v_BNTH)), None
+  if count:
+    carry, kept = jax.lax.scan(body, carry, jnp.arange(count))
+  state, o_BNTH = carry
+  o_part = _read_own(rule, axis_name, state, start, *_rest(tokens, count * chunk), _owner(tokens, count))
+  return _put(o_BNTH, o_part, count * chunk), state, kept
+
+
+def _chunk(rule, axis_name, state, start, part: Tokens, owner_B, known=None):
+  """One chunk: (o_BNTH, state after it, what moved the weights). known: that third result, where it is at hand."""
   if axis_name is not None:
-    total = lambda x: jax.lax.psum(x, axis_name)
-    mean = lambda x: jax.lax.pmean(x.mean(-1), axis_name)
-    # A device's tokens give its own cotangent of the weights; the transpose of this cast sums them.
-    local = lambda x: jax.lax.pcast(x, axis_name, to="varying")
+    total, mean = (lambda x: jax.lax.psum(x, axis_name)), (lambda x: jax.lax.pmean(x.mean(-1), axis_name))
   else:
-    total, mean, local = (lambda x: x), (lambda x: x.mean(-1)), (lambda x: x)
+    total, mean = (lambda x: x), (lambda x: x.mean(-1))
+  o_BNTH = _read_own(rule, axis_name, state, start, part.q_BNTH, part.ids_BT, owner_B)
+  eta = part.eta
+  if part.ids_BT is not None:
+    state = _where(part.last_BC == owner_B, state, start)
+    learns_BT = (part.ids_BT == part.last_BC[:, None]) & (part.ids_BT > 0)
+    eta = tuple(e * learns_BT[:, None, :, None] for e in eta)
 
-  def body(carry, chunk):
-    state, owner_B = carry
-    q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, ids_BT, last_B = chunk
-    o_BNTH = _read_own(rule, state, start, q_BNTH, ids_BT, owner_B)
-    if ids_BT is not None:
-      state = _where(last_B == owner_B, state, start)
-      learns_BT = (ids_BT == last_B[:, None]) & (ids_BT > 0)
-      eta = tuple(e * learns_BT[:, None, :, None] for e in eta)
-    delta = total(step(rule, jax.tree.map(local, state.current), k_BNTH, v_BNTH, eta))
-    state = apply_update(rule, state, delta, None if beta_BNT is None else mean(beta_BNT))
-    return (state, last_B), o_BNTH.astype(v_BNTH.dtype)
+  def move(current, momentum, k_BNTH, v_BNTH, eta, beta_BNT):
+    delta = total(step(rule, _local(axis_name, current), k_BNTH, v_BNTH, eta))
+    return delta if beta_BNT is None else add_momentum(delta, momentum, mean(beta_BNT))
 
-  # -1, which is no document. Written as a minimum it varies over the mesh as last_CB does, which scan demands.
-  nobody_B = None if ids_CBT is None else jnp.min(last_CB, 0, initial=-1)
-  carry, o_CBNTH = (start, nobody_B), None
-  if q_CBNTH.shape[0]:
-    carry, o_CBNTH = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), carry, chunks)
-  state, owner_B = carry
-  q_BNTH, ids_BT = tail
-  return o_CBNTH, jax.checkpoint(functools.partial(_read_own, rule))(state, start, q_BNTH, ids_BT, owner_B), state
+  args = (state.current, state.momentum, part.k_BNTH, part.v_BNTH, eta, part.beta_BNT)
+  moved = move(*args) if known is None else _known(move, known, args)
+  return o_BNTH.astype(part.v_BNTH.dtype), apply_moved(rule, state, moved), moved
 
 
-def _read_own(rule, state, start, q_BNTH, ids_BT, owner_B):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _known(fn, value, args):
+  """fn(*args), whose value is at hand: only its derivative is computed."""
+  return value
+
+
+def _known_backward(fn, saved, ct):
+  value, args = saved
+  return jax.tree.map(jnp.zeros_like, value), jax.vjp(fn, *args)[1](ct)
+
+
+_known.defvjp(lambda fn, value, args: (value, (value, args)), _known_backward)
+
+
+def _causal_forward(rule, chunk, count, axis_name, weights, tokens):
+  o_BNTH, state, kept = _walk(rule, chunk, count, axis_name, weights, tokens, keep=True)
+  return (o_BNTH, state), (weights, tokens, state, kept)
+
+
+def _causal_backward(rule, chunk, count, axis_name, saved, cts):
+  """The chunks backwards, each differentiated from its kept start; cotangents of the tokens are written in place."""
+  weights, tokens, state, kept = saved
+  o_bar_BNTH, state_bar = cts
+  start, start_vjp = jax.vjp(lambda w: initial_state(rule, w, momentum=tokens.beta_BNT is not None), weights)
+  at = count * chunk
+  q_BNTH, ids_BT = _rest(tokens, at)
+  read_rest = lambda state, start, q_BNTH: _read_own(
+      rule, axis_name, state, start, q_BNTH, ids_BT, _owner(tokens, count)).astype(tokens.v_BNTH.dtype)
+  read_state_bar, start_bar, q_part = jax.vjp(read_rest, state, start, q_BNTH)[1](o_bar_BNTH[:, :, at:])
+  state_bar = jax.tree.map(jnp.add, state_bar, read_state_bar)
+  real = tokens._replace(ids_BT=None, last_BC=None)
+  tokens_bar = jax.tree.map(jnp.zeros_like, real)
+  tokens_bar = tokens_bar._replace(q_BNTH=_put(tokens_bar.q_BNTH, q_part, at))
+
+  def body(carry, chunk_of):
+    state_bar, start_bar, tokens_bar = carry
+    index, (current, master, moved), before = chunk_of
+    part, owner_B = _part(tokens, index, chunk), _owner(tokens, index)
+    run = lambda state, start, real: _chunk(
+        rule, axis_name, state, start, real._replace(ids_BT=part.ids_BT, last_BC=part.last_BC), owner_B, known=moved)[:2]
+    vjp = jax.vjp(run, FastWeights(current, master, before, start.norms), start,
+                  part._replace(ids_BT=None, last_BC=None))[1]
+    o_part_bar = _part(o_bar_BNTH, index, chunk)
+    state_bar, more_start_bar, part_bar = vjp((o_part_bar, state_bar))
+    tokens_bar = jax.tree.map(lambda x, y: _put(x, y, index * chunk), tokens_bar, part_bar)
+    return (state_bar, jax.tree.map(jnp.add, start_bar, more_start_bar), tokens_bar), None
+
+  carry = state_bar, start_bar, tokens_bar
+  if count:
+    moved = kept[2]
+    before = None      # the momentum that each chunk found
+    if start.momentum is not None:
+      before = jax.tree.map(lambda first, m: jnp.concatenate([first[None], m[:-1]]), start.momentum, moved)
+    carry, _ = jax.lax.scan(body, carry, (jnp.arange(count), kept, before), reverse=True)
+  state_bar, start_bar, tokens_bar = carry
+  weights_bar, = start_vjp(jax.tree.map(jnp.add, state_bar, start_bar))
+  return weights_bar, tokens_bar
+
+
+causal.defvjp(_causal_forward, _causal_backward)
+
+
+def _part(tree, index, chunk):
+  """Chunk `index` of everything that has tokens."""
+  def one(x):
+    return jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk, axis=2)
+  if not isinstance(tree, Tokens):
+    return one(tree)
+  out = jax.tree.map(one, tree._replace(ids_BT=None, last_BC=None))
+  if tree.ids_BT is None:
+    return out
+  return out._replace(ids_BT=jax.lax.dynamic_slice_in_dim(tree.ids_BT, index * chunk, chunk, axis=1),
+                      last_BC=jax.lax.dynamic_index_in_dim(tree.last_BC, index, 1, keepdims=False))
+
+
+def _put(x, part, start):
+  return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), start, axis=2)
+
+
+def _rest(tokens, at):
+  return tokens.q_BNTH[:, :, at:], None if tokens.ids_BT is None else tokens.ids_BT[:, at:]
+
+
+def _owner(tokens, index):
+  """The document that wrote the weights which chunk `index` finds: -1, which is no document, before the first."""
+  if tokens.ids_BT is None:
+    return None
+  before_B = jax.lax.dynamic_index_in_dim(tokens.last_BC, jnp.maximum(index - 1, 0), 1, keepdims=False)
+  return jnp.where(index > 0, before_B, -1)
+
+
+def _read(rule, weights, x_BNTH):
+  """`rule.read` for many tokens."""
+  if rule.network == "linear":
+    return read(rule, weights, x_BNTH)
+  dot, (w0_BNFH, w1_BNHF, w2_BNFH) = dot_in(rule.dtype), weights
+  gate_BNTF, up_BNTF = _halves(dot("bnth,bnfh->bntf", x_BNTH, _rows(w0_BNFH, w2_BNFH)))
+  return dot("bntf,bnhf->bnth", jax.nn.silu(gate_BNTF) * up_BNTF, w1_BNHF)
+
+
+def _read_own(rule, axis_name, state, start, q_BNTH, ids_BT, owner_B):
   """Tokens of the document that owns the carried state read it; the others read the initial weights."""
+  # Cast here and not in the branches below: devices may take different ones, and the transpose of the cast is a sum.
+  current, first = _local(axis_name, (state.current, start.current))
   if ids_BT is None:
-    return read(rule, state.current, q_BNTH)
+    return _read(rule, current, q_BNTH)
   own_BT = ids_BT == owner_B[:, None]
-  mixed = lambda: jnp.where(own_BT[:, None, :, None], read(rule, state.current, q_BNTH),
-                            read(rule, start.current, q_BNTH))
+  mixed = lambda: jnp.where(own_BT[:, None, :, None], _read(rule, current, q_BNTH), _read(rule, first, q_BNTH))
   # Most chunks lie inside one document of every row; only the others pay for two reads.
-  return jax.lax.cond(jnp.all(own_BT), lambda: read(rule, state.current, q_BNTH), mixed)
+  return jax.lax.cond(jnp.all(own_BT), lambda: _read(rule, current, q_BNTH), mixed)
+
+
+def _local(axis_name, tree):
+  """A device's tokens give its own cotangent of what all devices share; the transpose of this cast sums them."""
+  return tree if axis_name is None else jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), tree)
 
 
 def _where(keep_B, state, start):
