@@ -23,7 +23,7 @@ def get_config(mixer: str = "muon") -> mlc.ConfigDict:
                            update=dict(momentum=True, muon="language" if mixer == "muon" else None))),
       mlp=dict(d_ff=8192, activation="silu", gated=True), norm=dict(kind="rms", eps=1e-6),           # [C]
       position=dict(kind="rope", theta=1_000_000.0),                     # [P]
-      tie_embeddings=False, remat="full", loss_chunk=65_536, dtype="bfloat16")                       # [C]
+      tie_embeddings=False, remat="full", loss_chunk=8192, dtype="bfloat16")                       # [C]
   c.objective = dict(kind="next_token")
   c.data = dict(kind="text", source="array_record:data/long_data/{split}-*.array_record",
                 tokenizer=dict(kind="bpe", path="data/mistral/tokenizer.json"),

@@ -35,7 +35,7 @@ def get_config(mixer: str = "muon") -> mlc.ConfigDict:
       kind="decoder", vocab_size=32_000, d_model=1536, num_layers=24, mixer=MIXERS[mixer],           # [C]
       mlp=dict(d_ff=4096, activation="silu", gated=True), norm=dict(kind="rms", eps=1e-6),           # [C]
       position=dict(kind="rope", theta=1_000_000.0),                     # [P] for every model with softmax attention
-      tie_embeddings=False, remat="full", loss_chunk=65_536, dtype="bfloat16")                       # [C]
+      tie_embeddings=False, remat="full", loss_chunk=8192, dtype="bfloat16")                       # [C]
   c.objective = dict(kind="next_token")
   c.data = dict(kind="text", source="array_record:data/long_data/{split}-*.array_record",
                 tokenizer=dict(kind="bpe", path="data/mistral/tokenizer.json"),

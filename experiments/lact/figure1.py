@@ -1,13 +1,15 @@
 """LaCT, Figure 1 (a): utilisation of the accelerator against chunk size, on whatever is here.
 
-  python experiments/lact/figure1.py [--widths 384,768] [--chunks 16,64,256,1024,4096] [--peak_tflops 312]
+  python experiments/lact/figure1.py [--widths 384,768] [--chunks 16,64,256,1024,4096] [--peak_tflops 312] [--out STEM]
 
 Forward of the causal operator, gradient descent and Muon, bfloat16 products on an accelerator and float32 on a CPU. FLOPs
 are 18 H F per token and head, and 90 H^3 per chunk and head with Muon (spec lact, section 11). Without --peak_tflops the
-peak is that of a large matrix product on the same device, so that the figure is a fraction of what can be had.
+peak is that of a large matrix product on the same device, so that the figure is a fraction of what can be had. The bound is the
+spec's for one product with its operands in memory, min(1, (C / (1 + 2 C / H)) / ridge), where --ridge (FLOP/byte) is given.
 """
 
 import argparse
+import pathlib
 import time
 
 import jax
@@ -41,12 +43,16 @@ def main():
   parser.add_argument("--length", type=int, default=4096 if cpu else 32_768)
   parser.add_argument("--heads", type=int, default=4)
   parser.add_argument("--peak_tflops", type=float)
+  parser.add_argument("--ridge", type=float, help="peak / bandwidth of the device: 295 for an H100, 153 for an A100-80GB")
+  parser.add_argument("--out", help="stem of a .md and a .png")
   args = parser.parse_args()
   dtype = "float32" if cpu else "bfloat16"
   peak = args.peak_tflops * 1e12 if args.peak_tflops else measured_peak(dtype, 1024 if cpu else 8192)
-  print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {dtype}, {args.heads} heads, {args.length} tokens; "
-        f"peak {peak / 1e12:.2f} TFLOP/s {'given' if args.peak_tflops else 'of a matrix product here'}\n")
-  print("| head width | update | chunk | ms | utilisation |\n| --- | --- | --- | --- | --- |")
+  lines = [f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {dtype}, {args.heads} heads, {args.length} tokens; "
+           f"peak {peak / 1e12:.2f} TFLOP/s {'given' if args.peak_tflops else 'of a matrix product here'}", "",
+           "| head width | update | chunk | ms | utilisation | bound |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+  print("\n".join(lines))
+  curves = {}
   for width in map(int, args.widths.split(",")):
     shape = (1, args.heads, args.length, width)
     x = (jax.random.normal(jax.random.key(0), shape) / width**0.5).astype(dtype)
@@ -61,7 +67,34 @@ def main():
         taken = seconds(fn, weights, x, eta)
         chunks = -(-args.length // chunk)
         flops = args.heads * (18 * width**2 * args.length + (90 * width**3 * (chunks - 1) if muon else 0))
-        print(f"| {width} | {'Muon' if muon else 'GD'} | {chunk} | {1e3 * taken:.1f} | {flops / taken / peak:.1%} |", flush=True)
+        share, name = flops / taken / peak, "Muon" if muon else "gradient descent"
+        bound = f"{min(1, chunk / (1 + 2 * chunk / width) / args.ridge):.1%}" if args.ridge else "-"
+        curves.setdefault(f"{name}, width {width}", []).append((chunk, share))
+        lines.append(f"| {width} | {name} | {chunk} | {1e3 * taken:.1f} | {share:.1%} | {bound} |")
+        print(lines[-1], flush=True)
+  if args.out:
+    write(pathlib.Path(args.out), lines, curves)
+
+
+def write(stem, lines, curves):
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  stem.parent.mkdir(parents=True, exist_ok=True)
+  stem.with_suffix(".md").write_text("# LaCT, Figure 1 (a): utilisation against chunk size\n\n" + "\n".join(lines) + "\n")
+  fig, axes = plt.subplots(figsize=(7, 4.2), dpi=110)
+  for label, points in curves.items():
+    axes.plot(*zip(*points), marker="o", label=label)
+  axes.set(xscale="log", ylim=(0, None), xlabel="chunk (tokens)", ylabel="fraction of the device's matrix product",
+           title="Forward of the chunk operator")
+  axes.set_xticks([c for c, _ in points], [str(c) for c, _ in points])
+  axes.minorticks_off()
+  axes.legend(frameon=False)
+  axes.grid(True, color="0.9")
+  fig.tight_layout()
+  fig.savefig(stem.with_suffix(".png"))
 
 
 if __name__ == "__main__":

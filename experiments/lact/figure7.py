@@ -13,7 +13,7 @@ from jaxlm.experiments import Column, Row, Scale, Table
 from jaxlm.experiments.recall import loss_by_position
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from rows import MICRO, at_scale, mixers  # noqa: E402
+from rows import MICRO, SMALL, at_scale, mixers  # noqa: E402
 
 
 def fast(update=None, **fields):
@@ -38,18 +38,14 @@ TABLE = Table(
           Row("momentum", MICRO, fast(MOMENTUM), label="SwiGLU, momentum"),
           Row("linear", MICRO, fast(network="linear"), label="linear, Muon, a third of the state"),
           Row("linear_gd", MICRO, fast(GD, network="linear"), label="linear, gradient descent")],
-    columns=[Column("first window", "loss@start", 3), Column("last quarter", "loss@end", 3)],
+    columns=[Column("first eighth", "loss@start", 3), Column("last quarter", "loss@end", 3)],
     scales={
-        "smoke": Scale("2 layers, d_model 64, window = chunk = 16, rows of 256 bytes with 32 words, 4,000 steps of 2,048 bytes", config=MICRO),
+        "smoke": Scale("1 layer, d_model 64, window = chunk = 32, rows of 128 questions and answers about 15 keys, 400 steps of "
+                       "2,048 bytes", config=MICRO),
         "small": Scale("8 layers, d_model 512, window = chunk = 256, rows of 4,096 bytes with 384 words, 20,000 steps of 65,536 bytes",
-                       config=MICRO,
-                       overrides={"model.d_model": 512, "model.num_layers": 8, "model.mlp.d_ff": 1536, "model.unroll": 1,
-                                  "model.dtype": "bfloat16", "data.seq_len": 4096, "data.batch_size": 16,
-                                  "data.num_words": 384, "data.word_chars": 4, "optimizer.learning_rate": 1e-3,
-                                  "schedule.warmup_steps": 500, "train.steps": 20_000, "train.log_every": 200,
-                                  "train.save_every": 2_000}),
+                       config=MICRO, overrides=SMALL),
     },
-    measure=loss_by_position({"start": (0, 1 / 16), "end": (0.75, 1)}),
+    measure=loss_by_position({"start": (0, 1 / 8), "end": (0.75, 1)}),
     claims={
         "a larger state is better at the end of the row": lambda t: (
             t["double_state", "last quarter"] < t["state", "last quarter"] < t["half_state", "last quarter"]),

@@ -10,6 +10,13 @@ LABELS = {
     "swa": "window attention", "full": "full attention", "gla": "GLA + window", "delta_rule": "DeltaNet + window",
     "lact_gd": "LaCT, gradient descent", "lact_momentum": "LaCT, momentum", "lact_muon": "LaCT, Muon",
 }
+# One GPU: rows of random words, which need two layers that work together and some thousand steps.
+SMALL = {
+    "model.d_model": 512, "model.num_layers": 8, "model.mlp.d_ff": 1536, "model.dtype": "bfloat16",
+    "data": dict(kind="repeated_words", seq_len=4096, batch_size=16, num_words=384, word_chars=4),
+    "optimizer": dict(kind="adamw", learning_rate=1e-3, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0),
+    "schedule.warmup_steps": 500, "train.steps": 20_000, "train.log_every": 200, "train.save_every": 2_000,
+}
 
 
 def mixers() -> dict:

@@ -17,6 +17,7 @@ DATA = Kinds("data", {
     "diagnostic": "jaxlm.data.diagnostic_tasks:DiagnosticData",
     "needles": "jaxlm.data.needles:NeedleData",
     "passages": "jaxlm.data.passages:PassageData",
+    "pairs": "jaxlm.data.needles:PairsData",
     "repeated_words": "jaxlm.data.needles:RepeatedWordsData",
     "scenes": "jaxlm.data.scenes:SceneData",
     "span_corruption": "jaxlm.data.corrupted_text:SpanCorruptionData",

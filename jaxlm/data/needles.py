@@ -1,4 +1,4 @@
-"""Synthetic recall over any length: needles in a haystack (RULER's S-NIAH and kin), and texts of repeated words.
+"""Synthetic recall over any length: needles in a haystack (RULER's S-NIAH and kin), repeated words, key-value pairs.
 
 Every row is a function of (seed, split, index): nothing is stored. Tokens are bytes; the haystack is public-domain prose
 (the books that come with jaxlm) or one repeated sentence. `loss_weights` are 1 on the answers only, or everywhere.
@@ -119,6 +119,42 @@ class RepeatedWordsData:
     return 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class PairsData:
+  """Rows of questions and answers about a table of the row's own: byte 240 + k asks for key k, the byte after it,
+  16 k + value, answers. Keys come in random order, again and again; the loss is on the answers.
+
+  A key that was not asked before costs ln 16 nats, a remembered one nothing. Whoever remembers p answers stays at
+  (1 - 1/num_keys)^p ln 16 however long the row is, so that the loss by position shows the length of a memory. An
+  answer names its key: one layer can learn to recall, where repeated words need two (the head that finds the
+  letter before, and the one that finds the same letters), which small models find only after thousands of steps.
+  """
+
+  seq_len: int
+  batch_size: int
+  num_keys: int = 15
+  rows: int = 512
+
+  def __post_init__(self):
+    for name in ("seq_len", "batch_size", "num_keys", "rows"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
+    if self.num_keys > 15:
+      raise ConfigError(f"data.num_keys = {self.num_keys}: a byte has room for 15 keys of 16 values and their questions")
+
+  @property
+  def vocab_size(self) -> int:
+    return 256
+
+  def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
+    check_split(split)
+    return batches(_Pairs(self, split, seed), batch_size=self.batch_size, seed=seed, shuffle=False, repeat=repeat,
+                   process_index=process_index, process_count=process_count, fingerprint=f"pairs {self}")
+
+  def bytes_per_target(self, batch) -> float:
+    return 1.0
+
+
 class _Generated:
   """Random access to rows that are made when read. A pass over training data is a million rows, then they repeat."""
 
@@ -178,6 +214,16 @@ class _Words(_Generated):
                             np.full((cfg.num_words, 1), ord(" "), np.uint8)], 1)
     said = rng.integers(0, cfg.num_words, -(-(cfg.seq_len + 1) // (cfg.word_chars + 1)))
     return _as_row(words[said].reshape(-1)[:cfg.seq_len + 1], np.ones(cfg.seq_len + 1, bool))
+
+
+class _Pairs(_Generated):
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    cfg, rng = self.cfg, self.rng(index)
+    values = rng.integers(0, 16, cfg.num_keys)
+    asked = rng.integers(0, cfg.num_keys, cfg.seq_len // 2 + 1)
+    text = np.stack([240 + asked, 16 * asked + values[asked]], 1).reshape(-1)[:cfg.seq_len + 1].astype(np.uint8)
+    return _as_row(text, np.arange(cfg.seq_len + 1) % 2 == 1)
 
 
 def _needle(key: bytes, value: bytes) -> bytes:

@@ -12,7 +12,7 @@ def loss_by_position(edges: Mapping[str, tuple[float, float]], *, curve_points: 
 
   def measure(trained: Trained, overrides_at) -> Measured:
     nll_T, weight_T = 0.0, 0.0
-    for batch, score in _scored(trained):
+    for batch, score in _scored(_scorer(trained), trained):
       nll_T += -(score.log_prob_BT * batch["loss_weights"]).sum(0, dtype=np.float64)
       weight_T += batch["loss_weights"].sum(0, dtype=np.float64)
     T, numbers = len(nll_T), {}
@@ -34,12 +34,12 @@ def answers_found(tasks: Mapping[str, Mapping]) -> Callable:
     from jaxlm.config import ConfigError
     from jaxlm.experiments.runner import override
 
-    numbers, notes = {}, {}
+    numbers, notes, run = {}, {}, _scorer(trained, logits=True)
     for name, changes in tasks.items():
       try:
         config = override(trained.config, {f"data.{key}": value for key, value in changes.items()})
         right, count = 0, 0
-        for batch, logits_BTV in _scored(trained._replace(config=config), logits=True):
+        for batch, logits_BTV in _scored(run, trained._replace(config=config)):
           wrong_B = ((np.argmax(logits_BTV, -1) != batch["targets"]) & (batch["answer"] > 0)).any(1)
           real_B = batch["loss_weights"].sum(1) > 0
           right, count = right + int((~wrong_B & real_B).sum()), count + int(real_B.sum())
@@ -51,14 +51,13 @@ def answers_found(tasks: Mapping[str, Mapping]) -> Callable:
   return measure
 
 
-def _scored(trained: Trained, logits: bool = False):
-  """(batch, score or logits) over one pass of the validation split."""
+def _scorer(trained: Trained, logits: bool = False):
+  """(params, batch) -> score or logits: one program for every batch of the same shape."""
   import jax
 
   from jaxlm.training.config import run_config
 
-  cfg = run_config(trained.config)
-  model = cfg.model.build()
+  model = run_config(trained.config).model.build()
 
   @jax.jit
   def run(params, batch):
@@ -67,5 +66,15 @@ def _scored(trained: Trained, logits: bool = False):
       return model.apply({"params": params}, batch["tokens"], *args)
     return model.apply({"params": params}, batch["tokens"], batch["targets"], *args, method="score")
 
+  return run
+
+
+def _scored(run, trained: Trained):
+  """(batch, what `run` makes of it) over one pass of the validation split."""
+  import jax
+
+  from jaxlm.training.config import run_config
+
+  cfg = run_config(trained.config)
   for batch in cfg.data.build("validation", seed=cfg.seed, repeat=False):
     yield batch, jax.device_get(run(trained.params, batch))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxlm.config import ConfigError
-from jaxlm.data.needles import RULER, NeedleData, RepeatedWordsData
+from jaxlm.data.needles import RULER, NeedleData, PairsData, RepeatedWordsData
 
 
 def rows(cfg, split="validation", seed=0, count=4):
@@ -50,7 +50,21 @@ def test_words_repeat_within_a_row_and_differ_between_rows():
   assert len(first) == 8 and not first & second
 
 
+def test_every_question_of_a_row_has_one_answer_and_only_answers_weigh():
+  first, second = rows(PairsData(seq_len=200, batch_size=1, num_keys=15, rows=2))
+  tables = []
+  for row in (first, second):
+    asked, answer = row["tokens"][::2] - 240, row["targets"][::2]
+    assert np.array_equal(answer // 16, asked) and set(asked) == set(range(15))
+    tables.append({int(k): int(a) for k, a in zip(asked, answer)})
+    assert all(tables[-1][int(k)] == a for k, a in zip(asked, answer))
+    assert np.array_equal(row["loss_weights"], np.arange(200) % 2 == 0)
+  assert tables[0] != tables[1]
+
+
 def test_requests_without_room_are_refused():
+  with pytest.raises(ConfigError, match="num_keys = 16"):
+    PairsData(seq_len=20, batch_size=1, num_keys=16)
   with pytest.raises(ConfigError, match="no room"):
     NeedleData(seq_len=20, batch_size=1)
   with pytest.raises(ConfigError, match="num_queries = 2"):
