@@ -39,7 +39,6 @@ def get_config(mixer: str = "lact_muon") -> mlc.ConfigDict:
       position=dict(kind="rope"), tie_embeddings=False, dtype="float32")
   c.objective = dict(kind="next_token")
   c.data = dict(kind="pairs", seq_len=256, batch_size=8, num_keys=15, rows=256)
-  # AdamW at 5e-3 needs several times the steps here.
   c.optimizer = dict(kind="muon", learning_rate=0.02, weight_decay=0.0, clip_norm=1.0)
   c.schedule = dict(kind="cosine", warmup_steps=40, final_fraction=0.1)
   c.train = dict(steps=400, log_every=20, save_every=0)
