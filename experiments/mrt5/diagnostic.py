@@ -24,6 +24,11 @@ def controlled(target: float):
   return {"objective.alpha": 0.0, "objective.controller": controller}
 
 
+#: A second target for a model that has met its first one: few steps, so the integral has a larger gain.
+THEN_30 = {"train.init_from": "runs/mrt5-diagnostic/smoke/vowel_target/seed0", "train.steps": 800, "schedule.warmup_steps": 50,
+           "objective.delay": 0, "objective.controller": dict(target=0.30, k_p=0.5, k_i=5e-3)}
+
+
 def rows():
   for name, (task, low, high) in TASKS.items():
     data = {"data.task": task}
@@ -34,6 +39,7 @@ def rows():
     if name == "vowel":      # 18 %: nearly all vowels (10 of 52 letters); 30 %: consonants too
       yield Row("vowel_target", CONFIG, data | controlled(0.18), label="vowel: MrT5, target 18 %")
       yield Row("vowel_target_30", CONFIG, data | controlled(0.30), label="vowel: MrT5, target 30 %")
+      yield Row("vowel_then_30", CONFIG, data | THEN_30, label="vowel: MrT5, target 30 %, begun from the row at 18 %")
       yield Row("vowel_random", CONFIG, data | {"model.reduction": lambda c: dict(
           kind="random", layer=c["model"]["reduction"]["layer"], probability=0.18)}, label="vowel: 18 % at random")
 
@@ -70,6 +76,7 @@ TABLE = Table(
             lambda t: t["vowel_target", ACCURACY] > 99 and t["vowel_target", DELETED] >= 15,
         "the controller holds a deletion rate of 18 % within 2 points": lambda t: abs(t["vowel_target", DELETED] - 18) <= 2,
         "the controller holds a deletion rate of 30 % within 2 points": lambda t: abs(t["vowel_target_30", DELETED] - 30) <= 2,
+        "a model at 18 % is brought to 30 % within 2 points": lambda t: abs(t["vowel_then_30", DELETED] - 30) <= 2,
         "deleting as much at random costs more": lambda t: t["vowel_random", ACCURACY] < t["vowel_target", ACCURACY] - 1,
     },
     source="arXiv 2410.20771, evaluation notebooks: hard deletion, 32,000 test examples, one seed")

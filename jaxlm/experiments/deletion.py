@@ -86,8 +86,8 @@ def answers(*, max_len: int = 256, num_questions: int | None = None):
 
 def runtime(trained: Trained, *, num_rows: int = 32, repeats: int = 5, split: str = "validation", multiple: int = 1,
             capacity: int | None = None) -> dict[str, float]:
-  """Teacher-forced forward passes, compiled before: CPU time per example (cpu_ms), wall time (wall_ms), the capacity behind
-  the gate. Tokens are deleted hard, in two programs, whatever deletes them; capacity: instead of the one that fits."""
+  """Teacher-forced forward passes, compiled before, their median: CPU time per example (cpu_ms), wall time (wall_ms), the
+  capacity behind the gate. Tokens are deleted hard, in two programs, whatever deletes them; capacity: instead of the one that fits."""
   import time
 
   import jax
@@ -118,15 +118,16 @@ def runtime(trained: Trained, *, num_rows: int = 32, repeats: int = 5, split: st
 
   _, width = forward()
   jax.block_until_ready(forward())
-  wall, cpu = time.perf_counter(), time.process_time()
+  times = []
   for _ in range(repeats):
+    wall, cpu = time.perf_counter(), time.process_time()
     jax.block_until_ready(forward())
-  scale = 1e3 / (repeats * num_rows)
-  return {"wall_ms": scale * (time.perf_counter() - wall), "cpu_ms": scale * (time.process_time() - cpu),
-          "capacity": float(capacity or width)}
+    times.append((time.perf_counter() - wall, time.process_time() - cpu))
+  wall, cpu = 1e3 * np.median(times, axis=0) / num_rows
+  return {"wall_ms": float(wall), "cpu_ms": float(cpu), "capacity": float(capacity or width)}
 
 
-def capacity_cost(*, num_rows: int = 4, repeats: int = 5):
+def capacity_cost(*, num_rows: int = 4, repeats: int = 15):
   """Measure without training: a forward pass at objective.capacities[0] slots of an evaluate_from row (None: all).
 
   numbers: those of `runtime`, gflop (matrix products per example), formula_gflop, temp_mb (the compiler's temporaries of
