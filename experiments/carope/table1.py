@@ -61,13 +61,14 @@ ROWS = [
 ]
 
 
-# At smoke the heads are 32 wide, so the control's base (1+ln 2)^(r/2) is 4,562: below RoPE's 10,000, not a large one.
+# Heads are 64 wide at every scale: that makes the control's base (1+ln 2)^(r/2) 2.1e7, as in the paper. Heads of 32 would
+# make it 4,562, below RoPE's own 10,000.
 # The reduced scales read what comes with jaxlm (two novels, 1.9 MB) as bytes; documents held out are whole chapters.
 SCALES = {
     "smoke": Scale(
-        "3 layers, d_model 96, 3 heads of 32, context 64 bytes, 800 steps of 512 bytes; a minute or two a row on 2 cores",
-        config="configs/carope/demo.py", num_seeds=1,
-        overrides={"model.d_model": 96, "model.num_layers": 3, "model.unroll": 3, "model.mixer.num_heads": 3,
+        "3 layers, d_model 128, 2 heads of 64, context 64 bytes, 800 steps of 512 bytes; a minute or two a row on 2 cores",
+        config="configs/carope/demo.py", num_seeds=3,
+        overrides={"model.d_model": 128, "model.num_layers": 3, "model.unroll": 3, "model.mixer.num_heads": 2,
                    "data.seq_len": 64, "data.batch_size": 8, "optimizer.learning_rate": 4e-3,
                    "schedule.warmup_steps": 40, "train.steps": 800, "train.log_every": 100, "eval.num_tokens": 65_536}),
     "small": Scale(
