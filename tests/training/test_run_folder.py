@@ -48,11 +48,9 @@ def one_compilation():
         steps=cfg.train.steps if cfg.schedule.needs_num_steps else 1))
     return dataclasses.replace(build(computed, mesh, tuple(sorted(batch.items()))), cfg=cfg)
 
-  jax.config.update("jax_disable_most_optimizations", True)     # tiny programs, a few steps: compilation is the cost
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run_module, "build_program", shared)
     yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run(folder, **overrides):

@@ -45,14 +45,6 @@ def assert_close(a, b, rtol=2e-5, atol=1e-7):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Tiny programs run a few steps: compiling them is all the time that these tests take."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def plain():
   """Three steps of SGD without clipping."""
