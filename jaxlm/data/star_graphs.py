@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxlm.config import ConfigError
 from jaxlm.data.forms import Form, corrupted, framed, row
+from jaxlm.data.insertion import TARGET
 from jaxlm.data.pipeline import batches, seeded
 from jaxlm.data.splits import check_split
 
@@ -93,6 +94,7 @@ class StarFamily:
 
 
 FAMILIES = {
+    "tiny": StarFamily(degree=3, min_path=4, max_path=4, num_nodes=12),      # ours: easy with paths one edge shorter
     "easy": StarFamily(degree=3, min_path=5, max_path=5, num_nodes=20),
     "medium": StarFamily(degree=3, min_path=3, max_path=6, num_nodes=20, min_plan=2),
     "hard": StarFamily(degree=5, min_path=6, max_path=12, num_nodes=56, min_plan=5),
@@ -141,14 +143,14 @@ def encode(graph: Graph, ids: Ids, form: Form) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class StarGraphData:
-  """family: easy, medium or hard. form: what the model's objective reads. rows: graphs of the training split; 100 and
+  """family: easy, medium or hard, or tiny, which is ours. form: what the model's objective reads. rows: graphs of the training split; 100 and
   5,000 of validation and test, as the paper's, unless eval_rows is set. sequence_seeds: as in `data.text`.
 
   Besides the fields of their objective, rows have `answer` and `answer_length` for exact match, and `prompt_length`.
   """
 
   batch_size: int
-  family: Literal["easy", "medium", "hard"] = "easy"
+  family: Literal["tiny", "easy", "medium", "hard"] = "easy"
   form: Form = "insertion"
   rows: int = 50_000
   eval_rows: int | None = None
@@ -189,6 +191,16 @@ class StarGraphData:
   def num_rows(self, split: str) -> int:
     return self.rows if split == "train" else self.eval_rows or {"validation": 100, "test": 5_000}[split]
 
+  def problems(self, split: str, *, seed: int, number: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(prompt up to BOS, answer without EOS) of the first `number` graphs of a split, as this form encodes them."""
+    check_split(split)
+    graphs, out = Graphs(self, split, seed), []
+    for index in range(min(len(graphs), number or len(graphs))):
+      tokens, types = encode(graphs.graph(index), self.ids, self.form)
+      answer = tokens[types == TARGET]
+      out.append((tokens[types != TARGET], answer[:-1] if self.form == "causal" else answer))
+    return out
+
   def _insertion(self, row, rng):
     """Corruption of one row, drawn anew in every epoch."""
     it = self.form == "insertion_transformer"
@@ -209,8 +221,10 @@ class Graphs:
   def __len__(self) -> int:
     return self.cfg.num_rows(self.split)
 
+  def graph(self, index: int) -> Graph:
+    return self.cfg.star.generate(np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)]))
+
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     cfg = self.cfg
-    graph = cfg.star.generate(np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)]))
-    tokens, types = encode(graph, cfg.ids, cfg.form)
+    tokens, types = encode(self.graph(index), cfg.ids, cfg.form)
     return row(tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, pad_left=True)

@@ -11,7 +11,11 @@ from jaxlm.config import ConfigError
 USAGE = """Continues prompts with a run's newest checkpoint; one prompt is printed token by token as it is drawn.
 
   jaxlm generate --run runs/carope --prompt "Call me" --max_new_tokens 200 --temperature 0.8 --top_p 0.95
-  jaxlm generate --run runs/carope --prompt "Call me" --prompt "It was" --num_samples 2 --seed 1"""
+  jaxlm generate --run runs/carope --prompt "Call me" --prompt "It was" --num_samples 2 --seed 1
+
+Insertion models fill gaps of a prompt; the sentence is shown after every insertion:
+
+  jaxlm generate --run runs/ilm-text --prompt "a ___ used for ___" --top_p 0.9 --slot_top_k 1"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,9 +35,12 @@ def run(argv: list[str]) -> int:
   parser.add_argument("--run", required=True, help="run folder")
   parser.add_argument("--prompt", action="append", default=[], help="text to continue; repeat for a batch")
   parser.add_argument("--max_new_tokens", type=int, default=200)
-  parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+  parser.add_argument("--temperature", type=float, default=None, help="0 is greedy; default 0.8, of insertion 1")
   parser.add_argument("--top_k", type=int, default=None)
   parser.add_argument("--top_p", type=float, default=None)
+  parser.add_argument("--slot_top_k", type=int, default=None, help="insertion: of the slots, before the token is drawn")
+  parser.add_argument("--slot_top_p", type=float, default=None)
+  parser.add_argument("--stop_threshold", type=float, default=None, help="insertion ends at this probability; default 0.9")
   parser.add_argument("--num_samples", type=int, default=1, help="continuations of each prompt")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--step", type=int, default=None, help="checkpoint; default: the newest")
@@ -49,7 +56,7 @@ def run(argv: list[str]) -> int:
   if args.max_new_tokens < 1 or args.num_samples < 1:
     raise ConfigError("--max_new_tokens and --num_samples are at least 1")
   from jaxlm.generation.sampling import Sampling
-  sampling = Sampling(args.temperature, args.top_k, args.top_p)
+  sampling = Sampling(0.8 if args.temperature is None else args.temperature, args.top_k, args.top_p)
   path = pathlib.Path(args.run) / "config.json"
   if spec is None and not path.is_file():
     raise ConfigError(f"{args.run} is not a run folder: it holds no config.json")
@@ -65,7 +72,9 @@ def load(cfg, folder: str, *, step: int | None = None, ema: bool = False):
 
   from jaxlm.training.checkpoints import restore_params
 
-  init = lambda: cfg.model.build().init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+  row = {"tokens": jax.ShapeDtypeStruct((1, 8), jnp.int32)}
+  arguments = cfg.model.init_arguments(row) if hasattr(cfg.model, "init_arguments") else (row["tokens"],)
+  init = lambda: cfg.model.build().init(jax.random.key(0), *jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), arguments))["params"]
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
                           nn.unbox(jax.eval_shape(init)))
@@ -76,6 +85,9 @@ def load(cfg, folder: str, *, step: int | None = None, ema: bool = False):
 def _continue(cfg, args, sampling) -> int:
   from jaxlm.generation import Generator
 
+  if hasattr(cfg.data, "form"):
+    from jaxlm.generation.forms_command import generate
+    return generate(cfg, load(cfg, args.run, step=args.step, ema=args.ema)[0], args, sampling)
   if not hasattr(cfg.model, "init_state"):
     raise ConfigError(f"model {type(cfg.model).__name__} does not decode token by token")
   params, _ = load(cfg, args.run, step=args.step, ema=args.ema)

@@ -3,7 +3,8 @@
 Axes: B batch, L buffer, N candidates, V vocab. Spec ilm, sections 4 and 5.
 
 The buffer is static: an insertion at slot s moves what lies behind it one place to the right by a gather. `generate`
-runs a `lax.while_loop` in a buffer of growing size, so that early steps are cheap; `stream` yields after every step.
+runs a `lax.while_loop` in a buffer of growing size, so that early steps are cheap, and goes on with half the batch when
+half of the rows have stopped; `stream` yields after every step.
 """
 
 import dataclasses
@@ -18,7 +19,9 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.objectives.insertion import STOP, open_slots
 
-BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+# Steps of an eighth or more: a buffer costs its whole length at every pass, and one compilation.
+BUCKETS = (*range(32, 257, 32), *range(320, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256), *range(2560, 4097, 512))
+FEWEST = 8            # rows of a batch from which on the finished ones are set aside
 FORBIDDEN = -1e30      # finite: an infinite bias would meet 0 * inf in a partition
 
 
@@ -93,13 +96,17 @@ def choose_in_stages(log_z_BL, row_logits, sampling: InsertionSampling, draw_slo
 
 
 class Sequences(NamedTuple):
-  """Rows under construction. blocked_BL: slots that stay closed. alive_B: not stopped yet. steps: forward passes."""
+  """Rows under construction. blocked_BL: slots that stay closed. alive_B: not stopped yet. steps: forward passes.
+
+  most_B: tokens that each row may hold, None: Inserter.max_len for all.
+  """
 
   tokens_BL: jax.Array
   length_B: jax.Array
   blocked_BL: jax.Array
   alive_B: jax.Array
   steps: jax.Array
+  most_B: jax.Array | None = None
 
 
 class Step(NamedTuple):
@@ -161,9 +168,10 @@ class Inserter:
       raise ConfigError(f"token {wrong[0]} is outside the vocabulary of {self.config.vocab_size}")
 
   def start(self, prompts: Sequence[Sequence[int]], blocked: Sequence[Sequence[bool]] | None = None,
-            buffer: int | None = None) -> Sequences:
+            buffer: int | None = None, most: Sequence[int] | None = None) -> Sequences:
     """Rows from prompts, each with its first token CLS. blocked: closed slots per prompt; default CLS's alone.
 
+    most: tokens that each row may come to hold, prompt included (the release's oracle length); never above max_len.
     Raises ConfigError for an empty prompt, ids outside the vocabulary, a prompt that fills max_len, no open slot.
     """
     if not prompts:
@@ -188,8 +196,11 @@ class Inserter:
       if closed_BL[b, :len(prompt)].all():
         raise ConfigError(f"prompt {b} has no open slot: open at least one besides the first token's")
     length_B = np.asarray([len(p) for p in prompts], np.int32)
+    if most is not None and (len(most) != len(prompts) or any(m < n for m, n in zip(most, length_B.tolist()))):
+      raise ConfigError(f"most = {list(most)}: wanted a length per prompt, at least the prompt's own ({length_B.tolist()})")
     return Sequences(jnp.asarray(tokens_BL), jnp.asarray(length_B), jnp.asarray(closed_BL),
-                     jnp.ones(len(prompts), bool), jnp.zeros((), jnp.int32))
+                     jnp.ones(len(prompts), bool), jnp.zeros((), jnp.int32),
+                     None if most is None else jnp.asarray(most, jnp.int32))
 
   def stream(self, params, rows: Sequences, key) -> Iterator[tuple[Sequences, Step]]:
     """The rows after every forward pass, until all have stopped."""
@@ -201,12 +212,37 @@ class Inserter:
       yield rows, step
 
   def generate(self, params, rows: Sequences, key) -> Sequences:
-    """The finished rows; the device is asked once per bucket."""
+    """The finished rows, in their order; the device is asked once per bucket and when half of the rows have stopped."""
+    places, aside = np.arange(rows.tokens_BL.shape[0]), []
     while True:
-      rows = grow(rows, self)
-      rows = run(params, rows, key, self)
-      if int(rows.steps) >= self.max_steps or not bool(jnp.any(rows.alive_B)):
-        return rows
+      rows = run(params, grow(rows, self), key, self)
+      alive_B = np.asarray(rows.alive_B)
+      if int(rows.steps) >= self.max_steps or not alive_B.any():
+        return together([*aside, (places, rows)], self.pad)
+      if few(alive_B.sum(), len(alive_B)):
+        order = np.argsort(~alive_B, kind="stable")
+        going, gone = order[:len(order) // 2], order[len(order) // 2:]
+        take = lambda x, index: x[index] if jnp.ndim(x) else x
+        aside.append((places[gone], jax.tree.map(lambda x: take(x, gone), rows)))
+        places, rows = places[going], jax.tree.map(lambda x: take(x, going), rows)
+
+
+def few(alive, batch_size: int):
+  """Whether half a batch holds all that is left of it."""
+  return (batch_size >= FEWEST) & (2 * alive <= batch_size)
+
+
+def together(parts: Sequence[tuple[np.ndarray, Sequences]], pad: int) -> Sequences:
+  """One batch again of rows that were parted; parts: (their places, the rows), the last has seen all steps."""
+  if len(parts) == 1:
+    return parts[0][1]
+  size = max(rows.tokens_BL.shape[1] for _, rows in parts)
+  wide = lambda x_BL, fill: np.pad(np.asarray(x_BL), ((0, 0), (0, size - x_BL.shape[1])), constant_values=fill)
+  order = np.argsort(np.concatenate([places for places, _ in parts]))
+  join = lambda arrays: jnp.asarray(np.concatenate(arrays)[order])
+  return Sequences(join([wide(r.tokens_BL, pad) for _, r in parts]), join([np.asarray(r.length_B) for _, r in parts]),
+                   join([wide(r.blocked_BL, False) for _, r in parts]), join([np.asarray(r.alive_B) for _, r in parts]),
+                   parts[-1][1].steps, None if parts[0][1].most_B is None else join([np.asarray(r.most_B) for _, r in parts]))
 
 
 def bucket(length: int, most: int) -> int:
@@ -226,10 +262,11 @@ def grow(rows: Sequences, cfg: Inserter) -> Sequences:
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def run(params, rows: Sequences, key, cfg: Inserter) -> Sequences:
-  """Steps until all rows have stopped, max_steps, or a living row fills the buffer."""
+  """Steps until all rows have stopped or half of them, max_steps, or a living row fills the buffer."""
   def going(rows):
     full = jnp.any(rows.alive_B & (rows.length_B >= rows.tokens_BL.shape[1]))
-    return (rows.steps < cfg.max_steps) & jnp.any(rows.alive_B) & ~full
+    left = jnp.sum(rows.alive_B)
+    return (rows.steps < cfg.max_steps) & (left > 0) & ~full & ~few(left, len(rows.alive_B))
   return jax.lax.while_loop(going, lambda rows: take_step(params, rows, key, cfg)[0], rows)
 
 
@@ -259,7 +296,8 @@ def take_step(params, rows: Sequences, key, cfg: Inserter) -> tuple[Sequences, S
     stop_B = jnp.min(jnp.where(open_BL, p_BL, 1.0), axis=1)
     open_BL = open_BL & ~done_BL
     go_B = jnp.any(open_BL, axis=1)
-  go_B = (go_B & (rows.length_B < cfg.max_len)) | (cfg.force_first & (rows.steps == 0) & jnp.any(open_BL, axis=1))
+  most_B = cfg.max_len if rows.most_B is None else jnp.minimum(rows.most_B, cfg.max_len)
+  go_B = (go_B & (rows.length_B < most_B)) | (cfg.force_first & (rows.steps == 0) & jnp.any(open_BL, axis=1))
   alive_B = rows.alive_B & go_B
 
   noise = jax.random.fold_in(key, rows.steps)
@@ -275,7 +313,7 @@ def take_step(params, rows: Sequences, key, cfg: Inserter) -> tuple[Sequences, S
     def row_logits(slot_B):
       h_B1D = jnp.take_along_axis(h_BLD, slot_B[:, None, None], axis=1)
       return apply(h_B1D, method="row_logits")[:, 0] + bias_V[None]
-    log_z_BL = apply(h_BLD, bias_V, method="row_log_z")
+    log_z_BL = apply(h_BLD, bias_V, open_BL, method="row_log_z")
     slot_B, token_B = choose_in_stages(closed(log_z_BL), row_logits, cfg.sampling, draw(0), draw(1))
   inserted_B = alive_B if cfg.eos is None else alive_B & (token_B != cfg.eos)
   rows = insert(rows._replace(alive_B=alive_B, steps=rows.steps + 1), slot_B, token_B, inserted_B)

@@ -49,10 +49,13 @@ def score(h_BTD, w_VD, targets_BT, softcap=None, chunk=None):
   return linear_cross_entropy(h_BTD, w_VD, targets_BT, softcap=softcap, chunk=chunk, spec=spec, w_spec=w_spec)
 
 
-def log_z(h_BTD, w_VD, bias_V=None, chunk=None):
-  """logsumexp_v(h w^T + bias), float32 (B, T). bias: -inf is better written as a large negative number."""
+def log_z(h_BTD, w_VD, bias_V=None, chunk=None, where_BT=None):
+  """logsumexp_v(h w^T + bias), float32 (B, T). bias: -inf is better written as a large negative number.
+
+  where_BT: bool, the rows that somebody reads; the others are 0.
+  """
   spec, w_spec = nn.logical_to_mesh_axes(("batch", "seq", None)), nn.logical_to_mesh_axes(("vocab", "embed"))
-  return linear_cross_entropy(h_BTD, w_VD, bias_V=bias_V, chunk=chunk, spec=spec, w_spec=w_spec)
+  return linear_cross_entropy(h_BTD, w_VD, bias_V=bias_V, where_BT=where_BT, chunk=chunk, spec=spec, w_spec=w_spec)
 
 
 def pick(h_BTD, w_VD, tokens_BT):
@@ -83,8 +86,8 @@ class Embedding(nn.Module):
   def score(self, h_BTD, targets_BT, context, softcap=None, chunk=None):
     return score(h_BTD, self.embedding_VD.astype(self.dtype), targets_BT, softcap, chunk)
 
-  def log_z(self, h_BTD, context, bias_V=None, chunk=None):
-    return log_z(h_BTD, self.embedding_VD.astype(self.dtype), bias_V, chunk)
+  def log_z(self, h_BTD, context, bias_V=None, chunk=None, where_BT=None):
+    return log_z(h_BTD, self.embedding_VD.astype(self.dtype), bias_V, chunk, where_BT)
 
   def pick(self, h_BTD, tokens_BT, context):
     return pick(h_BTD, self.embedding_VD.astype(self.dtype), tokens_BT)
@@ -107,8 +110,8 @@ class Head(nn.Module):
   def score(self, h_BTD, targets_BT, context, softcap=None, chunk=None):
     return score(h_BTD, self.w_VD, targets_BT, softcap, chunk)
 
-  def log_z(self, h_BTD, context, bias_V=None, chunk=None):
-    return log_z(h_BTD, self.w_VD, bias_V, chunk)
+  def log_z(self, h_BTD, context, bias_V=None, chunk=None, where_BT=None):
+    return log_z(h_BTD, self.w_VD, bias_V, chunk, where_BT)
 
   def pick(self, h_BTD, tokens_BT, context):
     return pick(h_BTD, self.w_VD, tokens_BT)

@@ -277,8 +277,8 @@ class Lexinvariant(nn.Module):
       return jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0] - log_z_BT, log_z_BT
     return self._random_head(u_BTD, targets_BT, lexicon, context)
 
-  def log_z(self, h_BTD, context, bias_V=None, chunk=None):
-    """logsumexp_v(s <g(h), E[v]> + bias_v), float32 (B, T), over the sequence's one table; chunk as in `score`.
+  def log_z(self, h_BTD, context, bias_V=None, chunk=None, where_BT=None):
+    """logsumexp_v(s <g(h), E[v]> + bias_v), float32 (B, T), over the sequence's one table; chunk as in `score`, every row.
 
     A bias asks for all logits: samplers have one, losses do not.
     """

@@ -106,16 +106,20 @@ class InsertionNetwork(Decoder):
     """Partitions of all slots and the logits of (slots, missing); never holds (B, T, V) where loss_chunk says so."""
     h_BTD, stop_B2 = self._encode(tokens_BT, segment_ids_BT, positions_BT, blocked_BT, key_segment_ids_BT, lexicon)
     h_BMD = jnp.take_along_axis(h_BTD, slots_BM[..., None], axis=1)
-    log_z_BT = self.head.log_z(h_BTD, _row(h_BTD, lexicon), chunk=self.cfg.loss_chunk)
+    inside_BT = None if segment_ids_BT is None else segment_ids_BT != 0      # half of a batch is what was dropped
+    log_z_BT = self.head.log_z(h_BTD, _row(h_BTD, lexicon), chunk=self.cfg.loss_chunk, where_BT=inside_BT)
     return Slots(log_z_BT, self.head.pick(h_BMD, missing_BM, _row(h_BMD, lexicon)), stop_B2)
 
   def encode(self, tokens_BT, segment_ids_BT=None, positions_BT=None, blocked_BT=None, lexicon=None):
     """(hidden states (B, T, D), stop logits (B, 2) or None)."""
     return self._encode(tokens_BT, segment_ids_BT, positions_BT, blocked_BT, lexicon=lexicon)
 
-  def row_log_z(self, h_BTD, bias_V, lexicon=None):
-    """float32 (B, T), with a bias on every row: a large negative number where a token may not be inserted."""
-    return self.head.log_z(h_BTD, _row(h_BTD, lexicon), bias_V, self.cfg.loss_chunk)
+  def row_log_z(self, h_BTD, bias_V, open_BT=None, lexicon=None):
+    """float32 (B, T), with a bias on every row: a large negative number where a token may not be inserted.
+
+    open_BT: bool, slots that are asked for; the others may be 0.
+    """
+    return self.head.log_z(h_BTD, _row(h_BTD, lexicon), bias_V, self.cfg.loss_chunk, open_BT)
 
   def row_logits(self, h_BTD, lexicon=None):
     """float32 (B, T, V) of some rows."""

@@ -12,7 +12,7 @@ import importlib.util
 import pathlib
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import ml_collections
 
@@ -30,7 +30,8 @@ class TrainConfig:
   """steps: optimiser steps of the whole run. Cadences are in steps; 0 is never.
 
   accumulation: micro-batches per step. gather_dtype: large parameters are cast before they are gathered and their
-  gradients reduced in it ("bfloat16" halves the traffic of fsdp); None: float32. profile: first and last step of an
+  gradients reduced in it ("bfloat16" halves the traffic of fsdp); None: float32. init: "own", as each parameter declares,
+  or "torch", PyTorch's defaults (models.torch_init), with all layers alike on request. profile: first and last step of an
   XProf trace. init_from: run folder, or weights folder of `jaxlm convert`, whose parameters a new run begins with (and
   nothing else of it). debug: one device, every NaN raises where it arises, nothing asynchronous.
   """
@@ -44,6 +45,7 @@ class TrainConfig:
   keep_last: int = 2
   keep_every: int | None = None
   gather_dtype: str | None = None
+  init: Literal["own", "torch", "torch_identical_layers"] = "own"
   profile: tuple[int, int] | None = None
   init_from: str | None = None
   debug: bool = False

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlm.models.torch_init import redraw
 from jaxlm.objectives.base import Pair
 from jaxlm.parallel.place import like_params, replicated
 from jaxlm.parallel.rules import RULES, logical_axes, param_shardings, sharding_context
@@ -22,7 +23,7 @@ from jaxlm.training.config import RunConfig
 from jaxlm.training.state import TrainState
 
 # What each random number is for; folded in after the step.
-INIT, LOSS = 0, 1
+INIT, LOSS, REDRAW = 0, 1, 2
 #: Per layer; smaller parameters cost nothing to gather, and some of them (routers, phases) want float32.
 MIN_CAST_SIZE = 2**17
 
@@ -60,13 +61,20 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
     key = jax.random.fold_in(jax.random.key(cfg.seed), INIT)
     return model.init({"params": key, "dropout": key}, *zeros)["params"]
 
+  def init_params():
+    params = nn.unbox(init_boxed())
+    if cfg.train.init == "own":
+      return params
+    return redraw(params, jax.random.fold_in(jax.random.key(cfg.seed), REDRAW),
+                  identical_layers=cfg.train.init == "torch_identical_layers")
+
   # Outside any mesh: boxes of abstract values cannot be constrained.
   boxed = jax.eval_shape(init_boxed)
   axes, params, shardings = logical_axes(boxed), nn.unbox(boxed), param_shardings(boxed, mesh, RULES, cfg.model)
   tx = cfg.optimizer.build(axes, getattr(cfg.model, "undecayed", ()))
 
   def init():
-    return TrainState.create(nn.unbox(init_boxed()), tx, cfg.objective, cfg.train.ema_decay is not None)
+    return TrainState.create(init_params(), tx, cfg.objective, cfg.train.ema_decay is not None)
 
   shapes = jax.eval_shape(lambda p: TrainState.create(p, tx, cfg.objective, cfg.train.ema_decay is not None), params)
   state_shardings = like_params(shapes, params, shardings, mesh)

@@ -73,6 +73,27 @@ def test_growing_the_buffer_changes_nothing_and_closed_slots_stay_closed():
   assert int(grown.tokens_BL[0, 39]) == 3                 # nothing behind the closed last token
 
 
+def test_rows_that_stop_early_are_set_aside_and_come_back_in_their_place():
+  inserter = Inserter(CONFIG, suppressed=(0, 1), pad=0, max_len=40, max_steps=38, stop_threshold=0.999)
+  params = CONFIG.build().init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+  prompts = [[1, *[2 + b % 9] * (38 if b % 3 else 2 + b)] for b in range(9)]      # two in three soon meet max_len
+  together = inserter.generate(params, inserter.start(prompts), jax.random.key(0))
+  for b in range(0, 9, 2):
+    alone = inserter.generate(params, inserter.start(prompts[b:b + 1], buffer=41), jax.random.key(0))
+    n = int(alone.length_B[0])
+    assert int(together.length_B[b]) == n == 40
+    np.testing.assert_array_equal(together.tokens_BL[b, :n], alone.tokens_BL[0, :n])
+
+
+def test_a_row_never_exceeds_its_own_length_cap():
+  inserter = Inserter(CONFIG, suppressed=(0, 1), pad=0, max_len=40, max_steps=38, stop_threshold=0.999)
+  params = CONFIG.build().init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+  rows = inserter.generate(params, inserter.start([[1, 2]] * 3, most=[2, 5, 99]), jax.random.key(0))
+  assert rows.length_B.tolist() == [2, 5, 40]
+  with pytest.raises(ConfigError, match="at least the prompt's own"):
+    inserter.start([[1, 2]], most=[1])
+
+
 @pytest.mark.parametrize(("prompts", "blocked", "words"), [
     ([[1] * 41], None, "41 tokens, the buffer"),
     ([[1, 2]], [[True, True]], "no open slot"),

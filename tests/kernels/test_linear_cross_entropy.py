@@ -40,6 +40,17 @@ def test_chunks_agree_with_the_definition_in_both_outputs_and_all_gradients(chun
   close(got, want, 1e-5)          # float32 sums in another order
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_rows_that_do_not_count_are_zero_and_have_no_gradient(share):
+  h, w, bias, targets, gradients = inputs()
+  where = jnp.asarray(np.random.default_rng(0).random(targets.shape) < share)
+  got = value_and_pull(h, w, bias, targets, gradients, where_BT=where, chunk=2)
+  want = value_and_pull(h, w, bias, targets, jax.tree.map(lambda g: jnp.where(where, g, 0.0), gradients),
+                        implementation="reference")
+  close(got, (jax.tree.map(lambda x: jnp.where(where, x, 0.0), want[0]), want[1]), 1e-5)
+  close(value_and_pull(h, w, bias, None, gradients[1], where_BT=where, chunk=2)[0], got[0][1], 1e-6)
+
+
 def test_the_definition_is_jax_log_softmax():
   h, w, bias, targets, _ = inputs()
   log_prob, log_z = linear_cross_entropy(h, w, targets, bias_V=bias, implementation="reference")

@@ -6,18 +6,23 @@ Axes: B batch, T time, D d_model, V vocabulary.
 import math
 
 import jax
+import jax.numpy as jnp
 
-from jaxlm.kernels.linear_cross_entropy import blocks, reference, sharded, xla
+from jaxlm.kernels.compact import compact, gather, scatter
+from jaxlm.kernels.linear_cross_entropy import blocks, reference, rows, sharded, xla
 from jaxlm.kernels.platform import target_platform
 
 
-def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: float | None = None,
+def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: float | None = None, where_BT=None,
                          chunk: int | None = None, keep_bytes: int = blocks.KEEP_BYTES,
                          implementation: str | None = None, spec=None, w_spec=None):
   """log_prob = s_y - log_z, log_z = logsumexp_v s_v, s = c tanh(a / c), a = h w^T + bias. Float32.
 
   h_BTD, w_VD: same dtype, products with float32 sums. targets_BT: int32 y in [0, V). Returns (log_prob_BT, log_z_BT),
   both differentiable in h, w and bias (log_z for z-loss); without targets log_z_BT alone.
+  where_BT: bool, rows that count; the others give 0 and have no gradient. On one device those that count are brought
+    together and stretches without any are not computed, forward or backward; the time follows their number,
+    and nothing is kept.
   chunk: positions of T whose logits exist at a time, forward and backward; the gradient of w is summed in
     float32 over them. None: by size, dense when all logits are small.
   keep_bytes: per device, of softmaxes kept from the forward for the backward pass, which computes the logits of
@@ -37,6 +42,9 @@ def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: 
   if implementation == "reference" and chunk is not None:
     raise NotImplementedError(f"linear_cross_entropy 'reference' holds all logits: chunk {chunk} needs 'xla'")
   mesh = jax.sharding.get_abstract_mesh()
+  if where_BT is not None:
+    return _counted(h_BTD, w_VD, targets_BT, where_BT, alone=mesh.size <= 1, chunk=chunk, bias_V=bias_V, softcap=softcap,
+                    implementation=implementation, keep_bytes=keep_bytes, spec=spec, w_spec=w_spec)
   if target_platform() == "cpu" and mesh.size <= 1 and B > 1:
     # One long row: a CPU multiplies a matrix faster than a stack of matrices.
     flat = linear_cross_entropy(
@@ -58,4 +66,21 @@ def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: 
     else:
       log_prob_BT, log_z_BT = xla.linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, softcap=softcap, chunk=chunk,
                                                        keep_bytes=keep_bytes)
+  return log_z_BT if targets_BT is None else (log_prob_BT, log_z_BT)
+
+
+def _counted(h_BTD, w_VD, targets_BT, where_BT, *, alone: bool, chunk, implementation, bias_V, softcap, **specs):
+  """The rows of where_BT, side by side in front of the others where they lie on one device."""
+  (B, T), V = where_BT.shape, w_VD.shape[0]
+  zero = lambda out: jax.tree.map(lambda x_BT: jnp.where(where_BT, x_BT, 0.0), out)
+  small = chunk is None and 4 * B * T * V <= blocks.DENSE_BYTES
+  if not alone or implementation == "reference" or (implementation is None and small):
+    return zero(linear_cross_entropy(h_BTD, w_VD, targets_BT, bias_V=bias_V, softcap=softcap, chunk=chunk,
+                                     implementation=implementation, **specs))
+  order = compact(where_BT.reshape(1, B * T), B * T)
+  front = lambda x_BT: None if x_BT is None else gather(x_BT.reshape(1, B * T, *x_BT.shape[2:]), order)[0]
+  chunk = blocks.chunk_length(1, B * T, V) if chunk is None else chunk * B
+  out = rows.linear_cross_entropy(front(h_BTD), w_VD, bias_V, front(targets_BT), softcap=softcap, chunk=chunk,
+                                  count=order.count_B[0])
+  log_prob_BT, log_z_BT = jax.tree.map(lambda x_T: scatter(x_T[None], order).reshape(B, T), out)
   return log_z_BT if targets_BT is None else (log_prob_BT, log_z_BT)

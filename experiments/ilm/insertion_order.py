@@ -1,0 +1,112 @@
+"""In which order a trained insertion model wrote its sequences, as a picture.
+
+  python experiments/ilm/insertion_order.py --run runs/ilm-text --out experiments/ilm/results/insertion_order.png
+      [--prompt "a ___ used for ___"] [--samples 6] [--top_p 0.9] [--seed 0] [--greedy]
+
+Each row is a finished sequence from left to right; a token's colour and number say when it was inserted, what was given has
+no number. Runs of tasks (star graphs) show test problems and need no prompt.
+"""
+
+import argparse
+import json
+import pathlib
+
+
+def orders(cfg, params, frames, answering):
+  """[(tokens, when)] of each frame: when is the number of the insertion, from 1; 0 was given."""
+  import jax
+
+  out = []
+  for number, frame in enumerate(frames):
+    inserter = answering.inserter(cfg.model, cfg.data.form, cfg.data.ids)
+    tokens, when = list(frame.tokens), [0] * len(frame.tokens)
+    key = jax.random.fold_in(jax.random.key(answering.seed), number)
+    for _, step in inserter.stream(params, inserter.start([frame.tokens], [frame.closed]), key):
+      if bool(step.inserted_B[0]):
+        at = int(step.slot_B[0]) + 1
+        tokens.insert(at, int(step.token_B[0]))
+        when.insert(at, max(when) + 1)
+    out.append((tokens, when))
+  return out
+
+
+def draw(rows, pieces, path, title: str):
+  """rows: [(tokens, when)]; pieces(tokens) -> their texts."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  most, width = max(max(when) for _, when in rows), 0.011
+  fig, axes = plt.subplots(figsize=(11, 0.62 * len(rows) + 0.9), dpi=130)
+  axes.axis("off")
+  axes.set_xlim(0, 1)
+  axes.set_ylim(len(rows), -0.25)
+  colours = plt.get_cmap("viridis_r")
+  for y, (tokens, when) in enumerate(rows):
+    x = 0.005
+    for text, step in zip(pieces(tokens), when):
+      if not text:
+        continue
+      size = width * max(len(text), 1) + 0.004
+      if step:
+        share = step / max(most, 1)
+        axes.add_patch(plt.Rectangle((x, y + 0.3), size, 0.45, color=colours(0.1 + 0.85 * share), linewidth=0))
+        axes.text(x + size / 2, y + 0.24, str(step), ha="center", va="bottom", fontsize=6, color="0.35")
+      dark = step and step / max(most, 1) > 0.45
+      axes.text(x + size / 2, y + 0.525, text, ha="center", va="center", fontsize=8.5, family="monospace",
+                color="white" if dark else "black")
+      x += size + 0.003
+  axes.set_title(title, fontsize=10, loc="left")
+  fig.tight_layout()
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  fig.savefig(path)
+  plt.close(fig)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--run", required=True)
+  parser.add_argument("--out", required=True)
+  parser.add_argument("--prompt", action="append", default=[])
+  parser.add_argument("--samples", type=int, default=6, help="of each prompt; of a task, problems")
+  parser.add_argument("--max_len", type=int, default=None, help="default: the training length")
+  parser.add_argument("--top_p", type=float, default=0.9)
+  parser.add_argument("--greedy", action="store_true")
+  parser.add_argument("--title", default="order of insertion")
+  parser.add_argument("--seed", type=int, default=0)
+  args = parser.parse_args()
+
+  from jaxlm.generation.answers import Answering
+  from jaxlm.generation.forms_command import Frame, frame
+  from jaxlm.generation.insertion import Filter, InsertionSampling
+  from jaxlm.training.config import run_config
+  from jaxlm.training.run import restore
+
+  cfg = run_config(json.loads((pathlib.Path(args.run) / "config.json").read_text()))
+  params = restore(args.run, ema=cfg.train.ema_decay is not None)[1]
+  text = hasattr(cfg.data, "load_tokenizer")
+  if text:
+    frames = [frame(cfg.data, prompt, cfg.data.seq_len) for prompt in args.prompt or [""] for _ in range(args.samples)]
+  else:
+    frames = [Frame(p.tolist(), [True] * (len(p) - 1) + [False], len(a))
+              for p, a in cfg.data.problems("test", seed=cfg.seed, number=args.samples)]
+  token = Filter(top_k=1) if args.greedy else Filter(top_p=args.top_p)
+  answering = Answering(max_len=args.max_len or cfg.data.seq_len, insertion=InsertionSampling(token, Filter(top_k=1)),
+                        seed=args.seed)
+  rows = orders(cfg, params, frames, answering)
+  ids = cfg.data.ids
+  if text:
+    tokenizer = cfg.data.load_tokenizer()
+    pieces = lambda tokens: [tokenizer.decode([t]) if t < ids.cls else "" for t in tokens]
+  else:
+    rows = [(t[-(len(t) - len(f.tokens)) - 3:], w[-(len(w) - len(f.tokens)) - 3:]) for (t, w), f in zip(rows, frames)]
+    pieces = lambda tokens: [":" if t == ids.bos else str(t) for t in tokens]
+  draw(rows, pieces, args.out, args.title)
+  for tokens, when in rows:
+    print(" ".join(f"{piece.strip()}[{step}]" if step else piece for piece, step in zip(pieces(tokens), when)))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,104 @@
+"""Insertion language models, Table 1: planning in star graphs, by insertion and by the three baselines.
+
+  python experiments/ilm/table1.py --scale smoke|small|paper      (or: jaxlm table experiments/ilm/table1.py …)
+
+Source: Patel, Sahoo, Amballa, Naseem, Rudner and McCallum, "Insertion Language Models", arXiv 2505.05755. A row is a model,
+a size of the table a task. An answer counts if it is the whole path and nothing else. A left-to-right model has to choose
+the arm before it has seen where the arm ends: on the symmetric graphs of `easy` it finds the goal once in `degree` times.
+"""
+
+from jaxlm.experiments import Column, Measured, Row, Scale, Table, from_memory, paper
+from jaxlm.experiments.answers import answers_right
+
+EXACT, CHANCE = "exact match", "guessing the arm"
+FORMS = {"ilm": "insertion", "arm": "causal", "mdm": "masked_diffusion", "it": "insertion_transformer"}
+PAPER_WIDTH = 768
+
+# task: (nodes, length of a sequence, diffusion steps of the release's sampler); eight special ids follow the nodes
+STARS = {"easy": (20, 36, 8), "medium": (20, 44, 10), "hard": (56, 136, 200)}
+
+
+def network(d_model: int, num_layers: int, num_heads: int, d_ff: int, d_cond: int, **fields):
+  """Override of `model`, whatever its kind. fields: of the model, where its kind has them."""
+  def change(config):
+    model = dict(config["model"], d_model=d_model, num_layers=num_layers, mlp=dict(config["model"]["mlp"], d_ff=d_ff))
+    if model["kind"] == "masked_diffusion":
+      return model | dict(num_heads=num_heads, d_cond=d_cond) | {k: v for k, v in fields.items() if k != "unroll"}
+    return model | dict(mixer=dict(model["mixer"], num_heads=num_heads), **fields)
+  return {"model": change}
+
+
+def star(family: str):
+  """Overrides of a size of the table: the data of one family, and the ids that depend on its number of nodes."""
+  nodes, seq_len, _ = STARS[family]
+  ids = {"insertion_transformer": dict(eos=nodes + 2), "masked_diffusion": dict(mask=nodes + 5)}
+  return {"data.family": family, "data.seq_len": seq_len, "model.vocab_size": nodes + 8,
+          "objective": lambda c: dict(c["objective"], **ids.get(c["objective"]["kind"], {}))}
+
+
+def recipe(rate: float, steps: int, harder_steps: int | None = None):
+  """The release's learning rate and steps of a row at its full width; at other widths the scale's own."""
+  at_paper = lambda c: c["model"]["d_model"] == PAPER_WIDTH
+  longer = lambda c: steps if c["data"]["family"] == "easy" else harder_steps or steps
+  return {"optimizer.learning_rate": lambda c: rate if at_paper(c) else c["optimizer"]["learning_rate"],
+          "train.steps": lambda c: longer(c) if at_paper(c) else c["train"]["steps"]}
+
+
+ROWS = [
+    Row("ilm", "configs/ilm/star_easy.py:insertion", recipe(1e-4, 50_000), label="ILM"),
+    Row("arm", "configs/ilm/star_easy.py:causal", recipe(1e-5, 50_000, 100_000), label="left to right (ARM)"),
+    Row("mdm", "configs/ilm/star_easy.py:masked_diffusion", recipe(1e-4, 100_000), label="masked diffusion (MDM), as released"),
+    Row("it", "configs/ilm/star_easy.py:insertion_transformer", recipe(1e-4, 50_000), label="Insertion Transformer"),
+]
+
+SMALL = network(384, 4, 6, 2304, 96, dtype="bfloat16") | {
+    "train.steps": 30_000, "train.log_every": 100, "schedule.warmup_steps": 500, "train.ema_decay": 0.999}
+SCALES = {
+    "smoke": Scale("PENDING", sizes={"easy": star("easy")}, overrides={}),
+    "small": Scale(
+        "the release's xtiny2: 4 layers, d_model 384, 6 heads, 30,000 steps of 64 graphs, learning rate 1e-4",
+        overrides=SMALL, sizes={task: star(task) for task in ("easy", "medium")}),
+    "paper": Scale(
+        "the paper's recipe: 12 layers, d_model 768, 12 heads, 50,000 to 100,000 steps of 64 graphs",
+        overrides=network(PAPER_WIDTH, 12, 12, 3072, 128, dtype="bfloat16"), sizes={task: star(task) for task in STARS}),
+}
+
+
+def published():
+  """Table 1 of the paper as it is quoted in reviews of it, and two numbers from memory."""
+  numbers = {"ilm": (1.0, 1.0, 0.991), "arm": (0.323, 0.75, 0.23), "mdm": (None, 0.365, 0.21), "it": (0.352, 0.221, 0.175)}
+  cell = lambda row: tuple(paper(value, "Table 1, second hand", size=task)
+                           for task, value in zip(STARS, numbers[row]) if value is not None)
+  return {(row, EXACT): cell(row) + ((from_memory(1.0, "Table 1", size="easy"),) if row == "mdm" else ())
+          for row in numbers}
+
+
+def measure(trained, overrides_at) -> Measured:
+  family = trained.config["data"]["family"]
+  num_rows = 5_000 if trained.config["model"]["d_model"] == PAPER_WIDTH else NUM_PROBLEMS
+  found = answers_right(num_rows, passes=STARS[family][2])(trained, overrides_at)
+  if family != "easy":
+    return found._replace(notes={"chance": "the arms run through the hub at any place: there is no single chance level"})
+  return found._replace(numbers=found.numbers | {"chance": 1 / 3})
+
+
+NUM_PROBLEMS = 1_000
+
+TABLE = Table(
+    name="ilm-table1", title="Insertion language models, Table 1: star graphs", rows=ROWS,
+    columns=[Column(EXACT, "exact_match", 3), Column("token accuracy", "token_accuracy", 3), Column(CHANCE, "chance", 3),
+             Column("tokens per pass", "tokens_per_pass"), Column("ms per token", "ms_per_token")],
+    scales=SCALES, measure=measure, published=published(),
+    source="arXiv 2505.05755, Table 1, as quoted in public reviews of the paper, not checked against it; fractions of the "
+           "test graphs whose whole answer is right",
+    claims={
+        "ILM answers nearly every graph (at least 0.95)": lambda t: t["ilm", EXACT] >= 0.95,
+        "left to right finds the goal about as often as a guess of the arm (within 0.1)":
+            lambda t: abs(t["arm", EXACT] - t["arm", CHANCE]) < 0.1,
+        "ILM beats left to right by at least 0.15": lambda t: t["ilm", EXACT] >= t["arm", EXACT] + 0.15,
+        "ILM is at least as good as masked diffusion (within 0.01)": lambda t: t["ilm", EXACT] >= t["mdm", EXACT] - 0.01,
+        "ILM beats the Insertion Transformer by at least 0.15": lambda t: t["ilm", EXACT] >= t["it", EXACT] + 0.15,
+    })
+
+if __name__ == "__main__":
+  raise SystemExit(TABLE.main())

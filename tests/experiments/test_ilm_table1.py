@@ -1,0 +1,32 @@
+"""Table 1 of insertion language models as declared: every row of every task is a run whose ids are its task's."""
+
+import pathlib
+
+import pytest
+
+from jaxlm.experiments import command, runner
+from jaxlm.training.config import check, run_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+TABLE = command.load(str(ROOT / "experiments/ilm/table1.py"))
+CASES = [(scale, size, row.name) for scale in TABLE.scales for size in TABLE.scales[scale].sizes for row in TABLE.rows]
+
+
+@pytest.mark.parametrize("scale, size, name", CASES)
+def test_every_row_is_a_run_with_its_task_s_own_ids(scale, size, name):
+  cfg = run_config(runner.resolve(TABLE, TABLE.row(name), TABLE.scales[scale], size, 0))
+  check(cfg, 1)
+  data, ids = cfg.data, cfg.data.ids
+  assert cfg.model.vocab_size >= data.vocab_size
+  assert getattr(cfg.objective, "eos", ids.eos) == ids.eos and getattr(cfg.objective, "mask", ids.mask) == ids.mask
+  [(prompt, answer)] = data.problems("test", seed=0, number=1)
+  assert prompt[-1] == ids.bos and len(prompt) + len(answer) <= data.seq_len + (data.form == "causal")
+
+
+@pytest.mark.parametrize("size", ["easy", "medium", "hard"])
+def test_the_paper_scale_is_the_release_s_recipe(size):
+  runs = {row.name: run_config(runner.resolve(TABLE, row, TABLE.scales["paper"], size, 0)) for row in TABLE.rows}
+  assert {name: cfg.train.steps for name, cfg in runs.items()} == {
+      "ilm": 50_000, "arm": 50_000 if size == "easy" else 100_000, "mdm": 100_000, "it": 50_000}
+  assert runs["arm"].optimizer.learning_rate == 1e-5 and runs["ilm"].optimizer.learning_rate == 1e-4
+  assert all(cfg.model.d_model == 768 and cfg.model.num_layers == 12 and cfg.data.batch_size == 64 for cfg in runs.values())
