@@ -143,10 +143,9 @@ def encode(graph: Graph, ids: Ids, form: Form) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class StarGraphData:
-  """family: easy, medium or hard, or tiny, which is ours. form: what the model's objective reads. rows: graphs of the training split; 100 and
-  5,000 of validation and test, as the paper's, unless eval_rows is set. sequence_seeds: as in `data.text`.
-
-  Besides the fields of their objective, rows have `answer` and `answer_length` for exact match, and `prompt_length`.
+  """family: easy, medium or hard, or tiny, which is ours. form: what the model's objective reads. rows: graphs of the
+  training split; 100 and 5,000 of validation and test, as the paper's, unless eval_rows is set. sequence_seeds: as in
+  `data.text`.
   """
 
   batch_size: int
