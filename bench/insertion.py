@@ -8,7 +8,8 @@ r"""Insertion models in one run: the joint loss against the dense formulation, a
    side lives in its own process; programs are compiled by a process that ends before, so that no peak is a compiler's.
    Peak memory: what the process held above its imports; and the compiler's own figure of the step's temporaries.
 2. Greedy two-stage sampling until 256 tokens, no row stops early (the worst case): ours; our loop in a buffer of full
-   length from the start; and a Python loop of jitted passes in full-length buffers that makes all logits. All must agree.
+   length from the start; and a Python loop of jitted passes in full-length buffers that makes all logits. The share of
+   places where they wrote the same token is printed: sums in another order decide near ties otherwise.
 """
 
 import argparse
@@ -160,7 +161,7 @@ def sampler_part(args) -> None:
   import jax.numpy as jnp
   import numpy as np
 
-  from jaxlm.generation.insertion import FORBIDDEN, Filter, Inserter, InsertionSampling, insert
+  from jaxlm.generation.insertion import BUCKETS, FORBIDDEN, Filter, Inserter, InsertionSampling, insert, run
   from jaxlm.objectives.insertion import open_slots
   from jaxlm.training.config import run_config
 
@@ -195,19 +196,21 @@ def sampler_part(args) -> None:
     return
   found, times = {}, {name: [] for name in sides}
   jax.block_until_ready(dense_step(inserter.start(prompts, buffer=length + 1)))      # compiles
-  for name in list(sides)[:2]:
-    found[name] = jax.block_until_ready(sides[name]())
+  last = jnp.asarray(inserter.max_steps - 1)
+  for size in [*(b for b in BUCKETS if b <= length), length + 1]:
+    jax.block_until_ready(run(params, inserter.start(prompts, buffer=size)._replace(steps=last), key, inserter))
   for _ in range(args.sampler_rounds):
-    for name, run in sides.items():
+    for name, sample in sides.items():
       start = time.perf_counter(), time.process_time()
-      found[name] = jax.block_until_ready(run())
+      found[name] = jax.block_until_ready(sample())
       times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
   first = next(iter(found.values()))
+  equal = []
   for rows in found.values():
     assert int(rows.length_B.min()) == length
-    np.testing.assert_array_equal(rows.tokens_BL[:, :length], first.tokens_BL[:, :length])
+    equal.append(float(np.mean(np.asarray(rows.tokens_BL)[:, :length] == np.asarray(first.tokens_BL)[:, :length])))
   print(f"\nsampling {args.rows} rows until {length} tokens, vocabulary {VOCAB:,}, d_model {args.sampler_width}, 4 layers, "
-        f"float32; median of {args.sampler_rounds}; all sides wrote the same tokens")
+        f"float32; median of {args.sampler_rounds}; same tokens as ours: {', '.join(f'{e:.3f}' for e in equal)}")
   print("| side | seconds | CPU seconds | tokens/s |\n| --- | ---: | ---: | ---: |")
   medians = {name: np.median(t, axis=0) for name, t in times.items()}
   for name, (wall, cpu) in medians.items():
@@ -222,7 +225,7 @@ def main() -> None:
   parser.add_argument("--d_model", type=int, default=256)
   parser.add_argument("--batch_size", type=int, default=32)
   parser.add_argument("--seq_len", type=int, default=128)
-  parser.add_argument("--steps", type=int, default=3)
+  parser.add_argument("--steps", type=int, default=2)
   parser.add_argument("--rounds", type=int, default=2)
   parser.add_argument("--length", type=int, default=256, help="of the sampler")
   parser.add_argument("--rows", type=int, default=2)
