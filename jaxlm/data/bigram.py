@@ -88,7 +88,7 @@ class BigramData:
                    process_index=process_index, process_count=process_count, fingerprint=f"bigram {self}")
 
   def examples(self, split: str, seed: int) -> dict[str, np.ndarray]:
-    """The first pass of a split as whole arrays, with `plain` (N, T + 1), what the texts say."""
+    """The first pass of a split as whole arrays, with `plain` (N, T + 1), what the texts say, and `cipher` (N, V)."""
     texts = _Texts(self, split, seed)
     drawn = [texts.draw(i) for i in range(self.rows)]
     return {k: np.stack([row[k] for row in drawn]) for k in drawn[0]}
@@ -107,15 +107,14 @@ class _Texts:
     return 10_000_000 if self.split == "train" else self.cfg.rows
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    row = self.draw(int(index))
-    del row["plain"]
-    return row
+    return {k: v for k, v in self.draw(int(index)).items() if k not in ("plain", "cipher")}
 
   def draw(self, index: int) -> dict[str, np.ndarray]:
     rng, T = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], index]), self.cfg.seq_len
     plain = self.source.sample(1, T + 1, rng)[0]
     cipher = full_cipher(self.cfg.num_symbols, rng)
-    return text_row(cipher[plain]) | dict(sequence_seeds=rng.integers(0, 2**32, size=2, dtype=np.uint32), plain=plain)
+    return text_row(cipher[plain]) | dict(sequence_seeds=rng.integers(0, 2**32, size=2, dtype=np.uint32), plain=plain,
+                                          cipher=cipher)
 
 
 def text_row(text: np.ndarray) -> dict[str, np.ndarray]:
