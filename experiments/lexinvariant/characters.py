@@ -20,7 +20,7 @@ STANDARD_CODE = row("standard_code", STANDARD | CODE, "standard, code")
 LEXINVARIANT_CODE = row("lexinvariant_code", CODE, "lexinvariant, code")
 
 SCALES = {
-    "smoke": Scale("3 layers, d_model 96, window 256 characters, 1,200 steps of 1,024 characters; prose is two novels (1.7 MB)"),
+    "smoke": Scale("2 layers, d_model 64, window 128 characters, 1,500 steps of 2,048 characters; prose is two novels (1.7 MB)"),
     "small": Scale("6 layers, d_model 256, window 512 characters, 30,000 steps of 16,384 characters", num_seeds=3, overrides={
         "model.d_model": 256, "model.num_layers": 6, "model.unroll": 6, "model.mixer.num_heads": 4, "model.dtype": "bfloat16",
         "data.seq_len": 512, "data.batch_size": 32, "optimizer.learning_rate": 1e-3, "schedule.warmup_steps": 600,
