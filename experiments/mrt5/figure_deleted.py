@@ -9,6 +9,7 @@ characters no font of this machine draws is left out and named. Chinese: a CJK f
 """
 
 import argparse
+import json
 import pathlib
 import unicodedata
 
@@ -107,9 +108,10 @@ def main() -> int:
 
   from jaxlm.generation.hard_deletion import TwoPrograms
   from jaxlm.training.config import run_config
-  from jaxlm.training.run import restore
+  from jaxlm.training.checkpoints import restore_params
 
-  config, params = restore(args.run)
+  config = json.loads((pathlib.Path(args.run) / "config.json").read_text())
+  params, _, step = restore_params(args.run)
   cfg = run_config(config)
   programs = TwoPrograms(cfg.model.build(), params)
   installed = [f.fname for f in font_manager.fontManager.ttflist if f.name.startswith("Noto Sans") or "CJK" in f.name]
@@ -123,7 +125,7 @@ def main() -> int:
     kept = kept_bytes(programs, text, cfg.data.seq_len)
     rows.append((language, text, kept))
     print(f"{language}: {len(text)} characters, {len(kept)} bytes, {100 * (1 - kept.mean()):.1f} % deleted")
-  step, model = config["train"]["steps"], config["model"]
+  model = config["model"]
   draw(rows, fonts, f"Bytes that a delete gate keeps (dark) and deletes (grey): d_model {model['d_model']}, gate at block "
        f"{model['reduction']['layer']}, {step:,} steps of span corruption", args.out)
   print(f"written: {args.out}")

@@ -80,6 +80,9 @@ def evaluate_run(cfg, folder: str, lengths: Sequence[int], *, split="validation"
   from jaxlm.parallel.rules import param_shardings, sharding_context
   from jaxlm.training.checkpoints import restore_params
 
+  if hasattr(cfg.model, "num_decoder_layers"):
+    raise ConfigError(f"`jaxlm eval` measures decoders by position; {type(cfg.model).__name__} is evaluated by its objective: "
+                      f"`jaxlm train` with the same folder writes eval/loss and eval/accuracy at its end")
   mesh = make_mesh(cfg.mesh)
   tokens = jnp.zeros((1, min(min(lengths), cfg.data.seq_len)), jnp.int32)
   boxed = jax.eval_shape(lambda: cfg.model.build().init(jax.random.key(0), tokens)["params"])

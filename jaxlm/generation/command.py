@@ -88,6 +88,8 @@ def _continue(cfg, args, sampling) -> int:
   if hasattr(cfg.data, "form"):
     from jaxlm.generation.forms_command import generate
     return generate(cfg, load(cfg, args.run, step=args.step, ema=args.ema)[0], args, sampling)
+  if hasattr(cfg.model, "num_decoder_layers"):
+    return _answer(cfg, args)
   if not hasattr(cfg.model, "init_state"):
     raise ConfigError(f"model {type(cfg.model).__name__} does not decode token by token")
   params, _ = load(cfg, args.run, step=args.step, ema=args.ema)
@@ -105,4 +107,17 @@ def _continue(cfg, args, sampling) -> int:
   for text, tokens in zip(texts, generator.generate(prompts, args.max_new_tokens, seed=args.seed)):
     new = tokenizer.decode(tokens.tolist())
     print(json.dumps({"prompt": text, "continuation": new}) if args.json else f"{text}{new}\n{'-' * 40}")
+  return 0
+
+
+def _answer(cfg, args) -> int:
+  """An encoder-decoder reads the prompt whole and answers, greedily; a delete gate deletes hard."""
+  from jaxlm.generation.encoder_decoder import answers
+  from jaxlm.generation.hard_deletion import evaluation_mode
+  from jaxlm.training.checkpoints import restore_params
+
+  params, _, _ = restore_params(args.run, step=args.step, ema=args.ema)
+  prompts = args.prompt or [""]
+  for text, answer in zip(prompts, answers(cfg.model.build(), params, prompts, args.max_new_tokens, evaluation_mode(cfg.model))):
+    print(json.dumps({"prompt": text, "continuation": answer}) if args.json else answer)
   return 0

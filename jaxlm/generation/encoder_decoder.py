@@ -3,11 +3,14 @@
 Axes: B batch, L encoder length, T decoded tokens, V vocab.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxlm.data import byte_t5
 from jaxlm.layers.delete_gate import Mode
 
 START, END, PAD = 0, 1, 0
@@ -45,3 +48,10 @@ def greedy(model, params, tokens_BL, max_len: int, *, valid_BL=None, mode: Mode 
   more = lambda carry: (carry[0].length < max_len) & ~jnp.all(carry[2])
   _, tokens_BT, _, logits_BTV = jax.lax.while_loop(more, step, (state, tokens_BT, jnp.zeros(B, bool), logits_BTV))
   return Decoded(tokens_BT, logits_BTV, None if memory.reduced is None else memory.reduced.overflow_B)
+
+
+def answers(model, params, texts: list[str], max_len: int, mode: Mode) -> list[str]:
+  """What a model over ByT5's bytes makes of each text, greedily; one batch as long as the longest."""
+  tokens_BL = byte_t5.pad([byte_t5.encode(text) for text in texts])
+  decode = jax.jit(functools.partial(greedy, model, max_len=max_len, mode=mode))
+  return [byte_t5.decode(ids[1:]) for ids in np.asarray(decode(params, jnp.asarray(tokens_BL)).tokens_BT)]
