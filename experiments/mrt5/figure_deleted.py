@@ -107,8 +107,8 @@ def main() -> int:
   from matplotlib import font_manager
 
   from jaxlm.generation.hard_deletion import TwoPrograms
-  from jaxlm.training.config import run_config
   from jaxlm.training.checkpoints import restore_params
+  from jaxlm.training.config import run_config
 
   config = json.loads((pathlib.Path(args.run) / "config.json").read_text())
   params, _, step = restore_params(args.run)
