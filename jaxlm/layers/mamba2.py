@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
 from jaxlm.kernels.ssd import ssd
+from jaxlm.layers.linear import linear
 from jaxlm.layers.weights import normal, ones, weights, zeros
 
 
@@ -146,7 +147,7 @@ class Mamba2(nn.Module):
 
     def project(suffix, shape, axes):
       flat = math.prod(shape)
-      y = jnp.einsum("btd,df->btf", u_BTD, w(f"w_{suffix}", (D, *shape), ("embed", *axes)).reshape(D, flat))
+      y = linear(u_BTD, w(f"w_{suffix}", (D, *shape), ("embed", *axes)).reshape(D, flat))
       return y + w(f"b_{suffix}", shape, axes, init=zeros).reshape(1, 1, flat) if cfg.use_bias else y
 
     z_BTF, x_BTF = project("z", (N, H), ("heads", "head_dim")), project("x", (N, H), ("heads", "head_dim"))
@@ -161,7 +162,8 @@ class Mamba2(nn.Module):
     def conv(suffix, x_BTF, shape, axes, history_BJF):
       w_JF = stored(f"conv_{suffix}", (J, *shape), (None, *axes), init=init_conv(J)).reshape(J, -1)
       b_F = stored(f"b_conv_{suffix}", shape, axes, init=init_conv(J)).reshape(-1)
-      return jax.nn.silu(causal_conv(x_BTF, w_JF, b_F, reset_BT, history_BJF)).astype(self.dtype)
+      active = lambda x_BTF, w_JF, b_F: jax.nn.silu(causal_conv(x_BTF, w_JF, b_F, reset_BT, history_BJF)).astype(self.dtype)
+      return jax.checkpoint(active)(x_BTF, w_JF, b_F)      # element by element: cheaper to compute again than to keep
 
     history = (None, None) if state is None else (state.x_BJF, state.bc_BJF)
     x_BTNH = conv("x", x_BTF, (N, H), ("heads", "head_dim"), history[0]).reshape(B, T, N, H)
@@ -178,9 +180,11 @@ class Mamba2(nn.Module):
         initial_state_BNHE=None if state is None else state.ssm_BNHE, implementation=cfg.implementation)
 
     scale_NH = stored("norm_scale", (N, H), ("heads", "head_dim"), init=ones)
-    y_BTNH = gated_norm(y_BTNH, z_BTF.reshape(B, T, N, H), scale_NH, K if cfg.norm_per_group else 1, cfg.norm_eps)
+    normed = lambda y_BTNH, z_BTNH, scale_NH: gated_norm(
+        y_BTNH, z_BTNH, scale_NH, K if cfg.norm_per_group else 1, cfg.norm_eps).astype(self.dtype)
+    y_BTNH = jax.checkpoint(normed)(y_BTNH, z_BTF.reshape(B, T, N, H), scale_NH)
     w_out_NHD = w("w_out", (N, H, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5))
-    y_BTD = jnp.einsum("btnh,nhd->btd", y_BTNH.astype(self.dtype), w_out_NHD)
+    y_BTD = linear(y_BTNH, w_out_NHD, contract=2)
     if cfg.use_bias:
       y_BTD = y_BTD + w("b_out", (D,), ("embed",), init=zeros)[None, None]
     if state is not None:

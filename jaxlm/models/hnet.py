@@ -21,6 +21,7 @@ from jaxlm.layers.chunking import StageInfo, dechunk, inner_context, stage_info
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
 from jaxlm.layers.isotropic import Isotropic, IsotropicConfig, Run, height, parse_layout, write_layout
 from jaxlm.layers.lexinvariant import check_embedding, check_packing
+from jaxlm.layers.linear import linear
 from jaxlm.layers.mamba2 import Mamba2Config, starts
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.routers import ROUTERS, Learned, View
@@ -248,7 +249,7 @@ class Stage(nn.Module):
       return h_BTD
     w, D = weights(self), h_BTD.shape[-1]
     uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -D**-0.5, D**-0.5)
-    return (jnp.einsum("btd,de->bte", h_BTD, w("w_residual", (D, D), ("embed", None), init=zeros))
+    return (linear(h_BTD, w("w_residual", (D, D), ("embed", None), init=zeros))
             + w("b_residual", (D,), ("embed",), init=uniform)[None, None])
 
 
