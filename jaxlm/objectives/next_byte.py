@@ -123,6 +123,8 @@ class NextByte(Objective):
       metrics[f"chunks_max_{s}"] = Pair(jnp.max(info.count_B).astype(jnp.float32), one)
     if infos:
       metrics |= self._capacity_metrics(infos, state, batch["tokens"].shape, train)
+      # What was compiled for: so that a log says which bucket each step ran in.
+      metrics |= {f"capacity_{s}": Pair(jnp.float32(c), one) for s, c in enumerate(bucket or ())}
     return Pair(total, weight), metrics
 
   def _groups(self, rows: int) -> int:

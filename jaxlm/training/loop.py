@@ -1,6 +1,7 @@
 """The loop: feeds the step, and looks at its results only at log steps. The device never waits for the host."""
 
 import collections
+import itertools
 import signal
 import threading
 import time
@@ -92,19 +93,20 @@ def run_steps(program, state, batches, place, *, bucket: int, on_log, on_step, s
 
 
 def one_step(program, state, batch, bucket: int):
-  """(state, metrics, next bucket index); a step that overflowed its bucket is done again in a larger one."""
+  """(state, metrics, next bucket index); a step that overflowed its bucket is done again in a larger one, and
+  `redone` says how often."""
   if not program.buckets or not program.cfg.objective.bucketed_training:
     state, metrics = program.step(state, batch)
     return state, metrics, bucket
-  while True:
+  for attempt in itertools.count():
     state, metrics = program.step(state, batch, bucket=program.buckets[bucket])
     here, last = jax.device_get(metrics), len(program.buckets) - 1
     following = min(max(program.cfg.objective.choose_bucket(here, bucket), 0), last)
     if "overflow" not in here or here["overflow"].sum <= 0:
-      return state, metrics, following
+      return state, metrics | {"redone": Pair(np.float32(attempt), np.float32(1))}, following
     if bucket == last:
       raise RuntimeError(f"the largest bucket {program.buckets[bucket]} of the objective overflows at step "
-                         f"{int(state.step)}; its `buckets` must end with one that always fits")
+                         f"{int(state.step)}; its `buckets` must end with one that always fits: give it a larger one")
     bucket = max(bucket + 1, following)
 
 

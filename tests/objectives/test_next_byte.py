@@ -13,7 +13,7 @@ from jaxlm.models.hnet import HNetConfig, StageConfig
 from jaxlm.objectives.base import Pair
 from jaxlm.objectives.next_byte import NextByte
 
-pytestmark = pytest.mark.slow     # compiling whole models takes minutes on two cores
+slow = pytest.mark.slow     # compiling whole models takes minutes on two cores
 
 
 def stage(width):
@@ -38,6 +38,7 @@ def run(objective, bucket=None, train=True):
                                           bucket=bucket))(params)
 
 
+@slow
 def test_the_loss_is_cross_entropy_plus_weighted_ratio_over_valid_positions():
   objective = NextByte(targets=(4.0,), ratio_weight=0.5, stats_scope="global")
   loss, metrics = run(objective)
@@ -65,12 +66,13 @@ def test_the_ladder_ends_with_a_bucket_that_always_fits():
   assert NextByte().buckets((4, 8192)) == ()
 
 
+@slow
 def test_a_row_that_does_not_fit_overflows_and_the_wanted_bucket_holds_it():
   objective = NextByte(targets=(4.0,), multiple=2)
   buckets = objective.buckets((2, 16))
   _, metrics = run(objective, buckets[-1])
   most = float(metrics["chunks_max_0"].mean())
-  assert metrics["overflow"].sum == 0
+  assert metrics["overflow"].sum == 0 and metrics["capacity_0"].mean() == buckets[-1][0]
   wanted = objective.choose_bucket(metrics, len(buckets) - 1)
   assert buckets[wanted][0] >= most and (wanted == 0 or buckets[wanted - 1][0] < 1.05 * most)
   _, small = run(objective, buckets[0])
@@ -78,6 +80,7 @@ def test_a_row_that_does_not_fit_overflows_and_the_wanted_bucket_holds_it():
   assert objective.choose_bucket(small, 0) == wanted
 
 
+@slow
 def test_clipping_is_for_training_only():
   objective = NextByte(targets=(4.0,), overflow="clip", capacities=((2,),))
   _, train = run(objective, (2,))
@@ -105,6 +108,7 @@ def test_impossible_settings_are_refused(options, message):
     NextByte(**options)
 
 
+@slow
 def test_targets_for_another_number_of_chunkings_are_refused():
   with pytest.raises(ConfigError, match="the model chunks 1 times"):
     run(NextByte(targets=(3.0, 3.0)))

@@ -57,6 +57,18 @@ def run(folder, **overrides):
   return train(tiny_run.config(**SAVING | overrides), folder, quiet=True)
 
 
+def test_the_bucket_of_the_next_step_is_part_of_the_checkpoint(tmp_path, monkeypatch):
+  begun = []
+  real = run_module.run_steps
+  seen = lambda *args, bucket, **options: begun.append(bucket) or real(*args, bucket=bucket, **options)
+  monkeypatch.setattr(run_module, "run_steps", seen)
+  monkeypatch.setattr(tiny_run.TinyBuckets, "choose_bucket", lambda self, metrics, current: current)
+  options = {"objective.kind": "tiny_buckets", "schedule": "constant", "eval.every": 0}
+  run(tmp_path, **options, **{"train.steps": 2})
+  run(tmp_path, **options, **{"train.steps": 3})
+  assert begun[0] == 0 and begun[1] > 0
+
+
 def assert_equal(a, b):
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 

@@ -142,6 +142,7 @@ def test_a_step_that_overflows_is_redone_in_the_next_bucket_and_is_exact():
   got, metrics = run(program, state, batches)
   needed = [int(batch["loss_weights"].sum(1).max()) for batch in batches]
   assert [m["bucket"].sum for m in metrics] == [next(c for c in (4, 6, 8) if c >= n) for n in needed]
+  assert [m["redone"].sum for m in metrics] == [(4, 6, 8).index(m["bucket"].sum) for m in metrics]
   assert max(needed) > 4 and got.step == 3 and got.objective["updates"] == 3
   with program.context():
     want = program.init()
