@@ -10,12 +10,13 @@ from jaxlm.experiments import Column, Figure, Row, Scale, Table, paper
 from jaxlm.experiments.chunks import bits_and_chunks
 
 TINY, PAPER = "configs/hnet/tiny.py", "configs/hnet/paper.py"
-LABELS = {"isotropic": "Transformer on bytes", "mamba": "Mamba-2 on bytes", "pool": "H-Net (pool)",
-          "space": "H-Net (space)", "1stage": "H-Net (1-stage)", "2stage": "H-Net (2-stage)"}
+LABELS = {"bpe": "Transformer on BPE", "isotropic": "Transformer on bytes", "mamba": "Mamba-2 on bytes",
+          "spacebyte": "SpaceByte", "spacebyte++": "SpaceByte++", "pool": "H-Net (pool)", "space": "H-Net (space)",
+          "1stage": "H-Net (1-stage)", "2stage": "H-Net (2-stage)"}
 
 # No single override tells the rows apart: each names its own variant of the configuration file.
 ROWS = [Row(name, f"{TINY}:{name}", label=label) for name, label in LABELS.items()]
-LARGE = {"isotropic": "llamabyte", "mamba": "mambabyte", "1stage": "1stage_L", "2stage": "2stage_L"}
+LARGE = {"bpe": "transformer", "isotropic": "llamabyte", "mamba": "mambabyte", "1stage": "1stage_L", "2stage": "2stage_L"}
 PAPER_ROWS = [Row(name, f"{PAPER}:{LARGE.get(name, name)}", label=label) for name, label in LABELS.items()]
 BPB, CHUNK = "bits per byte", "bytes per chunk"
 
@@ -36,7 +37,10 @@ def table(scale: str) -> Table:
           "paper": Scale("the paper's recipe: FineWeb-Edu, 220,000 steps of 2,097,152 bytes"),
       },
       measure=bits_and_chunks(),
-      published={("isotropic", BPB): paper(0.859, "Table 2"), ("mamba", BPB): paper(0.845, "Table 2"),
+      published={("bpe", BPB): paper(0.756, "Table 2"), ("bpe", CHUNK): paper(4.6, "Table 1"),
+                 ("spacebyte", BPB): paper(0.791, "Table 2"), ("spacebyte", CHUNK): paper(6.0, "Table 1"),
+                 ("spacebyte++", BPB): paper(0.760, "Table 2"), ("spacebyte++", CHUNK): paper(6.0, "Table 1"),
+                 ("isotropic", BPB): paper(0.859, "Table 2"), ("mamba", BPB): paper(0.845, "Table 2"),
                  ("pool", BPB): paper(0.780, "Table 2"), ("space", BPB): paper(0.755, "Table 2"),
                  ("1stage", BPB): paper(0.755, "Table 2"), ("2stage", BPB): paper(0.743, "Table 2"),
                  ("pool", CHUNK): paper(6.0, "Table 1"), ("space", CHUNK): paper(6.0, "Table 1"),

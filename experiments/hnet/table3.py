@@ -13,12 +13,10 @@ from jaxlm.experiments.perturb import PERTURBATIONS, bits_under_noise
 TINY = "configs/hnet/tiny.py"
 ROWS = {"bpe": "Transformer on BPE", "isotropic": "Transformer on bytes", "mamba": "Mamba-2 on bytes",
         "pool": "H-Net (pool)", "space": "H-Net (space)", "1stage": "H-Net (1-stage)", "2stage": "H-Net (2-stage)"}
-BPE = {"data.tokenizer": dict(kind="trained_bpe", vocab_size=1024), "model.vocab_size": 1024}
 
 TABLE = Table(
     name="hnet-table3", title="H-Net, Table 3: bits per byte under noise",
-    rows=[Row(name, f"{TINY}:{'isotropic' if name == 'bpe' else name}", BPE if name == "bpe" else {}, label=label)
-          for name, label in ROWS.items()],
+    rows=[Row(name, f"{TINY}:{name}", label=label) for name, label in ROWS.items()],
     columns=[Column("clean", "clean", 3), *(Column(name, name, 3) for name in PERTURBATIONS),
              Column("mean", "mean", 3), Column("mean - clean", "loss", 3)],
     scales={

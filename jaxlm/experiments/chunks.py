@@ -35,18 +35,23 @@ def alignment(boundaries_BT: np.ndarray, starts_BT: np.ndarray) -> dict[str, flo
 
 
 def bits_and_chunks(*, num_rows: int = 64):
-  """Measure: bits per byte, bytes per innermost chunk, F1 of the outermost boundaries against word starts, chance,
-  and the forward FLOPs per byte of the paper's formula at the measured compression."""
+  """Measure: bits per byte, bytes per innermost chunk (per token, of a model on tokens), F1 of the outermost boundaries
+  against word starts, chance, and the forward FLOPs per byte of the paper's formula at the measured compression."""
 
   def measure(trained, overrides_at) -> Measured:
     import jax
 
     from jaxlm.data.text import evaluation_batches
+    from jaxlm.data.tokenizers.bytes import ByteTokenizerConfig
     from jaxlm.models.hnet_rules import forward_flops
     from jaxlm.training.config import run_config
 
     found = perplexity_at((1,))(trained, overrides_at)
     numbers, cfg = {"bpb": found.numbers["bpb@1x"]}, run_config(trained.config)
+    on_bytes = isinstance(cfg.data.tokenizer, ByteTokenizerConfig)
+    bytes_per_token = 1.0 if on_bytes else found.numbers["loss@1x"] / np.log(2) / numbers["bpb"]
+    if not on_bytes:
+      numbers["bytes_per_chunk"] = bytes_per_token
     S, T = cfg.model.num_chunkings, cfg.data.seq_len
     ratios = ()
     if S:
@@ -62,7 +67,7 @@ def bits_and_chunks(*, num_rows: int = 64):
       ratios = tuple(tokens / chunks)
       numbers |= {"bytes_per_chunk": float(np.prod(ratios))}
       numbers |= alignment(np.concatenate(boundaries), np.concatenate(words))
-    numbers["mflop"] = forward_flops(cfg.model, T, ratios) / T / 1e6
+    numbers["mflop"] = forward_flops(cfg.model, T, ratios) / T / bytes_per_token / 1e6
     return Measured(numbers, found.notes, found.curves | _training_curves(trained.workdir))
 
   return measure

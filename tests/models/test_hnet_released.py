@@ -24,6 +24,7 @@ from jaxlm.models.hnet_rules import (
 from jaxlm.parallel.rules import logical_axes
 from jaxlm.training.config import load_config, run_config
 
+TINY = str(pathlib.Path(__file__).parents[2] / "configs" / "hnet" / "tiny.py")
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "hnet" / "paper.py")
 
 
@@ -124,6 +125,19 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
     HNetConfig(**({"layout": "m1", "stages": (StageConfig(64),)} | changes))
 
 
+def test_an_empty_document_and_an_empty_buffer_are_refused():
+  module = run_config(load_config(TINY)).model.build()
+  tokens = lambda length: jax.ShapeDtypeStruct((1, length), jnp.int32)
+  trace = lambda length, **options: jax.eval_shape(
+      lambda t: module.init(jax.random.key(0), t, method="with_stages", **options), tokens(length))
+  with pytest.raises(ValueError, match="an empty document"):
+    trace(0)
+  with pytest.raises(ValueError, match="capacity 0: a buffer needs at least one slot"):
+    trace(4, capacities=(0,))
+  with pytest.raises(ValueError, match="this model chunks 1 times"):
+    trace(4, capacities=(4, 4))
+
+
 def test_rotary_sizes_and_windows_that_do_not_fit_are_refused():
   for key, value, message in [("rotary_dim", 7, "even number"), ("rotary_dim", 4096, "head_dim"), ("window", 0, "window = 0")]:
     where = "model.stages"
@@ -143,6 +157,16 @@ def test_flops_per_byte_are_those_of_table_1(name, ratios, gflops):
   per_byte = forward_flops(cfg, 8192, ratios) / 8192 / 1e9
   # Our inner widths and the printed SSD terms leave 16 % at most (MambaByte below, LlamaByte above the print).
   assert abs(per_byte - gflops) < 0.16 * gflops
+
+
+@pytest.mark.parametrize("name, ratios, bytes_per_token", [
+    ("1stage", (5.0,), 1), ("2stage", (2.5, 2.0), 1), ("pool", (5.0,), 1), ("isotropic", (), 1), ("mamba", (), 1),
+    # A novel cut at spaces has 5.6 bytes a chunk, by 1,024 entries of BPE 2.58 a token.
+    ("space", (5.6,), 1), ("spacebyte", (5.6,), 1), ("spacebyte++", (5.6,), 1), ("bpe", (), 2.58)])
+def test_the_laptop_rows_of_table_2_cost_the_same(name, ratios, bytes_per_token):
+  cfg = run_config(load_config(f"{TINY}:{name}"))
+  per_byte = forward_flops(cfg.model, cfg.data.seq_len, ratios) / cfg.data.seq_len / bytes_per_token
+  assert abs(per_byte / 0.55e6 - 1) < 0.08
 
 
 def test_flops_grow_as_the_paper_counts_them():

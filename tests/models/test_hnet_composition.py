@@ -1,0 +1,39 @@
+"""CARoPE inside an H-Net, chosen by its configuration alone (lexinvariant bytes: test_lexinvariant_composition.py)."""
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.training.config import load_config, run_config
+
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "hnet" / "tiny.py")
+T = 10
+TOKENS = np.random.default_rng(0).integers(0, 256, (2, T + 1)).astype(np.int32)
+BATCH = dict(tokens=TOKENS[:, :-1], targets=TOKENS[:, 1:], segment_ids=np.ones((2, T), np.int32),
+             positions=np.broadcast_to(np.arange(T, dtype=np.int32), (2, T)), loss_weights=np.ones((2, T), np.float32))
+
+
+def tiny(main_position="rope", **overrides):
+  """The laptop configuration with one Mamba-2 layer around one of attention, widths 16."""
+  stage = lambda position: dict(d_model=16, d_ff=16, attention=dict(num_heads=2, position=position),
+                                mamba=dict(d_state=4, head_dim=16))
+  return run_config(load_config(CONFIG, {
+      "model.layout": "m1 [t1] m1", "model.stages": [stage("rope"), stage(main_position)], **overrides}))
+
+
+def params_of(cfg):
+  params = nn.unbox(jax.jit(cfg.model.build().init)(jax.random.key(0), BATCH["tokens"]))["params"]
+  return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+
+
+def test_carope_turns_the_chunks_of_the_main_network_and_learns_there():
+  cfg = tiny("carope")
+  loss = lambda params: cfg.objective.loss(
+      cfg.model.build(), params, BATCH, jax.random.key(0), cfg.objective.init_state(), train=True)[0].mean()
+  grads = jax.jit(jax.grad(loss))(params_of(cfg))
+  named = {jax.tree_util.keystr(path): g for path, g in jax.tree_util.tree_leaves_with_path(grads) if "freq" in str(path)}
+  assert named and all("inner" in name for name in named)      # nothing of it in encoder and decoder, which have no attention
+  assert all(float(jnp.abs(g).max()) > 0 for g in named.values())
