@@ -5,8 +5,12 @@
 1. Compiled FLOPs of the main network (forward and backward, layers unrolled, the compiler's count) at each capacity
    against the capacity itself; attention's share grows with its square, so the ideal is the formula's.
 2. Seconds per training step of a one-stage H-Net at its steady capacity and of a byte Transformer of equal FLOPs by
-   the paper's formula; rounds alternate between the two. CPU seconds are what a busy machine changes least.
-3. Bytes per second of streaming (one jitted step) and of recomputing everything for each byte.
+   the paper's formula; rounds alternate between the two. CPU seconds are what a busy machine changes least. The formula
+   prints half of Mamba-2's output projection and takes attention as the whole square, so the ratio of the products that
+   the two steps execute is printed beside it.
+3. The two forms of capacity on text: a buffer per row, or one for all rows of the batch with segment ids. The smallest
+   bucket (a multiple of 8) that holds every batch of a novel cut at spaces, its slots, and the step at that size.
+4. Bytes per second of streaming (one jitted step) and of recomputing everything for each byte.
 """
 
 import argparse
@@ -18,18 +22,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.evaluation.flops import dot_flops
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.isotropic import Isotropic
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.positions.rope import RoPE
-from jaxlm.layers.routers import Pool
-from jaxlm.models.hnet import HNetConfig, StageConfig
+from jaxlm.layers.routers import Pool, Space, space_like
+from jaxlm.models.hnet import HNetConfig, JoinConfig, StageConfig
 from jaxlm.models.hnet_rules import forward_flops, stack_flops
 
 
-def stage(width, **options):
-  return StageConfig(width, 4 * width, AttentionConfig(4, position=RoPE(rotary_dim=width // 8)),
+def stage(width, d_ff=None, **options):
+  return StageConfig(width, d_ff or 4 * width, AttentionConfig(4, position=RoPE(rotary_dim=width // 8)),
                      Mamba2Config(d_state=64), **options)
 
 
@@ -49,6 +54,7 @@ def capacity_rows(cfg, seq_len):
 
 
 def step_of(cfg, tokens, capacities):
+  """(compiled training step, FLOPs of the products that it executes)."""
   module = cfg.build()
   params = nn.unbox(jax.jit(module.init)(jax.random.key(0), tokens[:, :8]))["params"]
 
@@ -59,7 +65,35 @@ def step_of(cfg, tokens, capacities):
 
   step = jax.jit(lambda p: jax.tree.map(lambda x, g: x - 1e-3 * g, p, jax.grad(loss)(p)))
   jax.block_until_ready(step(params))
-  return lambda: jax.block_until_ready(step(params))
+  return lambda: jax.block_until_ready(step(params)), dot_flops(jax.grad(loss), params)
+
+
+def transformer_like(hnet, seq_len, flops):
+  """The byte Transformer of the H-Net's outer width whose forward FLOPs by the formula are nearest."""
+  width = hnet.d_model
+  make = lambda k, f: dataclasses.replace(hnet, layout=f"T{k}", stages=(stage(width, d_ff=128 * f),))
+  wanted = [(abs(forward_flops(make(k, f), seq_len) - flops), k, f)
+            for k in range(1, 40) for f in range(width // 64, width // 32 + 3)]
+  return make(*min(wanted)[1:])
+
+
+def capacity_forms(cfg, tokens_NBT):
+  """{form: (rows_per_buffer, capacity that holds every batch, mean chunks per buffer)} of text cut at spaces."""
+  like = space_like(tokens_NBT)
+  starts = np.array(like & ~np.pad(like[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=True))
+  starts[..., 0] = True      # a document's first byte
+  counts_NB, forms = starts.sum(-1), {}
+  for name, rows in (("per row", 1), ("packed", tokens_NBT.shape[1])):
+    buffers = counts_NB.reshape(len(counts_NB), -1, rows).sum(-1)
+    forms[name] = rows, -(-int(buffers.max()) // 8) * 8, float(buffers.mean())
+  return forms
+
+
+def text_batches(num, batch_size, length):
+  """(num, B, T) bytes of the embedded novel."""
+  from jaxlm.data.sources import open_corpus
+  text = b"\n".join(open_corpus("mini:moby_dick").documents("train"))[:num * batch_size * length]
+  return np.frombuffer(text, np.uint8).astype(np.int32).reshape(num, batch_size, length)
 
 
 def timed(fn):
@@ -68,39 +102,60 @@ def timed(fn):
   return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def rounds(sides, num):
+  """{name: median (wall, CPU) seconds}, the sides in turn."""
+  times = {name: [] for name in sides}
+  for _ in range(num):
+    for name, (fn, _) in sides.items():
+      times[name].append(timed(fn))
+  return {name: np.median(t, axis=0) for name, t in times.items()}
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--seq_len", type=int, default=512)
   parser.add_argument("--batch_size", type=int, default=4)
   parser.add_argument("--width", type=int, default=128)
   parser.add_argument("--bytes_per_chunk", type=int, default=5)
+  parser.add_argument("--unroll", type=int, default=8)
   parser.add_argument("--rounds", type=int, default=7)
   args = parser.parse_args()
   T, D, n = args.seq_len, args.width, args.bytes_per_chunk
   # A fixed width puts as many chunks as a trained router would; the work is the same wherever they are.
-  hnet = HNetConfig("m2 [T4] m2", (stage(D, router=Pool(n)), stage(D * 3 // 2)))
+  # Unrolled: a CPU's loop over layers copies everything that the backward pass keeps, of which Mamba-2 has more.
+  hnet = HNetConfig("m2 [T4] m2", (stage(D, router=Pool(n)), stage(D * 3 // 2)), unroll=args.unroll)
   flops = forward_flops(hnet, T, (n,))
-  layers = min(range(1, 40), key=lambda k: abs(forward_flops(HNetConfig(f"T{k}", (stage(D),)), T) - flops))
-  flat = HNetConfig(f"T{layers}", (stage(D),))
-  print(f"device {jax.devices()[0].device_kind}, jax {jax.__version__}, float32, T {T}, batch {args.batch_size}, width {D}")
+  flat = transformer_like(hnet, T, flops)
+  print(f"device {jax.devices()[0].device_kind}, jax {jax.__version__}, float32, T {T}, batch {args.batch_size}, width {D}, "
+        f"unroll {args.unroll}")
   print("\nmain network: compiled FLOPs relative to full length, forward and backward")
   for capacity, compiled, ideal in capacity_rows(hnet, T):
     print(f"  capacity {capacity:5d}  compiled {compiled:6.3f}  ideal {ideal:6.3f}  ratio {compiled / ideal:5.3f}")
 
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (args.batch_size, T + 1)), jnp.int32)
   capacity = -(-T // n // 8) * 8
-  sides = {"H-Net": step_of(hnet, tokens, (capacity,)), f"T{layers}": step_of(flat, tokens, ())}
-  times = {name: [] for name in sides}
-  for _ in range(args.rounds):
-    for name, fn in sides.items():
-      times[name].append(timed(fn))
+  flat_name = f"{flat.layout}, d_ff {flat.stages[0].d_ff}"
+  sides = {"H-Net": step_of(hnet, tokens, (capacity,)), flat_name: step_of(flat, tokens, ())}
+  medians = rounds(sides, args.rounds)
   print(f"\ntraining step, forward and backward; forward MFLOP per byte {flops / T / 1e6:.2f} and "
         f"{forward_flops(flat, T) / T / 1e6:.2f}; capacity {capacity} of {T}")
-  medians = {name: np.median(t, axis=0) for name, t in times.items()}
   for name, (wall, cpu) in medians.items():
-    print(f"  {name:6s} {1e3 * wall:8.1f} ms wall  {1e3 * cpu:8.1f} ms CPU")
-  a, b = medians["H-Net"], medians[f"T{layers}"]
-  print(f"  H-Net / Transformer: {a[0] / b[0]:.2f}x wall, {a[1] / b[1]:.2f}x CPU")
+    print(f"  {name:14s} {1e3 * wall:8.1f} ms wall  {1e3 * cpu:8.1f} ms CPU  {sides[name][1] / 1e9:7.2f} GFLOP of products")
+  a, b = medians["H-Net"], medians[flat_name]
+  print(f"  H-Net / Transformer: {a[0] / b[0]:.2f}x wall, {a[1] / b[1]:.2f}x CPU; products "
+        f"{sides['H-Net'][1] / sides[flat_name][1]:.2f}x")
+
+  text = text_batches(64, args.batch_size, T + 1)
+  on_spaces = dataclasses.replace(hnet, stages=(stage(D, router=Space()), hnet.stages[1]))
+  forms = capacity_forms(on_spaces, text[..., :-1])
+  sides = {name: step_of(dataclasses.replace(on_spaces, join=JoinConfig(rows_per_buffer=rows)), jnp.asarray(text[0]), (C,))
+           for name, (rows, C, _) in forms.items()}
+  medians = rounds(sides, args.rounds)
+  print(f"\ncapacity on text, {len(text)} batches of {args.batch_size} rows cut at spaces; none overflows")
+  for name, (rows, C, mean) in forms.items():
+    wall, cpu = medians[name]
+    print(f"  {name:8s} capacity {C:5d} x {args.batch_size // rows} buffers = {C * args.batch_size // rows:5d} slots, "
+          f"{mean / C:.2f} full; step {1e3 * wall:7.1f} ms wall {1e3 * cpu:7.1f} ms CPU")
 
   module = hnet.build()
   params = nn.unbox(jax.jit(module.init)(jax.random.key(0), tokens[:, :8]))["params"]
