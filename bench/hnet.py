@@ -15,6 +15,7 @@
 
 import argparse
 import dataclasses
+import resource
 import time
 
 import flax.linen as nn
@@ -31,6 +32,7 @@ from jaxlm.layers.positions.rope import RoPE
 from jaxlm.layers.routers import Pool, Space, space_like
 from jaxlm.models.hnet import HNetConfig, JoinConfig, StageConfig
 from jaxlm.models.hnet_rules import forward_flops, stack_flops
+from jaxlm.parallel.host_memory import keep_freed_memory
 
 
 def stage(width, d_ff=None, **options):
@@ -97,13 +99,24 @@ def text_batches(num, batch_size, length):
 
 
 def timed(fn):
-  wall, cpu = time.perf_counter(), time.process_time()
+  """(wall seconds, CPU seconds, page faults)"""
+  faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  before, wall, cpu = faults(), time.perf_counter(), time.process_time()
   fn()
-  return time.perf_counter() - wall, time.process_time() - cpu
+  return time.perf_counter() - wall, time.process_time() - cpu, faults() - before
+
+
+def print_pair(medians, sides):
+  for name, (wall, cpu, faults) in medians.items():
+    print(f"  {name:14s} {1e3 * wall:8.1f} ms wall  {1e3 * cpu:8.1f} ms CPU  {faults:7.0f} page faults  "
+          f"{sides[name][1] / 1e9:6.2f} GFLOP of products")
+  a, b = medians
+  ratio = medians[a] / medians[b]
+  print(f"  {a} / {b}: {ratio[0]:.2f}x wall, {ratio[1]:.2f}x CPU; products {sides[a][1] / sides[b][1]:.2f}x", flush=True)
 
 
 def rounds(sides, num):
-  """{name: median (wall, CPU) seconds}, the sides in turn."""
+  """{name: median (wall seconds, CPU seconds, page faults)}, the sides in turn."""
   times = {name: [] for name in sides}
   for _ in range(num):
     for name, (fn, _) in sides.items():
@@ -139,25 +152,23 @@ def main():
   medians = rounds(sides, args.rounds)
   print(f"\ntraining step, forward and backward; forward MFLOP per byte {flops / T / 1e6:.2f} and "
         f"{forward_flops(flat, T) / T / 1e6:.2f}; capacity {capacity} of {T}")
-  for name, (wall, cpu) in medians.items():
-    print(f"  {name:14s} {1e3 * wall:8.1f} ms wall  {1e3 * cpu:8.1f} ms CPU  {sides[name][1] / 1e9:7.2f} GFLOP of products")
-  a, b = medians["H-Net"], medians[flat_name]
-  print(f"  H-Net / Transformer: {a[0] / b[0]:.2f}x wall, {a[1] / b[1]:.2f}x CPU; products "
-        f"{sides['H-Net'][1] / sides[flat_name][1]:.2f}x")
+  print_pair(medians, sides)
+  print("the same in a process that keeps the memory it frees" if keep_freed_memory() else "no glibc: memory is given back")
+  print_pair(rounds(sides, args.rounds), sides)
 
   text = text_batches(64, args.batch_size, T + 1)
-  on_spaces = dataclasses.replace(hnet, stages=(stage(D, router=Space()), hnet.stages[1]))
+  on_spaces = dataclasses.replace(hnet, unroll=1, stages=(stage(D, router=Space()), hnet.stages[1]))
   forms = capacity_forms(on_spaces, text[..., :-1])
   sides = {name: step_of(dataclasses.replace(on_spaces, join=JoinConfig(rows_per_buffer=rows)), jnp.asarray(text[0]), (C,))
            for name, (rows, C, _) in forms.items()}
   medians = rounds(sides, args.rounds)
   print(f"\ncapacity on text, {len(text)} batches of {args.batch_size} rows cut at spaces; none overflows")
   for name, (rows, C, mean) in forms.items():
-    wall, cpu = medians[name]
+    wall, cpu, _ = medians[name]
     print(f"  {name:8s} capacity {C:5d} x {args.batch_size // rows} buffers = {C * args.batch_size // rows:5d} slots, "
           f"{mean / C:.2f} full; step {1e3 * wall:7.1f} ms wall {1e3 * cpu:7.1f} ms CPU")
 
-  module = hnet.build()
+  module = dataclasses.replace(hnet, unroll=1).build()
   params = nn.unbox(jax.jit(module.init)(jax.random.key(0), tokens[:, :8]))["params"]
   extend = jax.jit(lambda t, s: module.apply({"params": params}, t, s, method="extend"), donate_argnums=1)
   whole = jax.jit(lambda t: module.apply({"params": params}, t)[:, -1])
