@@ -1,10 +1,11 @@
 r"""Where an H-Net cuts: a picture of texts in several scripts, shaded by chunk, and F1 against word starts.
 
-  python experiments/hnet/boundaries.py --run runs/hnet-tiny --out boundaries.png [--text "any text" ...]
+  python experiments/hnet/boundaries.py --run runs/hnet-tiny --out boundaries [--text "any text" ...]
 
-Each line is one text, a cell per byte; a darker edge is a boundary, the colour its probability p. The texts are the
-first words of the Universal Declaration of Human Rights that come with jaxlm, and random words without spaces
-between them, whose starts are known.
+Writes boundaries.png and boundaries.json. Each line is one text, a cell per byte; a line at a cell's left is a
+boundary, the colour its probability p. A character that the font lacks is shown by its code point. The texts are the
+first words of the Universal Declaration of Human Rights that come with jaxlm, and random words without spaces between
+them, whose starts are known.
 """
 
 import argparse
@@ -47,6 +48,9 @@ def picture(texts: list[bytes], routes, path: str, columns: int = 96) -> None:
   import matplotlib
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
+  from matplotlib.font_manager import findfont, get_font
+
+  font = get_font(findfont("DejaVu Sans"))
 
   fig, axes = plt.subplots(len(texts), figsize=(columns * 0.17, 0.55 * len(texts)), dpi=110, squeeze=False)
   for ax, text, (p, boundary) in zip(axes[:, 0], texts, routes):
@@ -60,7 +64,9 @@ def picture(texts: list[bytes], routes, path: str, columns: int = 96) -> None:
       size = len(character.encode())
       if at + size > n:
         break
-      ax.text(at + size / 2, 0.5, character, ha="center", va="center", fontsize=8)
+      known = font.get_char_index(ord(character)) != 0
+      ax.text(at + size / 2, 0.5, character if known else f"{ord(character):04x}", ha="center", va="center",
+              fontsize=8 if known else 5)
       at += size
     ax.set(xticks=[], yticks=[])
   fig.tight_layout(pad=0.3)
@@ -70,12 +76,13 @@ def picture(texts: list[bytes], routes, path: str, columns: int = 96) -> None:
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--run", required=True, help="a finished run's folder")
-  parser.add_argument("--out", default="boundaries.png")
+  parser.add_argument("--out", default="boundaries", help="stem of the .png and .json")
   parser.add_argument("--text", action="append", help="instead of the built-in texts; repeat it")
   args = parser.parse_args()
 
   from jaxlm.data.sources import open_corpus
   from jaxlm.experiments.chunks import f1
+  from jaxlm.experiments.runner import provenance
   if args.text:
     texts = [text.encode() for text in args.text]
   else:
@@ -83,13 +90,18 @@ def main() -> int:
     texts = [(t if isinstance(t, bytes) else t.encode())[:96] for t in map(first, SCRIPTS)]
   run_together, starts = spaceless(200)
   *routes, (_, boundary) = route(args.run, [*texts, run_together.encode()])
-  picture(texts, routes, args.out)
+  picture(texts, routes, f"{args.out}.png")
   wanted = np.zeros(len(run_together), bool)
   wanted[starts] = True
-  rate, words = boundary[1:].mean(), wanted[1:].mean()
-  print(f"written: {args.out}")
-  print(f"words without spaces: F1 {f1(boundary[1:], wanted[1:]):.3f}, of random cuts at the same rate "
-        f"{2 * rate * words / max(rate + words, 1e-9):.3f}; {1 / max(rate, 1e-9):.1f} bytes per chunk")
+  rate, words = float(boundary[1:].mean()), float(wanted[1:].mean())
+  found = {"run": pathlib.Path(args.run).name, "step": json.loads((pathlib.Path(args.run) / "result.json").read_text())["step"],
+           "words without spaces": {"f1": f1(boundary[1:], wanted[1:]), "bytes_per_chunk": 1 / max(rate, 1e-9),
+                                    "f1 of random cuts at this rate": 2 * rate * words / max(rate + words, 1e-9)},
+           "bytes per chunk": [len(t) / max(int(b.sum()), 1) for t, (_, b) in zip(texts, routes)],
+           "texts": args.text or list(SCRIPTS), **provenance()}
+  pathlib.Path(f"{args.out}.json").write_text(json.dumps(found, indent=1) + "\n")
+  print(json.dumps({k: found[k] for k in ("words without spaces", "bytes per chunk")}))
+  print(f"written: {args.out}.png, {args.out}.json")
   return 0
 
 
