@@ -111,7 +111,7 @@ def print_pair(medians, sides):
     print(f"  {name:14s} {1e3 * wall:8.1f} ms wall  {1e3 * cpu:8.1f} ms CPU  {faults:7.0f} page faults  "
           f"{sides[name][1] / 1e9:6.2f} GFLOP of products")
   a, b = medians
-  ratio = medians[a] / medians[b]
+  ratio = medians[a][:2] / medians[b][:2]
   print(f"  {a} / {b}: {ratio[0]:.2f}x wall, {ratio[1]:.2f}x CPU; products {sides[a][1] / sides[b][1]:.2f}x", flush=True)
 
 
@@ -132,7 +132,11 @@ def main():
   parser.add_argument("--bytes_per_chunk", type=int, default=5)
   parser.add_argument("--unroll", type=int, default=8)
   parser.add_argument("--rounds", type=int, default=7)
+  parser.add_argument("--part", choices=("all", "step"), default="all")
+  parser.add_argument("--give_memory_back", action="store_true", help="as glibc does by default; training does not")
   args = parser.parse_args()
+  if not args.give_memory_back:
+    keep_freed_memory()
   T, D, n = args.seq_len, args.width, args.bytes_per_chunk
   # A fixed width puts as many chunks as a trained router would; the work is the same wherever they are.
   # Unrolled: a CPU's loop over layers copies everything that the backward pass keeps, of which Mamba-2 has more.
@@ -140,9 +144,10 @@ def main():
   flops = forward_flops(hnet, T, (n,))
   flat = transformer_like(hnet, T, flops)
   print(f"device {jax.devices()[0].device_kind}, jax {jax.__version__}, float32, T {T}, batch {args.batch_size}, width {D}, "
-        f"unroll {args.unroll}")
-  print("\nmain network: compiled FLOPs relative to full length, forward and backward")
-  for capacity, compiled, ideal in capacity_rows(hnet, T):
+        f"unroll {args.unroll}, memory {'given back' if args.give_memory_back else 'kept'}")
+  if args.part == "all":
+    print("\nmain network: compiled FLOPs relative to full length, forward and backward")
+  for capacity, compiled, ideal in capacity_rows(hnet, T) if args.part == "all" else ():
     print(f"  capacity {capacity:5d}  compiled {compiled:6.3f}  ideal {ideal:6.3f}  ratio {compiled / ideal:5.3f}")
 
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (args.batch_size, T + 1)), jnp.int32)
@@ -153,8 +158,8 @@ def main():
   print(f"\ntraining step, forward and backward; forward MFLOP per byte {flops / T / 1e6:.2f} and "
         f"{forward_flops(flat, T) / T / 1e6:.2f}; capacity {capacity} of {T}")
   print_pair(medians, sides)
-  print("the same in a process that keeps the memory it frees" if keep_freed_memory() else "no glibc: memory is given back")
-  print_pair(rounds(sides, args.rounds), sides)
+  if args.part == "step":
+    return
 
   text = text_batches(64, args.batch_size, T + 1)
   on_spaces = dataclasses.replace(hnet, unroll=1, stages=(stage(D, router=Space()), hnet.stages[1]))
