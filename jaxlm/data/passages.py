@@ -104,7 +104,7 @@ class PassageData:
 
   def decode(self, tokens) -> str:
     """Text of ids; special ones vanish."""
-    return self.load_tokenizer().decode(t for t in tokens if t < self.ids.cls)
+    return self.load_tokenizer().decode(t for t in tokens if t < self.ids.cls).strip()
 
   def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
     found = self.passages(split)

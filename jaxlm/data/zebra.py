@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlm.config import ConfigError
 from jaxlm.data.errors import DataError
-from jaxlm.data.forms import Form, corrupted, framed, framed_length, row
+from jaxlm.data.forms import Form, corrupted, framed, framed_length, prompt, row
 from jaxlm.data.pipeline import batches
 from jaxlm.data.records import read_columns
 from jaxlm.data.splits import check_split
@@ -115,6 +115,12 @@ class ZebraData:
     """(question, answer) ids by index."""
     check_split(split)
     return Puzzles(self, split, seed)
+
+  def problems(self, split: str, *, seed: int, number: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(prompt up to BOS, answer) of the first `number` puzzles of a split, as this form encodes them."""
+    found = self.puzzles(split, seed)
+    pairs = [found[i] for i in range(min(len(found), number or len(found)))]
+    return [(prompt(question, self.ids, self.form), np.asarray(answer, np.int32)) for question, answer in pairs]
 
   def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
     it = self.form == "insertion_transformer"

@@ -61,7 +61,7 @@ def _run(table: Table, args, rows, seeds) -> int:
   from jaxlm.experiments import figure, report, runner
 
   logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax warns about what a reader leaves unread
-  workdir = pathlib.Path(args.workdir or f"runs/{table.name}/{args.scale}")
+  workdir = pathlib.Path(args.workdir or f"runs/{table.runs or table.name}/{args.scale}")
   failed = {} if args.report else runner.run_rows(table, args.scale, rows=rows, seeds=seeds, workdir=workdir)
   results = runner.results(table, args.scale, workdir)
   stem = pathlib.Path(args.out or workdir / table.name)
@@ -83,7 +83,7 @@ def _parser(prog: str, scales: Sequence[str]) -> argparse.ArgumentParser:
   parser.add_argument("--scale", required=True, help=f"one of: {', '.join(scales)}")
   parser.add_argument("--row", action="append", default=[], help="only this row; may be repeated or comma-separated")
   parser.add_argument("--seeds", type=int, default=None, help="number of seeds, 0, 1, …; default: the scale's")
-  parser.add_argument("--workdir", default=None, help="default: runs/<table>/<scale>")
+  parser.add_argument("--workdir", default=None, help="default: runs/<table, or what it calls its runs>/<scale>")
   parser.add_argument("--out", default=None, help="file stem of the .md, .json and .png; default: in the work folder")
   parser.add_argument("--report", action="store_true", help="train nothing: write the table from what is finished")
   return parser

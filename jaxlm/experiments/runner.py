@@ -1,6 +1,7 @@
 """Runs the rows of a table one by one into a work folder, and skips what is finished there.
 
-The folder of a row is `<workdir>/<size>/<row>/seed<n>`: a run folder for a trained row, plus `measured.json` written last.
+The folder of a row is `<workdir>/<size>/<row>/seed<n>`: a run folder for a trained row, plus its result, `measured.json`
+(`Table.result_file`), written last.
 """
 
 import datetime
@@ -18,7 +19,6 @@ from jaxlm.config import ConfigError
 from jaxlm.experiments.table import Measured, Row, Scale, Table, Trained
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RESULT = "measured.json"
 PROBED_MULTIPLES = (1, 2, 4)    # an evaluate_from row's overrides enter its identity at these
 
 
@@ -78,13 +78,13 @@ def run_rows(table: Table, scale_name: str, *, rows: Sequence[str], seeds: Seque
           source = table.row(row.evaluate_from) if row.evaluate_from else row
           config = resolve(table, source, scale, size, seed)
           identity = _digest(row, config)
-          if (done := _finished(path, identity)) is not None:
+          if (done := _finished(path / table.result_file, identity)) is not None:
             say(f"{where}: finished before, {_short(done['numbers'])}")
             continue
           start = time.time()
           if row.evaluate_from:
             origin = folder(workdir, size, source.name, seed)
-            trained = last.get(source.name) or (restore(origin) if _finished(origin, None) else None)
+            trained = last.get(source.name) or (restore(origin) if _finished(origin / table.result_file, None) else None)
             if trained is None:
               raise ConfigError(f"row {source.name!r}, whose checkpoint it evaluates, has not finished")
           else:
@@ -93,7 +93,7 @@ def run_rows(table: Table, scale_name: str, *, rows: Sequence[str], seeds: Seque
             if any(r.evaluate_from == row.name for r in order):
               last[row.name] = trained
           measured = table.measure(trained, row.overrides_at or (lambda multiple: {}))
-          _write_result(path, identity, config, measured, scale_name, time.time() - start)
+          _write_result(path / table.result_file, identity, config, measured, scale_name, time.time() - start)
           say(f"{where}: {_short(measured.numbers)}  ({time.time() - start:.0f} s)")
         except KeyboardInterrupt:
           raise
@@ -108,7 +108,7 @@ def results(table: Table, scale_name: str, workdir) -> dict[tuple[str, str, int]
   out = {}
   for size in table.scales[scale_name].sizes:
     for row in table.rows:
-      for path in sorted((pathlib.Path(workdir) / size / row.name).glob(f"seed*/{RESULT}")):
+      for path in sorted((pathlib.Path(workdir) / size / row.name).glob(f"seed*/{table.result_file}")):
         out[size, row.name, int(path.parent.name.removeprefix("seed"))] = json.loads(path.read_text())
   return out
 
@@ -155,22 +155,22 @@ def _digest(row: Row, config: dict) -> str:
 
 
 def _finished(path: pathlib.Path, identity: str | None) -> dict | None:
-  if not (path / RESULT).exists():
+  if not path.exists():
     return None
-  result = json.loads((path / RESULT).read_text())
+  result = json.loads(path.read_text())
   if identity is not None and result["identity"] != identity:
-    raise ConfigError(f"{path} holds this row's result under another configuration; remove that folder to run it "
+    raise ConfigError(f"{path.parent} holds this row's result under another configuration; remove that folder to run it "
                       f"again, or give another --workdir")
   return result
 
 
 def _write_result(path, identity, config, measured: Measured, scale: str, seconds: float) -> None:
-  path.mkdir(parents=True, exist_ok=True)
+  path.parent.mkdir(parents=True, exist_ok=True)
   result = dict(identity=identity, scale=scale, seconds=round(seconds, 1), **measured._asdict(), config=config,
                 **provenance())
-  partial = path / (RESULT + ".tmp")
+  partial = path.with_name(path.name + ".tmp")
   partial.write_text(json.dumps(result, indent=1))
-  partial.rename(path / RESULT)      # a result is whole or absent
+  partial.rename(path)      # a result is whole or absent
 
 
 def _short(numbers: Mapping[str, float]) -> str:

@@ -124,6 +124,7 @@ class Table:
 
   claims: what the paper asserts, sentence -> predicate over `Means`; tested at every scale and size. It may return
   (holds, the figures that say so).
+  runs: name of the work folder, for tables that measure the same trained rows; default the table's own.
   """
 
   name: str
@@ -136,6 +137,12 @@ class Table:
   claims: Mapping[str, Callable[[Means], bool | tuple[bool, str]]] = dataclasses.field(default_factory=dict)
   figure: Figure | None = None
   source: str = ""           # where the paper's numbers come from, printed under the table
+  runs: str = ""
+
+  @property
+  def result_file(self) -> str:
+    """Of a finished row, in its folder."""
+    return f"measured-{self.name}.json" if self.runs else "measured.json"
 
   def __post_init__(self):
     names = [row.name for row in self.rows]

@@ -204,7 +204,7 @@ def test_a_missing_script_ends_with_a_sentence_and_code_2(capsys, tmp_path):
 
 def test_an_interrupted_write_leaves_no_result(table, tmp_path):
   Trainer().run(table, tmp_path / "w", rows=["big"])
-  path = runner.folder(tmp_path / "w", "", "big", 0) / runner.RESULT
+  path = runner.folder(tmp_path / "w", "", "big", 0) / "measured.json"
   path.rename(path.with_suffix(".json.tmp"))
   trainer = Trainer()
   trainer.run(table, tmp_path / "w", rows=["big"])

@@ -97,8 +97,16 @@ class BPETokenizer(Tokenizer):
     return any('"ByteLevel"' in json.dumps(self._described.get(part)) for part in ("decoder", "pre_tokenizer"))
 
   @functools.cached_property
+  def _word_pieces(self) -> bool:
+    return (self._described.get("decoder") or {}).get("type") == "WordPiece"
+
+  @functools.cached_property
   def _bytes(self) -> list[bytes]:
-    """Bytes of each id. Byte-level tables spell bytes as printable letters; byte fallback writes <0xNN>, '▁' is space."""
+    """Bytes of each id. Byte-level tables spell bytes as printable letters; byte fallback writes <0xNN>, '▁' is space.
+
+    WordPiece (BERT) begins a word with a blank unless the piece says '##': its texts come back lower case, blanks around
+    every mark.
+    """
     special = {t["id"] for t in self._described["added_tokens"] if t["special"]}
     byte_level = self._byte_level
     letters, out = byte_letters(), [b""] * self.vocab_size
@@ -107,6 +115,8 @@ class BPETokenizer(Tokenizer):
         continue
       if byte_level and all(c in letters for c in token):
         out[i] = bytes(letters[c] for c in token)
+      elif self._word_pieces:
+        out[i] = (token[2:] if token.startswith("##") else f" {token}").encode()
       elif not byte_level and len(token) == 6 and token.startswith("<0x"):
         out[i] = bytes([int(token[3:5], 16)])
       else:

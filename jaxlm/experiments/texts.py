@@ -1,0 +1,119 @@
+"""Measures of models that write texts: what judges say of samples, and of filled gaps, with entropy and length beside.
+
+A judge is given as `judge(workdir of the measured row) -> jaxlm.evaluation.judge.Judge`; `trained_beside` is the row of
+the same table, and seed, that was trained for it.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+
+from jaxlm.config import ConfigError
+from jaxlm.evaluation.judge import Judge, change, quality
+from jaxlm.experiments.table import Measured, Trained
+
+
+def run_judge(folder) -> Judge:
+  """A causal run on passages as a judge."""
+  from jaxlm.evaluation.causal_judge import CausalJudge
+  from jaxlm.training.config import run_config
+  from jaxlm.training.run import restore
+
+  config, params = restore(str(folder))
+  cfg = run_config(config)
+  if getattr(cfg.data, "form", None) != "causal":
+    raise ConfigError(f"{folder} cannot judge: its data.form is {getattr(cfg.data, 'form', None)!r}, wanted 'causal'")
+  return CausalJudge(cfg.model, params, cfg.data.load_tokenizer(), cfg.data.ids.bos)
+
+
+def trained_beside(row: str) -> Callable[[str], Judge]:
+  """The judge that another row of the table trained, at the same size and seed."""
+  def find(workdir: str) -> Judge:
+    folder = pathlib.Path(workdir).parents[1] / row / pathlib.Path(workdir).name
+    if not (folder / "result.json").exists() or not json.loads((folder / "result.json").read_text())["finished"]:
+      raise ConfigError(f"the judge, row {row!r}, has not finished training in {folder}; run that row first")
+    return run_judge(folder)
+  return find
+
+
+def generated_texts(num_texts: int, judges: Mapping[str, Callable], *, of_data: tuple[str, ...] = (), **settings) -> Callable:
+  """Measure: `num_texts` samples from nothing under every judge, NAME -> function of the work folder.
+
+  numbers, per judge: nll@NAME, entropy@NAME, length@NAME, empty@NAME, unknown@NAME. of_data: names of rows (judges) for
+  which the test split's own texts are scored instead. settings: of `Answering`. curves: none; the first texts are kept as
+  `samples.txt` in the row's folder.
+  """
+  def measure(trained: Trained, overrides_at) -> Measured:
+    cfg, params = _best(trained)
+    if pathlib.Path(trained.workdir).parent.name in of_data:
+      passages = cfg.data.passages("test")
+      texts = [cfg.data.decode(passages[i]) for i in range(min(num_texts, len(passages)))]
+    else:
+      texts = sample_texts(cfg, params, num_texts, **settings)
+    (pathlib.Path(trained.workdir) / "samples.txt").write_text("\n".join(texts[:100]) + "\n")
+    return Measured(_said(judges, trained.workdir, texts), {}, {})
+  return measure
+
+
+def sample_texts(cfg, params, num_texts: int, **settings) -> list[str]:
+  """Texts from nothing, by whatever the model's form is; masked diffusion fills all places, pads among them."""
+  from jaxlm.data.forms import prompt
+  from jaxlm.generation.answers import Answering
+
+  data = cfg.data
+  start = prompt([], data.ids, data.form)
+  answering = Answering(max_len=data.seq_len, seed=cfg.seed, **settings)
+  found = answering.answer(cfg.model, params, data.form, data.ids, [start] * num_texts,
+                           [data.seq_len - len(start)] * num_texts)
+  return [data.decode(row[len(start):]) for row in found.sequences]
+
+
+def filled_texts(num_texts: int, judges: Mapping[str, Callable], kinds: Mapping[str, Mapping], *,
+                 of_data: tuple[str, ...] = (), **settings) -> Callable:
+  """Measure: gaps in `num_texts` test texts, filled. kinds: name -> fields of `InfillingSet`.
+
+  numbers, per kind and judge: change in percent of nll, entropy and length, filled text against the text with its gaps
+  closed (nll@KIND@NAME, ..), as the paper reports them. of_data: rows that stand for the untouched text.
+  """
+  def measure(trained: Trained, overrides_at) -> Measured:
+    from jaxlm.data.infilling import InfillingSet
+    from jaxlm.generation.answers import Answering
+    from jaxlm.generation.infilling import infill
+
+    cfg, params = _best(trained)
+    data, numbers, lines = cfg.data, {}, []
+    for kind, fields in kinds.items():
+      examples = InfillingSet(data, **fields).examples("test", seed=cfg.seed, number=num_texts)
+      if pathlib.Path(trained.workdir).parent.name in of_data:
+        filled = [e.tokens for e in examples]
+      else:
+        # Room for what is put in: the model does not know where to end, and is not told.
+        answering = Answering(max_len=data.seq_len, seed=cfg.seed, **settings)
+        filled = infill(cfg.model, params, data.form, data.ids, examples, answering)
+      before, after = ([data.decode(x) for x in rows] for rows in ([e.left for e in examples], filled))
+      lines += [f"{kind}\t{a}\t{b}" for a, b in zip(before[:30], after[:30])]
+      for name, judge in judges.items():
+        found = change(*(judge(trained.workdir)(texts) for texts in (before, after)))
+        numbers |= {f"{key}@{kind}@{name}": 100 * getattr(found, key) for key in ("nll", "entropy", "length")}
+        numbers[f"left_out@{kind}@{name}"] = found.left_out
+    (pathlib.Path(trained.workdir) / "filled.tsv").write_text("\n".join(lines) + "\n")
+    return Measured(numbers, {}, {})
+  return measure
+
+
+def _said(judges: Mapping[str, Callable], workdir: str, texts) -> dict[str, float]:
+  """Every judge's numbers; what has no value is absent."""
+  out = {}
+  for name, judge in judges.items():
+    found = quality(judge(workdir)(texts))
+    out |= {f"{key}@{name}": value for key, value in found._asdict().items() if value == value}
+  return out
+
+
+def _best(trained: Trained):
+  """(configuration, parameters), averaged ones where the run kept them."""
+  from jaxlm.training.config import run_config
+  from jaxlm.training.run import restore
+
+  cfg = run_config(trained.config)
+  return cfg, trained.params if cfg.train.ema_decay is None else restore(trained.workdir, ema=True)[1]
