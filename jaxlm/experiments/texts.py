@@ -40,8 +40,8 @@ def generated_texts(num_texts: int, judges: Mapping[str, Callable], *, of_data: 
   """Measure: `num_texts` samples from nothing under every judge, NAME -> function of the work folder.
 
   numbers, per judge: nll@NAME, entropy@NAME, length@NAME, empty@NAME, unknown@NAME. of_data: names of rows (judges) for
-  which the test split's own texts are scored instead. settings: of `Answering`. curves: none; the first texts are kept as
-  `samples.txt` in the row's folder.
+  which the test split's own texts are scored instead. settings: of `Answering`. The first texts are kept as `samples.txt`
+  in the row's folder.
   """
   def measure(trained: Trained, overrides_at) -> Measured:
     cfg, params = _best(trained)
@@ -51,7 +51,11 @@ def generated_texts(num_texts: int, judges: Mapping[str, Callable], *, of_data: 
     else:
       texts = sample_texts(cfg, params, num_texts, **settings)
     (pathlib.Path(trained.workdir) / "samples.txt").write_text("\n".join(texts[:100]) + "\n")
-    return Measured(_said(judges, trained.workdir, texts), {}, {})
+    numbers = {}
+    for name, judge in judges.items():
+      found = quality(judge(trained.workdir)(texts))
+      numbers |= {f"{key}@{name}": value for key, value in found._asdict().items() if value == value}    # nan: absent
+    return Measured(numbers, {}, {})
   return measure
 
 
@@ -73,7 +77,8 @@ def filled_texts(num_texts: int, judges: Mapping[str, Callable], kinds: Mapping[
   """Measure: gaps in `num_texts` test texts, filled. kinds: name -> fields of `InfillingSet`.
 
   numbers, per kind and judge: change in percent of nll, entropy and length, filled text against the text with its gaps
-  closed (nll@KIND@NAME, ..), as the paper reports them. of_data: rows that stand for the untouched text.
+  closed (nll@KIND@NAME, ..), as the paper reports them. of_data: rows that stand for the untouched text. The first texts
+  are kept as `filled.tsv`: kind, with the gaps closed, filled.
   """
   def measure(trained: Trained, overrides_at) -> Measured:
     from jaxlm.data.infilling import InfillingSet
@@ -82,32 +87,24 @@ def filled_texts(num_texts: int, judges: Mapping[str, Callable], kinds: Mapping[
 
     cfg, params = _best(trained)
     data, numbers, lines = cfg.data, {}, []
+    asked = {name: judge(trained.workdir) for name, judge in judges.items()}
     for kind, fields in kinds.items():
       examples = InfillingSet(data, **fields).examples("test", seed=cfg.seed, number=num_texts)
       if pathlib.Path(trained.workdir).parent.name in of_data:
         filled = [e.tokens for e in examples]
       else:
-        # Room for what is put in: the model does not know where to end, and is not told.
-        answering = Answering(max_len=data.seq_len, seed=cfg.seed, **settings)
+        # Room for more than was taken out: an insertion model does not know where to end, and is not told.
+        answering = Answering(max_len=data.seq_len * 5 // 4, seed=cfg.seed, **settings)
         filled = infill(cfg.model, params, data.form, data.ids, examples, answering)
       before, after = ([data.decode(x) for x in rows] for rows in ([e.left for e in examples], filled))
       lines += [f"{kind}\t{a}\t{b}" for a, b in zip(before[:30], after[:30])]
-      for name, judge in judges.items():
-        found = change(*(judge(trained.workdir)(texts) for texts in (before, after)))
+      for name, judge in asked.items():
+        found = change(judge(before), judge(after))
         numbers |= {f"{key}@{kind}@{name}": 100 * getattr(found, key) for key in ("nll", "entropy", "length")}
         numbers[f"left_out@{kind}@{name}"] = found.left_out
     (pathlib.Path(trained.workdir) / "filled.tsv").write_text("\n".join(lines) + "\n")
     return Measured(numbers, {}, {})
   return measure
-
-
-def _said(judges: Mapping[str, Callable], workdir: str, texts) -> dict[str, float]:
-  """Every judge's numbers; what has no value is absent."""
-  out = {}
-  for name, judge in judges.items():
-    found = quality(judge(workdir)(texts))
-    out |= {f"{key}@{name}": value for key, value in found._asdict().items() if value == value}
-  return out
 
 
 def _best(trained: Trained):
