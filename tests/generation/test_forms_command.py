@@ -1,0 +1,52 @@
+"""What `jaxlm generate` makes of prompts with gaps, of tasks' prompts, and of options that insertion does not have."""
+
+import argparse
+
+import pytest
+
+from jaxlm.config import ConfigError
+from jaxlm.data.passages import PassageData
+from jaxlm.data.star_graphs import StarGraphData
+from jaxlm.generation.forms_command import frame, insertion_sampling, words
+from jaxlm.generation.insertion import Filter
+
+
+def text(form="insertion"):
+  return PassageData(source="mini:en", seq_len=64, batch_size=2, form=form, unit="sentence")
+
+
+@pytest.mark.parametrize(("prompt", "given", "open_"), [
+    ("", "", [1]), ("ab", "ab", [3]), ("a ___ b", "a b", [2]), ("___ b", " b", [1]), ("a ____", "a", [2]),
+    ("a ___ b ___", "a b", [2, 4])])
+def test_insertions_go_where_the_gaps_are_and_without_one_to_the_end(prompt, given, open_):
+  data = text()
+  found = frame(data, prompt, 5)
+  assert found.tokens[:2] == [data.ids.cls, data.ids.bos] and words(data, found.tokens) == given
+  assert [t for t, closed in enumerate(found.closed) if not closed] == open_
+
+
+def test_a_gap_of_unknown_length_is_refused_for_other_forms():
+  with pytest.raises(ConfigError, match="form is 'causal'"):
+    frame(text("causal"), "a ___ b", 5)
+  assert frame(text("causal"), "ab", 5).tokens == [text().ids.bos, 97, 98]
+
+
+def test_a_task_without_a_prompt_shows_a_test_problem_and_refuses_words():
+  data = StarGraphData(batch_size=2, form="causal")
+  found = frame(data, "", 5)
+  assert found.length == 8 and found.tokens[-1] == data.ids.bos and found.closed[-1] is False
+  with pytest.raises(ConfigError, match="token numbers between blanks"):
+    frame(data, "a b", 5)
+  with pytest.raises(ConfigError, match="token 99 is outside the vocabulary of 28"):
+    frame(data, "1 99", 5)
+
+
+def test_temperature_is_greedy_or_the_model_s_own():
+  args = argparse.Namespace(temperature=None, top_k=None, top_p=0.9, slot_top_k=1, slot_top_p=None)
+  chosen = insertion_sampling(args)
+  assert chosen.token == Filter(top_p=0.9) and chosen.slot == Filter(top_k=1)
+  args.temperature = 0
+  assert insertion_sampling(args).token == Filter(top_k=1)
+  args.temperature = 0.7
+  with pytest.raises(ConfigError, match="temperature=0.7"):
+    insertion_sampling(args)
