@@ -19,7 +19,7 @@ from jaxlm.kernels.fast_weight_chunk import Causal, Rule, fast_weight_chunk
 from jaxlm.kernels.newton_schulz import LANGUAGE
 
 
-def seconds(fn, *args, repeats=3):
+def seconds(fn, *args, repeats=10):
   """Best of a few runs after one to compile."""
   jax.block_until_ready(fn(*args))
   best = float("inf")
@@ -32,7 +32,7 @@ def seconds(fn, *args, repeats=3):
 
 def measured_peak(dtype, size):
   x = jnp.ones((size, size), dtype)
-  return 2 * size**3 / seconds(jax.jit(lambda x: x @ x), x)
+  return 2 * size**3 / seconds(jax.jit(lambda x: x @ x), x, repeats=50)
 
 
 def main():
