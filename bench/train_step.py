@@ -162,6 +162,9 @@ def worker(side: str, shape: Shape) -> None:
   else:
     import jax.numpy as jnp
 
+    from jaxlm.parallel.cpu import keep_memory
+
+    keep_memory()     # as `jaxlm train` does
     jnp.zeros(1).block_until_ready()
     import jaxlm.training  # noqa: F401
 

@@ -28,6 +28,7 @@ from jaxlm.evaluation.flops import train_flops_per_token
 from jaxlm.evaluation.perplexity import evaluate_lengths
 from jaxlm.parallel.agree import from_first
 from jaxlm.parallel.chips import peak_flops
+from jaxlm.parallel.cpu import keep_memory
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.parallel.place import host_rows, placer
 from jaxlm.parallel.rules import unsharded
@@ -67,7 +68,9 @@ def train(config, workdir, overrides: Mapping[str, Any] | None = None, *, new: b
   config: 'path.py', 'path.py:argument', a ConfigDict or a mapping. overrides: {'dotted.key': value}.
   new: refuse a folder that holds a run already.
   """
-  cfg, devices = run_config(load_config(config, overrides)), jax.devices()
+  cfg = run_config(load_config(config, overrides))
+  keep_memory()
+  devices = jax.devices()
   if cfg.train.debug:
     if jax.process_count() > 1:
       raise ConfigError(f"train.debug runs on one device, and this is a run of {jax.process_count()} processes; start one")

@@ -54,11 +54,12 @@ def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: 
   split = 1 if mesh.size <= 1 or spec is None else math.prod(
       mesh.shape[name] for part in spec[:2] for name in sharded.names(part))
   devices = max(1, mesh.size if spec is None else split)
-  small = chunk is None and 4 * B * T * V <= blocks.DENSE_BYTES * devices
+  sizes = blocks.CPU if target_platform() == "cpu" else blocks.ACCELERATOR
+  small = chunk is None and 4 * B * T * V <= sizes.dense_bytes * devices
   if implementation == "reference" or (implementation is None and small and split == 1):
     log_prob_BT, log_z_BT = reference.linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, softcap=softcap)
   else:
-    chunk = chunk or blocks.chunk_length(B, T, V, devices)
+    chunk = chunk or blocks.chunk_length(B, T, V, devices, sizes)
     if split > 1:
       log_prob_BT, log_z_BT = sharded.linear_cross_entropy(
           h_BTD, w_VD, bias_V, targets_BT, softcap=softcap, chunk=chunk, keep_bytes=keep_bytes, spec=spec,
