@@ -72,7 +72,7 @@ ROWS = [
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--only", action="append", default=[], metavar="NAME", help="rows whose name contains NAME")
+  parser.add_argument("--only", action="append", default=[], metavar="NAME", help="rows whose 'name on slice' contains NAME")
   parser.add_argument("--write", action="store_true", help="write tpu/PREFLIGHT.md")
   parser.add_argument("--again", action="store_true", help="compile also what tpu/preflight.json holds")
   args = parser.parse_args(argv)
@@ -80,14 +80,16 @@ def main(argv: list[str]) -> int:
   known = json.loads(store.read_text()) if store.is_file() else {}
   results = []
   for row in ROWS:
-    if args.only and not any(name in row.name for name in args.only):
+    if args.only and not any(name in f"{row.name} on {row.topology}" for name in args.only):
       if key_of(row) in known:
         results.append((row, known[key_of(row)]))
       continue
     if args.again or key_of(row) not in known:
       print(f"{row.name} on {row.topology} …", flush=True)
-      known[key_of(row)] = compiled(row)
-      store.write_text(json.dumps(known, indent=1) + "\n")
+      known[key_of(row)] = found = compiled(row)
+      # Read again: rows may be compiled side by side.
+      others = json.loads(store.read_text()) if store.is_file() else {}
+      store.write_text(json.dumps(others | {key_of(row): found}, indent=1) + "\n")
     results.append((row, known[key_of(row)]))
     print_line(row, known[key_of(row)])
   if args.write:

@@ -54,9 +54,7 @@ def run(argv: list[str]) -> int:
   devices, chip, target = _target(args)
   from jaxlm.preflight.run import preflight
   from jaxlm.preflight.show import ranking, show
-  options = None
-  if args.option:
-    options = {**(chip.options if chip else {}), **dict(_option(o) for o in args.option)}
+  options = dict(_option(o) for o in args.option) or None
   meshes = [parse_mesh(m) for m in (args.compare or args.mesh or [""])]
   programs = args.program.split(",")
   reports = []

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxlm.config import ConfigError
 from jaxlm.parallel.mesh import BATCH_AXES, make_mesh
 from jaxlm.parallel.place import batch_sharding
-from jaxlm.preflight.chips import CHIPS
+from jaxlm.parallel.tpu import compiler_options
 from jaxlm.training.config import RunConfig, check
 from jaxlm.training.step import Program, build_program
 
@@ -41,7 +41,7 @@ def compile_program(cfg: RunConfig, devices: np.ndarray, program: str = "train",
                     options: dict[str, str] | None = None, bucket: int | None = None) -> Compiled:
   """Compiles `program` of a config for `devices`. An out-of-memory refusal is a result, not an exception.
 
-  options: compiler options; None takes those of the chip (`preflight.chips`).
+  options: compiler options besides the program's own (`parallel.tpu`).
   bucket: which of the objective's capacities, smallest first; None: the largest, the one that must fit.
   """
   if program not in PROGRAMS:
@@ -55,8 +55,6 @@ def compile_program(cfg: RunConfig, devices: np.ndarray, program: str = "train",
   start = time.perf_counter()
   with built.context():
     lowered = _lower(built, program, mesh, decode_rows, capacities)
-  if options is None:
-    options = next((c.options for c in CHIPS.values() if c.device_kind == devices.flat[0].device_kind), {})
   shape, sizes = dict(mesh.shape), _state_bytes(built.state)
   num_params = sum(x.size for x in jax.tree.leaves(built.state.params))
   try:
@@ -104,7 +102,8 @@ def _lower(built: Program, program: str, mesh, decode_rows, bucket):
     logits_BTV, state = built.model.apply({"params": params}, token_B1, state, method="extend")
     return jnp.argmax(logits_BTV[:, 0], axis=-1).astype(jnp.int32), state
 
-  return jax.jit(step, donate_argnums=2).lower(built.state.params, token_B1, state)
+  options = compiler_options(mesh.devices.flat[0].device_kind)
+  return jax.jit(step, donate_argnums=2, compiler_options=options).lower(built.state.params, token_B1, state)
 
 
 def _with_rows(x, rows: int, mesh):

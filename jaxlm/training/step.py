@@ -19,6 +19,7 @@ from jaxlm.models.torch_init import redraw
 from jaxlm.objectives.base import Pair
 from jaxlm.parallel.place import like_params, replicated
 from jaxlm.parallel.rules import RULES, logical_axes, param_shardings, sharding_context
+from jaxlm.parallel.tpu import compiler_options
 from jaxlm.training.config import RunConfig
 from jaxlm.training.state import TrainState
 
@@ -81,10 +82,11 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
   state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings)
   rows = next(iter(jax.tree.leaves(batch))).shape[0]
   buckets = tuple(cfg.objective.buckets((rows // cfg.train.accumulation, cfg.data.seq_len)))
+  options = compiler_options(mesh.devices.flat[0].device_kind)
   step = jax.jit(functools.partial(train_step, cfg=cfg, model=model, tx=tx, axes=axes), donate_argnums=0,
-                 static_argnames="bucket", out_shardings=(state_shardings, replicated(mesh)))
+                 static_argnames="bucket", compiler_options=options, out_shardings=(state_shardings, replicated(mesh)))
   evaluate = jax.jit(functools.partial(eval_step, cfg=cfg, model=model), static_argnames="bucket",
-                     out_shardings=replicated(mesh))
+                     compiler_options=options, out_shardings=replicated(mesh))
   return Program(cfg, mesh, model, state, axes, buckets, jax.jit(init, out_shardings=state_shardings), step, evaluate)
 
 
