@@ -1,10 +1,19 @@
 """The memory of a CPU that computes."""
 
 import ctypes
+import os
+import pathlib
 import platform
 
 # mallopt's names, from glibc's malloc.h.
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8
+ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*")      # device files of GPUs and TPUs
+
+
+def on_cpu(environ=os.environ, devices: str = "/dev") -> bool:
+  """Whether JAX will compute on the CPU, before it is asked."""
+  chosen = environ.get("JAX_PLATFORMS", "")
+  return chosen == "cpu" or not (chosen or any(any(pathlib.Path(devices).glob(name)) for name in ACCELERATORS))
 
 
 def keep_freed_memory() -> bool:
