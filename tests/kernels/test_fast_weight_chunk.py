@@ -28,15 +28,14 @@ from jaxlm.kernels.newton_schulz import coefficients
 B, N, H, F, C = 2, 2, 6, 10, 8
 
 
-def inputs(length, *, seed=0, network="swiglu", eta_channels=False, dtype=jnp.float32):
+def inputs(length, *, seed=0, network="swiglu", dtype=jnp.float32):
   """weights, q, k, v, eta, beta with rates large enough that every chunk visibly moves the weights."""
   keys = iter(jax.random.split(jax.random.key(seed), 12))
   normal = lambda *shape: jax.random.normal(next(keys), shape, dtype)
   shapes = [(F, H), (H, F), (F, H)] if network == "swiglu" else [(H, H)]
   weights = tuple(normal(B, N, *s) / s[-1] ** 0.5 for s in shapes)
   q, k, v = (normal(B, N, length, H) for _ in range(3))
-  widths = (H, F, H) if eta_channels else (1, 1, 1)
-  eta = tuple(0.1 * jax.nn.softplus(normal(B, N, length, w)) for w in widths[:len(weights)])
+  eta = tuple(0.1 * jax.nn.softplus(normal(B, N, length, 1)) for _ in weights)
   return weights, q, k, v, eta, jax.nn.sigmoid(normal(B, N, length))
 
 
@@ -81,11 +80,13 @@ def test_the_step_is_the_gradient_of_the_inner_objective():
     np.testing.assert_allclose(reference_step(Rule(), weights, k, v, eta)[index], want, atol=1e-6)
 
 
-def test_one_rate_per_channel_has_the_definitions_gradients():
-  weights, _, k, v, eta, _ = inputs(7, eta_channels=True)
+def test_equal_rates_of_all_channels_are_one_rate_per_token():
+  """Two programs: the fast one knows one rate per token only."""
+  weights, _, k, v, eta, _ = inputs(7)
+  spread = lambda eta: tuple(jnp.broadcast_to(e, (*e.shape[:3], w)) for e, w in zip(eta, (H, F, H)))
   ct = jax.tree.map(lambda w: jax.random.normal(jax.random.key(w.size), w.shape), weights)
   got, got_vjp = jax.vjp(lambda *a: accumulate(Rule(), *a), weights, k, v, eta)
-  want, want_vjp = jax.vjp(lambda *a: reference_step(Rule(), *a), weights, k, v, eta)
+  want, want_vjp = jax.vjp(lambda w, k, v, eta: accumulate(Rule(), w, k, v, spread(eta)), weights, k, v, eta)
   close(got, want, 1e-6)
   close(got_vjp(ct), want_vjp(ct), 2e-6)
 

@@ -39,7 +39,7 @@ def fast_weight_chunk(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items)
       m_BN = None if beta_BNT is None else beta_BNT[..., part].mean(-1)
       delta = step(rule, state.current, k_BNTH[..., part, :], v_BNTH[..., part, :],
                    tuple(e[..., part, :] for e in eta))
-      state = apply_update(rule, state, delta, m_BN)
+      state = apply_update(rule, state, delta, m_BN, implementation="reference")
     if apply:
       out_BNTH = out_BNTH.at[..., part, :].set(read(rule, state.current, q_BNTH[..., part, :]).astype(out_BNTH.dtype))
   return out_BNTH, state

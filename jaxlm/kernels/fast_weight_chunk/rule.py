@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.kernels.newton_schulz import newton_schulz
+from jaxlm.kernels.platform import target_platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +87,15 @@ def initial_state(rule: Rule, weights, *, momentum: bool) -> FastWeights:
       norms=norms)
 
 
-def apply_update(rule: Rule, state: FastWeights, step, momentum_BN=None) -> FastWeights:
+def apply_update(rule: Rule, state: FastWeights, step, momentum_BN=None, *, implementation=None) -> FastWeights:
   """M <- step + m M (if momentum); W <- W + NS(M); rows of W rescaled to their first norms (spec 2.4-2.6).
 
   step: the sum over the chunk's tokens, same structure as the weights. momentum_BN: m, mean of beta over the chunk.
+  implementation: of `newton_schulz`.
   """
   if state.momentum is not None:
     step = add_momentum(step, state.momentum, momentum_BN)
-  return apply_moved(rule, state, step)
+  return apply_moved(rule, state, step, implementation)
 
 
 def add_momentum(step, momentum, momentum_BN):
@@ -101,12 +103,12 @@ def add_momentum(step, momentum, momentum_BN):
   return tuple(s + momentum_BN[..., None, None] * m for s, m in zip(step, momentum))
 
 
-def apply_moved(rule: Rule, state: FastWeights, step) -> FastWeights:
+def apply_moved(rule: Rule, state: FastWeights, step, implementation=None) -> FastWeights:
   """The rest of `apply_update`; step: with its momentum."""
   if state.momentum is not None:
     state = state._replace(momentum=step)
   if rule.muon is not None:
-    step = _orthogonalise(rule, step)
+    step = _orthogonalise(rule, step, implementation)
   base = state.current if state.master is None else state.master
   base = tuple(w + s for w, s in zip(base, step))
   inside = rule.fused and not rule.prenorm
@@ -130,19 +132,28 @@ def dot_in(dtype):
 
   def dot(spec, a, b):
     to = jnp.dtype(dtype) if dtype else jnp.promote_types(a.dtype, b.dtype)
-    return jnp.einsum(spec, a.astype(to), b.astype(to), preferred_element_type=jnp.promote_types(to, jnp.float32))
+    out = jnp.promote_types(to, jnp.float32)
+    if out != to and target_platform() == "cpu":     # whose compiler has no program for some bfloat16 products into float32
+      bits = jnp.finfo(to)
+      a, b = (jax.lax.reduce_precision(x.astype(out), bits.nexp, bits.nmant) for x in (a, b))
+      return jnp.einsum(spec, a, b)
+    return jnp.einsum(spec, a.astype(to), b.astype(to), preferred_element_type=out)
 
   return dot
 
 
-def _orthogonalise(rule, step):
-  ns = lambda x: newton_schulz(x, rule.muon, dtype=rule.muon_dtype)
+def _orthogonalise(rule, step, implementation):
+  ns = lambda x: newton_schulz(x, rule.muon, dtype=rule.muon_dtype, implementation=implementation)
   if rule.fused and rule.network == "swiglu":
     s0_BNFH, s1_BNHF, s2_BNFH = step
     inner = s0_BNFH.shape[-2]
     both = ns(jnp.concatenate([s0_BNFH, s2_BNFH], -2))
     return both[..., :inner, :], ns(s1_BNHF), both[..., inner:, :]
-  return tuple(map(ns, step))
+  if len(step) == 1 or implementation == "reference":
+    return tuple(map(ns, step))
+  # NS(X') = NS(X)', so the three are one batch: a third of the products that wait for each other.
+  turn = lambda x: x.mT if x.shape[-2] > x.shape[-1] else x
+  return tuple(y if y.shape == x.shape else y.mT for x, y in zip(step, ns(jnp.stack(list(map(turn, step))))))
 
 
 def _row_norm(w_BNFH):

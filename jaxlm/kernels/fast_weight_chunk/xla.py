@@ -30,20 +30,22 @@ def step(rule, weights, k_BNTH, v_BNTH, eta):
   return reference._rounded(rule, _swiglu_step(rule.dtype, tuple(weights), k_BNTH, v_BNTH, tuple(eta)))
 
 
-# Products that share an operand are one product of stacked matrices: heads are narrow, and few large ones are faster.
+# Two habits of what follows. Products that share an operand are one product of stacked matrices: heads are narrow, and a
+# few large products are faster. And work arrays are (F, T), so that every sum over tokens is a plain A B: the CPU's
+# compiler has no fast program for A' B (a twentieth of the speed, bench/RESULTS.md); only narrow matrices are turned.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _swiglu_step(dtype, weights, k_BNTH, v_BNTH, eta):
   w0_BNFH, w1_BNHF, w2_BNFH = weights
-  dot = dot_in(dtype)
-  y0_BNTF, y2_BNTF = _halves(dot("bnth,bnfh->bntf", k_BNTH, _rows(w0_BNFH, w2_BNFH)))
-  g_BNTF = dot("bnth,bnhf->bntf", v_BNTH, w1_BNHF)
-  silu_BNTF, slope_BNTF, _ = _silu(y0_BNTF)
-  dy_BNTF = _columns(g_BNTF * y2_BNTF * slope_BNTF * eta[0], g_BNTF * silu_BNTF * eta[2])
-  delta_BNFH = dot("bntf,bnth->bnfh", dy_BNTF, k_BNTH)
-  F = w0_BNFH.shape[2]
-  return delta_BNFH[:, :, :F], dot("bnth,bntf->bnhf", v_BNTH, silu_BNTF * y2_BNTF * eta[1]), delta_BNFH[:, :, F:]
+  dot, (e0_BN1T, e1_BN1T, e2_BN1T) = dot_in(dtype), (e.mT for e in eta)
+  y0_BNFT, y2_BNFT = _halves(dot("bnfh,bnth->bnft", _rows(w0_BNFH, w2_BNFH), k_BNTH))
+  g_BNFT = dot("bnfh,bnth->bnft", w1_BNHF.mT, v_BNTH)
+  silu_BNFT, slope_BNFT, _ = _silu(y0_BNFT)
+  dy_BNFT = _rows(g_BNFT * y2_BNFT * slope_BNFT * e0_BN1T, g_BNFT * silu_BNFT * e2_BN1T)
+  delta0_BNFH, delta2_BNFH = _halves(dot("bnft,bnth->bnfh", dy_BNFT, k_BNTH))
+  delta1_BNFH = dot("bnft,bnth->bnfh", silu_BNFT * y2_BNFT * e1_BN1T, v_BNTH)
+  return delta0_BNFH, delta1_BNFH.mT, delta2_BNFH
 
 
 def _forward(dtype, weights, k_BNTH, v_BNTH, eta):
@@ -58,46 +60,66 @@ def _backward(dtype, saved, ct):
   """
   weights, k_BNTH, v_BNTH, eta = saved
   (w0_BNFH, w1_BNHF, w2_BNFH), (c0_BNFH, c1_BNHF, c2_BNFH) = weights, ct
-  dot = dot_in(dtype)
-  by_k = _rows(w0_BNFH, w2_BNFH, c0_BNFH, c2_BNFH)
-  y_BNTF, p_BNTF = _halves(dot("bnth,bnfh->bntf", k_BNTH, by_k))
-  (y0_BNTF, y2_BNTF), (raw0_BNTF, raw2_BNTF) = _halves(y_BNTF), _halves(p_BNTF)
-  by_v = _columns(w1_BNHF, c1_BNHF)
-  g_BNTF, raw1_BNTF = _halves(dot("bnth,bnhf->bntf", v_BNTH, by_v))
-  silu_BNTF, slope_BNTF, curve_BNTF = _silu(y0_BNTF)
-  p0_BNTF, p1_BNTF, p2_BNTF = raw0_BNTF * eta[0], raw1_BNTF * eta[1], raw2_BNTF * eta[2]
-  dy0_BNTF, dy2_BNTF, hid_BNTF = g_BNTF * y2_BNTF * slope_BNTF, g_BNTF * silu_BNTF, silu_BNTF * y2_BNTF
+  dot, (e0_BN1T, e1_BN1T, e2_BN1T) = dot_in(dtype), (e.mT for e in eta)
+  by_k, by_v = _rows(w0_BNFH, w2_BNFH, c0_BNFH, c2_BNFH), _rows(w1_BNHF.mT, c1_BNHF.mT)
+  y_BNFT, p_BNFT = _halves(dot("bnfh,bnth->bnft", by_k, k_BNTH))
+  (y0_BNFT, y2_BNFT), (raw0_BNFT, raw2_BNFT) = _halves(y_BNFT), _halves(p_BNFT)
+  g_BNFT, raw1_BNFT = _halves(dot("bnfh,bnth->bnft", by_v, v_BNTH))
+  silu_BNFT, slope_BNFT, curve_BNFT = _silu(y0_BNFT)
+  p0_BNFT, p1_BNFT, p2_BNFT = raw0_BNFT * e0_BN1T, raw1_BNFT * e1_BN1T, raw2_BNFT * e2_BN1T
+  dy0_BNFT, dy2_BNFT, hid_BNFT = g_BNFT * y2_BNFT * slope_BNFT, g_BNFT * silu_BNFT, silu_BNFT * y2_BNFT
 
-  g_bar_BNTF = p0_BNTF * y2_BNTF * slope_BNTF + p2_BNTF * silu_BNTF
-  y2_bar_BNTF = p0_BNTF * g_BNTF * slope_BNTF + p1_BNTF * silu_BNTF
-  y0_bar_BNTF = ((p2_BNTF * g_BNTF + p1_BNTF * y2_BNTF) * slope_BNTF + p0_BNTF * g_BNTF * y2_BNTF * curve_BNTF)
-  y_bar_BNTF = _columns(y0_bar_BNTF, y2_bar_BNTF)
+  g_bar_BNFT = p0_BNFT * y2_BNFT * slope_BNFT + p2_BNFT * silu_BNFT
+  y2_bar_BNFT = p0_BNFT * g_BNFT * slope_BNFT + p1_BNFT * silu_BNFT
+  y0_bar_BNFT = ((p2_BNFT * g_BNFT + p1_BNFT * y2_BNFT) * slope_BNFT + p0_BNFT * g_BNFT * y2_BNFT * curve_BNFT)
+  y_bar_BNFT = _rows(y0_bar_BNFT, y2_bar_BNFT)
 
-  k_bar_BNTH = dot("bntf,bnfh->bnth", _columns(y_bar_BNTF, dy0_BNTF * eta[0], dy2_BNTF * eta[2]), by_k)
-  v_bar_BNTH = dot("bntf,bnhf->bnth", _columns(g_bar_BNTF, hid_BNTF * eta[1]), by_v)
-  w_bar_BNFH = dot("bntf,bnth->bnfh", y_bar_BNTF, k_BNTH)
-  F = w0_BNFH.shape[2]
-  w_bar = w_bar_BNFH[:, :, :F], dot("bnth,bntf->bnhf", v_BNTH, g_bar_BNTF), w_bar_BNFH[:, :, F:]
-  eta_bar = raw0_BNTF * dy0_BNTF, raw1_BNTF * hid_BNTF, raw2_BNTF * dy2_BNTF
-  like = lambda x, to: x.astype(to.dtype)
-  eta_bar = tuple(like(x.sum(-1, keepdims=True), e) for x, e in zip(eta_bar, eta))
-  return tuple(map(like, w_bar, weights)), like(k_bar_BNTH, k_BNTH), like(v_bar_BNTH, v_BNTH), eta_bar
+  k_bar_BNHT = dot("bnhf,bnft->bnht", by_k.mT, _rows(y_bar_BNFT, dy0_BNFT * e0_BN1T, dy2_BNFT * e2_BN1T))
+  v_bar_BNHT = dot("bnhf,bnft->bnht", by_v.mT, _rows(g_bar_BNFT, hid_BNFT * e1_BN1T))
+  w0_bar_BNFH, w2_bar_BNFH = _halves(dot("bnft,bnth->bnfh", y_bar_BNFT, k_BNTH))
+  w1_bar_BNFH = dot("bnft,bnth->bnfh", g_bar_BNFT, v_BNTH)
+  eta_bar = tuple(x.sum(-2, keepdims=True).mT for x in (raw0_BNFT * dy0_BNFT, raw1_BNFT * hid_BNFT, raw2_BNFT * dy2_BNFT))
+  like = lambda tree, to: jax.tree.map(lambda x, y: x.astype(y.dtype), tree, to)
+  return like(((w0_bar_BNFH, w1_bar_BNFH.mT, w2_bar_BNFH), k_bar_BNHT.mT, v_bar_BNHT.mT, eta_bar),
+              (weights, k_BNTH, v_BNTH, eta))
 
 
 _swiglu_step.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _swiglu_read(dtype, weights, x_BNTH):
+  """`rule.read` for many tokens."""
+  w0_BNFH, w1_BNHF, w2_BNFH = weights
+  dot = dot_in(dtype)
+  y0_BNFT, y2_BNFT = _halves(dot("bnfh,bnth->bnft", _rows(w0_BNFH, w2_BNFH), x_BNTH))
+  return dot("bnhf,bnft->bnht", w1_BNHF, jax.nn.silu(y0_BNFT) * y2_BNFT).mT
+
+
+def _read_backward(dtype, saved, ct_BNTH):
+  (w0_BNFH, w1_BNHF, w2_BNFH), x_BNTH = weights, _ = saved
+  dot, by_x = dot_in(dtype), _rows(w0_BNFH, w2_BNFH)
+  y0_BNFT, y2_BNFT = _halves(dot("bnfh,bnth->bnft", by_x, x_BNTH))
+  silu_BNFT, slope_BNFT, _ = _silu(y0_BNFT)
+  hid_bar_BNFT = dot("bnfh,bnth->bnft", w1_BNHF.mT, ct_BNTH)
+  y_bar_BNFT = _rows(hid_bar_BNFT * y2_BNFT * slope_BNFT, hid_bar_BNFT * silu_BNFT)
+  w0_bar_BNFH, w2_bar_BNFH = _halves(dot("bnft,bnth->bnfh", y_bar_BNFT, x_BNTH))
+  w1_bar_BNFH = dot("bnft,bnth->bnfh", silu_BNFT * y2_BNFT, ct_BNTH)
+  x_bar_BNHT = dot("bnhf,bnft->bnht", by_x.mT, y_bar_BNFT)
+  w_bar = w0_bar_BNFH, w1_bar_BNFH.mT, w2_bar_BNFH
+  return jax.tree.map(lambda x, y: x.astype(y.dtype), (w_bar, x_bar_BNHT.mT), (weights, x_BNTH))
+
+
+_swiglu_read.defvjp(lambda dtype, weights, x_BNTH: (_swiglu_read(dtype, weights, x_BNTH), (weights, x_BNTH)), _read_backward)
 
 
 def _rows(*matrices):
   return jnp.concatenate(matrices, -2)
 
 
-def _columns(*matrices):
-  return jnp.concatenate(matrices, -1)
-
-
 def _halves(x):
-  middle = x.shape[-1] // 2
-  return x[..., :middle], x[..., middle:]
+  middle = x.shape[-2] // 2
+  return x[..., :middle, :], x[..., middle:, :]
 
 
 def _silu(y):
@@ -282,12 +304,7 @@ def _owner(tokens, index):
 
 
 def _read(rule, weights, x_BNTH):
-  """`rule.read` for many tokens."""
-  if rule.network == "linear":
-    return read(rule, weights, x_BNTH)
-  dot, (w0_BNFH, w1_BNHF, w2_BNFH) = dot_in(rule.dtype), weights
-  gate_BNTF, up_BNTF = _halves(dot("bnth,bnfh->bntf", x_BNTH, _rows(w0_BNFH, w2_BNFH)))
-  return dot("bntf,bnhf->bnth", jax.nn.silu(gate_BNTF) * up_BNTF, w1_BNHF)
+  return read(rule, weights, x_BNTH) if rule.network == "linear" else _swiglu_read(rule.dtype, tuple(weights), x_BNTH)
 
 
 def _read_own(rule, axis_name, state, start, q_BNTH, ids_BT, owner_B):
