@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxlm.config import ConfigError
 from jaxlm.data import DATA, DataError
 from jaxlm.data.tokenizers import TOKENIZERS
-from jaxlm.data.tokenizers.bpe import END_OF_TEXT, _pieces, byte_letters, gpt2_tokenizer, train_bpe
+from jaxlm.data.tokenizers.bpe import END_OF_TEXT, BPEFileConfig, _pieces, byte_letters, gpt2_tokenizer, train_bpe
 
 TEXT = "It was the best of times, it was the worst of times; naïve café, 東京 – שלום 👩‍🚀\r\n\tend\n"
 
@@ -112,3 +112,16 @@ def test_wrong_tokenizers_are_answered(tmp_path):
     TOKENIZERS.build({"kind": "bpe", "path": str(tmp_path)}).load()
   with pytest.raises(DataError, match="0xfe"):
     TOKENIZERS.build({"kind": "bytes", "separator": 254}).load().encode(b"\xfe")
+
+
+def test_word_pieces_come_back_as_words(tmp_path):
+  import tokenizers as hf
+
+  vocabulary = {"[UNK]": 0, "[SEP]": 1, "the": 2, "play": 3, "##ing": 4}
+  made = hf.Tokenizer(hf.models.WordPiece(vocabulary, unk_token="[UNK]"))
+  made.pre_tokenizer, made.decoder = hf.pre_tokenizers.BertPreTokenizer(), hf.decoders.WordPiece()
+  made.add_special_tokens(["[UNK]", "[SEP]"])
+  made.save(str(tmp_path / "tokenizer.json"))
+  tokenizer = BPEFileConfig(str(tmp_path)).load()
+  assert tokenizer.encode("the playing").tolist() == [2, 3, 4]
+  assert tokenizer.decode([2, 3, 4]) == " the playing" and tokenizer.separator == 1
