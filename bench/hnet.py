@@ -32,7 +32,7 @@ from jaxlm.layers.positions.rope import RoPE
 from jaxlm.layers.routers import Pool, Space, space_like
 from jaxlm.models.hnet import HNetConfig, JoinConfig, StageConfig
 from jaxlm.models.hnet_rules import forward_flops, stack_flops
-from jaxlm.parallel.host_memory import keep_freed_memory
+from jaxlm.parallel.cpu import keep_memory
 
 
 def stage(width, d_ff=None, **options):
@@ -136,7 +136,7 @@ def main():
   parser.add_argument("--give_memory_back", action="store_true", help="as glibc does by default; training does not")
   args = parser.parse_args()
   if not args.give_memory_back:
-    keep_freed_memory()
+    keep_memory()
   T, D, n = args.seq_len, args.width, args.bytes_per_chunk
   # A fixed width puts as many chunks as a trained router would; the work is the same wherever they are.
   # Unrolled: a CPU's loop over layers copies everything that the backward pass keeps, of which Mamba-2 has more.

@@ -59,10 +59,7 @@ def run_table(table: Table, argv: Sequence[str] | None = None) -> int:
 
 def _run(table: Table, args, rows, seeds) -> int:
   from jaxlm.experiments import figure, report, runner
-  from jaxlm.parallel.host_memory import keep_freed_memory, on_cpu
 
-  if on_cpu():
-    keep_freed_memory()
   logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax warns about what a reader leaves unread
   workdir = pathlib.Path(args.workdir or f"runs/{table.runs or table.name}/{args.scale}")
   failed = {} if args.report else runner.run_rows(table, args.scale, rows=rows, seeds=seeds, workdir=workdir)

@@ -7,7 +7,7 @@ import sys
 import jax
 
 from jaxlm.config import ConfigError
-from jaxlm.parallel import gpu, host_memory
+from jaxlm.parallel import gpu
 from jaxlm.parallel.rollcall import ProcessLost, RollCall
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -18,7 +18,7 @@ _rollcall: RollCall | None = None
 
 
 def start() -> None:
-  """Joins the other processes of this run, if there are any, and sets the compiler flags of a GPU, if there is one, or a CPU's heap.
+  """Joins the other processes of this run, if there are any, and sets the compiler flags of a GPU, if there is one.
 
   Plain processes set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each; Cloud TPU, Slurm, Open MPI
   and Kubernetes are recognised by JAX when JAXLM_DISTRIBUTED=1. Without any of these this is a run of one process.
@@ -27,8 +27,6 @@ def start() -> None:
   """
   global _rollcall
   gpu.set_flags()
-  if host_memory.on_cpu():
-    host_memory.keep_freed_memory()
   timeout_s, silence_s = _seconds(*START_TIMEOUT), _seconds(*LOST_TIMEOUT)
   address, count, index, local = _this_process(timeout_s)
   if count == 1 or _rollcall is not None:
