@@ -277,11 +277,12 @@ def open_folder(workdir, cfg: RunConfig, *, new: bool = False):
 
 def _open(folder, cfg: RunConfig, new: bool) -> None:
   path, now = folder / "config.json", resolved(cfg)
-  if path.exists():
+  begun = folder.exists() and any(entry.name not in ("config.json", "run.json") for entry in folder.iterdir())
+  if path.exists() and begun:     # a run that was refused before it had its data has left nothing to protect
     if new:
       raise ConfigError(f"{folder} holds a run already; leave out --new to resume it, or choose another --workdir")
     _refuse_other_config(folder, json.loads(path.read_text()), cfg)
-  elif folder.exists() and any(folder.iterdir()):
+  elif begun:
     raise ConfigError(f"{folder} exists, is not empty and is not a run folder; choose another --workdir")
   folder.mkdir(parents=True, exist_ok=True)
   write_json(path, now)

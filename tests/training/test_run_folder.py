@@ -165,6 +165,13 @@ def test_more_steps_are_refused_where_the_schedule_depends_on_them_and_taken_whe
     run(tmp_path / "r", **constant, **{"train.steps": 2})
 
 
+def test_a_run_whose_data_was_refused_leaves_the_folder_to_the_next(tmp_path):
+  for source in ("text:/no/such/file", "text:/none/there/either"):     # the second answer is not about the first
+    data = dict(kind="text", source=source, tokenizer=dict(kind="bytes"), seq_len=8, batch_size=8)
+    with pytest.raises(ConfigError, match=f"{source}.*does not exist"):
+      run(tmp_path / "r", data=data, **{"model.vocab_size": 257})
+
+
 def test_new_refuses_a_run_and_a_foreign_folder_is_never_written_to(whole, tmp_path):
   with pytest.raises(ConfigError, match="holds a run already"):
     train(tiny_run.config(**SAVING), whole.workdir, new=True, quiet=True)
