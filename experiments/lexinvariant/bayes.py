@@ -35,7 +35,7 @@ SCALES = {
         "model.d_model": 256, "model.num_layers": 4, "model.unroll": 4, "model.vocab_size": 6, "data.num_symbols": 6,
         "data.seq_len": 256, "data.batch_size": 128, "data.rows": 1024, "optimizer.learning_rate": 1e-3,
         "schedule.warmup_steps": 500, "train.steps": 20_000, "train.save_every": 1250, "train.keep_every": 1250}),
-    "paper": Scale("7 symbols, the paper's 12 layers of 1024, 100,000 steps of 64 texts of 512 symbols", num_seeds=3, overrides={
+    "paper": Scale("7 symbols, 12 layers, d_model 1024, 100,000 steps of 64 texts of 512 symbols", num_seeds=3, overrides={
         "model.d_model": 1024, "model.num_layers": 12, "model.unroll": 1, "model.mixer.num_heads": 8, "model.vocab_size": 7,
         "model.dtype": "bfloat16", "data.num_symbols": 7, "data.seq_len": 512, "data.batch_size": 64, "data.rows": 256,
         "optimizer.learning_rate": 6e-4, "schedule.warmup_steps": 2000, "train.steps": 100_000,

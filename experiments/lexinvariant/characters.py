@@ -25,7 +25,8 @@ SCALES = {
         "model.d_model": 256, "model.num_layers": 6, "model.unroll": 6, "model.mixer.num_heads": 4, "model.dtype": "bfloat16",
         "data.seq_len": 512, "data.batch_size": 32, "optimizer.learning_rate": 1e-3, "schedule.warmup_steps": 600,
         "train.steps": 30_000, "train.save_every": 5000, "eval.num_tokens": 1_048_576}),
-    # Sizes and steps: spec, section 3; the optimiser is ours, and the corpora stand for the Pile and its GitHub part.
+    # Spec, section 3: steps of the abstract, layers and heads of a third party's account, width, context and batch from memory.
+    # The optimiser is ours, and the corpora stand for the Pile and its GitHub part.
     "paper": Scale("12 layers, d_model 1024, window 512 characters, 250,000 steps of 32,768 characters", num_seeds=1, overrides={
         "model.d_model": 1024, "model.num_layers": 12, "model.unroll": 1, "model.mixer.num_heads": 8,
         "model.dtype": "bfloat16", "model.remat": "minimal", "data.seq_len": 512, "data.batch_size": 64,

@@ -24,7 +24,8 @@ def controlled(target: float):
   return {"objective.alpha": 0.0, "objective.controller": controller}
 
 
-#: A second target for a model that has met its first one: few steps, so the integral has a larger gain.
+#: A second target for a model that has met its first one: few steps, so the integral has a larger gain. Scale smoke only: it
+#: begins with what `vowel_target` has left in that scale's default work folder, at seed 0.
 THEN_30 = {"train.init_from": "runs/mrt5-diagnostic/smoke/vowel_target/seed0", "train.steps": 800, "schedule.warmup_steps": 50,
            "objective.delay": 0, "objective.controller": dict(target=0.30, k_p=0.5, k_i=5e-3)}
 
