@@ -34,7 +34,7 @@ def network(d_model: int, num_layers: int, num_heads: int, d_ff: int, d_cond: in
     mixer = dict(model["mixer"], num_heads=num_heads)
     if rotation is None:
       return model | dict(mixer=mixer)
-    return model | dict(mixer=mixer | dict(position=rotation), position=dict(kind="learned", max_len=64), unroll=num_layers)
+    return model | dict(mixer=mixer | dict(position=rotation), position=dict(kind="learned", max_len=40), unroll=num_layers)
   return {"model": change}
 
 
@@ -65,11 +65,11 @@ SMALL = network(384, 4, 6, 2304, 96, dtype="bfloat16") | {
     "train.steps": 30_000, "train.log_every": 100, "schedule.warmup_steps": 500, "train.ema_decay": 0.999}
 SCALES = {
     "smoke": Scale(
-        "3 layers, d_model 64, 2 heads of 32 of which 8 rotate, Muon, 1,500 steps of 64 graphs; graphs as of easy with paths "
+        "3 layers, d_model 64, 2 heads of 32 of which 8 rotate, Muon, 2,000 steps of 64 graphs; graphs as of easy with paths "
         "one edge shorter and 12 node ids (ours). All but masked diffusion also learn absolute positions",
         overrides=network(64, 3, 2, 256, 32, rope=dict(theta=100.0, rotary_dim=8)) | {
-            "optimizer": dict(kind="muon", learning_rate=4e-3, weight_decay=0.01, clip_norm=1.0),
-            "schedule": dict(kind="cosine", warmup_steps=100, final_fraction=0.05), "train.steps": 1_500,
+            "optimizer": dict(kind="muon", learning_rate=4e-3, b1=0.9, b2=0.999, weight_decay=0.01, clip_norm=1.0),
+            "schedule": dict(kind="constant", warmup_steps=100), "train.steps": 2_000,
             "train.log_every": 100, "train.save_every": 200, "train.ema_decay": 0.99, "train.init": "torch", "eval.every": 0},
         sizes={"tiny": star("tiny")}),
     "small": Scale(
