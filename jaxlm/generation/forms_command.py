@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,8 +45,9 @@ def generate(cfg, params, args, sampling) -> int:
   found = answering.answer(cfg.model, params, form, data.ids, [f.tokens for f in frames], [f.length for f in frames],
                            closed=[f.closed for f in frames])
   seconds = time.perf_counter() - start
+  say = speaker(data)
   for sequence in found.sequences:
-    text = words(data, sequence)
+    text = say(sequence)
     print(json.dumps({"text": text}) if args.json else f"{text}\n{'-' * 40}")
   print(_speed(found.new_tokens, found.passes, found.tokens_per_pass, seconds, "compilation included"), file=sys.stderr)
   return 0
@@ -96,12 +97,14 @@ def _task_frame(data, text: str) -> Frame:
   return Frame(given, [True] * (len(given) - 1) + [False], data.seq_len - len(given))
 
 
-def words(data, tokens: Sequence[int]) -> str:
+def speaker(data) -> Callable[[Sequence[int]], str]:
+  """tokens -> their text, blanks at the ends included; of tasks, numbers between blanks with `:` for BOS."""
   ids = data.ids
   if hasattr(data, "load_tokenizer"):
-    return data.decode(np.asarray(tokens))
-  names = {ids.bos: ":"}
-  return " ".join(names.get(int(t), str(int(t))) for t in tokens if t not in (ids.cls, ids.pad, ids.mask, ids.eos))
+    tokenizer = data.load_tokenizer()
+    return lambda tokens: tokenizer.decode(int(t) for t in tokens if t < tokenizer.vocab_size)
+  silent = (ids.cls, ids.pad, ids.mask, ids.eos)
+  return lambda tokens: " ".join(":" if t == ids.bos else str(int(t)) for t in tokens if t not in silent)
 
 
 def _grow(cfg, params, answering: Answering, begun: Frame) -> int:
@@ -113,13 +116,13 @@ def _grow(cfg, params, answering: Answering, begun: Frame) -> int:
 
   inserter, console = answering.inserter(cfg.model, cfg.data.form, cfg.data.ids), Console(highlight=False)
   rows = inserter.start([begun.tokens], [begun.closed])
-  seen, seconds, timed, count, passes = None, 0.0, 0, 0, 0
+  seen, seconds, timed, count, passes, say = None, 0.0, 0, 0, 0, speaker(cfg.data)
 
   def shown(tokens: np.ndarray, new: int | None) -> Text:
     if new is None:
-      return Text(words(cfg.data, tokens))
+      return Text(say(tokens))
     join = "" if hasattr(cfg.data, "load_tokenizer") else " "
-    before, middle, after = (words(cfg.data, t) for t in (tokens[:new], tokens[new:new + 1], tokens[new + 1:]))
+    before, middle, after = (say(t) for t in (tokens[:new], tokens[new:new + 1], tokens[new + 1:]))
     return Text.assemble(before, join, (middle, "bold reverse" if console.is_terminal else ""), join, after)
 
   tokens = np.asarray(begun.tokens)

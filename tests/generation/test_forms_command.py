@@ -7,7 +7,7 @@ import pytest
 from jaxlm.config import ConfigError
 from jaxlm.data.passages import PassageData
 from jaxlm.data.star_graphs import StarGraphData
-from jaxlm.generation.forms_command import frame, insertion_sampling, words
+from jaxlm.generation.forms_command import frame, insertion_sampling, speaker
 from jaxlm.generation.insertion import Filter
 
 
@@ -21,7 +21,7 @@ def text(form="insertion"):
 def test_insertions_go_where_the_gaps_are_and_without_one_to_the_end(prompt, given, open_):
   data = text()
   found = frame(data, prompt, 5)
-  assert found.tokens[:2] == [data.ids.cls, data.ids.bos] and words(data, found.tokens) == given
+  assert found.tokens[:2] == [data.ids.cls, data.ids.bos] and speaker(data)(found.tokens) == given
   assert [t for t, closed in enumerate(found.closed) if not closed] == open_
 
 
