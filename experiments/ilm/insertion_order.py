@@ -37,15 +37,15 @@ def draw(rows, pieces, path, title: str):
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
 
-  most, width = max(max(when) for _, when in rows), 0.011
+  most, width, longest = max(max(when) for _, when in rows), 0.011, 0.0
   fig, axes = plt.subplots(figsize=(11, 0.62 * len(rows) + 0.9), dpi=130)
   axes.axis("off")
-  axes.set_xlim(0, 1)
   axes.set_ylim(len(rows), -0.25)
   colours = plt.get_cmap("viridis_r")
   for y, (tokens, when) in enumerate(rows):
     x = 0.005
     for text, step in zip(pieces(tokens), when):
+      text = text.strip()
       if not text:
         continue
       size = width * max(len(text), 1) + 0.004
@@ -57,6 +57,9 @@ def draw(rows, pieces, path, title: str):
       axes.text(x + size / 2, y + 0.525, text, ha="center", va="center", fontsize=8.5, family="monospace",
                 color="white" if dark else "black")
       x += size + 0.003
+    longest = max(longest, x)
+  axes.set_xlim(0, longest)
+  fig.set_size_inches(max(4.0, 11 * longest), 0.62 * len(rows) + 0.9)
   axes.set_title(title, fontsize=10, loc="left")
   fig.tight_layout()
   path = pathlib.Path(path)
