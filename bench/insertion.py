@@ -196,7 +196,7 @@ def sampler_part(args) -> None:
     return
   found, times = {}, {name: [] for name in sides}
   jax.block_until_ready(dense_step(inserter.start(prompts, buffer=length + 1)))      # compiles
-  last = jnp.asarray(inserter.max_steps - 1)
+  last = jnp.full((), inserter.max_steps - 1, jnp.int32)      # strongly typed, as `start` makes it, or all is compiled again
   for size in [*(b for b in BUCKETS if b <= length), length + 1]:
     jax.block_until_ready(run(params, inserter.start(prompts, buffer=size)._replace(steps=last), key, inserter))
   for _ in range(args.sampler_rounds):
