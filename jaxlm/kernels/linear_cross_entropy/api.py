@@ -74,13 +74,14 @@ def _counted(h_BTD, w_VD, targets_BT, where_BT, *, alone: bool, chunk, implement
   """The rows of where_BT, side by side in front of the others where they lie on one device."""
   (B, T), V = where_BT.shape, w_VD.shape[0]
   zero = lambda out: jax.tree.map(lambda x_BT: jnp.where(where_BT, x_BT, 0.0), out)
-  small = chunk is None and 4 * B * T * V <= blocks.DENSE_BYTES
+  sizes = blocks.CPU if target_platform() == "cpu" else blocks.ACCELERATOR
+  small = chunk is None and 4 * B * T * V <= sizes.dense_bytes
   if not alone or implementation == "reference" or (implementation is None and small):
     return zero(linear_cross_entropy(h_BTD, w_VD, targets_BT, bias_V=bias_V, softcap=softcap, chunk=chunk,
                                      implementation=implementation, **specs))
   order = compact(where_BT.reshape(1, B * T), B * T)
   front = lambda x_BT: None if x_BT is None else gather(x_BT.reshape(1, B * T, *x_BT.shape[2:]), order)[0]
-  chunk = blocks.chunk_length(1, B * T, V) if chunk is None else chunk * B
+  chunk = blocks.chunk_length(1, B * T, V, 1, sizes) if chunk is None else chunk * B
   out = rows.linear_cross_entropy(front(h_BTD), w_VD, bias_V, front(targets_BT), softcap=softcap, chunk=chunk,
                                   count=order.count_B[0])
   log_prob_BT, log_z_BT = jax.tree.map(lambda x_T: scatter(x_T[None], order).reshape(B, T), out)
