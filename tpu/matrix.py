@@ -163,6 +163,9 @@ def page(results) -> str:
            "v6e), attention kernels at peak, every link busy; from all communication hidden to none.", "",
            "| " + " | ".join(HEAD) + " |", "|" + "--|" * len(HEAD)]
   lines += ["| " + " | ".join(cells(row, r)) + " |" for row, r in results]
+  left = [f"{row.name} on {row.topology}" for row in ROWS if row not in [done for done, _ in results]]
+  if left:
+    lines += ["", f"Not compiled yet: {'; '.join(left)}."]
   made = sorted({f"jax {r['versions']['jax']}, libtpu {r['versions']['libtpu']}, {r['date']}, revision {r['revision']}"
                  for _, r in results})
   return "\n".join([*lines, "", f"Per device and step. Compiled with {'; '.join(made)}.", ""])
