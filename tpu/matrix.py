@@ -5,7 +5,8 @@ Compiles each row ahead of time (a few minutes each on two cores, nothing runs),
 tpu/preflight.json, which names the revision of each, unless `--again` (what `make preflight` does, an hour).
 
 The budgets of the decoder rows are what MaxText's own step needs for the same sizes, slice and remat class, compiled by
-the same compiler (MaxText 0.2.5, jax 0.12, libtpu 0.0.52).
+the same compiler (MaxText 0.2.5, jax 0.12, libtpu 0.0.52); its executed FLOPs are its matmuls plus the same analytic
+count of the attention kernel that ours get.
 """
 
 import argparse
@@ -43,21 +44,21 @@ class Row:
 
 ROWS = [
     Row("gpt2_small", "configs/decoder/gpt2_small.py:512", "v5e:4x4",
-        budget=dict(peak_bytes=3.90 * GIB, matmul_seconds=0.249, executed_over_model=1.34, wire_ratio=1.45)),
+        budget=dict(peak_bytes=3.90 * GIB, matmul_seconds=0.249, executed_over_model=1.45, wire_ratio=1.45)),
     Row("gpt2_small, remat minimal", "configs/decoder/gpt2_small.py:512", "v5e:4x4", {"model.remat": "minimal"},
-        budget=dict(peak_bytes=10.09 * GIB, matmul_seconds=0.221, executed_over_model=1.19, wire_ratio=1.45)),
+        budget=dict(peak_bytes=10.09 * GIB, matmul_seconds=0.221, executed_over_model=1.30, wire_ratio=1.45)),
     Row("gpt2_small with CARoPE", "configs/decoder/gpt2_small.py:512", "v5e:4x4", {"model.position": "carope"},
-        budget=dict(peak_bytes=3.90 * GIB, executed_over_model=1.36, wire_ratio=1.45)),
+        budget=dict(peak_bytes=3.90 * GIB, executed_over_model=1.47, wire_ratio=1.45)),
     Row("carope_small", "configs/carope/paper_small.py", "v5e:4x4", budget=dict(wire_ratio=1.45)),
     Row("carope_tiny", "configs/carope/paper_tiny.py", "v5e:2x2", budget=dict(wire_ratio=1.45)),
     Row("mrt5, ByT5-small", "configs/mrt5/byt5_small.py", "v5e:4x4", budget=dict(wire_ratio=1.45)),
     Row("llama_1b", "configs/decoder/llama_1b.py", "v5p:4x4x4",
-        budget=dict(peak_bytes=5.22 * GIB, matmul_seconds=0.207, executed_over_model=1.23, wire_ratio=1.01)),
+        budget=dict(peak_bytes=5.22 * GIB, matmul_seconds=0.207, executed_over_model=1.327, wire_ratio=1.01)),
     Row("llama_1b", "configs/decoder/llama_1b.py", "v5e:8x8",
-        budget=dict(peak_bytes=5.22 * GIB, matmul_seconds=0.437, executed_over_model=1.25, wire_ratio=1.45)),
+        budget=dict(peak_bytes=5.22 * GIB, matmul_seconds=0.437, executed_over_model=1.327, wire_ratio=1.45)),
     Row("llama_1b", "configs/decoder/llama_1b.py", "v6e:8x8", budget=dict(wire_ratio=1.45)),
     Row("llama_8b", "configs/decoder/llama_8b.py", "v5p:4x4x4",
-        budget=dict(peak_bytes=8.57 * GIB, matmul_seconds=1.233, executed_over_model=1.22, wire_ratio=1.01)),
+        budget=dict(peak_bytes=8.57 * GIB, matmul_seconds=1.233, executed_over_model=1.317, wire_ratio=1.01)),
     # H-Net: one row of 8,192 bytes per v5e chip, two per v5p chip; chunk buffers as at the start, and at 6 (3 x 3) bytes.
     *[Row(f"hnet_{name}, {what}", f"configs/hnet/paper.py:{name}", topology, bucket=bucket)
       for name, topology in (("1stage_L", "v5e:16x16"), ("1stage_XL", "v5p:4x4x8"), ("2stage_XL", "v5p:4x4x8"))
