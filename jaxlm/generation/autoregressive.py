@@ -62,9 +62,9 @@ class Generator:
 
 def prefill(config, params, tokens_BT, length_B, state):
   """Feeds right-padded prompts in pieces. Returns (logits_BV after each row's last token, state)."""
-  logits_BV = None
-  for start in range(0, tokens_BT.shape[1], PIECE):
-    piece_BT = jnp.asarray(tokens_BT[:, start:start + PIECE])
+  logits_BV, size = None, min(PIECE, getattr(config, "max_len", None) or PIECE)      # a table of positions may be shorter
+  for start in range(0, int(length_B.max()), size):
+    piece_BT = jnp.asarray(tokens_BT[:, start:start + size])
     logits_BV, state = _prefill_piece(params, state, piece_BT, jnp.asarray(length_B), start, logits_BV, config=config)
   return logits_BV, state
 
