@@ -26,7 +26,7 @@ TABLE = Table(
     claims={f"{name}: within 2 points of {100 * target:.0f} %":
             lambda t, name=name, target=target: abs(t[name, EVALUATED] - 100 * target) <= 2 for name, target in TARGETS.items()},
     figure=Figure("deleted", "Share of encoder tokens deleted", "log step (50 training steps each)", "deleted share",
-                  marks=lambda config: {config["objective"]["delay"] / config["train"]["log_every"]: "controller begins"}))
+                  marks=lambda config: {config["objective"]["delay"] / config["train"]["log_every"]: "controller begins (18 %)"}))
 
 if __name__ == "__main__":
   raise SystemExit(TABLE.main())
