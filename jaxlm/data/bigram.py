@@ -11,9 +11,7 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.data.ciphers import full_cipher
 from jaxlm.data.pipeline import batches
-from jaxlm.data.splits import check_split
-
-SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
+from jaxlm.data.splits import SPLIT_SEEDS, check_split
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,9 @@ from jaxlm.data.folders import data_dir
 from jaxlm.data.pipeline import batches
 from jaxlm.data.sources import open_corpus
 from jaxlm.data.span_corruption import check_spans, corrupt, lengths, noise_mask, shift_right
-from jaxlm.data.splits import check_split
+from jaxlm.data.splits import SPLIT_SEEDS, check_split
 from jaxlm.data.store import token_store
 from jaxlm.data.tokenizers.bytes import ByteTokenizer, ByteTokenizerConfig
-
-SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 
 
 class ByT5Tokenizer(ByteTokenizer):

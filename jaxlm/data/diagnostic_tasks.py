@@ -11,7 +11,7 @@ from jaxlm.config import ConfigError
 from jaxlm.data import byte_t5
 from jaxlm.data.pipeline import batches
 from jaxlm.data.span_corruption import shift_right
-from jaxlm.data.splits import check_split
+from jaxlm.data.splits import SPLIT_SEEDS, check_split
 
 VOWELS = "aeiouAEIOU"
 CONSONANTS = "".join(c for c in string.ascii_letters if c not in VOWELS)
@@ -67,7 +67,6 @@ def row(task: str, rng: np.random.Generator, length: int = 64) -> tuple[np.ndarr
   return byte_t5.encode(text), byte_t5.pad([byte_t5.encode(answer)], length, byte_t5.IGNORED)[0]
 
 
-SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxlm.data.errors import DataError
 from jaxlm.data.insertion import blocked_except_gaps
 from jaxlm.data.passages import PassageData, sentences
 from jaxlm.data.records import read_columns
-from jaxlm.data.star_graphs import SPLIT_SEEDS
+from jaxlm.data.splits import SPLIT_SEEDS
 
 
 class Gapped(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.data.mini import mini
 from jaxlm.data.pipeline import batches
-from jaxlm.data.splits import check_split
+from jaxlm.data.splits import SPLIT_SEEDS, check_split
 
 NOISE = b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 #: RULER's tasks: fields of NeedleData.
@@ -27,7 +27,6 @@ RULER = {
     "multiquery": dict(haystack="prose", num_keys=4, num_queries=4),
     "multivalue": dict(haystack="prose", values_per_key=4),
 }
-SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclasses.dataclass(frozen=True)

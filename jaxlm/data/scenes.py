@@ -13,9 +13,8 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.data.errors import DataError
 from jaxlm.data.pipeline import batches
-from jaxlm.data.splits import check_split
+from jaxlm.data.splits import SPLIT_SEEDS, check_split
 
-SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 CAMERA_FILE = "opencv_cameras.json"
 LIGHT = np.array([0.4, 0.3, 0.87])
 

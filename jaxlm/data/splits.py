@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from jaxlm.data.errors import DataError
 
 SPLITS = ("train", "validation", "test")
+#: Of rows that are drawn: default_rng([seed, SPLIT_SEEDS[split], index]).
+SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 SMALL_BYTES = 30_000_000    # below: 5 % + 5 % are held out instead of 1 % + 1 %
 MIN_DOCUMENTS = 20          # fewer: cut by position
 

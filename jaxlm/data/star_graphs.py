@@ -17,9 +17,7 @@ from jaxlm.config import ConfigError
 from jaxlm.data.forms import Form, corrupted, framed, row
 from jaxlm.data.insertion import TARGET
 from jaxlm.data.pipeline import batches, seeded
-from jaxlm.data.splits import check_split
-
-SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
+from jaxlm.data.splits import SPLIT_SEEDS, check_split
 
 
 class Graph(NamedTuple):

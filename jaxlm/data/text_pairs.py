@@ -24,13 +24,12 @@ from jaxlm.data.errors import DataError
 from jaxlm.data.pipeline import batches
 from jaxlm.data.sources import open_corpus
 from jaxlm.data.span_corruption import shift_right
-from jaxlm.data.splits import SPLITS, check_split
+from jaxlm.data.splits import SPLIT_SEEDS, SPLITS, check_split
 
 XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
 TYDIQA_LANGUAGES = ("russian", "arabic", "bengali", "telugu", "finnish", "swahili", "korean", "indonesian", "english")
 #: The training file says "contradictory".
 XNLI_LABELS = {"entailment": 0, "neutral": 1, "contradiction": 2, "contradictory": 2}
-SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclasses.dataclass(frozen=True)

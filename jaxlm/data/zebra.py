@@ -17,8 +17,7 @@ from jaxlm.data.errors import DataError
 from jaxlm.data.forms import Form, corrupted, framed, framed_length, prompt, row
 from jaxlm.data.pipeline import batches
 from jaxlm.data.records import read_columns
-from jaxlm.data.splits import check_split
-from jaxlm.data.star_graphs import SPLIT_SEEDS
+from jaxlm.data.splits import SPLIT_SEEDS, check_split
 from jaxlm.data.zebra_puzzles import HOUSE, Clue, Puzzle, generate, solve
 
 WORDS = ("PAD", "CLS", "MASK", "EOS", "BOS", "SEP", "UNK", "0", "1", "2", "3", "4", "5", "nbr", "left-of", "inbetween",

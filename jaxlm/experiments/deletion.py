@@ -87,13 +87,14 @@ def answers(*, max_len: int = 256, num_questions: int | None = None):
 def runtime(trained: Trained, *, num_rows: int = 32, repeats: int = 5, split: str = "validation", multiple: int = 1,
             capacity: int | None = None) -> dict[str, float]:
   """Teacher-forced forward passes, compiled before, their median: CPU time per example (cpu_ms), wall time (wall_ms), the
-  capacity behind the gate. Tokens are deleted hard, in two programs, whatever deletes them; capacity: instead of the one that fits."""
+  capacity behind the gate. Tokens are deleted hard, in two programs, whatever deletes them; capacity: instead of the one that fits.
+  Pooling is one program whose slots suffice for the fullest row, known beforehand."""
   import time
 
   import jax
   import jax.numpy as jnp
 
-  from jaxlm.generation.hard_deletion import TwoPrograms
+  from jaxlm.generation.hard_deletion import TwoPrograms, evaluation_mode
   from jaxlm.training.config import run_config
 
   cfg = run_config(trained.config)
@@ -110,10 +111,14 @@ def runtime(trained: Trained, *, num_rows: int = 32, repeats: int = 5, split: st
       fits = programs.capacity(front.count_B, tokens.shape[1])      # the host reads the counts
       return programs.logits(front, decoder, capacity=capacity or fits), fits
   else:
-    whole = jax.jit(lambda params: model.apply({"params": params}, tokens, decoder, rngs={"noise": key}, method="run")[:2])
+    mode = evaluation_mode(cfg.model)
+    whole = jax.jit(lambda params, slots: model.apply({"params": params}, tokens, decoder, mode=mode._replace(capacity=slots),
+                                                      rngs={"noise": key}, method="run")[:2], static_argnums=1)
+    reduced = whole(trained.params, None)[1].reduced
+    fits = None if reduced is None else min(-(-int(reduced.count_B.max()) // multiple) * multiple, tokens.shape[1])
 
     def forward():
-      logits, memory = whole(trained.params)
+      logits, memory = whole(trained.params, fits)
       return logits, memory.h_BCD.shape[1]
 
   _, width = forward()

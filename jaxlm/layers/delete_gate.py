@@ -1,5 +1,10 @@
 """Which tokens of an encoder go on: MrT5's learned delete gate, and deletion at random or by rule.
 
+A reduction is chosen by its config, registered in REDUCTIONS of `models/encoder_decoder.py`, with `layer` and `build(init, name) ->
+nn.Module`; the module answers `(h_BLD, tokens_BL, valid_BL, mode, *, train, noise) -> Reduced`, and one that deletes tokens ends in
+`apply_gate`. A learned gate's config is a subclass of DeleteGateConfig, which regularisers, hard deletion in evaluation and its
+two programs ask for; a rule that deletes has `scale`, G of a deleted token, by which the two programs know it.
+
 Axes: B batch, L encoder length, C capacity, D d_model. Spec mrt5, sections 2, 4, 6.
 """
 

@@ -39,8 +39,8 @@ def entropy(g):
   return -(q * g + (1 - q) * jnp.log1p(-jnp.minimum(q, 1 - jnp.finfo(jnp.float32).eps)))
 
 
-def entropy_regulariser(gate_BL, real_BL, c1: float, c2: float):
-  """c1 * mean entropy of each gate - c2 * mean entropy of a row's mean gate."""
+def entropy_regulariser(gate_BL, c1: float, c2: float):
+  """c1 * mean entropy of each gate - c2 * mean entropy of a row's mean gate; over every position, padding too, as released."""
   length = gate_BL.shape[1]
   each_BL = entropy(gate_BL)
   rows_B = entropy(jax.nn.logsumexp(gate_BL, axis=1) - jnp.log(length))

@@ -145,7 +145,7 @@ class SequenceToSequence(Objective):
       active = state["step"] >= self.delay
       total += jnp.where(active, state["alpha"], 0.0) * R
       if any(self.entropy):
-        total += jnp.where(active, entropy_regulariser(reduced.gate_BL, real_BL, *self.entropy), 0.0)
+        total += jnp.where(active, entropy_regulariser(reduced.gate_BL, *self.entropy), 0.0)
       metrics |= {"gate_mean": Pair(R * weight, weight), "alpha": Pair(state["alpha"], one)}
     if measure:
       total += self.beta * S

@@ -120,6 +120,16 @@ def test_semi_lexinvariant_rows_that_are_random_in_every_sequence_have_no_gradie
   np.testing.assert_array_equal(a, b)
 
 
+def test_a_table_has_no_gradient_though_the_loss_depends_on_it():
+  cfg = decoder()
+  params = init(cfg)
+  f = jax.jit(jax.value_and_grad(lambda table: jnp.sum(cfg.build().apply(
+      {"params": params}, jnp.asarray(IDS), jnp.asarray(TARGETS), None, None, Lexicon(table_BVD=table), method="score").log_prob_BT)))
+  table = keyed_rows(SEEDS[:, None], jnp.arange(V)[None], D)
+  (loss, grad), (other, _) = f(table), f(table[:, ::-1])
+  assert not np.asarray(grad).any() and abs(float(loss - other)) > 1e-3
+
+
 def test_a_lexinvariant_model_has_no_vocabulary_sized_parameter():
   assert not any(V in leaf.shape for leaf in jax.tree.leaves(init(decoder(learned_scale=True, out_proj=True))))
 

@@ -112,7 +112,7 @@ def encoder_decoder(case):
       name = config.get("loss_function", "gate_mean_loss")
       R = gate_regulariser(name, reduced.gate_BL, reduced.logits_BL, real_BL, cfg.reduction.tau)
       # With the entropy terms, which alpha does not scale.
-      weighted = alpha * R + (entropy_regulariser(reduced.gate_BL, real_BL, c1, c2) if c1 or c2 else 0.0)
+      weighted = alpha * R + (entropy_regulariser(reduced.gate_BL, c1, c2) if c1 or c2 else 0.0)
       out["delete_gate_loss_times_alpha"] = weighted
       out["gate_mean_nonpad"] = mean(reduced.gate_BL, real_BL)
       total = total + weighted + beta * scores
