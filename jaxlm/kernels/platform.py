@@ -10,3 +10,9 @@ def target_platform() -> str:
   """
   device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
   return device.platform if device is not None else jax.default_backend()
+
+
+def target_device_kind() -> str:
+  """'TPU v5', 'cpu' ...: the kind of device that the current trace is for."""
+  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+  return device.device_kind if device is not None else jax.devices()[0].device_kind

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from jaxlm.kernels.compact import compact, gather, scatter
 from jaxlm.kernels.linear_cross_entropy import blocks, reference, rows, sharded, xla
-from jaxlm.kernels.platform import target_platform
+from jaxlm.kernels.platform import target_device_kind, target_platform
 
 
 def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: float | None = None, where_BT=None,
-                         chunk: int | None = None, keep_bytes: int = blocks.KEEP_BYTES,
+                         chunk: int | None = None, keep_bytes: int | None = None,
                          implementation: str | None = None, spec=None, w_spec=None):
   """log_prob = s_y - log_z, log_z = logsumexp_v s_v, s = c tanh(a / c), a = h w^T + bias. Float32.
 
@@ -26,7 +26,7 @@ def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: 
   chunk: positions of T whose logits exist at a time, forward and backward; the gradient of w is summed in
     float32 over them. None: by size, dense when all logits are small.
   keep_bytes: per device, of softmaxes kept from the forward for the backward pass, which computes the logits of
-    the other positions a second time; in w's dtype, none with a softcap.
+    the other positions a second time; in w's dtype, none with a softcap. None: by device.
   implementation: None, "reference" (dense), "xla" (by chunks).
   spec, w_spec: PartitionSpecs of h and w under the context mesh. With spec each device works on its own rows and
     sums its own dw; w is gathered and dw scattered once. Without it the partitioner decides.
@@ -41,6 +41,7 @@ def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: 
                               "known: reference, xla")
   if implementation == "reference" and chunk is not None:
     raise NotImplementedError(f"linear_cross_entropy 'reference' holds all logits: chunk {chunk} needs 'xla'")
+  keep_bytes = blocks.keep_bytes(target_device_kind()) if keep_bytes is None else keep_bytes
   mesh = jax.sharding.get_abstract_mesh()
   if where_BT is not None:
     return _counted(h_BTD, w_VD, targets_BT, where_BT, alone=mesh.size <= 1, chunk=chunk, bias_V=bias_V, softcap=softcap,
