@@ -46,9 +46,7 @@ def _backward(softcap, chunk, keep_bytes, spec, w_spec, residuals, gradients):
                                  min(chunk, h_BTD.shape[1]))
     dw = dw.astype(w_VD.dtype)       # as parameters are gathered, so their gradients are reduced
     if columns:
-      # Along the first dimension: the SparseCores do not cut rows of fewer than 128 numbers, and the compiler would then
-      # all-reduce the whole table.
-      dw = jax.lax.psum_scatter(dw.T, columns, scatter_dimension=0, tiled=True).T
+      dw = jax.lax.psum_scatter(dw, columns, scatter_dimension=1, tiled=True)
     rest = tuple(sorted(manual - set(columns)))
     dw = jax.lax.psum(dw, rest) if rest else dw
     return dh, dw, None if dbias is None else jax.lax.psum(dbias, tuple(sorted(manual)))
