@@ -90,7 +90,7 @@ def test_a_wrong_name_and_a_wrong_shape_are_both_named():
 
 @pytest.mark.parametrize("change, sentence", [
     (dict(architectures=["BertModel"]), "'BertModel' is not supported"),
-    (dict(architectures=[], model_type="t5"), "model_type 't5'"),
+    (dict(architectures=[], model_type="bert"), "model_type 'bert'"),
     (dict(hidden_act="xielu"), "hidden_act = 'xielu'"),
     (dict(rope_parameters={"rope_type": "longrope", "factor": 2.0}), "rope_type = 'longrope'"),
     (dict(rope_parameters={"rope_type": "linear"}), "factor = None"),

@@ -35,6 +35,7 @@ def assert_close(got, want, relative):
                                atol=1e-5 + relative * float(jnp.abs(w).max()), err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("shape", shapes.SMALL)
 @pytest.mark.parametrize("chunk", [1, 8, 64])
 def test_equals_the_recurrence_with_gradients(shape, chunk):
