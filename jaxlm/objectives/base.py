@@ -56,6 +56,10 @@ class Objective:
     """New state, once per optimiser step, from globally reduced metrics. Traced."""
     return state
 
+  def after_micro_batch(self, state: PyTree, metrics: dict[str, Pair]) -> PyTree:
+    """The state that the next micro-batch of the same step sees: as released code has it, where that is asked for. Traced."""
+    return state
+
   def loss(self, model, params: PyTree, batch: dict, key, state: PyTree, *, train: bool,
            bucket=None) -> tuple[Pair, dict[str, Pair]]:
     """(loss, metrics) of one (micro-)batch. Pure; `key` is already folded with step and micro-batch.

@@ -49,12 +49,18 @@ def entropy_regulariser(gate_BL, c1: float, c2: float):
 
 @dataclasses.dataclass(frozen=True)
 class Controller:
-  """err = target - rate; p <- 0.9 p + 0.1 k_p err; i <- i + k_i err; alpha = max(0, p + i)."""
+  """err = target - rate; p <- 0.9 p + 0.1 k_p err; i <- i + k_i err; alpha = max(0, p + i).
+
+  every: steps between updates. per_micro_batch: the release moves after every micro-batch of an accumulated step, the next
+    one seeing the new alpha; False moves once per step, from the rate of all of it. (The release also moves while it
+    evaluates and per process; neither is done here.)
+  """
 
   target: float
   k_p: float = 0.5
   k_i: float = 1e-5
   every: int = 1
+  per_micro_batch: bool = False
 
   def __post_init__(self):
     if not 0 <= self.target < 1:

@@ -93,13 +93,21 @@ class SequenceToSequence(Objective):
     largest = state["largest"]
     if "kept_max" in metrics:
       largest = ladder.remember(largest, metrics["kept_max"].mean(), self.memory)
-    if self.controller is None or "deleted" not in metrics:
-      return state | {"step": step, "largest": largest}
+    if self.controller is not None and not self.controller.per_micro_batch:
+      state = self._controlled(state, metrics)
+    return state | {"step": step, "largest": largest}
+
+  def after_micro_batch(self, state, metrics):
+    """The release's controller, if it is asked for."""
+    return self._controlled(state, metrics) if self.controller is not None and self.controller.per_micro_batch else state
+
+  def _controlled(self, state, metrics):
+    if "deleted" not in metrics:
+      return state
     alpha, p, i = self.controller.update(state["p"], state["i"], metrics["deleted"].mean())
     due = (state["step"] >= self.delay) & (state["step"] % self.controller.every == 0)
     keep = lambda new, old: jnp.where(due, new, old)
-    return {"alpha": keep(alpha, state["alpha"]), "p": keep(p, state["p"]), "i": keep(i, state["i"]), "step": step,
-            "largest": largest}
+    return state | {"alpha": keep(alpha, state["alpha"]), "p": keep(p, state["p"]), "i": keep(i, state["i"])}
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     def run(hard: bool):

@@ -101,11 +101,13 @@ def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, buc
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), LOSS), state.step)
   params = cast_large(state.params, axes, cfg.train.gather_dtype)
 
-  def sums(params, batch, key):
-    loss, metrics = cfg.objective.loss(model, params, batch, key, state.objective, train=True, bucket=bucket)
+  def sums(params, batch, key, objective):
+    loss, metrics = cfg.objective.loss(model, params, batch, key, objective, train=True, bucket=bucket)
     return loss.sum, (loss, named(loss, metrics))
 
-  grads, (loss, metrics) = accumulate(sums, params, batch, key, cfg.train.accumulation)
+  grads, (loss, metrics), objective = accumulate(
+      sums, params, batch, key, cfg.train.accumulation, state.objective,
+      lambda objective, results: cfg.objective.after_micro_batch(objective, results[1]))
   weight = jnp.maximum(loss.weight, 1e-9)
   norm = optax.tree.norm(grads) / weight
   finite = jnp.isfinite(norm) & jnp.isfinite(loss.sum)
@@ -127,7 +129,7 @@ def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, buc
   state = TrainState(
       step=state.step + fits.astype(jnp.int32), params=keep(new, state.params),
       opt_state=keep(opt_state, state.opt_state), ema=keep(ema, state.ema),
-      objective=keep(cfg.objective.update_state(state.objective, metrics), state.objective),
+      objective=keep(cfg.objective.update_state(objective, metrics), state.objective),
       skipped=state.skipped + bad, skipped_in_row=jnp.where(fits, (state.skipped_in_row + 1) * bad, state.skipped_in_row))
   one = jnp.ones((), jnp.float32)
   metrics |= {"grad_norm": Pair(norm, one), "learning_rate": Pair(learning_rate, one),
@@ -148,28 +150,30 @@ def named(loss, metrics):
   return {"loss": loss, **metrics} | ({"objective": loss} if metrics.get("loss", loss) is not loss else {})
 
 
-def accumulate(sums, params, batch, key, num: int):
-  """Float32 gradient of sum_i sums(params, batch_i, key_i)[0] and the added metrics, over `num` micro-batches.
+def accumulate(sums, params, batch, key, num: int, state, advance):
+  """Float32 gradient of sum_i sums(params, batch_i, key_i, state_i)[0], the added metrics, and the last state.
 
-  Micro-batch i holds rows i, i + num, ...: with rows in contiguous shards each device keeps its own.
+  Micro-batch i holds rows i, i + num, ...: with rows in contiguous shards each device keeps its own. The state after it
+  is advance(state_i, metrics_i).
   """
   grad = jax.grad(sums, has_aux=True)
   to_f32 = lambda tree: jax.tree.map(lambda g: g.astype(jnp.float32), tree)
   if num == 1:
-    grads, metrics = grad(params, batch, jax.random.fold_in(key, 0))
-    return to_f32(grads), metrics
+    grads, metrics = grad(params, batch, jax.random.fold_in(key, 0), state)
+    return to_f32(grads), metrics, advance(state, metrics)
   split = jax.tree.map(lambda x: x.reshape(x.shape[0] // num, num, *x.shape[1:]).swapaxes(0, 1), batch)
 
-  def add(total, inputs):
-    i, micro = inputs
-    new = grad(params, micro, jax.random.fold_in(key, i))
-    return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, new), None
+  def add(carry, inputs):
+    (total, state), (i, micro) = carry, inputs
+    new = grad(params, micro, jax.random.fold_in(key, i), state)
+    return (jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, new), advance(state, new[1])), None
 
   micro = jax.tree.map(lambda x: x[0], split)
-  _, metrics = jax.eval_shape(grad, params, micro, key)
+  _, metrics = jax.eval_shape(grad, params, micro, key, state)
   zeros = (jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params),
            jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics))
-  return jax.lax.scan(add, zeros, (jnp.arange(num), split))[0]
+  (grads, metrics), state = jax.lax.scan(add, (zeros, state), (jnp.arange(num), split))[0]
+  return grads, metrics, state
 
 
 def cast_large(params, axes, dtype: str | None):
