@@ -14,28 +14,28 @@ def newton_schulz(g_MN, coefficients, eps):
   """The same function as `reference.newton_schulz`; the gradient at G = 0 is finite."""
   x_MN, _ = _normalise(_wide(g_MN), eps)
   for step in coefficients:
-    x_MN, _ = _step(x_MN, step)
+    x_MN, _, _ = _step(x_MN, step)
   return _like(x_MN, g_MN)
 
 
 def _forward(g_MN, coefficients, eps):
-  return newton_schulz(g_MN, coefficients, eps), g_MN
+  x_MN, norm = _normalise(_wide(g_MN), eps)
+  trace = []
+  for step in coefficients:
+    x_next, a_MM, p_MM = _step(x_MN, step)
+    trace.append((x_MN, a_MM, p_MM))
+    x_MN = x_next
+  return _like(x_MN, g_MN), (g_MN, norm, trace)
 
 
-def _backward(coefficients, eps, g_MN, xbar_MN):
+def _backward(coefficients, eps, saved, xbar_MN):
   """With P = b A + c A^2 and S = Xbar X^T + X Xbar^T (A, P symmetric):
 
   dX = a Xbar + P Xbar + (b S + c (S A + A S)) X, where A S = (S A)^T needs no product of its own.
   """
+  g_MN, norm, trace = saved
   g_wide, xbar_MN = _wide(g_MN), _wide(xbar_MN)
-  x_MN, norm = _normalise(g_wide, eps)
-  trace = []
-  for step in coefficients:
-    x_next, a_MM = _step(x_MN, step)
-    trace.append((x_MN, a_MM))
-    x_MN = x_next
-  for (a, b, c), (x_MN, a_MM) in zip(reversed(coefficients), reversed(trace)):
-    p_MM = _scale(b, a_MM) + _scale(c, a_MM) @ a_MM
+  for (a, b, c), (x_MN, a_MM, p_MM) in zip(reversed(coefficients), reversed(trace)):
     s_MM = xbar_MN @ x_MN.mT
     s_MM = s_MM + s_MM.mT
     sa_MM = _scale(c, s_MM) @ a_MM
@@ -69,10 +69,12 @@ def _normalise(g_MN, eps):
 
 
 def _step(x_MN, step):
+  """(the next X, A, P)."""
   a, b, c = step
   a_MM = x_MN @ x_MN.mT
   # Order and roundings are the official ones, (c A) A and not c (A A): in bfloat16 they are part of the result.
-  return _scale(a, x_MN) + (_scale(b, a_MM) + _scale(c, a_MM) @ a_MM) @ x_MN, a_MM
+  p_MM = _scale(b, a_MM) + _scale(c, a_MM) @ a_MM
+  return _scale(a, x_MN) + p_MM @ x_MN, a_MM, p_MM
 
 
 def _scale(a, x):
