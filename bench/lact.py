@@ -106,31 +106,46 @@ def torch_operator(data, chunk, muon):
 
 
 def streaming(args):
-  """Tokens per second of decoding at a given length, against running the whole prefix for every token."""
+  """Tokens per second of decoding at given lengths, against running the whole prefix for every token."""
   from jaxlm.config import build
   from jaxlm.models.decoder import DecoderConfig
 
+  chunk = 64
   cfg = build(DecoderConfig, dict(
       vocab_size=256, d_model=128, num_layers=4, position="rope", mlp=dict(d_ff=256), unroll=4,
-      mixer=dict(kind="lact", num_heads=4, window=64, fast=dict(num_heads=2, chunk=64))))
-  model, length = cfg.build(), args.length
-  tokens = jax.random.randint(jax.random.key(0), (1, length), 0, 256)
+      mixer=dict(kind="lact", num_heads=4, window=chunk, fast=dict(num_heads=2, chunk=chunk, update=dict(muon="language")))))
+  model = cfg.build()
+  longest = max(args.lengths)
+  tokens = jax.random.randint(jax.random.key(0), (1, longest), 0, 256)
   params = jax.jit(model.init)(jax.random.key(1), tokens[:, :8])["params"]
   extend = jax.jit(lambda tokens, state: model.apply({"params": params}, tokens, state, method="extend"))
   whole = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
-  _, state = extend(tokens, cfg.init_state(1, length))
-  found = times({"jaxlm": lambda: jax.block_until_ready(extend(tokens[:, :1], state)),
-                 "recomputing the prefix": lambda: jax.block_until_ready(whole(tokens))}, args.rounds)
-  for name, seconds in found.items():
-    print(f"| one token after {length} | {name} | {1e3 * seconds:.2f} | {1 / seconds:.0f} tokens/s | "
-          f"{seconds / found['jaxlm']:.1f} |", flush=True)
+
+  def decode(state):
+    """One chunk token by token: the update at its end is paid for."""
+    for _ in range(chunk):
+      logits, state = extend(tokens[:, :1], state)
+      jax.block_until_ready(logits)
+
+  for length in args.lengths:
+    prefix = tokens[:, :length]
+    _, state = extend(prefix, cfg.init_state(1, longest + chunk))
+    found = times({"jaxlm": lambda state=state: decode(state),
+                   "recomputing the prefix": lambda prefix=prefix: jax.block_until_ready(whole(prefix))}, args.rounds)
+    found["jaxlm"] /= chunk
+    size = sum(x.nbytes for x in jax.tree.leaves(state)) / 2**20
+    for name, seconds in found.items():
+      kept = f"{size:.2f} (state)" if name == "jaxlm" else "-"
+      print(f"| a token after {length}, {1 / seconds:.3g} tokens/s | {name} | {1e3 * seconds:.2f} | {kept} | "
+            f"{seconds / found['jaxlm']:.1f} |", flush=True)
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--only", choices=("operator", "streaming"))
-  for name, default in dict(batch=1, heads=4, chunks=16, chunk=256, width=64, length=2048, rounds=5).items():
+  for name, default in dict(batch=1, heads=4, chunks=16, chunk=256, width=64, rounds=5).items():
     parser.add_argument(f"--{name}", type=int, default=default)
+  parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096], help="of the prefix, for streaming")
   args = parser.parse_args()
   device = jax.devices()[0]
   print(f"{device.device_kind} ({platform.processor() or platform.machine()}), jax {jax.__version__}; "

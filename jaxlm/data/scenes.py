@@ -26,6 +26,7 @@ class SceneData:
   source: 'toy' casts rays at coloured spheres and boxes; otherwise a folder, or a .txt or .json list of folders, each
     with `opencv_cameras.json` (frames: file_path, w2c, fx, fy, cx, cy). {split} in it is replaced.
   centre_poses: real scenes: align to the mean camera and divide by the largest coordinate of a camera.
+  num_shapes, shape_scale: of a toy scene; a factor on radii and sides, so that small pictures still show something.
   rows: of one pass over toy scenes. Inputs and targets are drawn without replacement, anew each time.
   """
 
@@ -36,6 +37,7 @@ class SceneData:
   width: int | None = None
   source: str = "toy"
   num_shapes: int = 4
+  shape_scale: float = 1.0
   centre_poses: bool = True
   rows: int = 64
 
@@ -43,6 +45,8 @@ class SceneData:
     for name in ("batch_size", "num_inputs", "num_targets", "size", "num_shapes", "rows"):
       if getattr(self, name) < 1:
         raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
+    if self.shape_scale <= 0:
+      raise ConfigError(f"data.shape_scale = {self.shape_scale}: wanted a positive factor")
 
   @property
   def seq_len(self) -> int:
@@ -88,7 +92,7 @@ class ToyScenes:
   def __getitem__(self, index: int):
     cfg = self.cfg
     rng = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)])
-    shapes = random_shapes(rng, cfg.num_shapes)
+    shapes = random_shapes(rng, cfg.num_shapes, cfg.shape_scale)
     views = cfg.num_inputs + cfg.num_targets
     height, width = cfg.size, cfg.width or cfg.size
     poses = np.stack([look_at_origin(rng) for _ in range(views)])
@@ -98,12 +102,13 @@ class ToyScenes:
     return as_row(cfg, images, intrinsics, poses)
 
 
-def random_shapes(rng, count: int) -> list[dict]:
-  """Spheres (radius) and axis-aligned boxes (half sides) inside the unit ball, in saturated colours."""
+def random_shapes(rng, count: int, scale: float = 1.0) -> list[dict]:
+  """Spheres (radius) and axis-aligned boxes (half sides) inside the unit ball (at scale 1), in saturated colours."""
   shapes = []
   for _ in range(count):
     hue = rng.uniform(0, 1, 3)
-    size = dict(radius=rng.uniform(0.15, 0.35)) if rng.uniform() < 0.5 else dict(half=rng.uniform(0.12, 0.3, 3))
+    sphere = rng.uniform() < 0.5
+    size = dict(radius=scale * rng.uniform(0.15, 0.35)) if sphere else dict(half=scale * rng.uniform(0.12, 0.3, 3))
     shapes.append(dict(centre=rng.uniform(-0.5, 0.5, 3), colour=0.15 + 0.85 * (hue / hue.max())) | size)
   return shapes
 
