@@ -15,6 +15,7 @@ import time
 import jax
 import jax.numpy as jnp
 
+from jaxlm.experiments.runner import provenance
 from jaxlm.kernels.fast_weight_chunk import Causal, Rule, fast_weight_chunk
 from jaxlm.kernels.newton_schulz import LANGUAGE
 
@@ -83,7 +84,10 @@ def write(stem, lines, curves):
   import matplotlib.pyplot as plt
 
   stem.parent.mkdir(parents=True, exist_ok=True)
-  stem.with_suffix(".md").write_text("# LaCT, Figure 1 (a): utilisation against chunk size\n\n" + "\n".join(lines) + "\n")
+  made = provenance()
+  page = ["# LaCT, Figure 1 (a): utilisation against chunk size", "", *lines, "", f"![Utilisation]({stem.name}.png)", "",
+          "## Made by", "", f"    {made['command']}", "", f"{made['date']}, revision {made['revision']}; {made['device']}.", ""]
+  stem.with_suffix(".md").write_text("\n".join(page))
   fig, axes = plt.subplots(figsize=(7, 4.2), dpi=110)
   for label, points in curves.items():
     axes.plot(*zip(*points), marker="o", label=label)

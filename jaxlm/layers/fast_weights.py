@@ -19,6 +19,7 @@ from jaxlm.kernels.fast_weight_chunk import (
     Rule,
     accumulate,
     apply_update,
+    cannot_split,
     fast_weight_chunk,
     initial_state,
     read,
@@ -138,6 +139,8 @@ class Memory(nn.Module):
       return extend(rule, cfg.chunk, initial, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, state, context.segment_ids_BT > 0)
     ids_BT = context.segment_ids_BT if cfg.documents == "isolated" and context.packed else None
     spec = nn.logical_to_mesh_axes(("batch", "heads", "seq"))
+    if why := cannot_split(cfg.chunk, cfg.num_heads, spec):
+      raise ConfigError(f"model.mixer.fast: {why}")
     o_BNTH, _ = fast_weight_chunk(initial, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, schedule=Causal(cfg.chunk), rule=rule,
                                   segment_ids_BT=ids_BT, spec=spec)
     return o_BNTH, None

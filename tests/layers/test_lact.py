@@ -14,6 +14,8 @@ from jaxlm.layers.lact import LaCTConfig
 from jaxlm.layers.positions.alibi import ALiBi
 from jaxlm.layers.positions.carope import CARoPE
 from jaxlm.models.decoder import DecoderConfig
+from jaxlm.parallel.mesh import MeshConfig, make_mesh
+from jaxlm.parallel.rules import param_shardings, sharding_context
 
 WINDOW = dict(kind="attention", num_heads=4, window=4)
 MIXERS = {
@@ -96,6 +98,45 @@ def test_memory_reaches_beyond_the_window_and_stops_at_documents(name):
   assert (change(None)[9:] > 1e-6).all()
   packed = jnp.array([[1] * 6 + [2] * (T - 6)] * B)
   assert not change(packed)[6:].any()
+
+
+def test_shared_fast_weights_run_through_documents_and_isolated_ones_start_again():
+  """One layer of memory only (window 1): what document 2 sees of document 1 came through the fast weights."""
+  tokens = jax.random.randint(jax.random.key(1), (1, 12), 0, V)
+  other, ids = tokens.at[0, 1].set((tokens[0, 1] + 1) % V), jnp.array([[1] * 6 + [2] * 6])
+
+  def change(documents):
+    cfg = build(DecoderConfig, dict(vocab_size=V, d_model=8, num_layers=1, position="rope", mlp=dict(d_ff=8), mixer=dict(
+        kind="lact", num_heads=1, window=1, gate=False, fast=dict(num_heads=1, chunk=4, base_rate=1.0, documents=documents))))
+    params = jax.jit(cfg.build().init)(jax.random.key(0), tokens)
+    a, b = (jax.jit(cfg.build().apply)(params, x, ids) for x in (tokens, other))
+    return np.abs(a - b)[0].max(-1) > 1e-6
+
+  assert change("shared")[6:].all()
+  assert not change("isolated")[6:].any()
+
+
+@pytest.mark.slow     # eight devices on two cores wait for each other longer than the runtime allows
+@pytest.mark.parametrize("name", ["momentum", "muon_prenorm"])
+def test_the_model_on_eight_devices_gives_the_values_and_gradients_of_one(name):
+  """Rows over `data`, the tokens of every chunk over `sequence`, heads over `tensor`; packed rows."""
+  cfg = build(DecoderConfig, dict(vocab_size=32, d_model=24, num_layers=1, mixer=MIXERS[name], position="rope",
+                                  mlp=dict(d_ff=32)))
+  model, tokens = cfg.build(), jax.random.randint(jax.random.key(1), (2, 24), 0, 32)
+  ids = jnp.array([[1] * 24, [1] * 10 + [2] * 14])
+  boxed = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+  params = nn.unbox(boxed)
+  params["blocks"]["mixer"]["fast"]["b_rate"] += 5.0
+  params["blocks"]["mixer"]["b_gate"] += 2.0
+  ct = jax.random.normal(jax.random.key(2), (2, 24, 32))
+  run = lambda params: jax.value_and_grad(lambda p: jnp.sum(model.apply({"params": p}, tokens, ids) * ct))(params)
+  want = jax.device_get(jax.jit(run)(params))
+  mesh = make_mesh(MeshConfig(data=2, fsdp=1, sequence=2, tensor=2))
+  split = jax.device_put(params, param_shardings(boxed, mesh))
+  with sharding_context(mesh):
+    got = jax.device_get(jax.jit(run)(split))
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-4)
+  jax.tree.map(near, got[1], want[1])
 
 
 def test_padding_on_the_right_changes_nothing():

@@ -1,6 +1,7 @@
 from jaxlm.kernels.fast_weight_chunk.api import (
     accumulate,
     bidirectional,
+    cannot_split,
     fast_weight_chunk,
     interleaved_video,
     view_synthesis,
@@ -16,6 +17,6 @@ from jaxlm.kernels.fast_weight_chunk.rule import (
 )
 
 __all__ = [
-    "Causal", "FastWeights", "Item", "Rule", "accumulate", "apply_update", "bidirectional", "fast_weight_chunk",
-    "initial_state", "interleaved_video", "read", "view_synthesis",
+    "Causal", "FastWeights", "Item", "Rule", "accumulate", "apply_update", "bidirectional", "cannot_split",
+    "fast_weight_chunk", "initial_state", "interleaved_video", "read", "view_synthesis",
 ]

@@ -49,6 +49,22 @@ def fast_weight_chunk(weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT=None, *, sc
   return run(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items)
 
 
+def cannot_split(chunk: int, num_heads: int, spec) -> str | None:
+  """Why a causal schedule cannot be split over the context mesh as `spec` says, with the remedy; None where it can."""
+  axis = _sequence_axis(spec)
+  if axis is None:
+    return None
+  mesh, heads = jax.sharding.get_abstract_mesh(), spec[1]
+  size, ways = mesh.shape[axis], _axis_size(mesh, heads)
+  if chunk % size:
+    return (f"chunk {chunk} is not a multiple of the {size} devices of mesh axis {axis!r} that share it; "
+            f"use chunk {-(-chunk // size) * size} or mesh.{axis}=1")
+  if num_heads % ways:
+    return (f"{num_heads} fast-weight heads do not divide over the {ways} devices of mesh axis {heads!r}; "
+            f"use mesh.{heads}=1 or a multiple")
+  return None
+
+
 def accumulate(rule: Rule, weights, k_BNTH, v_BNTH, eta):
   """sum_t eta_t grad <f_W(k_t), v_t>: the step of a chunk, or of any part of one (the parts add up)."""
   return xla.step(rule, weights, k_BNTH, v_BNTH, eta)
@@ -81,6 +97,8 @@ def _causal(rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, chunk, ids_BT,
   last_BC = None if ids_BT is None else ids_BT[:, chunk - 1:max(count, 1) * chunk:chunk] if count else ids_BT[:, :1]
   tokens = xla.Tokens(q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, ids_BT, last_BC)
   axis = _sequence_axis(spec)
+  if why := cannot_split(chunk, weights[0].shape[1], spec):
+    raise ValueError(why)
   if axis is None:
     return xla.causal(rule, chunk, count, None, weights, tokens)
   return _sharded(rule, chunk, count, weights, tokens, spec, axis)
@@ -90,13 +108,7 @@ def _sharded(rule, chunk, count, weights, tokens, spec, axis):
   """`xla.causal` under shard_map, the tokens of every chunk split over mesh axis `axis`."""
   mesh = jax.sharding.get_abstract_mesh()
   batch, heads = (tuple(spec) + (None, None))[:2]
-  size, num_heads = mesh.shape[axis], weights[0].shape[1]
-  if chunk % size:
-    raise ValueError(f"chunk {chunk} is not a multiple of the {size} devices of mesh axis {axis!r} that share it; "
-                     f"use chunk {-(-chunk // size) * size} or mesh.{axis}=1")
-  if num_heads % _axis_size(mesh, heads):
-    raise ValueError(f"{num_heads} fast-weight heads do not divide over the {_axis_size(mesh, heads)} devices of mesh "
-                     f"axis {heads!r}; use mesh.{heads}=1 or a multiple")
+  size = mesh.shape[axis]
   if weights[0].shape[0] % _axis_size(mesh, batch):
     batch = None                                      # a lone row (initialisation) is computed by everyone
   length, share = tokens.q_BNTH.shape[2], chunk // size
