@@ -18,7 +18,7 @@ def get_config(seq_len: str = "512") -> mlc.ConfigDict:
       mlp=dict(d_ff=3072, activation="gelu_tanh", use_bias=True),
       norm=dict(kind="layer"),
       position=dict(kind="learned", max_len=1024),
-      tie_embeddings=True, remat="full", loss_chunk=128, dtype="bfloat16")
+      tie_embeddings=True, remat="full", loss_chunk=64, dtype="bfloat16")
   c.objective = dict(kind="next_token")
   c.data = dict(kind="text", source="array_record:data/fineweb_edu/{split}-*.array_record", tokenizer=dict(kind="bpe"),
                 seq_len=int(seq_len), batch_size=524_288 // int(seq_len))

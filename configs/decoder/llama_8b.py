@@ -18,7 +18,7 @@ def get_config() -> mlc.ConfigDict:
       mlp=dict(d_ff=14_336, activation="silu", gated=True),
       norm=dict(kind="rms", eps=1e-5),
       position=dict(kind="rope", theta=500_000.0),
-      tie_embeddings=False, remat="full", loss_chunk=512, dtype="bfloat16")
+      tie_embeddings=False, remat="full", loss_chunk=1024, dtype="bfloat16")
   c.objective = dict(kind="next_token")
   c.data = dict(kind="text", source="array_record:data/fineweb_edu/{split}-*.array_record",
                 tokenizer=dict(kind="bpe", path="data/llama3/tokenizer.json"),

@@ -31,7 +31,7 @@ def close(got, want, tolerance):
     np.testing.assert_allclose(np.asarray(g, np.float32), np.asarray(w, np.float32), atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("softcap,keep_bytes", [(None, 0), (None, 800), (None, 2**20), (2.0, 2**20)])
+@pytest.mark.parametrize("softcap,keep_bytes", [(None, 0), (None, 1280), (None, 2**20), (2.0, 2**20)])
 @pytest.mark.parametrize("chunk", [1, 4, 11])
 def test_chunks_agree_with_the_definition_in_both_outputs_and_all_gradients(chunk, softcap, keep_bytes):
   h, w, bias, targets, gradients = inputs()

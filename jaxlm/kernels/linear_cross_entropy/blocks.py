@@ -2,9 +2,9 @@
 
 import dataclasses
 
-#: Softmaxes per device kept for the backward pass, which spares it that share of the products, by device kind: a
-#: twelfth of what a v5e has, less of a v5p's 95 GiB (all of 8,192 tokens over 128,256 words).
-KEEP_BYTES = {"TPU v5": 4 * 2**30, "": 5 * 2**28}
+#: Softmaxes per device kept for the backward pass, which spares it that share of the products, by device kind: an
+#: eighth of what a v5e has, less of a v5p's 95 GiB (either is all of 8,192 tokens over 128,256 words).
+KEEP_BYTES = {"TPU v5": 4 * 2**30, "cpu": 5 * 2**28, "": 2 * 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,5 +35,9 @@ def keep_bytes(device_kind: str) -> int:
 
 
 def num_kept(rows: int, chunk: int, V: int, itemsize: int, num_chunks: int, keep_bytes: int) -> int:
-  """How many of a device's stretches of (rows, chunk, V) fit into keep_bytes."""
-  return min(num_chunks, keep_bytes // (rows * chunk * V * itemsize))
+  """How many of a device's stretches of (rows, chunk, V) are kept: all if keep_bytes holds them.
+
+  Else as many as fit into 5/8 of it: the others need logits and a float32 sum of dw beside what is kept.
+  """
+  size = rows * chunk * V * itemsize
+  return num_chunks if num_chunks * size <= keep_bytes else min(num_chunks, keep_bytes * 5 // 8 // size)

@@ -7,9 +7,9 @@ and log_z:  ds = g y + (z - g) p;  da = ds (1 - (s / softcap)^2);  dh = da w, dw
 
 The cut is along time, never along the batch: a batch sharded over devices stays where it is.
 
-The backward pass needs p. The last k stretches keep it, in the arguments' dtype (da is rounded to that anyway); the
-others compute their logits again. 1 - p_y is taken from log_prob: from a rounded p a sure prediction would have no
-gradient. With a softcap nothing is kept: its slope needs s.
+The backward pass needs p. The last k stretches keep q = p - y, in the arguments' dtype (da is rounded to that anyway); the
+others compute their logits again. q_y = expm1(log_prob), not from a rounded p: a sure prediction would have no gradient.
+With q, ds = (z - g) q + z y. With a softcap nothing is kept: its slope needs s.
 """
 
 import functools
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxlm.kernels.linear_cross_entropy.blocks import num_kept
 from jaxlm.kernels.linear_cross_entropy.reference import is_target, logits
 from jaxlm.kernels.linear_cross_entropy.reference import linear_cross_entropy as dense
+from jaxlm.kernels.platform import target_platform
 
 
 def _cut(x_BT, n, chunk: int):
@@ -37,6 +38,12 @@ def _join(x_nBQ, T: int):
   return x_BnQ.reshape(x_BnQ.shape[0], -1, *x_BnQ.shape[3:])[:, :T]
 
 
+def _stretches(x_BT, k: int, chunk: int):
+  """The last k stretches, side by side: (k, B, Q, ...)."""
+  x_BkQ = x_BT[:, -k * chunk:].reshape(x_BT.shape[0], k, chunk, *x_BT.shape[2:])
+  return jnp.moveaxis(x_BkQ, 1, 0)
+
+
 def kept(h_BTD, w_VD, softcap, chunk: int, keep_bytes: int) -> int:
   """k, for the arrays of one device."""
   (B, T, _), V = h_BTD.shape, w_VD.shape[0]
@@ -44,7 +51,7 @@ def kept(h_BTD, w_VD, softcap, chunk: int, keep_bytes: int) -> int:
 
 
 def forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk: int, keep: int = 0):
-  """((log_prob_BT or None, log_z_BT), p_kBQV of the last `keep` stretches)."""
+  """((log_prob_BT or None, log_z_BT), q_kBQV of the last `keep` stretches)."""
   T = h_BTD.shape[1]
   h_padded = _pad(h_BTD, chunk)
   targets_padded = None if targets_BT is None else _pad(targets_BT, chunk)
@@ -56,24 +63,26 @@ def forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk: int, keep: int = 0)
   def keeping(_, n):
     h_BQD = _cut(h_padded, n, chunk)
     outs = dense(h_BQD, w_VD, bias_V, _cut(targets_padded, n, chunk), softcap=softcap)
-    p_BQV = jnp.exp(logits(h_BQD, w_VD, bias_V, softcap) - outs[1][..., None])      # the compiler sees one product
-    return None, (outs, p_BQV.astype(w_VD.dtype))
+    q_BQV = jnp.exp(logits(h_BQD, w_VD, bias_V, softcap) - outs[1][..., None])      # the compiler sees one product
+    if targets_padded is not None:
+      q_BQV = jnp.where(is_target(_cut(targets_padded, n, chunk), q_BQV.shape[-1]), jnp.expm1(outs[0])[..., None], q_BQV)
+    return None, (outs, q_BQV.astype(w_VD.dtype))
 
   _, outs = jax.lax.scan(plain, None, jnp.arange(num - keep))
   if not keep:
     return jax.tree.map(lambda x: _join(x, T), outs), None
-  _, (last, p_kBQV) = jax.lax.scan(keeping, None, jnp.arange(num - keep, num))
-  return jax.tree.map(lambda a, b: _join(jnp.concatenate([a, b]), T), outs, last), p_kBQV
+  _, (last, q_kBQV) = jax.lax.scan(keeping, None, jnp.arange(num - keep, num))
+  return jax.tree.map(lambda a, b: _join(jnp.concatenate([a, b]), T), outs, last), q_kBQV
 
 
-def backward(h_BTD, w_VD, bias_V, targets_BT, outs, p_kBQV, gradients, softcap, chunk: int):
-  """(dh in h's dtype, dw float32, dbias float32 or None). outs, p_kBQV: of `forward`."""
+def backward(h_BTD, w_VD, bias_V, targets_BT, outs, q_kBQV, gradients, softcap, chunk: int):
+  """(dh in h's dtype, dw float32, dbias float32 or None). outs, q_kBQV: of `forward`."""
   g_BT, z_BT = gradients
   T, V = h_BTD.shape[1], w_VD.shape[0]
   of_p_BT = z_BT if g_BT is None else z_BT - g_BT          # 0 at padded positions, hence no gradient there
-  h, targets, log_prob, log_z, g, of_p = (None if x is None else _pad(x, chunk)
-                                          for x in (h_BTD, targets_BT, *outs, g_BT, of_p_BT))
-  num, keep = h.shape[1] // chunk, 0 if p_kBQV is None else p_kBQV.shape[0]
+  h, targets, log_z, g, z, of_p = (None if x is None else _pad(x, chunk)
+                                   for x in (h_BTD, targets_BT, outs[1], g_BT, z_BT, of_p_BT))
+  num, keep = h.shape[1] // chunk, 0 if q_kBQV is None else q_kBQV.shape[0]
 
   def add(sums, h_BQD, da_BQV):
     dw_VD, dbias_V = sums
@@ -94,19 +103,21 @@ def backward(h_BTD, w_VD, bias_V, targets_BT, outs, p_kBQV, gradients, softcap, 
     return add(sums, h_BQD, da_BQV)
 
   def from_kept(sums, inputs):
-    n, p_BQV = inputs
-    of_p_BQ = _cut(of_p, n, chunk)
-    da_BQV = of_p_BQ[..., None] * p_BQV.astype(jnp.float32)
-    if targets is not None:
-      at_target_BQ = _cut(g, n, chunk) + of_p_BQ * jnp.exp(_cut(log_prob, n, chunk))
-      da_BQV = jnp.where(is_target(_cut(targets, n, chunk), V), at_target_BQ[..., None], da_BQV)
-    return add(sums, _cut(h, n, chunk), da_BQV)
+    h_BQD, targets_BQ, z_BQ, of_p_BQ, q_BQV = inputs
+    da_BQV = of_p_BQ[..., None] * q_BQV
+    if targets_BQ is not None:
+      da_BQV += jnp.where(is_target(targets_BQ, V), z_BQ[..., None], 0.0)
+    return add(sums, h_BQD, da_BQV)
 
   sums = (jnp.zeros(w_VD.shape, jnp.float32), None if bias_V is None else jnp.zeros(V, jnp.float32))
   sums, dh = jax.lax.scan(again, sums, jnp.arange(num - keep))
   if keep:
-    sums, last = jax.lax.scan(from_kept, sums, (jnp.arange(num - keep, num), p_kBQV))
-    dh = jnp.concatenate([dh, last])
+    inputs = [None if x is None else _stretches(x, keep, chunk) for x in (h, targets, z, of_p)] + [q_kBQV]
+    # One product per stretch where it has to fit a cache; else one for all, which reads and writes dw once.
+    groups = keep if target_platform() == "cpu" else 1
+    fold = lambda x_kBQ: x_kBQ.reshape(groups, 1, -1, *x_kBQ.shape[3:])
+    sums, last = jax.lax.scan(from_kept, sums, jax.tree.map(fold, inputs))
+    dh = jnp.concatenate([dh, last.reshape(keep, *dh.shape[1:])])
   return _join(dh, T), *sums
 
 
@@ -117,8 +128,8 @@ def _op(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk: int, keep_bytes: int):
 
 def _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, keep_bytes):
   keep = kept(h_BTD, w_VD, softcap, chunk, keep_bytes)
-  out, p_kBQV = forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, keep)
-  return out, (h_BTD, w_VD, bias_V, targets_BT, out, p_kBQV)
+  out, q_kBQV = forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, keep)
+  return out, (h_BTD, w_VD, bias_V, targets_BT, out, q_kBQV)
 
 
 def _backward(softcap, chunk, keep_bytes, residuals, gradients):
