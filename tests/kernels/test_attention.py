@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.kernels.attention import BucketBias, CoPE, KeyBias, LinearBias, attention, relative_bucket, xla
+from jaxlm.kernels.attention import BucketBias, CoPE, KeyBias, LinearBias, api, attention, relative_bucket, splash, xla
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -197,3 +197,16 @@ def test_a_named_implementation_that_does_not_cover_the_case_is_refused_with_the
     attention(q, k, v, implementation="flash")
   with pytest.raises(ValueError, match="window 0"):
     attention(q, k, v, window=0)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_splash_interpreted_agrees_with_the_definition_for_heads_of_any_size_and_packed_rows(monkeypatch, window):
+  q, k, v, cotangent = inputs(B=1, T=128, N=4, K=2, H=24, F=40)
+  segments = jnp.asarray([[1] * 50 + [2] * 60 + [0] * 18])
+  kernel = splash._kernel
+  monkeypatch.setattr(splash, "_kernel", lambda *args: kernel(*args, interpret=True))
+  monkeypatch.setitem(api._supports, "splash", lambda *_: None)
+  run = lambda implementation: pull(
+      lambda q, k, v: attention(q, k, v, q_segment_ids_BT=segments, window=window, implementation=implementation),
+      cotangent, q, k, v)
+  close(run("splash"), run("reference"), 2e-5)

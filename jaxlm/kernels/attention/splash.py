@@ -25,14 +25,12 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule) -> str | None:
     return f"{q.shape[1]} queries and {k.shape[1]} keys: only self-attention is covered"
   if q.shape[1] % 128:
     return f"length {q.shape[1]} is not a multiple of 128"
-  if q.shape[-1] % 64 or v.shape[-1] % 64:
-    return f"head sizes {q.shape[-1]}, {v.shape[-1]} are not multiples of 64"
   if (sight.kv_segment_ids_BS is not None) and sight.q_segment_ids_BT is not sight.kv_segment_ids_BS:
     return "queries and keys have segment ids of their own"
   return None
 
 
-def _kernel(length: int, heads: int, rule: Rule, block: int):
+def _kernel(length: int, heads: int, rule: Rule, block: int, interpret: bool = False):
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     BlockSizes,
     CausalMask,
@@ -51,20 +49,26 @@ def _kernel(length: int, heads: int, rule: Rule, block: int):
   # Made anew in every trace: its tables become constants of that trace, and under the mesh of a slice that is not
   # there nothing may be computed ahead of it.
   return make_splash_mqa_single_device(MultiHeadMask([mask] * heads), block_sizes=sizes,
-                                       attn_logits_soft_cap=rule.softcap)
+                                       attn_logits_soft_cap=rule.softcap, interpret=interpret)
+
+
+def _whole_lanes(x):
+  """Zeros behind the head's channels, to a multiple of 64: they change neither a score nor a value."""
+  return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, -x.shape[-1] % 64),))
 
 
 def _attention(q_BTNH, k_BSKH, v_BSKF, segment_ids_BT, *, rule: Rule, block: int):
   from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
-  B, T, N, H = q_BTNH.shape
-  K = k_BSKH.shape[2]
+  B, T, N, _ = q_BTNH.shape
+  K, F = v_BSKF.shape[2:]
   kernel = _kernel(T, N // K, rule, block)
-  q_BKGTH = (q_BTNH * jnp.asarray(rule.scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+  q_BTNH, k_BSKH, v_BSKF = map(_whole_lanes, (q_BTNH, k_BSKH, v_BSKF))
+  q_BKGTH = (q_BTNH * jnp.asarray(rule.scale, q_BTNH.dtype)).reshape(B, T, K, N // K, -1).transpose(0, 2, 3, 1, 4)
   segments = None if segment_ids_BT is None else SegmentIds(segment_ids_BT, segment_ids_BT)
   over_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
   o_BKGTF = jax.vmap(over_heads, in_axes=(0, 0, 0, None if segments is None else 0))(
       q_BKGTH, k_BSKH.swapaxes(1, 2), v_BSKF.swapaxes(1, 2), segments)
-  o_BTNF = o_BKGTF.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
+  o_BTNF = o_BKGTF.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)[..., :F]
   if segment_ids_BT is not None:   # the kernel lets padding see padding
     o_BTNF = jnp.where((segment_ids_BT != 0)[:, :, None, None], o_BTNF, 0)
   return o_BTNF.astype(q_BTNH.dtype)
