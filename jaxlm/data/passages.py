@@ -80,6 +80,15 @@ class PassageData:
   def ids(self) -> Ids:
     return Ids.after(self.tokenizer.vocab_size)
 
+  @property
+  def batch_fields(self) -> dict:
+    """{name: (shape, dtype)} of a batch; no corpus is read."""
+    ids = Ids.after(0)      # the tokenizer's file may be elsewhere, and shapes do not depend on it
+    fields = row(*framed([], [], ids, self.form), form=self.form, seq_len=self.seq_len, pad=ids.pad)
+    if self.form.startswith("insertion"):
+      fields = self._corrupt(fields, np.random.default_rng(0), ids)
+    return {name: ((self.batch_size, *x.shape), x.dtype) for name, x in fields.items()}
+
   def load_tokenizer(self) -> Tokenizer:
     """The tokenizer; one that is trained here reads the whole train split the first time, whatever the fold."""
     corpus = open_corpus(self.source)
@@ -113,9 +122,10 @@ class PassageData:
                    process_index=process_index, process_count=process_count, transform=transform,
                    fingerprint=f"passages {found.store.fingerprint} {self.seq_len} {self.form} {self.shuffle}")
 
-  def _corrupt(self, row, rng):
-    return corrupted(row, rng, seq_len=self.seq_len, num_missing=self.seq_len, pad=self.ids.pad,
-                     eos=self.ids.eos if self.form == "insertion_transformer" else None)
+  def _corrupt(self, row, rng, ids: Ids | None = None):
+    ids = ids or self.ids
+    return corrupted(row, rng, seq_len=self.seq_len, num_missing=self.seq_len, pad=ids.pad,
+                     eos=ids.eos if self.form == "insertion_transformer" else None)
 
 
 class Passages:

@@ -57,6 +57,13 @@ class SceneData:
   def vocab_size(self) -> int:
     return 256
 
+  @property
+  def batch_fields(self) -> dict:
+    """{name: (shape, dtype)} of a batch; no scene is read."""
+    S = self.num_inputs + self.num_targets
+    blank = as_row(self, np.zeros((S, 3, self.size, self.width or self.size)), np.zeros((S, 4)), np.zeros((S, 4, 4)))
+    return {name: ((self.batch_size, *x.shape), x.dtype) for name, x in blank.items()}
+
   def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
     """Batches of {input,target}_{images,intrinsics,poses}; images (B, S, 3, Y, X) float32 in [0, 1]."""
     check_split(split)

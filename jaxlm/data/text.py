@@ -53,6 +53,14 @@ class TextData:
     """From the config or the tokenizer's file; no corpus is read."""
     return self.tokenizer.vocab_size
 
+  @property
+  def batch_fields(self) -> dict:
+    """{name: (shape, dtype)} of a batch; no corpus is read."""
+    names = ("tokens", "targets", "segment_ids", "positions", "target_bytes")
+    shape = (self.batch_size, self.seq_len)
+    seeds = {"sequence_seeds": ((self.batch_size, 2), np.uint32)} if self.sequence_seeds else {}
+    return {name: (shape, np.int32) for name in names} | {"loss_weights": (shape, np.float32)} | seeds
+
   def load_tokenizer(self) -> Tokenizer:
     """The tokenizer; one that is trained here reads the train split the first time."""
     corpus = open_corpus(self.source)

@@ -75,11 +75,10 @@ def compile_program(cfg: RunConfig, devices: np.ndarray, program: str = "train",
 
 
 def abstract_batch(cfg: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of one global batch, without reading any data. A data config with other fields has `batch_fields`."""
-  shape = (cfg.data.batch_size, cfg.data.seq_len)
-  fields = getattr(cfg.data, "batch_fields", None) or {
-      "tokens": (shape, np.int32), "targets": (shape, np.int32), "segment_ids": (shape, np.int32),
-      "positions": (shape, np.int32), "loss_weights": (shape, np.float32)}
+  """Shapes of one global batch: the data config's `batch_fields`, for which no corpus is read, or those of a first batch."""
+  fields = getattr(cfg.data, "batch_fields", None)
+  if fields is None:
+    fields = {name: (x.shape, x.dtype) for name, x in next(iter(cfg.data.build("train", seed=0))).items()}
   return {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}
 
 
