@@ -3,17 +3,31 @@
 Axes: B batch, T time.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxlm.experiments.measures import perplexity_at
 from jaxlm.experiments.table import Measured
 
 
+def _alphanumeric(t):
+  return ((t >= ord("0")) & (t <= ord("9"))) | ((t >= ord("A")) & (t <= ord("Z"))) | ((t >= ord("a")) & (t <= ord("z")))
+
+
 def word_starts(tokens_BT: np.ndarray) -> np.ndarray:
-  """Bool: an ASCII letter or digit, or a byte of a longer character, after something that is neither."""
+  """Bool, a word's first byte: an ASCII letter or digit, or a byte of a longer character, after something else."""
   t = np.asarray(tokens_BT)
-  inside = ((t >= 48) & (t <= 57)) | ((t >= 65) & (t <= 90)) | ((t >= 97) & (t <= 122)) | ((t >= 128) & (t < 254))
+  inside = _alphanumeric(t) | ((t >= 128) & (t < 254))
   return inside & ~np.pad(inside[:, :-1], ((0, 0), (1, 0)))
+
+
+def space_starts(tokens_BT: np.ndarray) -> np.ndarray:
+  """Bool, the byte after a word, where SpaceByte cuts: space-like (neither an ASCII letter or digit nor the
+  continuation of a character) after what is not (`specs/hnet.md` section 17; the router `space`)."""
+  t = np.asarray(tokens_BT)
+  like = ~(_alphanumeric(t) | ((t >= 0x80) & (t <= 0xBF)))
+  return like & ~np.pad(like[:, :-1], ((0, 0), (1, 0)), constant_values=True)
 
 
 def f1(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -22,26 +36,37 @@ def f1(found: np.ndarray, wanted: np.ndarray) -> float:
   return 2 * hits / max(float(found.sum() + wanted.sum()), 1.0)
 
 
-def alignment(boundaries_BT: np.ndarray, starts_BT: np.ndarray) -> dict[str, float]:
-  """How well boundaries and word starts agree, the first position of a row apart (it is always a boundary).
+def alignment(boundaries_BT: np.ndarray, tokens_BT: np.ndarray) -> dict[str, float]:
+  """F1 of boundaries with both places at which a word may be said to start, each beside that of random cuts.
 
-  A cut right before a word's first letter and one before the space that precedes it are both habits of a good
-  router; `f1` is that of the better one. `chance` is that of cuts at random with the same rate, 2 r w / (r + w).
+  at_spaces: `space_starts`, the rule of SpaceByte and H-Net (space). What the main network makes of the chunk that
+    begins at byte t helps to predict byte t + 1 on, so a cut at the space serves the word's first letter.
+  at_letters: `word_starts`, one byte (a space) later in running text, where that letter has already been paid for.
+  *_chance: expected F1 of equally many cuts at random places, 2 r w / (r + w) at rates r of cuts and w of words.
+  A row's first position, always a boundary, does not count.
   """
-  b, w = np.asarray(boundaries_BT)[:, 1:], np.asarray(starts_BT)[:, 1:]
-  before = np.pad(w[:, 1:], ((0, 0), (0, 1)))
-  rate, words = float(b.mean()), float(w.mean())
-  return {"f1": max(f1(b, w), f1(b, before)), "chance": 2 * rate * words / max(rate + words, 1e-9)}
+  b, out = np.asarray(boundaries_BT)[:, 1:], {}
+  for name, wanted in (("at_spaces", space_starts(tokens_BT)), ("at_letters", word_starts(tokens_BT))):
+    w = wanted[:, 1:]
+    rate, words = float(b.mean()), float(w.mean())
+    out |= {name: f1(b, w), f"{name}_chance": 2 * rate * words / max(rate + words, 1e-9)}
+  return out
 
 
-def bits_and_chunks(*, num_rows: int = 64):
-  """Measure: bits per byte, bytes per innermost chunk (per token, of a model on tokens), F1 of the outermost boundaries
-  against word starts, chance, and the forward FLOPs per byte of the paper's formula at the measured compression."""
+def shifts(boundaries_BT: np.ndarray, tokens_BT: np.ndarray, offsets: Sequence[int] = range(-4, 5)) -> dict[int, float]:
+  """{offset: share of words with a boundary so many bytes after their first letter}. At random all equal the rate of
+  boundaries. Words too near a row's end for one of the offsets are left out, as is the first position."""
+  b, w = np.asarray(boundaries_BT), word_starts(tokens_BT)
+  low, high = 1 - min(*offsets, 0), b.shape[1] - max(*offsets, 0)
+  rows, at = np.nonzero(w[:, low:high])
+  return {k: float(b[rows, at + low + k].mean()) for k in offsets}
+
+
+def bits_and_chunks(*, num_rows: int = 256):
+  """Measure: bits per byte, bytes per innermost chunk (per token, of a model on tokens), how the outermost boundaries
+  meet words (`alignment`, `shifts`), and the forward FLOPs per byte of the paper's formula at the measured compression."""
 
   def measure(trained, overrides_at) -> Measured:
-    import jax
-
-    from jaxlm.data.text import evaluation_batches
     from jaxlm.data.tokenizers.bytes import ByteTokenizerConfig
     from jaxlm.models.hnet_rules import forward_flops
     from jaxlm.training.config import run_config
@@ -52,25 +77,32 @@ def bits_and_chunks(*, num_rows: int = 64):
     bytes_per_token = 1.0 if on_bytes else found.numbers["loss@1x"] / np.log(2) / numbers["bpb"]
     if not on_bytes:
       numbers["bytes_per_chunk"] = bytes_per_token
-    S, T = cfg.model.num_chunkings, cfg.data.seq_len
+    S, T, curves = cfg.model.num_chunkings, cfg.data.seq_len, _training_curves(trained.workdir)
     ratios = ()
     if S:
-      module = cfg.model.build()
-      apply = jax.jit(lambda *args: module.apply({"params": trained.params}, *args, method="with_stages")[1])
-      boundaries, words, tokens, chunks = [], [], np.zeros(S), np.zeros(S)
-      for batch in evaluation_batches(cfg.data, "validation", T, 16, num_tokens=num_rows * T):
-        infos = jax.device_get(apply(batch["tokens"], batch["segment_ids"], batch["positions"]))
-        boundaries.append(infos[0].boundary_BT)
-        words.append(word_starts(batch["tokens"]))
-        tokens += [info.valid_BT.sum() for info in infos]
-        chunks += [info.boundary_BT.sum() for info in infos]
-      ratios = tuple(tokens / chunks)
-      numbers |= {"bytes_per_chunk": float(np.prod(ratios))}
-      numbers |= alignment(np.concatenate(boundaries), np.concatenate(words))
+      rows, infos = stages_on_validation(cfg, trained.params, num_rows)
+      ratios = tuple(float(info.valid_BT.sum() / info.boundary_BT.sum()) for info in infos)
+      numbers |= {"bytes_per_chunk": float(np.prod(ratios))} | alignment(infos[0].boundary_BT, rows)
+      curves["shifts"] = list(shifts(infos[0].boundary_BT, rows).values())
     numbers["mflop"] = forward_flops(cfg.model, T, ratios) / T / bytes_per_token / 1e6
-    return Measured(numbers, found.notes, found.curves | _training_curves(trained.workdir))
+    return Measured(numbers, found.notes, found.curves | curves)
 
   return measure
+
+
+def stages_on_validation(cfg, params, num_rows: int):
+  """(bytes (B, T), StageInfo per chunking stage with NumPy arrays) of the first rows of the validation text."""
+  import jax
+
+  from jaxlm.data.text import evaluation_batches
+
+  module, T = cfg.model.build(), cfg.data.seq_len
+  apply = jax.jit(lambda *args: module.apply({"params": params}, *args, method="with_stages")[1])
+  tokens, found = [], []
+  for batch in evaluation_batches(cfg.data, "validation", T, 16, num_tokens=num_rows * T):
+    tokens.append(batch["tokens"])
+    found.append(jax.device_get(apply(batch["tokens"], batch["segment_ids"], batch["positions"])))
+  return np.concatenate(tokens), jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
 def _training_curves(workdir) -> dict[str, list[float]]:

@@ -7,31 +7,50 @@ import random
 import numpy as np
 import pytest
 
-from jaxlm.experiments.chunks import alignment, f1, word_starts
+from jaxlm.experiments.chunks import alignment, f1, shifts, space_starts, word_starts
 from jaxlm.experiments.perturb import PERTURBATIONS
 from jaxlm.experiments.runner import override
+from jaxlm.layers.routers import space_like
 from jaxlm.training.config import load_config, run_config
-
-pytestmark = pytest.mark.slow     # compiling whole models takes minutes on two cores
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = sorted(p for p in (ROOT / "experiments" / "hnet").glob("*.py") if p.stem != "boundaries")
 
 
-def test_words_start_after_what_is_no_letter():
-  text = np.frombuffer("a bc, d\u00e9".encode(), np.uint8)[None]
+def as_bytes(*rows: str) -> np.ndarray:
+  return np.array([list(row.encode()) for row in rows], np.int32)
+
+
+def test_words_start_after_what_is_no_letter_and_spaces_after_what_is():
+  text = as_bytes("a bc, d\u00e9")
   assert word_starts(text)[0].astype(int).tolist() == [1, 0, 1, 0, 0, 0, 1, 0, 0]
+  assert space_starts(text)[0].astype(int).tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0]     # the comma; and \u00e9, by its rule
 
 
-def test_alignment_takes_either_habit_and_says_what_chance_would_give():
-  starts = np.zeros((1, 40), bool)
-  starts[0, 5::5] = True
-  at_spaces = np.roll(starts, -1, axis=1)
-  assert alignment(starts, starts)["f1"] == alignment(at_spaces, starts)["f1"] == 1.0
-  draws = np.random.default_rng(0).random((400, 400)) < 0.3
-  truth = np.random.default_rng(1).random((400, 400)) < 0.2
-  found = alignment(draws, truth)
-  assert abs(f1(draws, truth) - found["chance"]) < 0.01 and abs(found["chance"] - 0.24) < 0.01
+def test_space_starts_are_the_boundaries_of_the_router_with_that_rule():
+  every_pair = np.stack(np.meshgrid(np.arange(256), np.arange(256)), -1).reshape(-1, 2)
+  like = np.asarray(space_like(every_pair))
+  assert np.array_equal(space_starts(every_pair)[:, 1], like[:, 1] & ~like[:, 0])
+
+
+def test_alignment_knows_both_habits_and_chance_is_what_random_cuts_reach():
+  text = as_bytes("see the sea, " * 40)
+  at_spaces, at_letters = alignment(space_starts(text), text), alignment(word_starts(text), text)
+  assert at_spaces["at_spaces"] == at_letters["at_letters"] == 1.0
+  assert at_spaces["at_letters"] == at_letters["at_spaces"] == 0.0
+  draws = np.random.default_rng(0).random((400, text.shape[1])) < 0.3
+  found = alignment(draws, np.repeat(text, 400, axis=0))
+  for where in ("at_spaces", "at_letters"):
+    assert abs(found[where] - found[f"{where}_chance"]) < 0.01 and abs(found[where] - 2 * 0.3 * 3 / 13 / (0.3 + 3 / 13)) < 0.01
+
+
+def test_shifts_are_shares_of_words_and_all_alike_at_random():
+  text = as_bytes("a big wave " * 30)
+  found = shifts(np.roll(word_starts(text), -1, axis=1), text, (-2, -1, 0, 1))
+  assert found[-1] == 1.0 and found[0] == 0.0
+  assert found[1] == pytest.approx(1 / 3, abs=0.02)      # only "a" is so short that the next space is one byte on
+  draws = np.random.default_rng(0).random((300, text.shape[1])) < 0.2
+  assert all(abs(share - 0.2) < 0.01 for share in shifts(draws, np.repeat(text, 300, axis=0)).values())
 
 
 def test_noise_is_what_it_says_and_the_same_each_time():
@@ -43,6 +62,7 @@ def test_noise_is_what_it_says_and_the_same_each_time():
   assert abs(len(noisy["Repeat"]) / len(text) - 1.5) < 0.05      # one in five, 2.5 more on average
 
 
+@pytest.mark.slow     # compiling whole models takes minutes on two cores
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
 def test_every_row_of_a_script_is_a_run_that_can_be_meant(path, monkeypatch):
   monkeypatch.chdir(ROOT)
