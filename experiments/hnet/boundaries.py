@@ -1,11 +1,13 @@
-r"""Where an H-Net cuts: a picture of texts in several scripts, shaded by chunk, and F1 against word starts.
+r"""Where an H-Net cuts: a picture of texts in several scripts, shaded by chunk, and how its boundaries meet words.
 
-  python experiments/hnet/boundaries.py --run runs/hnet-tiny --out boundaries [--text "any text" ...]
+  python experiments/hnet/boundaries.py --run runs/hnet-tiny [another seed's ...] --out boundaries [--text "any text" ...]
 
-Writes boundaries.png and boundaries.json. Each line is one text, a cell per byte; a line at a cell's left is a
-boundary, the colour its probability p. A character that the font lacks is shown by its code point. The texts are the
-first words of the Universal Declaration of Human Rights that come with jaxlm, and random words without spaces between
-them, whose starts are known.
+Writes boundaries.png, boundaries-shifts.png and boundaries.json. In the first, of the first run, each line is one text,
+a cell per byte; a line at a cell's left is a boundary, the colour its probability p. A character that the font lacks is
+shown by its code point. The texts are the first words of the Universal Declaration of Human Rights that come with
+jaxlm. The second shows, of each run on its own validation text, the share of words with a boundary so many bytes from
+their first letter. The numbers: F1 with words of running text in two conventions (`jaxlm.experiments.chunks`), and of
+random words without spaces between them, whose starts are known, each beside that of random cuts.
 """
 
 import argparse
@@ -25,15 +27,19 @@ def spaceless(num_words: int, seed: int = 0):
   return "".join(picked), starts
 
 
-def route(run: str, texts: list[bytes]):
+def open_run(run: str):
+  """(configuration, parameters) of a finished run's folder."""
+  from jaxlm.generation.command import load
+  from jaxlm.training.config import load_config, run_config
+  cfg = run_config(load_config(json.loads((pathlib.Path(run) / "config.json").read_text())))
+  return cfg, load(cfg, run)[0]
+
+
+def route(cfg, params, texts: list[bytes]):
   """[(p, boundary)] of the outermost router on each text, behind the separator that begins a document."""
   import jax
   import jax.numpy as jnp
 
-  from jaxlm.generation.command import load
-  from jaxlm.training.config import load_config, run_config
-  cfg = run_config(load_config(json.loads((pathlib.Path(run) / "config.json").read_text())))
-  params, _ = load(cfg, run)
   module = cfg.model.build()
   apply = jax.jit(lambda t: module.apply({"params": params}, t, method="with_stages")[1][0])
   width = max(map(len, texts)) + 1
@@ -42,6 +48,52 @@ def route(run: str, texts: list[bytes]):
     row[:len(text) + 1] = [cfg.data.tokenizer.separator, *text]
   info = jax.device_get(apply(jnp.asarray(rows)))
   return [(info.p_BT[i, 1:len(t) + 1], info.boundary_BT[i, 1:len(t) + 1]) for i, t in enumerate(texts)]
+
+
+def measure(run: str, texts: list[bytes], num_rows: int = 256):
+  """({name: numbers}, routes on the texts) of one run."""
+  from jaxlm.experiments.chunks import alignment, f1, shifts, stages_on_validation
+
+  cfg, params = open_run(run)
+  together, starts = spaceless(200)
+  *routes, (_, boundary) = route(cfg, params, [*texts, together.encode()])
+  wanted = np.zeros(len(together), bool)
+  wanted[starts] = True
+  rate, words = float(boundary[1:].mean()), float(wanted[1:].mean())
+  rows, infos = stages_on_validation(cfg, params, num_rows)
+  cuts = infos[0].boundary_BT
+  return {
+      "run": "/".join(pathlib.Path(run).parts[-2:]),
+      "step": json.loads((pathlib.Path(run) / "result.json").read_text())["step"],
+      "running text": {"rows of validation": len(rows), "bytes_per_chunk": float(1 / cuts.mean()), **alignment(cuts, rows),
+                       "rate of boundaries": float(cuts[:, 1:].mean()), "share by bytes after the first letter": shifts(cuts, rows)},
+      "words without spaces": {"f1": f1(boundary[1:], wanted[1:]), "bytes_per_chunk": 1 / max(rate, 1e-9),
+                               "f1 of random cuts at this rate": 2 * rate * words / max(rate + words, 1e-9)},
+      "bytes per chunk": [len(t) / max(int(b.sum()), 1) for t, (_, b) in zip(texts, routes)],
+  }, routes
+
+
+def bars(found: list[dict], path: str) -> None:
+  """Share of words with a boundary at each distance from their first letter; a line at the rate of boundaries."""
+  import matplotlib
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  fig, ax = plt.subplots(figsize=(7, 3.2), dpi=110)
+  width = 0.8 / len(found)
+  for i, (run, colour) in enumerate(zip(found, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"))):
+    text = run["running text"]
+    share = text["share by bytes after the first letter"]
+    ax.bar(np.array(list(share)) + (i - (len(found) - 1) / 2) * width, share.values(), width, color=colour, label=run["run"])
+    ax.axhline(text["rate of boundaries"], color=colour, linestyle="--", linewidth=1)
+  names = {-1: "-1\n(space)", 0: "0\n(first letter)"}
+  ax.set(xticks=list(share), xticklabels=[names.get(k, str(k)) for k in share], ylabel="share of words with a boundary",
+         xlabel="bytes after the word's first letter (dashed: at random)")
+  ax.legend(frameon=False, fontsize=8)
+  for side in ("top", "right"):
+    ax.spines[side].set_visible(False)
+  fig.tight_layout()
+  fig.savefig(path)
 
 
 def picture(texts: list[bytes], routes, path: str, columns: int = 96) -> None:
@@ -75,33 +127,26 @@ def picture(texts: list[bytes], routes, path: str, columns: int = 96) -> None:
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--run", required=True, help="a finished run's folder")
+  parser.add_argument("--run", required=True, nargs="+", help="folders of finished runs; the picture is of the first")
   parser.add_argument("--out", default="boundaries", help="stem of the .png and .json")
   parser.add_argument("--text", action="append", help="instead of the built-in texts; repeat it")
   args = parser.parse_args()
 
   from jaxlm.data.sources import open_corpus
-  from jaxlm.experiments.chunks import f1
   from jaxlm.experiments.runner import provenance
   if args.text:
     texts = [text.encode() for text in args.text]
   else:
     first = lambda code: next(iter(open_corpus(f"mini:udhr/{code}").documents("train")))
     texts = [(t if isinstance(t, bytes) else t.encode())[:96] for t in map(first, SCRIPTS)]
-  run_together, starts = spaceless(200)
-  *routes, (_, boundary) = route(args.run, [*texts, run_together.encode()])
-  picture(texts, routes, f"{args.out}.png")
-  wanted = np.zeros(len(run_together), bool)
-  wanted[starts] = True
-  rate, words = float(boundary[1:].mean()), float(wanted[1:].mean())
-  found = {"run": pathlib.Path(args.run).name, "step": json.loads((pathlib.Path(args.run) / "result.json").read_text())["step"],
-           "words without spaces": {"f1": f1(boundary[1:], wanted[1:]), "bytes_per_chunk": 1 / max(rate, 1e-9),
-                                    "f1 of random cuts at this rate": 2 * rate * words / max(rate + words, 1e-9)},
-           "bytes per chunk": [len(t) / max(int(b.sum()), 1) for t, (_, b) in zip(texts, routes)],
-           "texts": args.text or list(SCRIPTS), **provenance()}
-  pathlib.Path(f"{args.out}.json").write_text(json.dumps(found, indent=1) + "\n")
-  print(json.dumps({k: found[k] for k in ("words without spaces", "bytes per chunk")}))
-  print(f"written: {args.out}.png, {args.out}.json")
+  measured = [measure(run, texts) for run in args.run]
+  found = [numbers for numbers, _ in measured]
+  picture(texts, measured[0][1], f"{args.out}.png")
+  bars(found, f"{args.out}-shifts.png")
+  pathlib.Path(f"{args.out}.json").write_text(
+      json.dumps({"runs": found, "texts": args.text or list(SCRIPTS), **provenance()}, indent=1) + "\n")
+  print(json.dumps(found, indent=1))
+  print(f"written: {args.out}.png, {args.out}-shifts.png, {args.out}.json")
   return 0
 
 

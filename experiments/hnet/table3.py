@@ -15,7 +15,7 @@ ROWS = {"bpe": "Transformer on BPE", "isotropic": "Transformer on bytes", "mamba
         "pool": "H-Net (pool)", "space": "H-Net (space)", "1stage": "H-Net (1-stage)", "2stage": "H-Net (2-stage)"}
 
 TABLE = Table(
-    name="hnet-table3", title="H-Net, Table 3: bits per byte under noise",
+    runs="hnet", name="hnet-table3", title="H-Net, Table 3: bits per byte under noise",
     rows=[Row(name, f"{TINY}:{name}", label=label) for name, label in ROWS.items()],
     columns=[Column("clean", "clean", 3), *(Column(name, name, 3) for name in PERTURBATIONS),
              Column("mean", "mean", 3), Column("mean - clean", "loss", 3)],
