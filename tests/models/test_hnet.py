@@ -124,7 +124,7 @@ def test_rows_generate_what_they_would_alone_and_a_finished_row_rests():
 
 @pytest.mark.parametrize("router, want", [
     (Pool(3), [1, 0, 0, 1, 0, 0, 1, 0, 1, 0, 0, 1]),
-    (Space(), [1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 1, 0])])
+    (Space(), [1, 0, 1, 0, 0, 0, 1, 0, 1, 1, 0, 0])])     # the second document is "f 12": its start, and its space
 def test_routers_with_a_rule_cut_by_it_and_at_every_document(router, want):
   text = jnp.asarray([list(b"ab. cd e"[:8]) + list(b"f 12")], jnp.int32)
   cfg = HNetConfig("m1 [m1] m1", (stage(16, router=router), stage(16)), vocab_size=256)
