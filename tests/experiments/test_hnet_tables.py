@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from jaxlm.experiments.chunks import alignment, f1, shifts, space_starts, word_starts
+from jaxlm.experiments.chunks import alignment, shifts, space_starts, word_starts
 from jaxlm.experiments.perturb import PERTURBATIONS
 from jaxlm.experiments.runner import override
 from jaxlm.layers.routers import space_like
