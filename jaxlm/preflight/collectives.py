@@ -39,12 +39,14 @@ class Collective:
 
 def collectives(loops: Loops, mesh_shape: dict[str, int]) -> list[Collective]:
   """All collectives, dearest first. mesh_shape: axis name -> size, in the order of the device array."""
-  found: dict[str, tuple[int, int, object]] = {}
+  found: dict[tuple, tuple[int, int, object]] = {}
   for order, site in enumerate(loops.sites(fused=True)):
     kind = _kind(site.instruction.opcode)
     if kind is None:
       continue
-    key = site.instruction.channel or f"unnumbered {site.computation.name} {site.instruction.name}"
+    # The pieces of one collective share all of this; the collectives of all shard_map bodies share channel 1.
+    channel = site.instruction.channel or f"unnumbered {site.computation.name} {site.instruction.name}"
+    key = (channel, kind, tuple(a.dims for a in site.instruction.arrays), site.instruction.op_name)
     known = found.get(key)
     if known is None or site.depth < known[0]:
       found[key] = (site.depth, order, site)

@@ -4,6 +4,8 @@ The step is the trainer's own (`training.step.build_program`): same sharding rul
 """
 
 import dataclasses
+import pathlib
+import tempfile
 import time
 from typing import Any
 
@@ -18,6 +20,9 @@ from jaxlm.parallel.place import batch_sharding
 from jaxlm.parallel.tpu import compiler_options
 from jaxlm.training.config import RunConfig, check
 from jaxlm.training.step import Program, build_program
+
+#: jax 0.10 reads no program back that runs on SparseCores; the compiler itself can write it.
+CANNOT_PRINT = jax.__version_info__ < (0, 11)
 
 PROGRAMS = ("train", "eval", "decode")
 
@@ -58,7 +63,7 @@ def compile_program(cfg: RunConfig, devices: np.ndarray, program: str = "train",
   shape, sizes = dict(mesh.shape), _state_bytes(built.state)
   num_params = sum(x.size for x in jax.tree.leaves(built.state.params))
   try:
-    compiled = lowered.compile(compiler_options=options or None)
+    compiled, text = compile_and_print(lowered, options)
   except Exception as error:   # the runtime's exception type differs between versions; the text does not
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -71,7 +76,18 @@ def compile_program(cfg: RunConfig, devices: np.ndarray, program: str = "train",
   # Donated arguments are their outputs; the code of the program lies in HBM too, and the compiler counts it apart.
   memory["peak"] = int(getattr(stats, "peak_memory_in_bytes", 0)) or (
       memory["argument"] + memory["output"] - memory["alias"] + memory["temp"])
-  return Compiled(program, shape, compiled.as_text(), memory, seconds, sizes, num_params, bucket=capacities)
+  return Compiled(program, shape, text, memory, seconds, sizes, num_params, bucket=capacities)
+
+
+def compile_and_print(lowered, options: dict[str, str] | None = None) -> tuple[Any, str]:
+  """(the executable, its optimised HLO text with the compiler's cycle estimates)."""
+  if not CANNOT_PRINT:
+    compiled = lowered.compile(compiler_options=options or None)
+    return compiled, compiled.as_text()
+  with tempfile.TemporaryDirectory() as folder:
+    compiled = lowered.compile(compiler_options=(options or {}) | {"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+    written = next(pathlib.Path(folder).glob("*after_codegen.txt"), None)      # a TPU's compiler only
+    return compiled, compiled.as_text() if written is None else written.read_text()
 
 
 def abstract_batch(cfg: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:

@@ -72,7 +72,8 @@ class Instruction:
   def cycles(self) -> int:
     """The compiler's own estimate for this instruction, 0 where it gives none."""
     match = re.search(r'"estimated_cycles":"?(\d+)', self.attributes)
-    return int(match.group(1)) if match else 0
+    cycles = int(match.group(1)) if match else 0
+    return cycles if cycles < 2**62 else 0        # the largest integer stands for "unknown"
 
   @property
   def op_name(self) -> str:

@@ -137,6 +137,17 @@ def test_pieces_of_one_asynchronous_collective_count_once():
   assert len(collectives(Loops(hlo.parse(text)), {"fsdp": 16})) == 1
 
 
+def test_collectives_of_two_shapes_count_twice_though_shard_map_gave_them_one_channel():
+  text = psum_text("replica_groups=[1,16]<=[16]").replace(
+      "  ROOT", "  %all-reduce.7 = f32[64]{0:T(1024)} all-reduce(%x), channel_id=1, replica_groups=[1,16]<=[16], to_apply=%add\n  ROOT")
+  assert [c.payload for c in collectives(Loops(hlo.parse(text)), {"fsdp": 16})] == [4 * 4194304, 4 * 64]
+
+
+def test_the_largest_integer_is_no_estimate_of_cycles():
+  (row,) = cost(Loops(hlo.parse(MATMUL.replace('"1234"', f'"{2**63 - 1}"')))).work
+  assert row.cycles == 0
+
+
 def test_a_permutation_names_the_axis_of_its_ring():
   pairs = "source_target_pairs={{0,4},{4,8},{8,12},{12,0},{1,5},{5,9},{9,13},{13,1}}"
   assert first_group(pairs, 16) == [0, 4, 8, 12]

@@ -13,12 +13,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlm.config import ConfigError
+from jaxlm.kernels.linear_cross_entropy import linear_cross_entropy
 from jaxlm.parallel.tpu import compiler_options
 from jaxlm.preflight import hlo
 from jaxlm.preflight.budgets import Budget, broken
 from jaxlm.preflight.chips import CHIPS, chip_of
 from jaxlm.preflight.collectives import collectives
 from jaxlm.preflight.command import main, parse_mesh
+from jaxlm.preflight.compile import compile_and_print
 from jaxlm.preflight.cost import cost
 from jaxlm.preflight.loops import Loops
 from jaxlm.preflight.topology import devices
@@ -28,6 +30,10 @@ CONFIG = "configs/carope/demo.py"
 
 def read(compiled):
   return Loops(hlo.parse(compiled.as_text()))
+
+
+def sent(lowered, options, **mesh):
+  return collectives(Loops(hlo.parse(compile_and_print(lowered, options)[1])), mesh)
 
 
 def test_a_scan_of_matmuls_compiled_for_this_cpu_has_its_flops():
@@ -124,7 +130,6 @@ def test_a_psum_over_sixteen_chips_is_charged_twice_its_bytes():
 
 
 @pytest.mark.compile
-@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="jax 0.10 cannot print a program with SparseCore collectives")
 def test_a_gather_over_a_whole_torus_stays_a_gather_with_the_chips_options():
   mesh = slice_mesh("v5p:4x4x4", fsdp=64)
   w = jax.ShapeDtypeStruct((2048, 2048), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
@@ -132,9 +137,26 @@ def test_a_gather_over_a_whole_torus_stays_a_gather_with_the_chips_options():
                          check_vma=False)
   with jax.set_mesh(mesh):
     lowered = jax.jit(gather).lower(w)
-  wire = lambda options: [c.total for c in collectives(read(lowered.compile(compiler_options=options)), {"fsdp": 64})]
+  wire = lambda options: [c.total for c in sent(lowered, options, fsdp=64)]
   assert wire(compiler_options("TPU v5")) == [2 * 2048 * 2048 * 63 // 64]
   assert wire(None) == [2 * 2 * 2048 * 2048 * 63 // 64]      # what the options are for
+
+
+@pytest.mark.compile
+def test_the_heads_gradient_is_scattered_whatever_the_vocabulary():
+  V, D, T = 128_256, 2048, 128                 # 128,256 = 2^8 x 3 x 167
+  mesh = slice_mesh("v5p:4x4x4", fsdp=64)
+  spec, w_spec = P("fsdp", None, None), P(None, "fsdp")
+  shaped = lambda dtype, spec, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+  loss = lambda h, w, y: -linear_cross_entropy(h, w, y, chunk=T, spec=spec, w_spec=w_spec)[0].sum()
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(jax.grad(loss, argnums=1), out_shardings=NamedSharding(mesh, w_spec)).lower(
+        shaped(jnp.bfloat16, spec, 64, T, D), shaped(jnp.bfloat16, w_spec, V, D), shaped(jnp.int32, P("fsdp", None), 64, T))
+  wire = {}
+  for c in sent(lowered, compiler_options("TPU v5"), fsdp=64):
+    wire[c.kind] = wire.get(c.kind, 0) + c.total
+  least = 2 * V * D * 63 // 64
+  assert wire["reduce-scatter"] > 0.99 * least and sum(wire.values()) < 2.01 * least
 
 
 @pytest.mark.compile
