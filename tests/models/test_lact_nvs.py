@@ -63,6 +63,16 @@ def test_the_rays_of_the_model_are_those_that_cast_the_scene():
   np.testing.assert_allclose(unpatchify(patchify(channels, 4), 4, 3, 8, 8), channels)
 
 
+def test_larger_shapes_cover_more_of_the_same_scene():
+  row = lambda scale: SceneData(batch_size=1, size=16, rows=1, shape_scale=scale).build("validation", seed=0, repeat=False)
+  small, large = (next(iter(row(scale))) for scale in (1.0, 1.8))
+  assert np.array_equal(small["input_poses"], large["input_poses"])
+  covered = lambda batch: (batch["input_images"].min(2) < 1).mean()
+  assert covered(large) > 1.5 * covered(small)
+  with pytest.raises(ConfigError, match="shape_scale = 0"):
+    SceneData(batch_size=1, shape_scale=0.0)
+
+
 def test_the_objective_reports_psnr_and_takes_a_perceptual_distance_after_its_start():
   batch, model, params, _ = setup()
   plain = ViewSynthesis()
