@@ -27,6 +27,7 @@ def test_every_row_is_a_run_with_its_task_s_own_ids(scale, size, name):
 def test_the_paper_scale_is_the_release_s_recipe(size):
   runs = {row.name: run_config(runner.resolve(TABLE, row, TABLE.scales["paper"], size, 0)) for row in TABLE.rows}
   assert {name: cfg.train.steps for name, cfg in runs.items()} == {
-      "ilm": 50_000, "arm": 50_000 if size == "easy" else 100_000, "mdm": 100_000, "it": 50_000}
+      "ilm": 50_000, "arm": 50_000 if size == "easy" else 100_000, "mdm": 100_000, "mdm_corrected": 100_000,
+      "it": 50_000}
   assert runs["arm"].optimizer.learning_rate == 1e-5 and runs["ilm"].optimizer.learning_rate == 1e-4
   assert all(cfg.model.d_model == 768 and cfg.model.num_layers == 12 and cfg.data.batch_size == 64 for cfg in runs.values())

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.kernels.linear_cross_entropy import linear_cross_entropy
+from jaxlm.kernels.linear_cross_entropy import blocks, linear_cross_entropy, tiles
 
 
 def inputs(B=2, T=11, D=8, V=19, dtype=jnp.float32):
@@ -49,6 +49,25 @@ def test_rows_that_do_not_count_are_zero_and_have_no_gradient(share):
                         implementation="reference")
   close(got, (jax.tree.map(lambda x: jnp.where(where, x, 0.0), want[0]), want[1]), 1e-5)
   close(value_and_pull(h, w, bias, None, gradients[1], where_BT=where, chunk=2)[0], got[0][1], 1e-6)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("tile", [tiles.Tile(8, 4, 5), tiles.Tile(16, 3, 100), tiles.Tile(4, 4, 19)])
+def test_tiles_agree_with_the_definition_at_every_number_of_rows(tile, softcap):
+  h, w, bias, _, _ = inputs(B=1)
+  want = linear_cross_entropy(h, w, bias_V=bias, softcap=softcap, implementation="reference")[0]
+  run = jax.jit(lambda count: tiles.log_z(h[0], w, bias, count, softcap=softcap, tile=tile))
+  for count in range(len(want) + 1):
+    np.testing.assert_allclose(run(count)[:count], want[:count], atol=1e-5)
+
+
+def test_rows_that_count_go_by_tiles_and_keep_their_gradient(monkeypatch):
+  h, w, bias, _, gradients = inputs()
+  where = jnp.asarray(np.random.default_rng(0).random(h.shape[:2]) < 0.4)
+  want = value_and_pull(h, w, bias, None, jnp.where(where, gradients[1], 0.0), implementation="reference")
+  monkeypatch.setattr(blocks, "CPU", blocks.Sizes(0, 0, 4, tiles.Tile(8, 4, 5)))
+  got = value_and_pull(h, w, bias, None, gradients[1], where_BT=where)
+  close(got, (jnp.where(where, want[0], 0.0), want[1]), 1e-5)
 
 
 def test_the_definition_is_jax_log_softmax():

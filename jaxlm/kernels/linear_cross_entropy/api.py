@@ -82,8 +82,9 @@ def _counted(h_BTD, w_VD, targets_BT, where_BT, *, alone: bool, chunk, implement
                                      implementation=implementation, **specs))
   order = compact(where_BT.reshape(1, B * T), B * T)
   front = lambda x_BT: None if x_BT is None else gather(x_BT.reshape(1, B * T, *x_BT.shape[2:]), order)[0]
+  tile = sizes.tile if chunk is None else None
   chunk = blocks.chunk_length(1, B * T, V, 1, sizes) if chunk is None else chunk * B
   out = rows.linear_cross_entropy(front(h_BTD), w_VD, bias_V, front(targets_BT), softcap=softcap, chunk=chunk,
-                                  count=order.count_B[0])
+                                  count=order.count_B[0], tile=tile)
   log_prob_BT, log_z_BT = jax.tree.map(lambda x_T: scatter(x_T[None], order).reshape(B, T), out)
   return log_z_BT if targets_BT is None else (log_prob_BT, log_z_BT)

@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxlm.kernels.linear_cross_entropy import reference
+from jaxlm.kernels.linear_cross_entropy import reference, tiles
 
 
 def _cut(x_T, n, chunk: int):
@@ -32,12 +32,15 @@ def _inside(x_T, count):
   return jnp.where(jnp.arange(x_T.shape[0]) < count, x_T, 0.0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _op(h_TD, w_VD, bias_V, targets_T, count, softcap, chunk: int):
-  return _forward(h_TD, w_VD, bias_V, targets_T, count, softcap, chunk)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _op(h_TD, w_VD, bias_V, targets_T, count, softcap, chunk: int, tile: tiles.Tile | None):
+  return _forward(h_TD, w_VD, bias_V, targets_T, count, softcap, chunk, tile)[0]
 
 
-def _forward(h_TD, w_VD, bias_V, targets_T, count, softcap, chunk):
+def _forward(h_TD, w_VD, bias_V, targets_T, count, softcap, chunk, tile):
+  if targets_T is None and tile is not None:
+    log_z_T = _inside(tiles.log_z(h_TD, w_VD, bias_V, count, softcap=softcap, tile=tile), count)
+    return (None, log_z_T), (h_TD, w_VD, bias_V, None, count, log_z_T)
   T, h, targets = h_TD.shape[0], _pad(h_TD, chunk), _pad(targets_T, chunk)
 
   def body(n, out):
@@ -51,7 +54,7 @@ def _forward(h_TD, w_VD, bias_V, targets_T, count, softcap, chunk):
   return out, (h_TD, w_VD, bias_V, targets_T, count, out[1])
 
 
-def _backward(softcap, chunk, residuals, gradients):
+def _backward(softcap, chunk, tile, residuals, gradients):
   h_TD, w_VD, bias_V, targets_T, count, log_z_T = residuals
   g_T, z_T = (None if g is None else _inside(g, count) for g in gradients)
   of_p_T = z_T if g_T is None else z_T - g_T
@@ -81,6 +84,9 @@ def _backward(softcap, chunk, residuals, gradients):
 _op.defvjp(_forward, _backward)
 
 
-def linear_cross_entropy(h_TD, w_VD, bias_V, targets_T, *, softcap, chunk: int, count):
-  """(log_prob_T or None, log_z_T), 0 behind the first `count` (int32) rows. chunk: rows whose logits exist at a time."""
-  return _op(h_TD, w_VD, bias_V, targets_T, count, softcap, min(chunk, h_TD.shape[0]))
+def linear_cross_entropy(h_TD, w_VD, bias_V, targets_T, *, softcap, chunk: int, count, tile: tiles.Tile | None = None):
+  """(log_prob_T or None, log_z_T), 0 behind the first `count` (int32) rows. chunk: rows whose logits exist at a time.
+
+  tile: without targets the forward pass goes by such tiles instead, so that no row's logits ever exist as a whole.
+  """
+  return _op(h_TD, w_VD, bias_V, targets_T, count, softcap, min(chunk, h_TD.shape[0]), tile)
