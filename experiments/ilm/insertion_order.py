@@ -31,35 +31,36 @@ def orders(cfg, params, frames, answering):
 
 
 def draw(rows, pieces, path, title: str):
-  """rows: [(tokens, when)]; pieces(tokens) -> their texts."""
+  """rows: [(tokens, when)]; pieces(tokens) -> their texts. What is wider than the page goes on below, further right."""
   import matplotlib
 
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
 
-  most, width, longest = max(max(when) for _, when in rows), 0.011, 0.0
-  fig, axes = plt.subplots(figsize=(11, 0.62 * len(rows) + 0.9), dpi=130)
-  axes.axis("off")
-  axes.set_ylim(len(rows), -0.25)
-  colours = plt.get_cmap("viridis_r")
-  for y, (tokens, when) in enumerate(rows):
+  most = max(max(when) for _, when in rows)
+  boxes, y = [], 0.0      # (text, step, x, y, width); a page is 1 wide
+  for tokens, when in rows:
     x = 0.005
     for text, step in zip(pieces(tokens), when):
-      text = text.strip()
-      if not text:
+      if not text.strip():
         continue
-      size = width * max(len(text), 1) + 0.004
-      if step:
-        share = step / max(most, 1)
-        axes.add_patch(plt.Rectangle((x, y + 0.3), size, 0.45, color=colours(0.1 + 0.85 * share), linewidth=0))
-        axes.text(x + size / 2, y + 0.24, str(step), ha="center", va="bottom", fontsize=6, color="0.35")
-      dark = step and step / max(most, 1) > 0.45
-      axes.text(x + size / 2, y + 0.525, text, ha="center", va="center", fontsize=8.5, family="monospace",
-                color="white" if dark else "black")
+      size = 0.011 * len(text.strip()) + 0.004
+      if x + size > 1:
+        x, y = 0.04, y + 0.8
+      boxes.append((text.strip(), step, x, y, size))
       x += size + 0.003
-    longest = max(longest, x)
-  axes.set_xlim(0, longest)
-  fig.set_size_inches(max(4.0, 11 * longest), 0.62 * len(rows) + 0.9)
+    y += 1.1
+  wide = max(x + size for *_, x, _, size in boxes)
+  fig, axes = plt.subplots(figsize=(max(4.0, 11 * wide), 0.5 * y + 0.5), dpi=130)
+  axes.axis("off")
+  axes.set(xlim=(0, wide + 0.005), ylim=(y, -0.1))
+  colours = plt.get_cmap("viridis_r")
+  for text, step, x, y, size in boxes:
+    if step:
+      axes.add_patch(plt.Rectangle((x, y + 0.3), size, 0.45, color=colours(0.1 + 0.85 * step / most), linewidth=0))
+      axes.text(x + size / 2, y + 0.27, str(step), ha="center", va="bottom", fontsize=6, color="0.35")
+    axes.text(x + size / 2, y + 0.525, text, ha="center", va="center", fontsize=8.5, family="monospace",
+              color="white" if step > 0.45 * most else "black")
   axes.set_title(title, fontsize=10, loc="left")
   fig.tight_layout()
   path = pathlib.Path(path)
