@@ -131,7 +131,8 @@ def compiled(row: Row) -> dict:
   found = report.to_json()
   found.pop("dearest")
   versions = {p: metadata.version(p) for p in ("jax", "libtpu")}
-  return found | {"broken": broken(report, Budget(**row.budget)), "versions": versions,
+  lines = [line.replace(f"{ROOT}/", "") for line in broken(report, Budget(**row.budget))]
+  return found | {"broken": lines, "versions": versions,
                   "date": datetime.date.today().isoformat(), "revision": revision()}
 
 
