@@ -22,6 +22,9 @@ def devices(topology: str, num_slices: int = 1) -> np.ndarray:
   # Set before libtpu loads: several compilations may run side by side, and no metadata server is asked.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  # Of a host that does not exist either: without them libtpu prints ten lines of warnings.
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-128")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   from jax.experimental import topologies
 
   arguments = {"num_slices": num_slices} if num_slices > 1 else {}
