@@ -1,28 +1,40 @@
 """Model FLOPs of a step, and what its attention kernels execute, both analytic.
 
 Model FLOPs = 6 x matmul parameters x tokens + 3 x attention: 4 x heads x head size for every pair of a query and a key
-that it may see (causal, so about half of the square, less behind a window), so that the figure compares with published
+that it may see (causal: about half of the square, less behind a window), so that the figure compares with published
 utilisations. Fast weights add what one token teaches and reads; an H-Net counts every stage at its target length.
 """
 
 import dataclasses
 
 from jaxlm.evaluation.flops import parts_per_token
-from jaxlm.preflight.report import ATTENTION_BLOCK
 from jaxlm.training.config import RunConfig
 
 #: Blockwise matmul passes of an attention kernel: scores and values forward, four and three in its two backward kernels.
 FORWARD, BACKWARD = 2, 7
+#: Queries and keys of a block: the largest that divides the length, as kernels.attention.blocks chooses for the kernel.
+BLOCKS = (512, 256, 128)
 
 
 @dataclasses.dataclass(frozen=True)
 class Attended:
-  """`count` attention layers of a row: length positions, heads x head size = width, keys behind a window or None."""
+  """`count` attention layers of a row: length positions, keys behind a window or None, causal or both sides."""
 
-  width: int
+  num_heads: int
+  head_dim: int
   length: int
   window: int | None
+  causal: bool = True
   count: int = 1
+
+  @property
+  def width(self) -> int:
+    return self.num_heads * self.head_dim
+
+  @property
+  def kernel_width(self) -> int:
+    """As the kernel computes: heads filled up to a multiple of 64 channels."""
+    return self.num_heads * -(-self.head_dim // 64) * 64
 
   @property
   def keys(self) -> int:
@@ -31,13 +43,16 @@ class Attended:
   @property
   def pairs(self) -> float:
     """Queries and keys that see each other."""
-    return self.length * self.keys - self.keys**2 / 2
+    behind = self.length * self.keys - self.keys**2 / 2
+    return behind if self.causal else min(self.length**2, 2 * behind)
 
   @property
   def computed(self) -> float:
-    """The same in whole blocks: half a block too many along the diagonal, and along the edge of a window."""
-    edges = 1 if self.keys == self.length else 2
-    return min(self.length**2, self.pairs + edges * self.length * ATTENTION_BLOCK / 2)
+    """The same in whole blocks: half a block too many along the diagonal, and along each edge of a window."""
+    windowed = self.keys < self.length
+    edges = 1 + windowed if self.causal else 2 * windowed
+    block = next((block for block in BLOCKS if self.length % block == 0), BLOCKS[-1])
+    return min(self.length**2, self.pairs + edges * self.length * block / 2)
 
 
 def model_flops(cfg: RunConfig, program: str, num_devices: int, decode_rows: int = 1) -> float:
@@ -60,7 +75,7 @@ def model_flops(cfg: RunConfig, program: str, num_devices: int, decode_rows: int
 
 
 def attention_flops(cfg: RunConfig, program: str, num_devices: int, bucket=None) -> float:
-  """What fused attention executes per device: causal blocks of ATTENTION_BLOCK, forward again under remat.
+  """What fused attention executes per device: whole blocks, heads of whole lanes, forward again under remat.
 
   bucket: capacities of an H-Net's chunk buffers, whose padding is computed too.
   """
@@ -68,7 +83,7 @@ def attention_flops(cfg: RunConfig, program: str, num_devices: int, bucket=None)
     return 0.0
   remat = getattr(cfg.model, "remat", "none") != "none"
   passes = FORWARD if program != "train" else FORWARD * (2 if remat else 1) + BACKWARD
-  one = sum(layer.count * 2 * layer.width * layer.computed for layer in attention_layers(cfg, bucket))
+  one = sum(layer.count * 2 * layer.kernel_width * layer.computed for layer in attention_layers(cfg, bucket))
   return passes * one * cfg.data.batch_size / num_devices
 
 
@@ -82,11 +97,12 @@ def attention_layers(cfg: RunConfig, bucket=None) -> list[Attended]:
       heads = stage.attention.heads(stage.d_model) if stage.attention else None
       count = sum(run.count for runs in model.runs(s) for run in runs if run.is_attention)
       if count:
-        found.append(Attended(heads.num_heads * heads.head_dim, lengths[s], stage.attention.window, count))
+        found.append(Attended(heads.num_heads, heads.head_dim, lengths[s], stage.attention.window, count=count))
     return found
   mixers = (mixer for mixer in getattr(model, "mixers", ()) if hasattr(mixer, "heads"))
-  widths = ((mixer.heads(model.d_model), getattr(mixer, "window", None)) for mixer in mixers)
-  return [Attended(heads.num_heads * heads.head_dim, length, window) for heads, window in widths]
+  heads = ((mixer, mixer.heads(model.d_model)) for mixer in mixers)
+  return [Attended(h.num_heads, h.head_dim, length, getattr(mixer, "window", None), getattr(mixer, "causal", True))
+          for mixer, h in heads]
 
 
 def targets(cfg: RunConfig) -> tuple[float, ...]:

@@ -15,9 +15,6 @@ from jaxlm.preflight.compile import Compiled
 from jaxlm.preflight.cost import Cost, cost
 from jaxlm.preflight.loops import Loops
 
-# Share of the full (T, T) square that blockwise causal attention of this block computes is 1/2 + block / 2T.
-ATTENTION_BLOCK = 512
-
 
 @dataclasses.dataclass(frozen=True)
 class Report:

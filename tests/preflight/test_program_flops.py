@@ -20,13 +20,16 @@ def test_model_flops_of_a_decoder_are_the_formulas(path, devices, tflop):
 
 
 def test_a_causal_square_is_half_seen_and_a_window_leaves_a_band():
-  assert Attended(64, 1024, None).pairs == 1024**2 / 2
-  assert Attended(64, 1024, 4096).pairs == 1024**2 / 2
+  assert Attended(1, 64, 1024, None).pairs == 1024**2 / 2
+  assert Attended(1, 64, 1024, 4096).pairs == 1024**2 / 2
   exact = sum(min(t + 1, 128) for t in range(1024))
-  assert Attended(64, 1024, 128).pairs == pytest.approx(exact, rel=1e-3)
-  assert Attended(64, 512, None).computed == 512**2                    # one block: nothing is skipped
-  assert Attended(64, 8192, None).computed == 8192**2 / 2 + 8192 * 256
-  assert Attended(64, 8192, 2048).computed == Attended(64, 8192, 2048).pairs + 8192 * 512
+  assert Attended(1, 64, 1024, 128).pairs == pytest.approx(exact, rel=1e-3)
+  assert Attended(1, 64, 512, None).computed == 512**2                    # one block: nothing is skipped
+  assert Attended(1, 64, 8192, None).computed == 8192**2 / 2 + 8192 * 256
+  assert Attended(1, 64, 1152, None).computed == 1152**2 / 2 + 1152 * 64      # 512 and 256 do not divide it
+  assert Attended(1, 64, 1024, None, causal=False).pairs == Attended(1, 64, 1024, None, causal=False).computed == 1024**2
+  assert Attended(2, 96, 1024, None).kernel_width == 256 and Attended(2, 64, 1024, None).kernel_width == 128
+  assert Attended(1, 64, 8192, 2048).computed == Attended(1, 64, 8192, 2048).pairs + 8192 * 512
 
 
 def test_an_hnet_attends_at_every_stages_own_length():
