@@ -191,23 +191,23 @@ def sampler_part(args) -> None:
     return insert(rows, slot_B, token_B, rows.length_B < rows.most_B)
 
   def dense():
-    rows = begin(buffer=length + 1)
+    rows = begin(buffer=length)
     for _ in range(length - 2):      # the longest row stops last
       rows = dense_step(rows)
     return rows
 
   sides = {"ours, growing buffer": lambda: inserter.generate(params, begin(), key),
-           "our loop, full-length buffer": lambda: inserter.generate(params, begin(buffer=length + 1), key),
+           "our loop, full-length buffer": lambda: inserter.generate(params, begin(buffer=length), key),
            "loop of dense passes, full-length buffer": dense}
   sides = {name: side for name, side in sides.items() if not args.two_sides or name != "our loop, full-length buffer"}
   if args.compile_only:
     return
   found, times = {}, {name: [] for name in sides}
-  jax.block_until_ready(dense_step(begin(buffer=length + 1)))      # compiles
+  jax.block_until_ready(dense_step(begin(buffer=length)))      # compiles
   if args.lengths == "even":      # batches shrink as rows stop: which programs it takes is known by running
     jax.block_until_ready([sample() for sample in list(sides.values())[:-1]])
   last = jnp.full((), inserter.max_steps - 1, jnp.int32)      # strongly typed, as `start` makes it, or all is compiled again
-  for size in [*(b for b in BUCKETS if b <= length), length + 1] if args.lengths == "full" else ():
+  for size in [*(b for b in BUCKETS if b < length), length] if args.lengths == "full" else ():
     jax.block_until_ready(run(params, begin(buffer=size)._replace(steps=last), key, inserter))
   for _ in range(args.sampler_rounds):
     for name, sample in sides.items():

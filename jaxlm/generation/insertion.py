@@ -176,7 +176,8 @@ class Inserter:
     """
     if not prompts:
       raise ConfigError("no prompt: give at least one, the first token and BOS for a sequence from nothing")
-    size = bucket(max(map(len, prompts)) + 1, self.max_len + 1) if buffer is None else buffer
+    longest = max(map(len, prompts))
+    size = bucket(longest + 1, max(self.max_len, longest + self.force_first)) if buffer is None else buffer
     tokens_BL, closed_BL = np.full((len(prompts), size), self.pad, np.int32), np.zeros((len(prompts), size), bool)
     for b, prompt in enumerate(prompts):
       if len(prompt) == 0:
@@ -251,20 +252,32 @@ def bucket(length: int, most: int) -> int:
 
 
 def grow(rows: Sequences, cfg: Inserter) -> Sequences:
-  """A larger buffer if a living row fills this one."""
+  """A larger buffer if a living row fills this one and may hold more: never longer than a row may become, as a learned
+  table of positions has no place behind that."""
   size = rows.tokens_BL.shape[1]
-  if not bool(jnp.any(rows.alive_B & (rows.length_B >= size))):
+  if not bool(jnp.any(cramped(rows, cfg))):
     return rows
-  more = ((0, 0), (0, bucket(size + 1, max(size + 1, cfg.max_len + 1)) - size))
+  more = ((0, 0), (0, bucket(size + 1, max(size + 1, cfg.max_len)) - size))
   return rows._replace(tokens_BL=jnp.pad(rows.tokens_BL, more, constant_values=cfg.pad),
                        blocked_BL=jnp.pad(rows.blocked_BL, more))
+
+
+def cramped(rows: Sequences, cfg: Inserter):
+  """Bool (B,): rows that fill the buffer and may yet get a token."""
+  may_B = (rows.length_B < cap(rows, cfg)) | (cfg.force_first & (rows.steps == 0))
+  return rows.alive_B & (rows.length_B >= rows.tokens_BL.shape[1]) & may_B
+
+
+def cap(rows: Sequences, cfg: Inserter):
+  """Tokens that each row may hold, (B,) or one number."""
+  return cfg.max_len if rows.most_B is None else jnp.minimum(rows.most_B, cfg.max_len)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def run(params, rows: Sequences, key, cfg: Inserter) -> Sequences:
   """Steps until all rows have stopped or half of them, max_steps, or a living row fills the buffer."""
   def going(rows):
-    full = jnp.any(rows.alive_B & (rows.length_B >= rows.tokens_BL.shape[1]))
+    full = jnp.any(cramped(rows, cfg))
     left = jnp.sum(rows.alive_B)
     return (rows.steps < cfg.max_steps) & (left > 0) & ~full & ~few(left, len(rows.alive_B))
   return jax.lax.while_loop(going, lambda rows: take_step(params, rows, key, cfg)[0], rows)
@@ -296,8 +309,7 @@ def take_step(params, rows: Sequences, key, cfg: Inserter) -> tuple[Sequences, S
     stop_B = jnp.min(jnp.where(open_BL, p_BL, 1.0), axis=1)
     open_BL = open_BL & ~done_BL
     go_B = jnp.any(open_BL, axis=1)
-  most_B = cfg.max_len if rows.most_B is None else jnp.minimum(rows.most_B, cfg.max_len)
-  go_B = (go_B & (rows.length_B < most_B)) | (cfg.force_first & (rows.steps == 0) & jnp.any(open_BL, axis=1))
+  go_B = (go_B & (rows.length_B < cap(rows, cfg))) | (cfg.force_first & (rows.steps == 0) & jnp.any(open_BL, axis=1))
   alive_B = rows.alive_B & go_B
 
   noise = jax.random.fold_in(key, rows.steps)

@@ -1,5 +1,6 @@
 """The insertion sampler: its law, its buffer, its refusals; and the small golden cases through verify."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -19,6 +20,7 @@ from jaxlm.generation.insertion import (
 )
 from jaxlm.interop.verify import verify
 from jaxlm.layers.attention import AttentionConfig
+from jaxlm.layers.positions.additive import Learned
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.models.insertion import InsertionConfig
 
@@ -83,6 +85,15 @@ def test_rows_that_stop_early_are_set_aside_and_come_back_in_their_place():
     n = int(alone.length_B[0])
     assert int(together.length_B[b]) == n == 40
     np.testing.assert_array_equal(together.tokens_BL[b, :n], alone.tokens_BL[0, :n])
+
+
+@pytest.mark.parametrize(("first", "most"), [(False, 12), (True, 12), (True, 11)])
+def test_a_table_of_learned_positions_may_be_filled_to_its_last_place(first, most):
+  config = dataclasses.replace(CONFIG, position=Learned(max_len=12))
+  inserter = Inserter(config, suppressed=(0, 1), pad=0, max_len=most, max_steps=30, stop_threshold=0.999, force_first=first)
+  params = config.build().init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+  rows = inserter.generate(params, inserter.start([[1, 2]]), jax.random.key(0))
+  assert rows.length_B.tolist() == [most] and rows.tokens_BL.shape[1] <= 12
 
 
 def test_a_row_never_exceeds_its_own_length_cap():
