@@ -36,7 +36,8 @@ def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, si
   fig, axes = plt.subplots(figsize=(9, 5.2), dpi=110)
   for row, (colour, dash), curves in lines:
     x = np.arange(curves.shape[1]) + 1
-    axes.plot(x, curves.mean(0), color=colour, linestyle=dash, linewidth=1.6, label=row.label or row.name)
+    axes.plot(x, curves.mean(0), color=colour, linestyle=dash, linewidth=1.6, label=row.label or row.name,
+              marker="o" if figure.ticks else None)
     if len(curves) > 1:
       axes.fill_between(x, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
   black = [(label, dash, _running_mean(first["curves"][key], figure.smooth)) for (key, label), dash in
@@ -52,6 +53,9 @@ def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, si
     axes.annotate(label, (mark, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points",
                   fontsize=8, color="0.3")
   axes.set(title=figure.title + (f" (scale {' '.join(filter(None, (scale, size)))})" if scale else ""), xlabel=figure.x_label, ylabel=figure.y_label, xlim=(1, None))
+  if figure.ticks:
+    axes.set_xlim(0.9, len(figure.ticks) + 0.1)
+    axes.set_xticks(range(1, len(figure.ticks) + 1), figure.ticks)
   axes.grid(True, color="0.9", linewidth=0.8)
   for side in ("top", "right"):
     axes.spines[side].set_visible(False)

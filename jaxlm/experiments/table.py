@@ -95,6 +95,7 @@ class Figure:
   """Lines of one measured curve, one per row, `x` = index of the entry. marks: curve index -> label, vertical lines.
 
   references: other measured curves, key -> label, drawn once in black: what the first drawn row measured of them.
+  ticks: labels of the entries where they are few and not 1, 2, …
   """
 
   curve: str
@@ -105,6 +106,7 @@ class Figure:
   marks: Callable[[dict], Mapping[float, str]] | None = None   # of the resolved configuration
   rows: Sequence[str] = ()   # () draws all
   references: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  ticks: Sequence[str] = ()
 
 
 class Missing(KeyError):
