@@ -66,3 +66,52 @@ def test_scripts_are_shellcheck_clean():
   shellcheck = shutil.which("shellcheck", path=os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]))
   done = subprocess.run([shellcheck, "-x", "-P", str(TPU), *map(str, TPU.glob("*.sh"))], capture_output=True, text=True)
   assert done.returncode == 0, done.stdout
+
+
+GCLOUD = """#!/usr/bin/env bash
+# Stands for gcloud: writes down what it is asked; training fails as often as $FAILURES says, `describe` answers $STATE.
+echo "$*" >> "$LOG"
+case "$*" in
+  *"jaxlm train --config"*) [[ "$(grep -c 'jaxlm train --config' "$LOG")" -gt "$FAILURES" ]] ;;
+  *describe*) [[ "$STATE" == ACTIVE ]] && echo ACTIVE || { echo "$STATE" >&2; exit 1; } ;;
+esac
+"""
+
+
+def launched(folder, failures, state):
+  """launch.sh against a gcloud of ours, and what that was asked."""
+  (folder / "gcloud").write_text(GCLOUD)
+  (folder / "gcloud").chmod(0o755)
+  done = dry_run("launch.sh", CONFIG, DRY_RUN="0", PATH=f"{folder}{os.pathsep}{os.environ['PATH']}", LOG=str(folder / "log"),
+                 FAILURES=str(failures), STATE=state, STATE_TRIES="2", STATE_PAUSE="0", RESTART_PAUSE="0", RETRIES="4")
+  return done, (folder / "log").read_text().splitlines()
+
+
+def test_a_crash_on_a_living_slice_is_cleared_away_and_tried_again(tmp_path):
+  done, asked = launched(tmp_path, 2, "ACTIVE")
+  assert done.returncode == 0, done.stderr
+  cleared = [line for line in asked if "pkill" in line]
+  assert len(cleared) == 2 and all("'[j]axlm train'" in line for line in cleared)     # a plain pattern finds its own shell
+  assert sum("jaxlm train --config" in line for line in asked) == 3 and not any("delete" in line for line in asked)
+
+
+def test_three_crashes_in_a_row_end_the_launch(tmp_path):
+  done, _ = launched(tmp_path, 9, "ACTIVE")
+  assert done.returncode == 2 and "three failures on a living slice" in done.stderr
+
+
+def test_a_slice_that_cannot_be_asked_about_is_not_deleted(tmp_path):
+  done, asked = launched(tmp_path, 9, "ERROR: could not resolve host")
+  assert done.returncode == 2 and "may still be training" in done.stderr and not any("delete" in line for line in asked)
+
+
+def test_a_slice_that_was_taken_away_is_asked_for_again(tmp_path):
+  done, asked = launched(tmp_path, 9, "ERROR: NOT_FOUND")
+  assert done.returncode == 2 and any("queued-resources delete" in line for line in asked)      # create.sh then finds none
+  assert any("queued-resources create" in line for line in asked)
+
+
+def test_the_environment_wins_over_the_file(tmp_path):
+  (tmp_path / "env").write_text("TOPOLOGY=v5e:8x8\nNAME=from-file\n")
+  done = dry_run("create.sh", TPU_ENV=str(tmp_path / "env"), NAME=None)
+  assert "accelerator-type=v5litepod-16 " in done.stdout and "create from-file" in done.stdout

@@ -5,10 +5,12 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 root="$(dirname "$here")"
 
-# Values come from the environment, else from tpu/env (copy env.example and edit it).
+# Values come from the environment, else from tpu/env (copy env.example and edit it): what is set already is set again.
+given="$(export -p)"
 if [[ -f "${TPU_ENV:-$here/env}" ]]; then
   # shellcheck disable=SC1090
   source "${TPU_ENV:-$here/env}"
+  eval "$given"
 fi
 DRY_RUN="${DRY_RUN:-0}"
 NUM_SLICES="${NUM_SLICES:-1}"
@@ -72,12 +74,27 @@ on_workers() {
       pids+=("$!")
     fi
   done
-  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+  # bash 3.2 calls an empty array unset.
+  for pid in ${pids[@]+"${pids[@]}"}; do wait "$pid" || failed=1; done
   return "$failed"
 }
 
-# State of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, PROVISIONING, SUSPENDED, FAILED ... or MISSING.
+# State of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, PROVISIONING, SUSPENDED, FAILED ... or MISSING. A question that
+# cannot be answered (no network, no permission) is asked again for ten minutes: a slice is not lost because we are.
 state() {
-  gcloud compute tpus queued-resources describe "$NAME" --project="$PROJECT" --zone="$ZONE" \
-    --format='value(state.state)' 2>/dev/null || printf 'MISSING\n'
+  local said tries
+  for ((tries = 0; tries < ${STATE_TRIES:-20}; tries++)); do
+    if said="$(gcloud compute tpus queued-resources describe "$NAME" --project="$PROJECT" --zone="$ZONE" \
+      --format='value(state.state)' 2>&1)"; then
+      printf '%s\n' "$said"
+      return 0
+    fi
+    if [[ "$said" == *NOT_FOUND* || "$said" == *"not found"* ]]; then
+      printf 'MISSING\n'
+      return 0
+    fi
+    sleep "${STATE_PAUSE:-30}"
+  done
+  printf 'error: no answer about %s: %s\n' "$NAME" "$said" >&2
+  return 2
 }

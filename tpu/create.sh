@@ -17,12 +17,13 @@ printf '%s: %s chips, accelerator type %s, runtime %s, %s slice(s)\n' \
 run gcloud compute tpus queued-resources create "$NAME" "${arguments[@]}"
 
 if [[ "$DRY_RUN" != 1 ]]; then
-  until [[ "$(state)" == ACTIVE ]]; do
-    case "$(state)" in
-      FAILED | SUSPENDED | MISSING) die "queued resource $NAME is $(state); see: gcloud compute tpus queued-resources describe $NAME" ;;
+  while current="$(state)" && [[ "$current" != ACTIVE ]]; do
+    case "$current" in
+      FAILED | SUSPENDED | MISSING) die "queued resource $NAME is $current; see: gcloud compute tpus queued-resources describe $NAME" ;;
     esac
-    printf '\r%s  %-24s' "$(date +%H:%M:%S)" "$(state)" >&2
+    printf '\r%s  %-24s' "$(date +%H:%M:%S)" "$current" >&2
     sleep 20
   done
+  [[ "$current" == ACTIVE ]] || die "stopped waiting for $NAME; it stays queued: start create.sh again or tpu/delete.sh"
   printf '\n%s is active\n' "$NAME" >&2
 fi

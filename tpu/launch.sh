@@ -15,7 +15,7 @@ JAXLM_DISTRIBUTED=1 ../venv/bin/jaxlm train --config=$config --workdir=$WORKDIR"
 for override in "$@"; do command+=" $(printf '%q' "$override")"; done
 command+=" 2>&1 | tee -a \$JAXLM_LOG; exit \${PIPESTATUS[0]}"
 
-attempt=0
+attempt=0 crashes=0
 while :; do
   if on_workers "$command"; then
     [[ "$DRY_RUN" == 1 ]] || printf 'finished: %s\n' "$WORKDIR" >&2
@@ -23,17 +23,19 @@ while :; do
   fi
   attempt=$((attempt + 1))
   [[ "$attempt" -le "${RETRIES:-100}" ]] || die "gave up after $attempt attempts; logs: tpu/logs.sh"
-  current="$(state)"
+  current="$(state)" || die "the slice may still be training; start launch.sh again when gcloud answers"
   printf 'attempt %d ended, slice is %s\n' "$attempt" "$current" >&2
   if [[ "$current" != ACTIVE ]]; then
     # A spot slice that was taken away cannot be restarted: it is deleted and asked for again.
+    crashes=0
     gcloud compute tpus queued-resources delete "$NAME" --project="$PROJECT" --zone="$ZONE" --force --quiet || true
     "$here/create.sh"
     "$here/bootstrap.sh"
   else
     # The slice is there and the program failed. A crash at once is a bug, not a preemption.
-    [[ "$attempt" -lt 3 ]] || die "three failures on a living slice: read the logs (tpu/logs.sh) before paying for more"
-    on_workers "pkill -f 'jaxlm train' || true"
-    sleep 10
+    crashes=$((crashes + 1))
+    [[ "$crashes" -lt 3 ]] || die "three failures on a living slice: read the logs (tpu/logs.sh) before paying for more"
+    on_workers "pkill -f '[j]axlm train' || true" || true        # brackets: else it ends the shell that runs it
+    sleep "${RESTART_PAUSE:-10}"
   fi
 done

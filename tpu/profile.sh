@@ -5,9 +5,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need PROJECT ZONE NAME WORKDIR
 [[ $# -ge 1 ]] || die "usage: tpu/profile.sh CONFIG [overrides]"
 config="$1"; shift
-folder="$WORKDIR-profile"
+[[ -f "$root/${config%%:*}" ]] || die "no config file $config below $root"
+folder="$WORKDIR-profile-$(date +%Y%m%d-%H%M%S)"      # a second trace is a second run
 command="cd jaxlm && JAXLM_DISTRIBUTED=1 ../venv/bin/jaxlm train --config=$config --workdir=$folder \
---config.train.steps=30 --config.train.profile=15,20"
+--config.train.steps=30 --config.train.profile=15,19"
 for override in "$@"; do command+=" $(printf '%q' "$override")"; done
 on_workers "$command"
 run mkdir -p tpu-profile

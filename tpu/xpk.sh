@@ -4,6 +4,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need PROJECT ZONE NAME TOPOLOGY WORKDIR CLUSTER IMAGE
 [[ $# -ge 1 ]] || die "usage: tpu/xpk.sh CONFIG [overrides]"
+[[ -f "$root/${1%%:*}" ]] || die "no config file $1 below $root"
 slice_of "$TOPOLOGY"
 command="JAXLM_DISTRIBUTED=1 jaxlm train --config=$1 --workdir=$WORKDIR"; shift
 for override in "$@"; do command+=" $(printf '%q' "$override")"; done

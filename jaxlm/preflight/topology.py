@@ -35,7 +35,7 @@ def devices(topology: str, num_slices: int = 1) -> np.ndarray:
   except Exception as error:   # the runtime raises several types; only the text tells them apart
     text = str(error)
     if "TPU support not installed" in text or "libtpu" in text.lower() and "lockfile" not in text:
-      raise ConfigError("compiling for a TPU needs libtpu, which is not installed: pip install 'jaxlm[preflight]'"
+      raise ConfigError("compiling for a TPU needs libtpu, which is not installed: pip install -e '.[preflight]'"
                         ) from None
     if "lockfile" in text:
       raise ConfigError("another process holds libtpu; set ALLOW_MULTIPLE_LIBTPU_LOAD=1 in both") from None
