@@ -1,6 +1,6 @@
-"""Chips that a configuration can be compiled for: peaks, capacities and clocks, each with its source.
+"""Chips that a configuration can be compiled for: capacities, bandwidths and clocks, each with its source.
 
-Peaks, HBM and slice shapes: Google Cloud's "TPU system architecture" pages; the per-core values agree with those
+HBM and slice shapes: Google Cloud's "TPU system architecture" pages; the per-core values agree with those
 compiled into `jax.experimental.pallas.tpu.get_tpu_info_for_chip` (v4 and v5p count two cores as one device).
 Interconnect: one-way bandwidth per link and links per chip as in the scaling book (github.com/jax-ml/scaling-book).
 Clocks are not published as such: they follow from peak = 2 x multiply-adds per cycle x clock.
@@ -9,6 +9,7 @@ Clocks are not published as such: they follow from peak = 2 x multiply-adds per 
 import dataclasses
 
 from jaxlm.config import ConfigError, nearest
+from jaxlm.parallel.chips import PEAK_FLOPS
 
 GIB = 1 << 30
 
@@ -17,14 +18,17 @@ GIB = 1 << 30
 class Chip:
   name: str
   device_kind: str                # what the runtime calls it
-  peak_flops: float               # bf16 FLOP/s of one device
-  hbm_bytes: int                  # usable by a program, as the compiler counts (see `usable`)
+  hbm_bytes: int                  # nominal; the compiler keeps some (0.25 GiB of a v5e) and refuses what does not fit
   hbm_bandwidth: float            # bytes/s
   link_bandwidth: float           # bytes/s, one way, one link
   links: int
   clock_hz: float
-  sparse_cores: bool
   default_topologies: tuple[str, ...]
+
+  @property
+  def peak_flops(self) -> float:
+    """bfloat16 FLOP/s of one device."""
+    return PEAK_FLOPS[self.device_kind]
 
   @property
   def wire_bandwidth(self) -> float:
@@ -33,13 +37,13 @@ class Chip:
 
 
 CHIPS = {chip.name: chip for chip in (
-    Chip("v4", "TPU v4", 275e12, 32 * GIB, 1.23e12, 45e9, 6, 1.05e9, False,
+    Chip("v4", "TPU v4", 32 * GIB, 1.23e12, 45e9, 6, 1.05e9,
          ("v4:2x2x1", "v4:2x2x4", "v4:4x4x4", "v4:4x4x8", "v4:8x8x8")),
-    Chip("v5e", "TPU v5 lite", 197e12, 16 * GIB, 0.819e12, 45e9, 4, 1.5e9, False,
+    Chip("v5e", "TPU v5 lite", 16 * GIB, 0.819e12, 45e9, 4, 1.5e9,
          ("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16")),
-    Chip("v5p", "TPU v5", 459e12, 95 * GIB, 2.765e12, 90e9, 6, 1.75e9, True,
+    Chip("v5p", "TPU v5", 95 * GIB, 2.765e12, 90e9, 6, 1.75e9,
          ("v5p:2x2x1", "v5p:2x2x2", "v5p:2x2x4", "v5p:2x4x4", "v5p:4x4x4", "v5p:4x4x8", "v5p:4x8x8", "v5p:8x8x8")),
-    Chip("v6e", "TPU v6 lite", 918e12, 32 * GIB, 1.64e12, 90e9, 4, 1.75e9, True,
+    Chip("v6e", "TPU v6 lite", 32 * GIB, 1.64e12, 90e9, 4, 1.75e9,
          ("v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v6e:4x8", "v6e:8x8", "v6e:8x16", "v6e:16x16")),
 )}
 
@@ -48,7 +52,8 @@ def chip_of(topology: str) -> Chip:
   """The chip of a topology name such as 'v5e:4x4'."""
   name = topology.split(":")[0]
   if name not in CHIPS:
-    raise ConfigError(f"topology {topology!r}: no chip {name!r}; {nearest(name, CHIPS)} (form: chip:AxB or chip:AxBxC)")
+    raise ConfigError(f"topology {topology!r}: no chip {name!r}; {nearest(name, CHIPS)} (form: chip:AxB or chip:AxBxC); "
+                      f"known: {', '.join(known_topologies())}")
   return CHIPS[name]
 
 

@@ -44,7 +44,8 @@ def collectives(loops: Loops, mesh_shape: dict[str, int]) -> list[Collective]:
     kind = _kind(site.instruction.opcode)
     if kind is None:
       continue
-    # The pieces of one collective share all of this; the collectives of all shard_map bodies share channel 1.
+    # The pieces of one collective share all of this; the collectives of all shard_map bodies share channel 1. Two of those
+    # that agree in all of it (a psum of a pair of equal shape) would count once: pieces cannot be told from them.
     channel = site.instruction.channel or f"unnumbered {site.computation.name} {site.instruction.name}"
     key = (channel, kind, tuple(a.dims for a in site.instruction.arrays), site.instruction.op_name)
     known = found.get(key)

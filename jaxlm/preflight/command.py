@@ -49,6 +49,15 @@ def run(argv: list[str]) -> int:
     raise ConfigError("preflight needs --config=FILE")
   if sum((args.topology is not None, args.cpu is not None, args.gpu)) != 1:
     raise ConfigError("give one target: --topology=chip:AxB, --cpu=N or --gpu")
+  programs = args.program.split(",")
+  for program in programs:
+    if program not in ("train", "eval", "decode"):
+      raise ConfigError(f"--program: {program!r}; {nearest(program, ('train', 'eval', 'decode'))}")
+  for name in ("num_slices", "cpu"):
+    if (getattr(args, name) or 0) < (getattr(args, name) is not None):
+      raise ConfigError(f"--{name}={getattr(args, name)}: wanted 1 or more")
+  if args.compare and args.mesh:
+    raise ConfigError("--compare names the meshes: repeat it, and leave out --mesh")
   cfg = run_config(load_config(spec, overrides))
 
   devices, chip, target = _target(args)
@@ -56,7 +65,6 @@ def run(argv: list[str]) -> int:
   from jaxlm.preflight.show import ranking, show
   options = dict(_option(o) for o in args.option) or None
   meshes = [parse_mesh(m) for m in (args.compare or args.mesh or [""])]
-  programs = args.program.split(",")
   reports = []
   for mesh in meshes:
     for program in programs:

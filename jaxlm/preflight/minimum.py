@@ -1,4 +1,6 @@
-"""The least that a layout must send: what the report holds the compiler's collectives against.
+"""What a plain implementation of a layout sends: what the report holds the compiler's collectives against.
+
+Some programs stay below it: a table that is only looked up need not be gathered, a weight that is kept is gathered once.
 
 For parameters of P elements split f ways by fsdp and t ways by tensor, wire dtype of w bytes, micro-batches m:
   fsdp      two gathers (forward, backward) per micro-batch and one scatter of the gradients:

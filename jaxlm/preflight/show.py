@@ -8,12 +8,15 @@ from jaxlm.preflight.report import Report
 NOTE = ("Memory, matmul FLOPs and collectives are read off the compiled program. Seconds and utilisation are estimates "
         "for comparing programs: compiler cycles (matmuls good to 2-20 %, more on thin shapes and v6e; element-wise "
         "work 1.2-6x too high), attention kernels at peak, every link busy. Nothing was timed on hardware.")
+SLICES = " Traffic between slices is charged as if it stayed inside one: the data-centre network is slower and not modelled."
+LIBRARIES = " Products in library calls (cuBLAS, cuDNN, a CPU's) are not counted: executed FLOPs are a lower bound."
 
 
 def show(report: Report, console: Console | None = None) -> None:
   console = console or Console()
   console.print(Group(*_tables(report)))
-  console.print(f"[dim]{NOTE}[/dim]")
+  note = NOTE + (SLICES if " x v" in report.topology else "") + (LIBRARIES if report.chip is None else "")
+  console.print(f"[dim]{note}[/dim]")
 
 
 def _tables(r: Report):
@@ -85,11 +88,11 @@ def _estimates(r: Report):
 
 def ranking(reports: list[Report]) -> Table:
   """Layouts side by side, those that fit first, by the pessimistic step time."""
-  table = Table("mesh", "fits", "peak GiB", "matmul s", "wire GB", "x minimum", "step s (estimate)", "dominating", box=None)
+  table = Table("mesh", "program", "fits", "peak GiB", "matmul s", "wire GB", "x minimum", "step s (estimate)", "dominating", box=None)
   for r in sorted(reports, key=lambda r: (not r.fits, r.seconds.get("worst", float("inf")))):
     mesh = ",".join(f"{a}={n}" for a, n in r.mesh.items() if n > 1) or "1"
     s = r.seconds
-    table.add_row(mesh, "yes" if r.fits else "no", _gib(r.memory["peak"]) if r.memory else "-",
+    table.add_row(mesh, r.program, "yes" if r.fits else "no", _gib(r.memory["peak"]) if r.memory else "-",
                   f"{s['matmul']:.3f}" if s else "-", f"{r.wire_bytes / 1e9:.3f}",
                   f"{r.wire_ratio:.2f}" if r.wire_ratio else "-",
                   f"{s['best']:.3f} to {s['worst']:.3f}" if s else "-", r.dominating if not r.error else "-")

@@ -96,6 +96,12 @@ def test_a_sure_prediction_keeps_its_gradient_when_its_softmax_is_kept_in_bfloat
   np.testing.assert_allclose(jax.grad(loss)(h, 0).astype(np.float32), want, rtol=1e-2)
 
 
+def test_a_large_bias_does_not_spoil_the_gradients_of_a_padded_last_stretch():
+  h, w, bias, targets, gradients = inputs()
+  got = value_and_pull(h, w, bias + 200.0, targets, gradients, chunk=4, keep_bytes=0)
+  close(got[1][:2], value_and_pull(h, w, bias, targets, gradients, implementation="reference")[1][:2], 1e-4)
+
+
 def test_without_targets_it_is_the_row_logsumexp():
   h, w, bias, _, gradients = inputs()
   got = value_and_pull(h, w, bias, None, gradients[1], chunk=3)

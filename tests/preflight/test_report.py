@@ -58,11 +58,13 @@ def test_a_train_step_compiled_for_simulated_devices_is_reported_as_json(capsys)
 @pytest.mark.parametrize("arguments, message", [
     (["--cpu=8"], "--config"), ([f"--config={CONFIG}"], "one target"),
     ([f"--config={CONFIG}", "--topology=v5e:4y4"], "known: v4:2x2x1"),
-    ([f"--config={CONFIG}", "--topology=v7e:4x4"], "did you mean 'v"),
+    ([f"--config={CONFIG}", "--topology=v7e:4x4"], "known: v4:2x2x1"),
     ([f"--config={CONFIG}", "--cpu=8", "--mesh=data=3,fsdp=2"], "data=3 x fsdp=2"),
     ([f"--config={CONFIG}", "--cpu=8", "--mesh=dat=4"], "did you mean 'data'"),
     ([f"--config={CONFIG}", "--cpu=8", "--mesh=data=many"], "whole number"),
-    ([f"--config={CONFIG}", "--cpu=8", "--program=trian"], "train, eval, decode")])
+    ([f"--config={CONFIG}", "--cpu=8", "--program=decode,trian"], "did you mean 'train'"),
+    ([f"--config={CONFIG}", "--cpu=0"], "--cpu=0: wanted 1 or more"),
+    ([f"--config={CONFIG}", "--cpu=8", "--mesh=fsdp=8", "--compare=data=8"], "leave out --mesh")])
 def test_bad_input_says_what_is_known(arguments, message, capsys):
   assert main(arguments) == 2
   assert message in capsys.readouterr().err
@@ -73,7 +75,7 @@ def test_missing_libtpu_names_the_extra(monkeypatch):
   def refuse(**_):
     raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
   monkeypatch.setattr(topologies, "get_topology_desc", refuse)
-  with pytest.raises(ConfigError, match=r"jaxlm\[preflight\]"):
+  with pytest.raises(ConfigError, match=r"\[preflight\]"):
     devices("v5e:2x2")
 
 

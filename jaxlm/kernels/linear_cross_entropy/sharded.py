@@ -48,7 +48,7 @@ def _backward(softcap, chunk, keep_bytes, spec, w_spec, residuals, gradients):
     dh = jax.lax.optimization_barrier(dh)
     dw = dw.astype(w_VD.dtype)       # as parameters are gathered, so their gradients are reduced
     if columns:
-      dw = _scattered(dw, columns)
+      dw = _scattered(dw, columns, whole=not names(w_spec[0]))
     rest = tuple(sorted(manual - set(columns)))
     dw = jax.lax.psum(dw, rest) if rest else dw
     return dh, dw, None if dbias is None else jax.lax.psum(dbias, tuple(sorted(manual)))
@@ -67,9 +67,12 @@ def _whole(w_VD, columns):
   return jax.lax.all_gather(w_VD, columns, axis=1, tiled=True) if columns else w_VD
 
 
-def _scattered(dw_VD, columns):
+def _scattered(dw_VD, columns, whole: bool):
   """Sums over the mesh, each device its columns. In two pieces where V / 128 has a large prime factor: the SparseCores of a
-  TPU cut 128,128 = 128 x 7 x 11 x 13 rows into equal parts, and 128,256 = 256 x 3 x 167 they all-reduce, twice the bytes."""
+  TPU cut 128,128 = 128 x 7 x 11 x 13 rows into equal parts, and 128,256 = 256 x 3 x 167 they all-reduce, twice the bytes.
+  whole: not cut over other axes, whose pieces would be cut again."""
+  if not whole:
+    return jax.lax.psum_scatter(dw_VD, columns, scatter_dimension=1, tiled=True)
   cut = 128 * next((n for n in range(dw_VD.shape[0] // 128, 0, -1) if _smooth(n)), 0)
   pieces = [x for x in (dw_VD[:cut], dw_VD[cut:]) if x.shape[0]]
   return jnp.concatenate([jax.lax.psum_scatter(x, columns, scatter_dimension=1, tiled=True) for x in pieces])

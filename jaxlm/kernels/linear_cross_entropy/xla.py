@@ -27,9 +27,10 @@ def _cut(x_BT, n, chunk: int):
   return None if x_BT is None else jax.lax.dynamic_slice_in_dim(x_BT, n * chunk, chunk, axis=1)
 
 
-def _pad(x_BT, chunk: int):
+def _pad(x_BT, chunk: int, value=0):
   padding = -x_BT.shape[1] % chunk
-  return jnp.pad(x_BT, ((0, 0), (0, padding)) + ((0, 0),) * (x_BT.ndim - 2)) if padding else x_BT
+  widths = ((0, 0), (0, padding)) + ((0, 0),) * (x_BT.ndim - 2)
+  return jnp.pad(x_BT, widths, constant_values=value) if padding else x_BT
 
 
 def _join(x_nBQ, T: int):
@@ -80,8 +81,8 @@ def backward(h_BTD, w_VD, bias_V, targets_BT, outs, q_kBQV, gradients, softcap, 
   g_BT, z_BT = gradients
   T, V = h_BTD.shape[1], w_VD.shape[0]
   of_p_BT = z_BT if g_BT is None else z_BT - g_BT          # 0 at padded positions, hence no gradient there
-  h, targets, log_z, g, z, of_p = (None if x is None else _pad(x, chunk)
-                                   for x in (h_BTD, targets_BT, outs[1], g_BT, z_BT, of_p_BT))
+  h, targets, g, z, of_p = (None if x is None else _pad(x, chunk) for x in (h_BTD, targets_BT, g_BT, z_BT, of_p_BT))
+  log_z = _pad(outs[1], chunk, jnp.inf)                    # else a large bias there gives inf x 0
   num, keep = h.shape[1] // chunk, 0 if q_kBQV is None else q_kBQV.shape[0]
 
   def add(sums, h_BQD, da_BQV):
