@@ -41,12 +41,12 @@ def route(cfg, params, texts: list[bytes]):
   import jax.numpy as jnp
 
   module = cfg.model.build()
-  apply = jax.jit(lambda t: module.apply({"params": params}, t, method="with_stages")[1][0])
+  apply = jax.jit(lambda params, t: module.apply({"params": params}, t, method="with_stages")[1][0])
   width = max(map(len, texts)) + 1
   rows = np.zeros((len(texts), width), np.int32)
   for row, text in zip(rows, texts):
     row[:len(text) + 1] = [cfg.data.tokenizer.separator, *text]
-  info = jax.device_get(apply(jnp.asarray(rows)))
+  info = jax.device_get(apply(params, jnp.asarray(rows)))
   return [(info.p_BT[i, 1:len(t) + 1], info.boundary_BT[i, 1:len(t) + 1]) for i, t in enumerate(texts)]
 
 

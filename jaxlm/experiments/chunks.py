@@ -97,11 +97,11 @@ def stages_on_validation(cfg, params, num_rows: int):
   from jaxlm.data.text import evaluation_batches
 
   module, T = cfg.model.build(), cfg.data.seq_len
-  apply = jax.jit(lambda *args: module.apply({"params": params}, *args, method="with_stages")[1])
+  apply = jax.jit(lambda params, *args: module.apply({"params": params}, *args, method="with_stages")[1])
   tokens, found = [], []
   for batch in evaluation_batches(cfg.data, "validation", T, 16, num_tokens=num_rows * T):
     tokens.append(batch["tokens"])
-    found.append(jax.device_get(apply(batch["tokens"], batch["segment_ids"], batch["positions"])))
+    found.append(jax.device_get(apply(params, batch["tokens"], batch["segment_ids"], batch["positions"])))
   return np.concatenate(tokens), jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
