@@ -11,13 +11,12 @@ from jaxlm.interop import huggingface
 from jaxlm.interop.golden.case import Case
 from jaxlm.interop.verify import verify
 
-pytestmark = pytest.mark.slow     # compiling whole models takes minutes on two cores
-
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CONFIG = dict(model_type="lact_swiglu", hidden_size=48, num_hidden_layers=2, num_attn_heads=4, num_lact_heads=2,
               lact_chunk_size=8, window_size=8, w0_w2_low_rank=4, intermediate_size=80, vocab_size=97, use_muon=True)
 
 
+@pytest.mark.slow     # compiling whole models takes minutes on two cores
 @pytest.mark.parametrize("path", sorted([*(GOLDEN / "lact").glob("*.npz"), *(GOLDEN / "mixers").glob("*.npz")]),
                          ids=lambda p: p.stem)
 def test_outputs_and_gradients_are_the_official_ones(path):

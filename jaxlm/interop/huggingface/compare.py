@@ -19,12 +19,14 @@ def spelled_out(cfg: DecoderConfig) -> dict:
   for mixer in cfg.mixers:
     if hasattr(mixer, "heads"):
       heads = mixer.heads(cfg.d_model)
-      scale = heads.head_dim**-0.5 if mixer.scale is None else mixer.scale
       position = mixer.position
       if hasattr(position, "rotary_dim"):
         position = dataclasses.replace(position, rotary_dim=position.rotary_dim or heads.head_dim)
-      mixer = dataclasses.replace(mixer, num_kv_heads=heads.num_kv_heads, head_dim=heads.head_dim, scale=scale,
-                                  position=position)
+      found = dict(num_kv_heads=heads.num_kv_heads, head_dim=heads.head_dim, position=position)
+      if getattr(mixer, "scale", 1) is None:
+        found["scale"] = heads.head_dim**-0.5
+      has = {field.name for field in dataclasses.fields(mixer)}      # LaCT's attention leaves none of these open
+      mixer = dataclasses.replace(mixer, **{key: value for key, value in found.items() if key in has})
     layers.append(mixer)
   mlp = cfg.mlp and dataclasses.replace(cfg.mlp, d_ff=cfg.mlp.d_ff or 4 * cfg.d_model)
   position = cfg.position if cfg.heads is None or not hasattr(cfg.position, "rotary_dim") else None
