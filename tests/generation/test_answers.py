@@ -40,3 +40,12 @@ def test_masked_diffusion_has_to_be_told_lengths():
 def test_an_answer_that_is_longer_or_shorter_is_not_an_exact_match_and_a_missing_place_is_wrong():
   found = [np.asarray(x, np.int32) for x in ([1, 2], [1, 2, 3], [1])]
   assert scores(found, [found[0]] * 3, pad=9) == {"exact_match": 1 / 3, "token_accuracy": 2.5 / 3}
+
+
+def test_prompts_of_different_lengths_fit_a_table_of_learned_positions():
+  position = {"model.position": dict(kind="learned", max_len=40), "model.mixer.num_heads": 2}
+  cfg = run_config(load_config("configs/ilm/star_easy.py:causal", TINY | position))
+  params = jax.jit(cfg.model.build().init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+  prompts = [np.arange(1, 5), np.arange(1, 20)]
+  found = Answering(max_len=36, batch_size=2).answer(cfg.model, params, "causal", cfg.data.ids, prompts).sequences
+  assert all(len(p) <= len(f) <= 36 for p, f in zip(prompts, found))
