@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxlm.kernels.compact import Compaction, gather
+from jaxlm.kernels.compact import Compaction, gather, upsample
 from jaxlm.kernels.ema_upsample import ema_upsample
 from jaxlm.kernels.route import Route
 from jaxlm.layers.mamba2 import starts
@@ -53,6 +53,15 @@ def inner_context(context, compaction: Compaction, seen_B=None):
                          shared=None, shared_by=None)
 
 
+def reads_its_own(segment_ids_BT, chunk_segment_ids_BC, compaction: Compaction):
+  """Bool: the slot that a position reads holds a chunk of its own document (padding counts as if it did).
+
+  Not so where the buffer was full before a document began: its positions would read the last chunk of another.
+  """
+  read_BT = upsample(chunk_segment_ids_BC, compaction)
+  return (segment_ids_BT == 0) | (read_BT == segment_ids_BT)
+
+
 @jax.custom_jvp
 def straight_through(c_BT):
   """1, with the derivative of c."""
@@ -63,14 +72,17 @@ straight_through.defjvp(lambda primals, tangents: (jnp.ones_like(primals[0]), ta
 
 
 def dechunk(z_BCD, decision: Route, compaction: Compaction, reset_BC, initial_BD=None, *, smooth: bool = True,
-            confident: bool = True):
+            confident: bool = True, own_BT=None):
   """y_t = STE(c_t) zb_{rank_t}, zb_j = P_j z_j + (1 - P_j) zb_{j-1}. Returns (y_BTD, last zb_BD), float32.
 
-  smooth False: zb = z. confident False: without STE(c). Both are ablations of the paper.
+  smooth False: zb = z. confident False: without STE(c). Both are ablations of the paper. own_BT: bool, y is 0 where
+  not (`reads_its_own`); None: everywhere.
   """
   p_BC = gather(decision.p_BT, compaction)
   p_BC = jnp.clip(p_BC, LOWEST_WEIGHT, 1 - LOWEST_WEIGHT) if smooth else jnp.ones_like(p_BC)
   y_BTD, last_BD = ema_upsample(z_BCD, p_BC, compaction, reset_BC=reset_BC, initial_BD=initial_BD)
+  if own_BT is not None:
+    y_BTD = jnp.where(own_BT[..., None], y_BTD, 0)
   if confident:
     # A boundary that did not fit is no boundary: what its position reads is trusted with 1 - p.
     lost_BT = decision.boundary_BT & ~compaction.kept_BT

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxlm.config import ConfigError
 from jaxlm.kernels.compact import compact, gather
 from jaxlm.layers.attention import AttentionConfig
-from jaxlm.layers.chunking import StageInfo, dechunk, inner_context, stage_info
+from jaxlm.layers.chunking import StageInfo, dechunk, inner_context, reads_its_own, stage_info
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
 from jaxlm.layers.isotropic import Isotropic, IsotropicConfig, Run, height, parse_layout, write_layout
 from jaxlm.layers.lexinvariant import check_embedding, check_packing
@@ -229,8 +229,11 @@ class Stage(nn.Module):
 
     # Back to positions.
     reset_BC = starts(chunk_context.segment_ids_BT) if state is None and outer.packed else None
+    # In a buffer that is full, a later document (or row) has no chunk of its own, and must not read another's.
+    own_BT = (reads_its_own(outer.segment_ids_BT, chunk_context.segment_ids_BT, slots)
+              if reset_BC is not None and slots.valid_BC.shape[1] < outer.segment_ids_BT.shape[1] else None)
     y_BTD, last_BD = dechunk(z_BCD, chosen, slots, reset_BC, old.last_BD, smooth=cfg.join.smooth,
-                             confident=cfg.join.confident)
+                             confident=cfg.join.confident, own_BT=own_BT)
     y_BTD = y_BTD.reshape(residual_BTD.shape)
     self.sow("intermediates", "dechunked", y_BTD)
     y_BTD = (y_BTD + residual_BTD).astype(cfg.dtype)
@@ -277,8 +280,8 @@ def _no_infos(cfg: HNetConfig, s: int, like_BT):
 class HNet(nn.Module):
   """logits = head(stage_0(embed(bytes))). Methods: see jaxlm.models; those ending in `_with_stages` say more.
 
-  capacities: None, or the chunk capacity of every chunking stage, outside in: static. A row with more chunks loses
-  the last ones, and `overflow_B` of its StageInfo says so. boundaries_BT: bool, for the router 'given'.
+  capacities: None, or the chunk capacity of every chunking stage, outside in: static. A buffer with more chunks loses
+  the last ones, and `overflow_B` of its StageInfo says so; a document without any chunk left gets nothing from within. boundaries_BT: bool, for the router 'given'.
   """
 
   cfg: HNetConfig

@@ -26,7 +26,7 @@ class NextByte(Objective):
     no ratio loss; its target still guides the capacity.
   stats_scope: F and G over the rows of each device, their losses averaged (as released), or over the whole batch.
   overflow: a row with more chunks than the capacity. "redo": the step is done again in the next bucket, exact;
-    "clip": its last chunks are lost, in training only; "error": the run ends.
+    "clip": its last chunks are lost, in training only (a document without a chunk left goes past the main network); "error": the run ends.
   capacities: the buckets, each one capacity per stage, smallest first. Default: the ladder; stage s + 1 holds the
     same fraction of stage s. multiple: capacities are rounded up to it (TPU lanes, SSD chunks).
   rows_per_buffer: as in the model's `join`: the ladder is of the length that a buffer serves.

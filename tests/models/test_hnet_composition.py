@@ -1,4 +1,4 @@
-"""CARoPE inside an H-Net, chosen by its configuration alone (lexinvariant bytes: test_lexinvariant_composition.py)."""
+"""CARoPE inside an H-Net, chosen by its configuration alone (lexinvariant bytes: test_lexinvariant_composition.py); full buffers."""
 
 import pathlib
 
@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxlm.training.config import load_config, run_config
 
@@ -37,3 +38,22 @@ def test_carope_turns_the_chunks_of_the_main_network_and_learns_there():
   named = {jax.tree_util.keystr(path): g for path, g in jax.tree_util.tree_leaves_with_path(grads) if "freq" in str(path)}
   assert named and all("inner" in name for name in named)      # nothing of it in encoder and decoder, which have no attention
   assert all(float(jnp.abs(g).max()) > 0 for g in named.values())
+
+
+# Outer chunks: two of the first document, three of the second, in each row. Inner ones: one and two.
+@pytest.mark.parametrize("rows, capacities", [(1, (8, 1)), (2, (2, 2))])
+def test_a_full_buffer_shows_no_document_or_row_the_chunks_of_another(rows, capacities):
+  stages = [dict(d_model=16, router=dict(kind="pool", width=2), mamba=dict(d_state=4, head_dim=16))] * 3
+  cfg = run_config(load_config(f"{CONFIG}:2stage", {
+      "model.layout": "m1 [m1 [m1] m1] m1", "model.stages": stages, "model.join": dict(rows_per_buffer=rows),
+      "objective.rows_per_buffer": rows}))
+  params, segments = params_of(cfg), jnp.asarray([[1] * 4 + [2] * 6] * 2)
+  apply = jax.jit(lambda tokens, capacities: cfg.model.build().apply(
+      {"params": params}, tokens, segments, capacities=capacities, method="with_stages"), static_argnums=1)
+  tokens = jnp.asarray(BATCH["tokens"])
+  logits, infos = apply(tokens, capacities)
+  assert any(bool(info.overflow_B.all()) for info in infos)
+  others = apply(tokens.at[0, :4].add(1), capacities)[0]
+  assert float(jnp.abs(others - logits)[0, :4].max()) > 1e-3
+  np.testing.assert_array_equal(others[0, 4:], logits[0, 4:])
+  np.testing.assert_array_equal(others[1], logits[1])
