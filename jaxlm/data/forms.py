@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from jaxlm.data.insertion import CLS_TYPE, GIVEN, TARGET, compact, drop
+from jaxlm.config import ConfigError
+from jaxlm.data.insertion import CLS_TYPE, GIVEN, TARGET, blocked_except_gaps, compact, drop
 
 Form = Literal["insertion", "insertion_transformer", "causal", "masked_diffusion"]
 
@@ -62,14 +63,30 @@ def row(tokens: np.ndarray, types: np.ndarray, *, form: Form, seq_len: int, pad:
               target_bytes=np.ones(T, np.int32) if num_bytes is None else (num_bytes[tokens[1:]] * counted).astype(np.int32))
 
 
-def corrupted(row: dict, rng: np.random.Generator, *, seq_len: int, num_missing: int, pad: int,
-              eos: int | None = None) -> dict[str, np.ndarray]:
-  """An insertion row with a random subset of what may be dropped taken out. eos: as in `compact`."""
+def check_constraint(constraint: bool, form: Form) -> None:
+  if constraint and form != "insertion":
+    raise ConfigError(f"data.constraint = True with data.form = {form!r}: only objective 'insertion' reads which slots are "
+                      f"closed; set data.constraint = False")
+
+
+def corrupted(row: dict, rng: np.random.Generator, *, seq_len: int, num_missing: int, pad: int, eos: int | None = None,
+              constraint: bool = False) -> dict[str, np.ndarray]:
+  """An insertion row with a random subset of what may be dropped taken out. eos: as in `compact`.
+
+  constraint: adds `blocked` (T,), 1 where nothing is missing right of a survivor, at CLS and on padding (spec 2.2 and 5).
+  """
   row = dict(row)
   length, tokens, types = int(row.pop("length")[0]), row.pop("tokens"), row.pop("types")
   tokens, types = tokens[:length], types[:length]
-  out = compact(tokens, drop(types, rng), seq_len=seq_len, num_missing=num_missing, pad=pad, eos=eos)
+  dropped = drop(types, rng)
+  out = compact(tokens, dropped, seq_len=seq_len, num_missing=num_missing, pad=pad, eos=eos)
   index = np.arange(seq_len, dtype=np.int32)
+  if constraint:
+    blocked = np.ones(seq_len, np.int32)
+    blocked[:out.length] = blocked_except_gaps(dropped)[~dropped]
+    # The release would pay 3e38 for a target that its own softmax leaves out.
+    assert not blocked[out.slots[:out.number]].any(), "a missing token's slot is closed"
+    row["blocked"] = blocked
   return row | dict(tokens=out.tokens, segment_ids=(index < out.length).astype(np.int32),
                     positions=np.minimum(index, out.length - 1), slots=out.slots, missing=out.missing,
                     num_missing=np.asarray([out.number], np.int32))

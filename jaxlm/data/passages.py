@@ -19,7 +19,7 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
-from jaxlm.data.forms import Form, corrupted, framed, framed_length, row
+from jaxlm.data.forms import Form, check_constraint, corrupted, framed, framed_length, row
 from jaxlm.data.pipeline import batches
 from jaxlm.data.sources import Corpus, open_corpus
 from jaxlm.data.splits import check_split
@@ -52,7 +52,7 @@ class PassageData:
 
   seq_len: places of a row, special tokens included; longer passages are left out (`PassageData.left_out` counts them),
   never cut. fold: (k, n) keeps the documents k, k + n, .. of every split: (0, 2) and (1, 2) have no document in common,
-  so that a judge can be trained on what the judged model never saw.
+  so that a judge can be trained on what the judged model never saw. constraint: as in `forms.corrupted`.
   """
 
   source: str
@@ -63,8 +63,10 @@ class PassageData:
   tokenizer: Annotated[object, TOKENIZERS] = ByteTokenizerConfig()
   fold: tuple[int, int] | None = None
   shuffle: bool = True
+  constraint: bool = False
 
   def __post_init__(self):
+    check_constraint(self.constraint, self.form)
     if self.batch_size < 1:
       raise ConfigError(f"data.batch_size = {self.batch_size}: wanted 1 or more")
     if self.seq_len < 3:
@@ -125,7 +127,7 @@ class PassageData:
   def _corrupt(self, row, rng, ids: Ids | None = None):
     ids = ids or self.ids
     return corrupted(row, rng, seq_len=self.seq_len, num_missing=self.seq_len, pad=ids.pad,
-                     eos=ids.eos if self.form == "insertion_transformer" else None)
+                     eos=ids.eos if self.form == "insertion_transformer" else None, constraint=self.constraint)
 
 
 class Passages:

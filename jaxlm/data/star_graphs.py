@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from jaxlm.config import ConfigError
-from jaxlm.data.forms import Form, corrupted, framed, row
+from jaxlm.data.forms import Form, check_constraint, corrupted, framed, row
 from jaxlm.data.insertion import TARGET
 from jaxlm.data.pipeline import batches, seeded
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
@@ -143,7 +143,7 @@ def encode(graph: Graph, ids: Ids, form: Form) -> tuple[np.ndarray, np.ndarray]:
 class StarGraphData:
   """family: easy, medium or hard, or tiny, which is ours. form: what the model's objective reads. rows: graphs of the
   training split; 100 and 5,000 of validation and test, as the paper's, unless eval_rows is set. sequence_seeds: as in
-  `data.text`.
+  `data.text`. constraint: as in `forms.corrupted`.
   """
 
   batch_size: int
@@ -152,12 +152,15 @@ class StarGraphData:
   rows: int = 50_000
   eval_rows: int | None = None
   seq_len: int | None = None
-  sequence_seeds: bool = dataclasses.field(default=False, repr=False)   # not in the repr: it moves no position
+  # Not in the repr, which is the fingerprint: neither moves a position.
+  sequence_seeds: bool = dataclasses.field(default=False, repr=False)
+  constraint: bool = dataclasses.field(default=False, repr=False)
 
   def __post_init__(self):
     for name in ("batch_size", "rows"):
       if getattr(self, name) < 1:
         raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
+    check_constraint(self.constraint, self.form)
     needed = FAMILIES[self.family].seq_len
     if self.seq_len is None:
       object.__setattr__(self, "seq_len", needed)
@@ -202,7 +205,7 @@ class StarGraphData:
     """Corruption of one row, drawn anew in every epoch."""
     it = self.form == "insertion_transformer"
     return corrupted(row, rng, seq_len=self.seq_len, num_missing=self.seq_len if it else 2 * (self.star.max_path - 1),
-                     pad=self.ids.pad, eos=self.ids.eos if it else None)
+                     pad=self.ids.pad, eos=self.ids.eos if it else None, constraint=self.constraint)
 
 
 def _with_seeds(transform, row, rng):

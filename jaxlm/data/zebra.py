@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlm.config import ConfigError
 from jaxlm.data.errors import DataError
-from jaxlm.data.forms import Form, corrupted, framed, framed_length, prompt, row
+from jaxlm.data.forms import Form, check_constraint, corrupted, framed, framed_length, prompt, row
 from jaxlm.data.pipeline import batches
 from jaxlm.data.records import read_columns
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
@@ -75,7 +75,7 @@ class ZebraData:
   order: of the answer's triples; "solver" is the first of the two original data sets, "sorted" the second.
 
   path: the original data instead, a file per split ({split}: train, validation, test) with two columns of words between
-  blanks, clues and answer, named by `columns`.
+  blanks, clues and answer, named by `columns`. constraint: as in `forms.corrupted`.
   """
 
   batch_size: int
@@ -88,8 +88,10 @@ class ZebraData:
   seq_len: int = 460
   path: str | None = None
   columns: tuple[str, str] = ("clues", "answer")
+  constraint: bool = dataclasses.field(default=False, repr=False)   # not in the repr: it moves no position
 
   def __post_init__(self):
+    check_constraint(self.constraint, self.form)
     for name in ("batch_size", "rows", "eval_rows"):
       if getattr(self, name) < 1:
         raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
@@ -124,7 +126,7 @@ class ZebraData:
   def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
     it = self.form == "insertion_transformer"
     corrupt = lambda row, rng: corrupted(row, rng, seq_len=self.seq_len, num_missing=self.seq_len if it else 3 * MOST**2,
-                                         pad=self.ids.pad, eos=self.ids.eos if it else None)
+                                         pad=self.ids.pad, eos=self.ids.eos if it else None, constraint=self.constraint)
     return batches(Rows(self, self.puzzles(split, seed)), batch_size=self.batch_size, seed=seed, shuffle=split == "train",
                    repeat=repeat, process_index=process_index, process_count=process_count,
                    transform=corrupt if self.form.startswith("insertion") else None, fingerprint=f"zebra {self}")

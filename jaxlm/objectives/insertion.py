@@ -57,7 +57,7 @@ class Insertion(Objective):
   calls `blocked` leave the softmax (and are shown to a model with slot_embedding).
 
   Batch: compacted `tokens`, `segment_ids`, `positions`; `slots`, `missing` int32 (B, M), of which the first
-  `num_missing` (B, 1) count; `blocked` bool (B, T) if use_constraint; `loss_weights` (B, 1), one per example.
+  `num_missing` (B, 1) count; `blocked` (B, T), not 0 where closed, if use_constraint (data.constraint emits it); `loss_weights` (B, 1), one per example.
   """
 
   stop_weight: float = 1.0
@@ -69,6 +69,11 @@ class Insertion(Objective):
       raise ConfigError(f"stop_weight = {self.stop_weight}: wanted a weight of 0 or more")
     if self.stop_class_weight is not None and not 0 < self.stop_class_weight < 1:
       raise ConfigError(f"stop_class_weight = {self.stop_class_weight}: wanted a number inside (0, 1), or None")
+
+  def check(self, cfg) -> None:
+    if self.use_constraint and not getattr(cfg.data, "constraint", False):
+      raise ConfigError("objective.use_constraint = True reads which slots are closed, but the batches have no 'blocked'; set "
+                        "data.constraint = True (data of form 'insertion': star_graphs, zebra, passages)")
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     blocked_BT = batch["blocked"] != 0 if self.use_constraint else None

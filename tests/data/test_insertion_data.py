@@ -1,6 +1,8 @@
 """Corruption, compaction and star graphs: nothing is lost, and every graph is what it claims to be."""
 
 import collections
+import itertools
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from jaxlm.config import ConfigError
 from jaxlm.data import star_graphs as stars
 from jaxlm.data.insertion import DataError, blocked_except_gaps, blocked_prefix, compact, drop, reinsert
+from jaxlm.data.passages import PassageData
+from jaxlm.data.zebra import ZebraData
 
 
 def test_every_drop_mask_reinserts_to_the_original():
@@ -63,3 +67,36 @@ def test_batches_are_a_function_of_the_seed_and_have_equal_shapes(form):
 def test_a_sequence_longer_than_the_block_is_refused():
   with pytest.raises(DataError, match="does not fit data.seq_len = 3"):
     compact(np.arange(4), np.zeros(4, bool), seq_len=3, num_missing=1, pad=0)
+
+
+def test_the_least_token_loss_of_a_path_written_edge_by_edge_is_log_8_factorial_over_9():
+  """Bayes: whoever knows the path still cannot know which of two equal neighbours is missing, nor which masks are likely
+  beyond n ~ U{0..8}. Survivors -> the mean target over the masks that leave them; its entropy is the floor."""
+  path = np.asarray([5, 0, 1, 1, 2, 2, 3, 3, 4])      # BOS in front
+  chance, target = collections.Counter(), collections.defaultdict(collections.Counter)
+  for mask in itertools.product([False, True], repeat=8):
+    out = compact(path, np.asarray([False, *mask]), seq_len=9, num_missing=8, pad=9)
+    seen, p = tuple(out.tokens), 1 / 9 / math.comb(8, out.number)
+    chance[seen] += p
+    for pair in zip(out.slots[:out.number].tolist(), out.missing[:out.number].tolist()):
+      target[seen][pair] += p / out.number
+  floor = -sum(q * math.log(q / chance[seen]) for seen in target for q in target[seen].values())
+  assert sum(chance.values()) == pytest.approx(1) and floor == pytest.approx(math.log(math.factorial(8)) / 9)
+
+
+@pytest.mark.parametrize("data", [
+    stars.StarGraphData(batch_size=32, family="tiny", constraint=True, rows=32),
+    ZebraData(batch_size=8, houses=2, attributes=2, rows=8, seq_len=80, constraint=True),
+    PassageData("mini:moby_dick", seq_len=60, batch_size=8, unit="sentence", constraint=True)], ids=["stars", "zebra", "passages"])
+def test_with_a_constraint_exactly_the_slots_of_missing_tokens_are_open(data):
+  batch = next(iter(data.build("train", seed=0)))
+  for blocked, slots, n in zip(batch["blocked"], batch["slots"], batch["num_missing"][:, 0]):
+    assert set(np.flatnonzero(blocked == 0)) == set(slots[:n])
+  assert batch["num_missing"].any()
+  if isinstance(data, PassageData):
+    assert data.batch_fields["blocked"] == (batch["blocked"].shape, batch["blocked"].dtype)
+
+
+def test_a_constraint_of_a_form_that_does_not_read_it_is_refused():
+  with pytest.raises(ConfigError, match="data.constraint = True with data.form = 'causal'"):
+    stars.StarGraphData(batch_size=1, form="causal", constraint=True)

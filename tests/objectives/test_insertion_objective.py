@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from jaxlm.config import ConfigError
 from jaxlm.objectives.insertion import Insertion, joint_nll, open_slots, stop_nll
+from jaxlm.training.config import check, load_config, run_config
 
 B, T, V = 3, 4, 3
 
@@ -77,3 +79,18 @@ def test_class_zero_is_stop_and_the_weights_are_a_and_one_minus_a():
 def test_a_class_weight_outside_the_unit_interval_is_refused():
   with pytest.raises(ConfigError, match="stop_class_weight = 1.5"):
     Insertion(stop_class_weight=1.5)
+
+
+def test_a_constraint_that_the_data_do_not_emit_is_refused_before_anything_is_built():
+  wanted = {"objective.use_constraint": True}
+  with pytest.raises(ConfigError, match="set data.constraint = True"):
+    check(run_config(load_config("configs/ilm/star_easy.py", wanted)), 1)
+  cfg = run_config(load_config("configs/ilm/star_easy.py", wanted | {"data.constraint": True, "data.rows": 64}))
+  check(cfg, 1)
+  batch = next(iter(cfg.data.build("train", seed=0)))
+  flat = types.SimpleNamespace(log_z_BT=jnp.zeros(batch["tokens"].shape), target_BM=jnp.zeros(batch["slots"].shape), stop_B2=None)
+  model = types.SimpleNamespace(cfg=None, apply=lambda *args, **fields: flat)
+  found = cfg.objective.loss(model, None, batch, None, None, train=True)[1]["token"]
+  # A flat row partition: the log of the number of open slots, which are those with missing tokens.
+  want = [math.log(len(set(slots[:n]))) if n else 0.0 for slots, n in zip(batch["slots"], batch["num_missing"][:, 0])]
+  assert float(found.mean()) == pytest.approx(np.mean(want), rel=1e-5)
