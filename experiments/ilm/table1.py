@@ -7,13 +7,16 @@ a size of the table a task. An answer counts if it is the whole path and nothing
 the arm before it has seen where the arm ends: on the symmetric graphs of `easy` it finds the goal once in `degree` times.
 """
 
+import pathlib
+
 from jaxlm.experiments import Column, Measured, Row, Scale, Table, from_memory, paper
 from jaxlm.experiments.answers import answers_right
 
 EXACT, CHANCE = "exact match", "guessing the arm"
 PAPER_WIDTH, SMOKE_WIDTH = 768, 64
 
-# task: (nodes, length of a sequence, diffusion steps of the release's sampler); eight special ids follow the nodes
+# task: (nodes, length of a sequence, passes of masked diffusion's sampler); eight special ids follow the nodes. On hard the
+# release's 200 passes are of another sampler (RDM, spec ilm 6.2) than ours, which is ancestral everywhere.
 STARS = {"easy": (20, 36, 8), "medium": (20, 44, 10), "hard": (56, 136, 200)}
 
 PAPER_TASKS = ("easy", "medium", "hard")
@@ -46,24 +49,30 @@ def star(family: str):
           "objective": lambda c: dict(c["objective"], **ids.get(c["objective"]["kind"], {}))}
 
 
-def recipe(rate: float, steps: int, harder_steps: int | None = None, smoke_steps: int | None = None):
-  """The release's learning rate and steps of a row at its full width; at other widths the scale's own, or smoke_steps."""
-  at_paper = lambda c: c["model"]["d_model"] == PAPER_WIDTH
-  longer = lambda c: steps if c["data"]["family"] == "easy" else harder_steps or steps
-  reduced = lambda c: smoke_steps if smoke_steps and c["model"]["d_model"] == SMOKE_WIDTH else c["train"]["steps"]
-  return {"optimizer.learning_rate": lambda c: rate if at_paper(c) else c["optimizer"]["learning_rate"],
-          "train.steps": lambda c: longer(c) if at_paper(c) else reduced(c)}
+def paper_size(family: str):
+  """Overrides of a task at the paper's size: everything that configs/ilm/star_paper.py says of the row's form."""
+  def section(name: str):
+    def value(config):
+      from jaxlm.training.config import load_config
 
+      path = pathlib.Path(__file__).parents[2] / "configs" / "ilm" / "star_paper.py"
+      found = load_config(f"{path}:{family}_{config['data']['form']}")[name]
+      return found.to_dict()
+    return value
+  return {name: section(name) for name in ("model", "objective", "data", "optimizer", "schedule", "train", "eval")}
+
+
+# Fewer steps at smoke only.
+SHORTER = {"train.steps": lambda c: 4_000 if c["model"]["d_model"] == SMOKE_WIDTH else c["train"]["steps"]}
 
 ROWS = [
-    Row("ilm", "configs/ilm/star_easy.py:insertion", recipe(1e-4, 50_000), label="ILM"),
-    Row("arm", "configs/ilm/star_easy.py:causal", recipe(1e-5, 50_000, 100_000), label="left to right (ARM)"),
-    Row("mdm", "configs/ilm/star_easy.py:masked_diffusion", recipe(1e-4, 100_000), label="masked diffusion (MDM), as released"),
+    Row("ilm", "configs/ilm/star_easy.py:insertion", label="ILM"),
+    Row("arm", "configs/ilm/star_easy.py:causal", label="left to right (ARM)"),
+    Row("mdm", "configs/ilm/star_easy.py:masked_diffusion", label="masked diffusion (MDM), as released"),
     Row("mdm_corrected", "configs/ilm/star_easy.py:masked_diffusion",
-        recipe(1e-4, 100_000, smoke_steps=4_000) | {"objective.variant": "corrected", "model.residual": "corrected"},
+        SHORTER | {"objective.variant": "corrected", "model.residual": "corrected"},
         label="masked diffusion, corrected (ours)"),
-    Row("it", "configs/ilm/star_easy.py:insertion_transformer", recipe(1e-4, 50_000, smoke_steps=4_000),
-        label="Insertion Transformer"),
+    Row("it", "configs/ilm/star_easy.py:insertion_transformer", SHORTER, label="Insertion Transformer"),
 ]
 
 SMALL = network(384, 4, 6, 2304, 96, dtype="bfloat16") | {
@@ -81,8 +90,10 @@ SCALES = {
         "the release's xtiny2: 4 layers, d_model 384, 6 heads, 30,000 steps of 64 graphs, learning rate 1e-4",
         overrides=SMALL, sizes={task: star(task) for task in ("easy", "medium")}),
     "paper": Scale(
-        "the paper's recipe: 12 layers, d_model 768, 12 heads, 50,000 to 100,000 steps of 64 graphs",
-        overrides=network(PAPER_WIDTH, 12, 12, 3072, 128, dtype="bfloat16"), sizes={task: star(task) for task in PAPER_TASKS}),
+        "the paper's recipe without its dropout of 0.1 (configs/ilm/star_paper.py): 12 layers, d_model 768, 12 heads, 50,000 to "
+        "100,000 steps of 64 graphs. Masked diffusion draws its answers ancestrally; the release does so on easy and medium, and "
+        "on hard re-masks by confidence (RDM), so that our hard cell, 200 ancestral passes, is not its sampler's",
+        sizes={task: paper_size(task) for task in PAPER_TASKS}),
 }
 
 
@@ -106,6 +117,15 @@ def measure(trained, overrides_at) -> Measured:
 
 NUM_PROBLEMS = 1_000
 
+
+def alike(t, row: str, other: str, slack: float):
+  """Claim: `row` is within `slack` of `other` or above it. A row that knows less than half of what a guess does has not learnt
+  its task in the training that it had, and shows nothing about its kind."""
+  if t[other, EXACT] < t.get((other, CHANCE), 0.0) / 2:
+    return None, f"{t[other, EXACT]:.3f}, far below a guess: the two rows were trained and built differently, see the README"
+  return t[row, EXACT] >= t[other, EXACT] - slack
+
+
 TABLE = Table(
     name="ilm-table1", title="Insertion language models, Table 1: star graphs", rows=ROWS,
     columns=[Column(EXACT, "exact_match", 3), Column("token accuracy", "token_accuracy", 3), Column(CHANCE, "chance", 3),
@@ -118,8 +138,8 @@ TABLE = Table(
         "left to right finds the goal about as often as a guess of the arm (within 0.1)":
             lambda t: abs(t["arm", EXACT] - t["arm", CHANCE]) < 0.1,
         "ILM beats left to right by at least 0.15": lambda t: t["ilm", EXACT] >= t["arm", EXACT] + 0.15,
-        "ILM is at least as good as masked diffusion (within 0.01)": lambda t: t["ilm", EXACT] >= t["mdm", EXACT] - 0.01,
-        "ILM beats the Insertion Transformer by at least 0.15": lambda t: t["ilm", EXACT] >= t["it", EXACT] + 0.15,
+        "ILM is at least as good as masked diffusion (within 0.01)": lambda t: alike(t, "ilm", "mdm", 0.01),
+        "ILM beats the Insertion Transformer by at least 0.15": lambda t: alike(t, "ilm", "it", -0.15),
     })
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def corpus(name: str):
 
 
 PAPER_RECIPE = {"optimizer.learning_rate": 1e-4, "optimizer.b2": 0.999, "schedule": dict(kind="constant", warmup_steps=1_000),
-                "train.ema_decay": 0.9999, "train.log_every": 100, "train.save_every": 5_000, "eval.every": 10_000}
+                "train.ema_decay": 0.9999, "train.log_every": 100, "train.save_every": 5_000, "eval.every": 10_000,
+                "train.init": lambda c: "own" if c["model"]["kind"] == "masked_diffusion" else "torch_identical_layers"}
 SCALES = {
     "smoke": Scale("3 layers, d_model 96, 3 heads of 32, definitions of WordNet of up to 30 pieces of a 1,024-piece BPE, 600 "
                    "steps of 64 texts (about a minute a row on an idle core); models and judge trained on disjoint halves"),
@@ -60,7 +61,7 @@ SCALES = {
                    overrides={"model": widened(512, 4, 8, 2048, 128, dtype="bfloat16"), "data.seq_len": 64, "data.batch_size": 256,
                               "optimizer.learning_rate": 5e-4, "schedule.warmup_steps": 500, "train.steps": 20_000,
                               "train.log_every": 100, "train.save_every": 2_000, "eval.every": 2_000}),
-    "paper": Scale("the paper's recipe: 12 layers, d_model 768, 12 heads; LM1B 128 tokens, 1M steps; Stories 1,024 tokens, 100k "
+    "paper": Scale("the paper's recipe without its dropout: 12 layers, d_model 768, 12 heads; LM1B 128 tokens, 1M steps; Stories 1,024 tokens, 100k "
                    "(ARM 80k) steps; 512 texts a step; judge: the checkpoint in $JAXLM_JUDGE, Llama-3.2-3B in the paper",
                    overrides=PAPER_RECIPE, sizes={"lm1b": corpus("lm1b"), "stories": corpus("stories")}),
 }

@@ -21,7 +21,7 @@ def at_paper(config) -> bool:
 
 
 def paper_scale():
-  """Overrides of the release's tiny2 on the original data."""
+  """Overrides of the release's tiny2 on the original data, but for its dropout of 0.1."""
   def model(config):
     out = dict(config["model"], d_model=576, num_layers=8, mlp=dict(config["model"]["mlp"], d_ff=3456),
                position=dict(kind="rope", rotary_dim=64), dtype="bfloat16")
@@ -30,7 +30,8 @@ def paper_scale():
     return out | dict(mixer=dict(out["mixer"], num_heads=8))
   original = lambda c: {k: v for k, v in c["data"].items() if k not in ("houses", "attributes")} | dict(
       path="zebra/{split}.jsonl", batch_size=256, seq_len=460)
-  return {"model": model, "data": original, "schedule.warmup_steps": 1_000, "train.steps": 300 * (1_500_000 // 256)}
+  return {"model": model, "data": original, "schedule.warmup_steps": 1_000, "train.steps": 300 * (1_500_000 // 256),
+          "train.init": lambda c: "own" if c["model"]["kind"] == "masked_diffusion" else "torch_identical_layers"}
 
 
 def smoke_model(config):

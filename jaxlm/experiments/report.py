@@ -39,7 +39,7 @@ def summarise(table: Table, scale_name: str, results: Mapping[tuple[str, str, in
       try:
         found = predicate(means)
         holds, said = found if isinstance(found, tuple) else (found, "")
-        claims.append({"claim": sentence, "size": size, "holds": bool(holds)} | ({"figures": said} if said else {}))
+        claims.append({"claim": sentence, "size": size, "holds": None if holds is None else bool(holds)} | ({"figures": said} if said else {}))
       except Missing:
         claims.append({"claim": sentence, "size": size, "holds": None})
   return {"table": table.name, "title": table.title, "scale": scale_name, "note": scale.note,
@@ -73,8 +73,7 @@ def markdown(table: Table, summary: Mapping, figure: str = "") -> str:
   lines += [f"Failed: {row['label']} {row['size']}: {row['error']}" for row in summary["rows"] if "error" in row]
   if summary["claims"]:
     lines += ["", "## Claims at this scale", ""]
-    words = {True: "holds", False: "does not hold", None: "not measured"}
-    lines += [f"- {c['claim']}{' (' + c['size'] + ')' if c['size'] else ''}: **{words[c['holds']]}**"
+    lines += [f"- {c['claim']}{' (' + c['size'] + ')' if c['size'] else ''}: **{_verdict(c)}**"
               + (f" ({c['figures']})" if c.get("figures") else "") for c in summary["claims"]]
   if figure:
     lines += ["", f"![{table.figure.title}]({figure})"]
@@ -121,8 +120,13 @@ def show(table: Table, summary: Mapping) -> None:
   for i, note in enumerate(notes, 1):
     console.print(f"[{i}] {note}", markup=False)
   for claim in summary["claims"]:
-    words = {True: "holds", False: "does not hold", None: "not measured"}
-    console.print(f"{claim['claim']}: {words[claim['holds']]}", markup=False)
+    console.print(f"{claim['claim']}: {_verdict(claim)}", markup=False)
+
+
+def _verdict(claim: Mapping) -> str:
+  if claim["holds"] is None:
+    return "not comparable" if claim.get("figures") else "not measured"
+  return "holds" if claim["holds"] else "does not hold"
 
 
 def _ours(row: Mapping, column: Column, notes: list[str]) -> str:

@@ -31,3 +31,15 @@ def test_the_paper_scale_is_the_release_s_recipe(size):
       "it": 50_000}
   assert runs["arm"].optimizer.learning_rate == 1e-5 and runs["ilm"].optimizer.learning_rate == 1e-4
   assert all(cfg.model.d_model == 768 and cfg.model.num_layers == 12 and cfg.data.batch_size == 64 for cfg in runs.values())
+  identical = {"ilm", "arm", "it"}      # of masked diffusion's starting point the spec says nothing
+  assert all(cfg.train.init == ("torch_identical_layers" if name in identical else "own") for name, cfg in runs.items())
+  assert {name for name, cfg in runs.items() if cfg.model.dtype == "float32"} == ({"arm"} if size == "easy" else set())
+  assert {name: cfg.schedule.warmup_steps for name, cfg in runs.items()} == {name: 0 if name == "ilm" else 500 for name in runs}
+  assert runs["mdm_corrected"].objective.variant == "corrected" and runs["mdm"].model.residual == "official"
+
+
+@pytest.mark.parametrize("mdm, verdict", [(0.0, None), (0.9, True), (1.0, False)])
+def test_a_row_far_below_a_guess_is_compared_with_nothing(mdm, verdict):
+  means = {("ilm", "exact match"): 0.95, ("mdm", "exact match"): mdm, ("mdm", "guessing the arm"): 1 / 3}
+  found = TABLE.claims["ILM is at least as good as masked diffusion (within 0.01)"](means)
+  assert (found[0] if isinstance(found, tuple) else found) == verdict
