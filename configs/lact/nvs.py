@@ -3,6 +3,10 @@ r"""LaCT view synthesis, 24 layers of 768 (312 M): arXiv 2505.23884, spec lact s
   jaxlm train --config=configs/lact/nvs.py --workdir=runs/lact-nvs
 
 [P] printed in the paper, [C] from the released code. Data: folders with opencv_cameras.json under data/objaverse.
+
+Departures from spec section 8: input and target views are disjoint (the code draws 15, so that one is in both); gradients
+are clipped from step 0 (there from step 1,000), and steps whose norm is above 4 or not finite are not skipped; no LPIPS
+unless objective.perceptual names a distance.
 """
 
 import ml_collections as mlc
@@ -13,7 +17,7 @@ def get_config() -> mlc.ConfigDict:
   c.seed = 0
   c.model = dict(kind="lact_nvs", d_model=768, num_layers=24, patch=8, head_dim=64, expansion=2.0, muon_steps=5,
                  base_rate=0.01, remat=True, dtype="bfloat16")           # [C]
-  c.objective = dict(kind="view_synthesis")                              # [C] + LPIPS, weight 1 after 5,000 steps
+  c.objective = dict(kind="view_synthesis")                              # [C]; its LPIPS, weight 1 after 5,000 steps, is left out
   c.data = dict(kind="scenes", source="data/objaverse/{split}.txt", batch_size=512, num_inputs=8, num_targets=8,
                 size=256)                                                # [P] 8 + 8 views of 256 x 256; 64 GPUs x 8 [C]
   c.optimizer = dict(kind="adamw", learning_rate=4e-4, b1=0.9, b2=0.95, weight_decay=0.05, clip_norm=1.0)    # [P], [C]

@@ -3,7 +3,8 @@
   python experiments/lact/figure1.py [--widths 384,768] [--chunks 16,64,256,1024,4096] [--peak_tflops 312] [--out STEM]
 
 Forward of the causal operator, gradient descent and Muon, bfloat16 products on an accelerator and float32 on a CPU. FLOPs
-are 18 H F per token and head, and 90 H^3 per chunk and head with Muon (spec lact, section 11). Without --peak_tflops the
+are 6 H F per token and head to read, 12 H F per token and head to learn in all chunks but the last, which is only read, and
+90 H^3 per learned chunk and head with Muon (spec lact, sections 2.2 and 11). Without --peak_tflops the
 peak is that of a large matrix product on the same device, so that the figure is a fraction of what can be had. The bound is the
 spec's for one product with its operands in memory, min(1, (C / (1 + 2 C / H)) / ridge), where --ridge (FLOP/byte) is given.
 """
@@ -67,7 +68,8 @@ def main():
             w, x, x, x, eta, schedule=Causal(chunk), rule=rule)[0])
         taken = seconds(fn, weights, x, eta)
         chunks = -(-args.length // chunk)
-        flops = args.heads * (18 * width**2 * args.length + (90 * width**3 * (chunks - 1) if muon else 0))
+        flops = args.heads * (width**2 * (6 * args.length + 12 * (chunks - 1) * chunk)
+                              + (90 * width**3 * (chunks - 1) if muon else 0))
         share, name = flops / taken / peak, "Muon" if muon else "gradient descent"
         bound = f"{min(1, chunk / (1 + 2 * chunk / width) / args.ridge):.1%}" if args.ridge else "-"
         curves.setdefault(f"{name}, width {width}", []).append((chunk, share))

@@ -27,7 +27,8 @@ class SceneData:
     with `opencv_cameras.json` (frames: file_path, w2c, fx, fy, cx, cy). {split} in it is replaced.
   centre_poses: real scenes: align to the mean camera and divide by the largest coordinate of a camera.
   num_shapes, shape_scale: of a toy scene; a factor on radii and sides, so that small pictures still show something.
-  rows: of one pass over toy scenes. Inputs and targets are drawn without replacement, anew each time.
+  rows: of one pass over toy scenes. Inputs and targets of a folder are drawn without replacement: anew in every epoch of
+    training, from (seed, index) in a single pass, so that validations are comparable.
   """
 
   batch_size: int
@@ -67,9 +68,11 @@ class SceneData:
   def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
     """Batches of {input,target}_{images,intrinsics,poses}; images (B, S, 3, Y, X) float32 in [0, 1]."""
     check_split(split)
-    rows = ToyScenes(self, split, seed) if self.source == "toy" else PosedFolders(self, split, seed)
-    return batches(rows, batch_size=self.batch_size, seed=seed, shuffle=repeat and self.source != "toy", repeat=repeat,
-                   process_index=process_index, process_count=process_count, fingerprint=f"scenes {self}")
+    toy = self.source == "toy"
+    rows = ToyScenes(self, split, seed) if toy else PosedFolders(self, split, seed, lazy=repeat)
+    return batches(rows, batch_size=self.batch_size, seed=seed, shuffle=repeat and not toy, repeat=repeat,
+                   process_index=process_index, process_count=process_count, fingerprint=f"scenes {self}",
+                   transform=rows.draw if repeat and not toy else None)
 
   def bytes_per_target(self, batch) -> float:
     return 1.0
@@ -173,22 +176,27 @@ def _hit_box(shape, origin, ray):
 
 
 class PosedFolders:
-  """One row per scene folder; its views are drawn from (seed, index)."""
+  """One row per scene folder. Its views are drawn from (seed, index), or, lazy, later: a row is {"scene": index} for
+  `draw`, whose generator knows the place in the stream."""
 
-  def __init__(self, cfg: SceneData, split: str, seed: int):
-    self.cfg, self.seed = cfg, seed
+  def __init__(self, cfg: SceneData, split: str, seed: int, *, lazy: bool = False):
+    self.cfg, self.seed, self.lazy = cfg, seed, lazy
     self.folders = find_folders(cfg.source.replace("{split}", split))
 
   def __len__(self) -> int:
     return len(self.folders)
 
   def __getitem__(self, index: int):
-    cfg, folder = self.cfg, self.folders[int(index)]
+    row = {"scene": np.int64(index)}
+    return row if self.lazy else self.draw(row, np.random.default_rng([self.seed, int(index)]))
+
+  def draw(self, row: dict, rng: np.random.Generator) -> dict:
+    cfg, folder = self.cfg, self.folders[int(row["scene"])]
     frames = read_frames(folder)
     wanted = cfg.num_inputs + cfg.num_targets
     if len(frames) < wanted:
       raise DataError(f"{folder} has {len(frames)} views, {wanted} are wanted; lower data.num_inputs or num_targets")
-    chosen = np.random.default_rng([self.seed, int(index)]).permutation(len(frames))[:wanted]
+    chosen = rng.permutation(len(frames))[:wanted]
     height, width = cfg.size, cfg.width or cfg.size
     read = [read_image(folder / frames[i]["file_path"], _intrinsics(frames[i]), height, width) for i in chosen]
     poses = np.stack([np.linalg.inv(np.asarray(frames[i]["w2c"], np.float64)) for i in chosen])

@@ -24,6 +24,7 @@ from jaxlm.kernels.fast_weight_chunk import (
     initial_state,
     read,
 )
+from jaxlm.kernels.fast_weight_chunk.rule import MATRICES
 from jaxlm.kernels.newton_schulz import coefficients
 from jaxlm.layers.weights import normal, weights, zeros
 
@@ -78,6 +79,8 @@ class FastWeightConfig:
   def __post_init__(self):
     if self.num_heads < 1 or self.chunk < 1:
       raise ConfigError(f"num_heads = {self.num_heads}, chunk = {self.chunk}: wanted at least 1")
+    if self.network not in MATRICES:
+      raise ConfigError(f"network = {self.network!r}: no such fast weights; known: {', '.join(MATRICES)}")
     if self.rank is not None and self.rank < 1:
       raise ConfigError(f"rank = {self.rank}: wanted at least 1, or None for full matrices")
     if self.network == "linear" and self.rank is not None:

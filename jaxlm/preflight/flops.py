@@ -111,15 +111,19 @@ def targets(cfg: RunConfig) -> tuple[float, ...]:
 
 
 def memory_flops(model) -> float:
-  """Fast weights, forward, per token: three products to read, six to learn (two forward, four of their gradient), and
-  each chunk's Newton-Schulz steps (three products of a square matrix each) shared among its tokens."""
+  """Fast weights, forward, per token, and each chunk's Newton-Schulz steps (three products of a square matrix each)
+  shared among its tokens.
+
+  Products of (H, F): SwiGLU 3 to read and 6 to learn (three forward, three for the step), 18 H F; linear 1 to read
+  and 1 for the step v k', 4 H H. The last chunk of a row, which does not learn, is counted as the others are.
+  """
   total = 0.0
   for mixer in model.mixers:
     fast = getattr(mixer, "fast", None)
     if fast is None:
       continue
-    (H, F), matrices = fast.widths(model.d_model), 1 if fast.network == "linear" else 3
-    total += 2.0 * 3 * matrices * fast.num_heads * H * F
+    (H, F), (matrices, products) = fast.widths(model.d_model), (1, 2) if fast.network == "linear" else (3, 9)
+    total += 2.0 * products * fast.num_heads * H * F
     if fast.update.muon:
       low, high = sorted((H, F))
       step = 2 * low * low * high * 2 + 2 * low**3

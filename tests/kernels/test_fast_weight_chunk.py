@@ -258,6 +258,8 @@ def test_wrong_calls_say_what_to_change():
     fast_weight_chunk((weights[0], weights[0], weights[2]), q, k, v, eta, schedule=Causal(C))
   with pytest.raises(ValueError, match="3 matrices"):
     fast_weight_chunk(weights, q, k, v, eta[:1], schedule=Causal(C))
+  with pytest.raises(ValueError, match="network = 'conv'.*swiglu, linear"):
+    fast_weight_chunk(weights, q, k, v, eta, schedule=Causal(C), rule=Rule(network="conv"))
   with pytest.raises(ValueError, match="eta 0"):
     fast_weight_chunk(weights, q, k, v, (eta[0][..., :0],) + eta[1:], schedule=Causal(C))
   with pytest.raises(NotImplementedError, match="pallas"):

@@ -162,6 +162,8 @@ def test_configurations_that_cannot_be_meant_are_refused():
     FastWeightConfig(rates_per_token=8, update=UpdateConfig(fused=True))
   with pytest.raises(ConfigError, match="chunk = 0"):
     FastWeightConfig(chunk=0)
+  with pytest.raises(ConfigError, match="network = 'conv'.*swiglu, linear"):
+    FastWeightConfig(network="conv")
   with pytest.raises(ConfigError, match="muon_steps = -1"):
     UpdateConfig(muon_steps=-1)
   with pytest.raises(ConfigError, match="at least two"):

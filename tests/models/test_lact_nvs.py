@@ -12,6 +12,7 @@ import pytest
 from jaxlm.config import ConfigError
 from jaxlm.data.errors import DataError
 from jaxlm.data.scenes import SceneData, centred
+from jaxlm.kernels.phase import rotate
 from jaxlm.layers.lact_video import VideoLaCTConfig, chunk_attention, num_chunks, rotation_3d
 from jaxlm.models.lact_nvs import NVSConfig, patchify, pixels, rays, unpatchify, views_of
 from jaxlm.objectives.view_synthesis import ViewSynthesis
@@ -117,6 +118,26 @@ def test_folders_are_read_cropped_and_centred(tmp_path):
     SceneData(batch_size=1, source=str(tmp_path / "none")).build("train", seed=0)
 
 
+def test_views_of_a_folder_are_drawn_anew_in_training_and_once_for_validation(tmp_path):
+  from PIL import Image
+
+  for scene in "ab":
+    (tmp_path / scene).mkdir()
+    frames = []
+    for i in range(8):
+      Image.fromarray(np.full((4, 4, 3), 10 * i, np.uint8)).save(tmp_path / scene / f"{i}.png")
+      frames.append(dict(file_path=f"{i}.png", w2c=np.eye(4).tolist(), fx=4.0, fy=4.0, cx=2.0, cy=2.0))
+    (tmp_path / scene / "opencv_cameras.json").write_text(json.dumps({"frames": frames}))
+  data = SceneData(batch_size=2, num_inputs=3, num_targets=2, size=4, source=str(tmp_path))
+  views = lambda batch: sorted(np.concatenate([batch["input_images"], batch["target_images"]], 1).mean((2, 3, 4)).round(3).tolist())
+  train = data.build("train", seed=0)
+  epochs = [views(batch) for batch, _ in zip(train, range(3))]
+  assert epochs[0] != epochs[1] != epochs[2] and all(len(set(scene)) == 5 for epoch in epochs for scene in epoch)
+  assert views(next(iter(data.build("train", seed=0)))) == epochs[0]           # the same stream again
+  once = [views(next(iter(data.build("validation", seed=0, repeat=False)))) for _ in range(2)]
+  assert once[0] == once[1]
+
+
 def test_centred_poses_do_not_depend_on_the_world():
   rng = np.random.default_rng(0)
   poses = np.tile(np.eye(4), (4, 1, 1))
@@ -135,7 +156,15 @@ def test_video_starts_as_attention_and_noise_copies_never_meet():
   x = jax.random.normal(jax.random.key(0), (1, 32, 24))
   module = cfg.build(24, "float32")
   params = nn.unbox(module.init(jax.random.key(1), x, spread(cos), spread(sin)))
-  assert not params["params"]["w_gate"].any()                    # silu(0) = 0
+  got = module.apply(params, x, spread(cos), spread(sin))
+  p = params["params"]                                           # at the start: no biases, norms of scale 1, silu(0) = 0
+  rms = lambda y: y / jnp.sqrt(jnp.mean(y**2, -1, keepdims=True) + cfg.qk_eps)
+  heads = lambda y: y.reshape(1, 32, 2, 12)
+  turn = lambda y: rotate(heads(y), spread(cos), spread(sin), layout="interleaved")
+  o = chunk_attention(turn(rms(x @ p["w_q"])), turn(rms(x @ p["w_k"])), heads(x @ p["w_v"]), chunk=4, num_repeats=2)
+  np.testing.assert_allclose(got, o.reshape(1, 32, 24) @ p["w_o"], atol=1e-5)
+  opened = module.apply({"params": p | {"b_gate": jnp.ones(1)}}, x, spread(cos), spread(sin))
+  assert jnp.abs(opened - got).max() > 1e-3                      # the memory is there, behind its gate
   q = jax.random.normal(jax.random.key(2), (1, 32, 2, 6))
   base = chunk_attention(q, q, q, chunk=4, num_repeats=2)
   moved = chunk_attention(q, q, q.at[:, 16].add(1.0), chunk=4, num_repeats=2)       # copy 2 of noise 2

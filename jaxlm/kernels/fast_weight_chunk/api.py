@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxlm.kernels.fast_weight_chunk import reference, xla
-from jaxlm.kernels.fast_weight_chunk.rule import Causal, FastWeights, Item, Rule, initial_state
+from jaxlm.kernels.fast_weight_chunk.rule import MATRICES, Causal, FastWeights, Item, Rule, initial_state
 
 IMPLEMENTATIONS = ("xla", "reference")
 PLAIN = Rule()    # gradient descent, SwiGLU, normalised in place
@@ -27,8 +27,9 @@ def fast_weight_chunk(weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT=None, *, sc
   spec: PartitionSpec of (B, N, T) under the context mesh. An axis on T splits the tokens *within* each chunk and sums
     the steps over it; B and N need no communication.
 
-  Differentiable in everything but segment ids, to any order in reverse mode. Memory of the gradient: one chunk of
-  (T, F) work arrays, and the weights at each chunk's start.
+  Differentiable in everything but segment ids, in reverse mode; tested are first derivatives (against finite differences
+  and the definition), not higher ones. Memory of the gradient: one chunk of (T, F) work arrays, and the weights at each
+  chunk's start.
   """
   name = implementation or "xla"
   if name not in IMPLEMENTATIONS:
@@ -165,7 +166,9 @@ def _checked_items(schedule, length):
 
 
 def _check(weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, rule):
-  count = {"swiglu": 3, "linear": 1}[rule.network]
+  if rule.network not in MATRICES:
+    raise ValueError(f"rule.network = {rule.network!r}: no such fast weights; known: {', '.join(MATRICES)}")
+  count = MATRICES[rule.network]
   if len(weights) != count or len(eta) != count:
     raise ValueError(f"a {rule.network} fast weight has {count} matrices and rates, got {len(weights)} and {len(eta)}")
   B, N, T, H = q_BNTH.shape

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jaxlm.kernels.newton_schulz import newton_schulz
 from jaxlm.kernels.platform import target_platform
 
+MATRICES = {"swiglu": 3, "linear": 1}     # of each network
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -99,7 +101,9 @@ def apply_update(rule: Rule, state: FastWeights, step, momentum_BN=None, *, impl
 
 
 def add_momentum(step, momentum, momentum_BN):
-  """M <- step + m M."""
+  """M <- step + m M. This is the momentum after the chunk: the backward pass of the fast form (xla.py `_walk`) keeps it as
+  what moved the weights, and takes it for the momentum that the next chunk finds. A rule that keeps something else as
+  its momentum must keep both there."""
   return tuple(s + momentum_BN[..., None, None] * m for s, m in zip(step, momentum))
 
 

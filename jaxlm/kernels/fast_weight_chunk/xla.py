@@ -175,7 +175,11 @@ def causal(rule, chunk, count, axis_name, weights, tokens: Tokens):
 
 
 def _walk(rule, chunk, count, axis_name, weights, tokens, keep):
-  """(o_BNTH, final state, what the backward pass needs of each chunk)."""
+  """(o_BNTH, final state, what the backward pass needs of each chunk).
+
+  Invariant: with momentum, that of the state after chunk c is `moved` of chunk c (`rule.add_momentum`, kept as it is by
+  `apply_moved`). Hence `_causal_backward` gets the momentum that chunk c + 1 finds from `moved`, and no second copy is kept.
+  """
   start = initial_state(rule, weights, momentum=tokens.beta_BNT is not None)
 
   def body(carry, index):
