@@ -50,7 +50,7 @@ def test_fast_weights_read_and_learn_with_nine_products_a_matrix_and_share_muon_
   muon = config("configs/lact/lm_760m.py").model
   extra = memory_flops(muon) - memory_flops(cfg)
   assert extra == pytest.approx(24 * 3 * 4 * 5 * 6 * H**3 / 2048)
-  linear = dataclasses.replace(cfg.mixer, fast=dataclasses.replace(cfg.mixer.fast, network="linear"))
+  linear = dataclasses.replace(cfg.mixer, fast=dataclasses.replace(cfg.mixer.fast, network="linear", rank=None))
   assert memory_flops(dataclasses.replace(cfg, mixer=linear)) == 24 * 4 * 4 * H * H      # read W q, add v k': one product each
   smaller = dataclasses.replace(muon.mixer, fast=dataclasses.replace(muon.mixer.fast, chunk=512))
   assert memory_flops(dataclasses.replace(muon, mixer=smaller)) - memory_flops(cfg) == pytest.approx(4 * extra)
