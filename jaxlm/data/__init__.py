@@ -5,7 +5,9 @@ A data config is a frozen dataclass with `seq_len`, `batch_size` (global, in seq
   build(split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset
 
 of host-local numpy batches (batch_size / process_count, seq_len): int32 `tokens`, `targets`, `segment_ids` (from 1;
-0 is padding), `positions`, `target_bytes` (UTF-8 bytes of each target) and float32 `loss_weights`. One that reads a
+0 is padding), `positions`, `target_bytes` (UTF-8 bytes of each target) and float32 `loss_weights`. Data of another form
+have the fields that their objective's docstring lists: insertion (`jaxlm.data.forms`) no `targets`, but `slots`, `missing`,
+`num_missing` and one loss weight per sequence. One that reads a
 corpus also has `batch_fields`, {name: (shape, dtype)} of a global batch, so that preflight needs no data.
 """
 

@@ -34,7 +34,7 @@ def generate(cfg, params, args, sampling) -> int:
   form, data = cfg.data.form, cfg.data
   if args.stop_threshold is not None and not 0 < args.stop_threshold < 1:
     raise ConfigError(f"--stop_threshold={args.stop_threshold}: wanted a probability inside (0, 1)")
-  frames = [frame(data, text, args.max_new_tokens) for text in (args.prompt or [""]) for _ in range(args.num_samples)]
+  frames = [frame(data, text, args.max_new_tokens, cfg.seed) for text in (args.prompt or [""]) for _ in range(args.num_samples)]
   most = max(len(f.tokens) for f in frames) + args.max_new_tokens
   answering = Answering(
       max_len=min(most, getattr(cfg.model, "max_len", None) or most), batch_size=len(frames),
@@ -63,9 +63,10 @@ def insertion_sampling(args) -> InsertionSampling:
   return InsertionSampling(Filter(args.top_k, args.top_p), Filter(args.slot_top_k, args.slot_top_p))
 
 
-def frame(data, text: str, max_new_tokens: int) -> Frame:
+def frame(data, text: str, max_new_tokens: int, seed: int = 0) -> Frame:
+  """seed: of the run, whose test problems a task without a prompt reads."""
   if not hasattr(data, "load_tokenizer"):
-    return _task_frame(data, text)
+    return _task_frame(data, text, seed)
   tokenizer = data.load_tokenizer()
   pieces = [tokenizer.encode(piece.strip() if i == 0 else piece.rstrip()).tolist() if piece.strip() else []
             for i, piece in enumerate(GAP.split(text))]
@@ -81,9 +82,9 @@ def frame(data, text: str, max_new_tokens: int) -> Frame:
   return Frame(given.tolist(), closed, max_new_tokens)
 
 
-def _task_frame(data, text: str) -> Frame:
+def _task_frame(data, text: str, seed: int) -> Frame:
   if not text:      # the first test problem
-    [(given, answer)] = data.problems("test", seed=0, number=1)
+    [(given, answer)] = data.problems("test", seed=seed, number=1)
     return Frame(given.tolist(), [True] * (len(given) - 1) + [False], len(answer))
   try:
     question = [int(word) for word in text.split()]
