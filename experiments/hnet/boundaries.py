@@ -6,8 +6,9 @@ Writes boundaries.png, boundaries-shifts.png and boundaries.json. In the first, 
 a cell per byte; a line at a cell's left is a boundary, the colour its probability p. A character that the font lacks is
 shown by its code point. The texts are the first words of the Universal Declaration of Human Rights that come with
 jaxlm. The second shows, of each run on its own validation text, the share of words with a boundary so many bytes from
-their first letter. The numbers: F1 with words of running text in two conventions (`jaxlm.experiments.chunks`), and of
-random words without spaces between them, whose starts are known, each beside that of random cuts.
+their first letter. The numbers: F1 with words of running text in three conventions (`jaxlm.experiments.chunks`), and of
+random words without spaces between them, whose starts are known, at first letters and at the letters before those, each
+beside that of random cuts.
 """
 
 import argparse
@@ -57,9 +58,9 @@ def measure(run: str, texts: list[bytes], num_rows: int = 256):
   cfg, params = open_run(run)
   together, starts = spaceless(200)
   *routes, (_, boundary) = route(cfg, params, [*texts, together.encode()])
-  wanted = np.zeros(len(together), bool)
-  wanted[starts] = True
-  rate, words = float(boundary[1:].mean()), float(wanted[1:].mean())
+  first, last = np.zeros((2, len(together)), bool)
+  first[starts] = last[starts[1:] - 1] = True
+  rate, words = float(boundary[1:].mean()), float(first[1:].mean())      # as many last letters as first
   rows, infos = stages_on_validation(cfg, params, num_rows)
   cuts = infos[0].boundary_BT
   return {
@@ -67,7 +68,8 @@ def measure(run: str, texts: list[bytes], num_rows: int = 256):
       "step": json.loads((pathlib.Path(run) / "result.json").read_text())["step"],
       "running text": {"rows of validation": len(rows), "bytes_per_chunk": float(1 / cuts.mean()), **alignment(cuts, rows),
                        "rate of boundaries": float(cuts[:, 1:].mean()), "share by bytes after the first letter": shifts(cuts, rows)},
-      "words without spaces": {"f1": f1(boundary[1:], wanted[1:]), "bytes_per_chunk": 1 / max(rate, 1e-9),
+      "words without spaces": {"f1": f1(boundary[1:], first[1:]), "f1, last letter of the word before": f1(boundary[1:], last[1:]),
+                               "bytes_per_chunk": 1 / max(rate, 1e-9),
                                "f1 of random cuts at this rate": 2 * rate * words / max(rate + words, 1e-9)},
       "bytes per chunk": [len(t) / max(int(b.sum()), 1) for t, (_, b) in zip(texts, routes)],
   }, routes

@@ -30,6 +30,12 @@ def space_starts(tokens_BT: np.ndarray) -> np.ndarray:
   return like & ~np.pad(like[:, :-1], ((0, 0), (1, 0)), constant_values=True)
 
 
+def spaces_before_words(tokens_BT: np.ndarray) -> np.ndarray:
+  """Bool, a blank (byte 0x20) directly before a word's first byte (`word_starts`) in the same row."""
+  t = np.asarray(tokens_BT)
+  return (t == 0x20) & np.pad(word_starts(t)[:, 1:], ((0, 0), (0, 1)))
+
+
 def f1(found: np.ndarray, wanted: np.ndarray) -> float:
   """Harmonic mean of precision and recall of two bool masks."""
   hits = float((found & wanted).sum())
@@ -37,16 +43,19 @@ def f1(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def alignment(boundaries_BT: np.ndarray, tokens_BT: np.ndarray) -> dict[str, float]:
-  """F1 of boundaries with both places at which a word may be said to start, each beside that of random cuts.
+  """F1 of boundaries with the places at which a word may be said to start, each beside that of random cuts.
 
-  at_spaces: `space_starts`, the rule of SpaceByte and H-Net (space). What the main network makes of the chunk that
-    begins at byte t helps to predict byte t + 1 on, so a cut at the space serves the word's first letter.
+  at_spaces: `space_starts`, the rule of SpaceByte and H-Net (space): the byte *after* a word, so a comma, full stop or
+    line break counts and the space behind it does not. A model that cuts before punctuation only is above chance.
+  at_word_spaces: `spaces_before_words`, blanks before a first letter and nothing else. What the main network makes of
+    the chunk that begins at byte t helps to predict byte t + 1 on, so a cut there serves the word's first letter.
   at_letters: `word_starts`, one byte (a space) later in running text, where that letter has already been paid for.
   *_chance: expected F1 of equally many cuts at random places, 2 r w / (r + w) at rates r of cuts and w of words.
   A row's first position, always a boundary, does not count.
   """
   b, out = np.asarray(boundaries_BT)[:, 1:], {}
-  for name, wanted in (("at_spaces", space_starts(tokens_BT)), ("at_letters", word_starts(tokens_BT))):
+  places = {"at_spaces": space_starts, "at_word_spaces": spaces_before_words, "at_letters": word_starts}
+  for name, wanted in ((name, place(tokens_BT)) for name, place in places.items()):
     w = wanted[:, 1:]
     rate, words = float(b.mean()), float(w.mean())
     out |= {name: f1(b, w), f"{name}_chance": 2 * rate * words / max(rate + words, 1e-9)}
