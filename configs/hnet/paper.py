@@ -3,8 +3,9 @@ r"""H-Net as released, and the baselines of its Table 2 (arXiv 2507.07955; spec 
   jaxlm train --config=configs/hnet/paper.py --workdir=runs/hnet                   (1stage_L)
   jaxlm train --config=configs/hnet/paper.py:2stage_XL --workdir=runs/hnet2
 
-[R] read in the released configs, [P] printed in the paper, [D] computed from its formulas, [mem] from memory, the rest
-ours. Data: FineWeb-Edu, 100B-token subset (about 460e9 bytes), joined and cut contiguously [R].
+[R] read in the released code and configs, [P] printed in the paper, [D] computed from its formulas, [mem] from memory,
+the rest ours. Data: FineWeb-Edu, 100B-token subset [P] (about 460e9 bytes [D]); joined and cut contiguously is ours, the
+release has no data pipeline.
 """
 
 import ml_collections as mlc
@@ -60,7 +61,8 @@ def get_config(name: str = "1stage_L") -> mlc.ConfigDict:
                 tokenizer=dict(kind="bytes", offset=0, separator=254),
                 seq_len=8192, batch_size=256)                                          # [P] 2,097,152 bytes a step
   if name == "transformer":
-    c.model.vocab_size, c.data.seq_len, c.data.tokenizer = 50_304, 1792, dict(kind="bpe")      # [P] GPT-2 tokens
+    c.model.vocab_size, c.data.seq_len, c.data.tokenizer = 50_304, 1792, dict(kind="bpe")      # 1792 GPT-2 tokens [P]
+    # 50,257 entries [mem], rounded up to a multiple of 64 by us
   c.optimizer = dict(
       kind="adamw", learning_rate=5.0e-4 if "XL" in name else 6.25e-4,                 # [P]
       b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0,                                # [mem]
@@ -68,7 +70,8 @@ def get_config(name: str = "1stage_L") -> mlc.ConfigDict:
       decay="all", decay_overrides=[(r"/(b_\w+|norm_scale)$", 0.0)])                   # [R] the literal rule
   if name in ("llamabyte", "llamabyte_global", "spacebyte", "transformer"):            # no Mamba layers to exempt
     c.optimizer.decay_overrides = []
-  c.schedule = dict(kind="warmup_stable_decay", warmup_steps=22_000, decay_fraction=0.2, decay="sqrt")      # [P] 10 %, 20 %
+  c.schedule = dict(kind="warmup_stable_decay", warmup_steps=22_000, decay_fraction=0.2,      # [P] 10 %, 20 %
+                    decay="sqrt")      # ours: the paper names an inverse square root and gives no formula
   c.mesh = dict(data=1, fsdp=-1, sequence=1, tensor=1)
   c.train = dict(steps=220_000, log_every=50, save_every=2_000, gather_dtype="bfloat16")       # [D]
   c.eval = dict(every=2_000, num_tokens=16_777_216)

@@ -16,9 +16,9 @@ WIDTHS = {"isotropic": (64,), "mamba": (64,), "bpe": (96,), "2stage": (64, 64, 9
 TARGETS = {"isotropic": (), "mamba": (), "bpe": (), "2stage": (2.5, 2.0)}      # the others: (5,)
 CAPACITIES = {1: ((32,), (64,), (128,)), 2: ((64, 32), (96, 64), (128, 128))}      # few, since each is compiled
 MULTIPLIERS = {2: (2.0, 1.0), 3: (2.0, 1.5, 1.0)}      # by hand, as the paper says works well
-# A learned router starts as the identity: it cuts where neighbouring rows of the encoder differ. At the others' rate it
-# leaves that within a hundred steps, before those rows say anything, and its cuts stay where they fell; in the paper
-# the warm-up alone is 22,000 steps. See experiments/hnet/README.md for what other values give.
+# A learned router starts as the identity: it cuts where neighbouring rows of the encoder differ. We suppose, without
+# having measured it, that at the others' rate it leaves that before those rows say anything, and that its cuts stay
+# where they fell; in the paper the warm-up alone is 22,000 steps. What other values gave: experiments/hnet/README.md.
 ROUTER = 0.02
 
 

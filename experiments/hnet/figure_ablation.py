@@ -31,7 +31,7 @@ TABLE = Table(
           Row("no_cosine", TINY, {"model.stages": direct_router, "optimizer.lr_multipliers": same_rate},
               label="without cosine routing")],
     columns=[Column("bits per byte", "bpb", 3), Column("bytes per chunk", "bytes_per_chunk", 2),
-             Column("F1, space before a word", "at_spaces", 3),
+             Column("F1, SpaceByte's rule", "at_spaces", 3),
              Column("random cuts", "at_spaces_chance", 3)],
     scales={
         "smoke": Scale("widths 64/96, context 128 bytes, 1,200 steps of 1,024 bytes; minutes a row on 2 cores",

@@ -19,16 +19,18 @@ ROWS = [Row(name, f"{TINY}:{name}", label=label) for name, label in LABELS.items
 LARGE = {"bpe": "transformer", "isotropic": "llamabyte", "mamba": "mambabyte", "1stage": "1stage_L", "2stage": "2stage_L"}
 PAPER_ROWS = [Row(name, f"{PAPER}:{LARGE.get(name, name)}", label=label) for name, label in LABELS.items()]
 BPB, CHUNK = "bits per byte", "bytes per chunk"
-# Two places at which a word may be said to start, see `jaxlm.experiments.chunks.alignment`.
-SPACES, LETTERS = "F1, space before a word", "F1, first letter"
+# SpaceByte's rule counts the byte after a word, punctuation and line breaks included; blanks before words only, and how
+# to read all three: `jaxlm.experiments.chunks.alignment`, README.md.
+RULE, BLANKS, LETTERS = "F1, SpaceByte's rule", "F1, blank before a word", "F1, first letter"
 
 
 def table(scale: str) -> Table:
   return Table(
       name="hnet-table2", runs="hnet", title="H-Net, Table 2: bits per byte at equal FLOPs",
       rows=PAPER_ROWS if scale == "paper" else ROWS,
-      columns=[Column(BPB, "bpb", 3), Column(CHUNK, "bytes_per_chunk", 2), Column(SPACES, "at_spaces", 3),
-               Column("random cuts, spaces", "at_spaces_chance", 3), Column(LETTERS, "at_letters", 3),
+      columns=[Column(BPB, "bpb", 3), Column(CHUNK, "bytes_per_chunk", 2), Column(RULE, "at_spaces", 3),
+               Column("random cuts, SpaceByte's rule", "at_spaces_chance", 3), Column(BLANKS, "at_word_spaces", 3),
+               Column("random cuts, blanks", "at_word_spaces_chance", 3), Column(LETTERS, "at_letters", 3),
                Column("random cuts, letters", "at_letters_chance", 3), Column("MFLOP per byte", "mflop", 3)],
       scales={
           "smoke": Scale("widths 64/96, context 128 bytes, 1,200 steps of 1,024 bytes of one novel; minutes a row on 2 cores",
@@ -53,8 +55,10 @@ def table(scale: str) -> Table:
           "one learned stage beats fixed chunks": lambda t: t["1stage", BPB] < t["pool", BPB],
           "one learned stage beats a Transformer on bytes": lambda t: t["1stage", BPB] < t["isotropic", BPB],
           "fixed chunks beat a Transformer on bytes": lambda t: t["pool", BPB] < t["isotropic", BPB],
-          "learned boundaries meet the spaces before words more often than chance":
-              lambda t: t["1stage", SPACES] > t["1stage", "random cuts, spaces"],
+          "learned boundaries meet the blanks before words more often than chance":
+              lambda t: t["1stage", BLANKS] > t["1stage", "random cuts, blanks"],
+          "learned boundaries meet SpaceByte's rule more often than chance":
+              lambda t: t["1stage", RULE] > t["1stage", "random cuts, SpaceByte's rule"],
       },
       figure=Figure("bits_per_byte", "Training loss", "logged step", "bits per byte"))
 
