@@ -3,9 +3,11 @@
   python bench/hnet.py [--seq_len 512] [--batch_size 4] [--width 128] [--bytes_per_chunk 5]
 
 1. Compiled FLOPs of the main network (forward and backward, layers unrolled, the compiler's count) at each capacity
-   against the capacity itself; attention's share grows with its square, so the ideal is the formula's.
-2. Seconds per training step of a one-stage H-Net at its steady capacity and of a byte Transformer of equal FLOPs by
-   the paper's formula; rounds alternate between the two. CPU seconds are what a busy machine changes least. The formula
+   against the capacity itself; attention's share grows with its square, so the ideal is the formula's. What is compiled
+   is that stack alone on a sequence of the capacity's length, not the whole model with a buffer of that capacity.
+2. Seconds per training step of a one-stage H-Net *with a pool router* at its steady capacity and of a byte Transformer
+   of equal FLOPs by the paper's formula; rounds alternate between the two. The learned router's two projections (4 D^2
+   FLOPs a byte, 3 % of the whole) and the ratio loss are not in it. CPU seconds are what a busy machine changes least. The formula
    prints half of Mamba-2's output projection and takes attention as the whole square, so the ratio of the products that
    the two steps execute is printed beside it.
 3. The two forms of capacity on text: a buffer per row, or one for all rows of the batch with segment ids. The smallest
@@ -41,7 +43,7 @@ def stage(width, d_ff=None, **options):
 
 
 def capacity_rows(cfg, seq_len):
-  """(capacity, compiled FLOPs relative to the largest, the formula's) of the main network."""
+  """(length, compiled FLOPs relative to the largest, the formula's) of the main network's stack on its own."""
   stack = dataclasses.replace(cfg.stack(1, cfg.runs(1)[0]), unroll=8)      # the compiler counts a loop body once
   module, counts = Isotropic(stack), []
   capacities = [seq_len // 8, seq_len // 4, seq_len // 2, seq_len]
@@ -138,7 +140,7 @@ def main():
   if not args.give_memory_back:
     keep_memory()
   T, D, n = args.seq_len, args.width, args.bytes_per_chunk
-  # A fixed width puts as many chunks as a trained router would; the work is the same wherever they are.
+  # A pool router makes as many chunks as a trained one would, without the latter's projections and ratio loss.
   # Unrolled: a CPU's loop over layers copies everything that the backward pass keeps, of which Mamba-2 has more.
   hnet = HNetConfig("m2 [T4] m2", (stage(D, router=Pool(n)), stage(D * 3 // 2)), unroll=args.unroll)
   flops = forward_flops(hnet, T, (n,))
@@ -146,14 +148,14 @@ def main():
   print(f"device {jax.devices()[0].device_kind}, jax {jax.__version__}, float32, T {T}, batch {args.batch_size}, width {D}, "
         f"unroll {args.unroll}, memory {'given back' if args.give_memory_back else 'kept'}")
   if args.part == "all":
-    print("\nmain network: compiled FLOPs relative to full length, forward and backward")
+    print("\nmain network on its own: compiled FLOPs relative to full length, forward and backward")
   for capacity, compiled, ideal in capacity_rows(hnet, T) if args.part == "all" else ():
     print(f"  capacity {capacity:5d}  compiled {compiled:6.3f}  ideal {ideal:6.3f}  ratio {compiled / ideal:5.3f}")
 
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (args.batch_size, T + 1)), jnp.int32)
   capacity = -(-T // n // 8) * 8
   flat_name = f"{flat.layout}, d_ff {flat.stages[0].d_ff}"
-  sides = {"H-Net": step_of(hnet, tokens, (capacity,)), flat_name: step_of(flat, tokens, ())}
+  sides = {"H-Net, pool": step_of(hnet, tokens, (capacity,)), flat_name: step_of(flat, tokens, ())}
   medians = rounds(sides, args.rounds)
   print(f"\ntraining step, forward and backward; forward MFLOP per byte {flops / T / 1e6:.2f} and "
         f"{forward_flops(flat, T) / T / 1e6:.2f}; capacity {capacity} of {T}")
@@ -191,7 +193,7 @@ def main():
   for _ in range(8):
     jax.block_until_ready(whole(row))
   naive = 8 / (time.perf_counter() - start)
-  print(f"\nstreaming {stream:.1f} bytes/s, recomputing {T} bytes for each {naive:.1f} bytes/s: {stream / naive:.1f}x")
+  print(f"\nstreaming (pool router) {stream:.1f} bytes/s, recomputing {T} bytes for each {naive:.1f} bytes/s: {stream / naive:.1f}x")
 
 
 if __name__ == "__main__":

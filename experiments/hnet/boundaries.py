@@ -88,7 +88,7 @@ def bars(found: list[dict], path: str) -> None:
     share = text["share by bytes after the first letter"]
     ax.bar(np.array(list(share)) + (i - (len(found) - 1) / 2) * width, share.values(), width, color=colour, label=run["run"])
     ax.axhline(text["rate of boundaries"], color=colour, linestyle="--", linewidth=1)
-  names = {-1: "-1\nbyte before", 0: "0\nfirst letter"}
+  names = {-1: "-1\nbefore", 0: "0\nfirst"}
   ax.set(xticks=list(share), xticklabels=[names.get(k, str(k)) for k in share], ylabel="share of words with a boundary",
          xlabel="bytes after the word's first letter (dashed: at random)")
   ax.legend(frameon=False, fontsize=8)
