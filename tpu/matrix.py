@@ -63,6 +63,8 @@ ROWS = [
     Row("llama_1b", "configs/decoder/llama_1b.py", "v5e:8x8",
         budget=dict(peak_bytes=5.22 * GIB, matmul_seconds=0.437, executed_over_model=1.327, wire_ratio=1.45)),
     Row("llama_1b", "configs/decoder/llama_1b.py", "v6e:8x8", budget=dict(wire_ratio=1.45)),
+    Row("llama_1b with CARoPE", "configs/decoder/llama_1b.py", "v5p:4x4x4", {"model.position": "carope"},
+        budget=dict(peak_bytes=5.22 * GIB, matmul_seconds=0.207, executed_over_model=1.327, wire_ratio=1.0)),
     Row("llama_1b, 256 sequences", "configs/decoder/llama_1b.py", "v5e:16x16", {"data.batch_size": 256},
         mesh="data=4,fsdp=64", budget=dict(wire_ratio=1.45)),
     Row("llama_8b", "configs/decoder/llama_8b.py", "v5p:4x4x4",

@@ -147,15 +147,15 @@ def test_a_gather_over_a_whole_torus_stays_a_gather_with_the_chips_options():
 @pytest.mark.compile
 def test_the_heads_gradient_is_scattered_whatever_the_vocabulary():
   V, D, T = 128_256, 2048, 128                 # 128,256 = 2^8 x 3 x 167
-  mesh = slice_mesh("v5p:4x4x4", fsdp=64)
-  spec, w_spec = P("fsdp", None, None), P(None, "fsdp")
+  mesh = slice_mesh("v5p:4x4x4", fsdp=64, tensor=1)
+  spec, w_spec = P("fsdp", None, None), P("tensor", "fsdp")
   shaped = lambda dtype, spec, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
   loss = lambda h, w, y: -linear_cross_entropy(h, w, y, chunk=T, spec=spec, w_spec=w_spec)[0].sum()
   with jax.set_mesh(mesh):
     lowered = jax.jit(jax.grad(loss, argnums=1), out_shardings=NamedSharding(mesh, w_spec)).lower(
         shaped(jnp.bfloat16, spec, 64, T, D), shaped(jnp.bfloat16, w_spec, V, D), shaped(jnp.int32, P("fsdp", None), 64, T))
   wire = {}
-  for c in sent(lowered, compiler_options("TPU v5"), fsdp=64):
+  for c in sent(lowered, compiler_options("TPU v5"), fsdp=64, tensor=1):
     wire[c.kind] = wire.get(c.kind, 0) + c.total
   least = 2 * V * D * 63 // 64
   assert wire["reduce-scatter"] > 0.99 * least and sum(wire.values()) < 2.01 * least

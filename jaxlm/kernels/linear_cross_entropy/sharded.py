@@ -48,7 +48,7 @@ def _backward(softcap, chunk, keep_bytes, spec, w_spec, residuals, gradients):
     dh = jax.lax.optimization_barrier(dh)
     dw = dw.astype(w_VD.dtype)       # as parameters are gathered, so their gradients are reduced
     if columns:
-      dw = _scattered(dw, columns, whole=not names(w_spec[0]))
+      dw = _scattered(dw, columns, whole=_size(names(w_spec[0])) == 1)
     rest = tuple(sorted(manual - set(columns)))
     dw = jax.lax.psum(dw, rest) if rest else dw
     return dh, dw, None if dbias is None else jax.lax.psum(dbias, tuple(sorted(manual)))
@@ -94,8 +94,11 @@ def _manual(spec) -> set[str]:
 def _columns(spec, w_spec, w_VD) -> tuple[str, ...]:
   """Axes over which w's columns are split, where they are among the rows' axes and divide D."""
   found = tuple(name for name in names((tuple(w_spec or ()) + (None, None))[1]) if name in _manual(spec))
-  mesh = jax.sharding.get_abstract_mesh()
-  return found if w_VD.shape[1] % math.prod(mesh.shape[name] for name in found) == 0 else ()
+  return found if w_VD.shape[1] % _size(found) == 0 else ()
+
+
+def _size(axes: tuple[str, ...]) -> int:
+  return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in axes)
 
 
 def linear_cross_entropy(h_BTD, w_VD, bias_V, targets_BT, *, softcap, chunk: int, keep_bytes: int, spec, w_spec=None):
