@@ -23,6 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 GIB = 2**30
 
 
@@ -120,7 +121,6 @@ def main(argv: list[str]) -> int:
 
 def compiled(row: Row) -> dict:
   """The report of one row as plain values, with the budgets it breaks."""
-  sys.path.insert(0, str(ROOT))
   from importlib import metadata
 
   from jaxlm.preflight.budgets import Budget, broken
@@ -145,9 +145,13 @@ def compiled(row: Row) -> dict:
 
 
 def key_of(row: Row) -> str:
-  text = (ROOT / row.config.split(":")[0]).read_text()
-  digest = hashlib.sha256(json.dumps([text, row.config, row.overrides, row.mesh, row.bucket, row.budget]).encode()).hexdigest()
-  return f"{row.name} on {row.topology} {digest[:12]}"
+  """Of what a row asks for: its whole configuration as loaded, so that comments may change, and its budget."""
+  from jaxlm.training.config import load_config
+
+  path, _, argument = row.config.partition(":")
+  config = load_config(f"{ROOT / path}:{argument}" if argument else str(ROOT / path), dict(row.overrides))
+  said = [config.to_json(sort_keys=True), row.mesh, row.bucket, row.budget]
+  return f"{row.name} on {row.topology} {hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]}"
 
 
 def revision() -> str:
