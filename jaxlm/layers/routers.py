@@ -4,12 +4,22 @@ Axes: B batch, T time, D d_model.
 
 A router is chosen by its config, registered in ROUTERS:
 
-  build(d_model, dtype, name) -> nn.Module; init_state(d_model, batch_size, dtype) -> pytree, batch axis first
-  module(x_BTD, view, state) -> (Route, state)      x: the encoder's output; with state=None the new state is None
+  build(d_model, dtype, name) -> nn.Module, or a function with its signature if it has no parameters
+  init_state(d_model, batch_size, dtype) -> pytree, batch axis first; () if it does not look back
+  module(x_BTD, view, state) -> (Route, state)      x: the encoder's output
   learned: bool                 the ratio loss applies
   level: None or 0              0: needs bytes or given boundaries, which only the outermost stage has
 
-Every document starts with a boundary. A router with a rule has p = b, hence c = 1, and P = 0.9999 by the clip.
+What it must return:
+
+  p_BT           float32 in [0, 1], whatever x's dtype; exactly 1, without gradient, at a document's first token
+  boundary_BT    bool; True at every document's first token, False where `valid_BT` is. Padding is on the right
+  confidence_BT  float32, max(p, 1 - p) of the decision before the mask
+  state          with state=None: None (or the () of a router that has none). Otherwise that after the last *valid* token
+                 of each row; a row without a valid token keeps its own. A row that goes on must get what it would whole
+
+Nothing may depend on another document of the row, nor on later tokens. A router with a rule has p = b, hence c = 1, and
+P = 0.9999 by the clip: `by_rule` does all of this. `given` is for callers in Python: no data kind makes boundaries.
 """
 
 import dataclasses
@@ -117,7 +127,7 @@ class DirectRouter(nn.Module):
   def __call__(self, x_BTD, view, state):
     w = weights(self)
     logit_BT = jnp.einsum("btd,d->bt", x_BTD.astype(jnp.float32), w("w", (self.d_model,), ("embed",)))
-    p_BT = jnp.where(view.first_BT, 1.0, jax.nn.sigmoid(logit_BT + w("b", (1,), (None,), init=zeros)))
+    p_BT = jnp.where(view.first_BT, 1.0, jax.nn.sigmoid(logit_BT + w("b", (1,), (None,), init=zeros)[None]))
     start_BT = p_BT > 0.5
     return Route(p_BT, start_BT & view.valid_BT, jnp.where(start_BT, p_BT, 1 - p_BT)), state
 

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from jaxlm.experiments.chunks import alignment, shifts, space_starts, word_starts
+from jaxlm.experiments.chunks import alignment, shifts, space_starts, spaces_before_words, word_starts
 from jaxlm.experiments.perturb import PERTURBATIONS
 from jaxlm.experiments.runner import override
 from jaxlm.layers.routers import space_like
@@ -25,6 +25,8 @@ def test_words_start_after_what_is_no_letter_and_spaces_after_what_is():
   text = as_bytes("a bc, d\u00e9")
   assert word_starts(text)[0].astype(int).tolist() == [1, 0, 1, 0, 0, 0, 1, 0, 0]
   assert space_starts(text)[0].astype(int).tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0]     # the comma; and \u00e9, by its rule
+  assert spaces_before_words(text)[0].astype(int).tolist() == [0, 1, 0, 0, 0, 1, 0, 0, 0]     # not the comma
+  assert not spaces_before_words(as_bytes("a - b\nc "))[0, [1, 5, 7]].any() and spaces_before_words(as_bytes("a - b\nc "))[0, 3]
 
 
 def test_space_starts_are_the_boundaries_of_the_router_with_that_rule():
@@ -33,15 +35,21 @@ def test_space_starts_are_the_boundaries_of_the_router_with_that_rule():
   assert np.array_equal(space_starts(every_pair)[:, 1], like[:, 1] & ~like[:, 0])
 
 
-def test_alignment_knows_both_habits_and_chance_is_what_random_cuts_reach():
+def test_alignment_knows_every_habit_and_chance_is_what_random_cuts_reach():
   text = as_bytes("see the sea, " * 40)
   at_spaces, at_letters = alignment(space_starts(text), text), alignment(word_starts(text), text)
   assert at_spaces["at_spaces"] == at_letters["at_letters"] == 1.0
   assert at_spaces["at_letters"] == at_letters["at_spaces"] == 0.0
+  at_blanks = alignment(spaces_before_words(text), text)
+  assert at_blanks["at_word_spaces"] == 1.0 and at_blanks["at_letters"] == 0.0
+  commas = alignment(text == ord(","), text)      # a model that avoids spaces passes SpaceByte's rule, and this one not
+  assert commas["at_spaces"] > commas["at_spaces_chance"] and commas["at_word_spaces"] == 0.0
   draws = np.random.default_rng(0).random((400, text.shape[1])) < 0.3
   found = alignment(draws, np.repeat(text, 400, axis=0))
+  for where in ("at_spaces", "at_word_spaces", "at_letters"):
+    assert abs(found[where] - found[f"{where}_chance"]) < 0.01
   for where in ("at_spaces", "at_letters"):
-    assert abs(found[where] - found[f"{where}_chance"]) < 0.01 and abs(found[where] - 2 * 0.3 * 3 / 13 / (0.3 + 3 / 13)) < 0.01
+    assert abs(found[where] - 2 * 0.3 * 3 / 13 / (0.3 + 3 / 13)) < 0.01
 
 
 def test_shifts_are_shares_of_words_and_all_alike_at_random():
