@@ -281,7 +281,8 @@ class HNet(nn.Module):
   """logits = head(stage_0(embed(bytes))). Methods: see jaxlm.models; those ending in `_with_stages` say more.
 
   capacities: None, or the chunk capacity of every chunking stage, outside in: static. A buffer with more chunks loses
-  the last ones, and `overflow_B` of its StageInfo says so; a document without any chunk left gets nothing from within. boundaries_BT: bool, for the router 'given'.
+  the last ones, and `overflow_B` of its StageInfo says so; a document without any chunk left gets nothing from within.
+  boundaries_BT: bool, for the router 'given'.
   """
 
   cfg: HNetConfig
