@@ -1,6 +1,6 @@
 """H-Net, Table 2: bits per byte of byte models at equal FLOPs, and what their chunks are.
 
-  python experiments/hnet/table2.py --scale smoke|small|paper      (or: jaxlm table experiments/hnet/table2.py ...)
+  python experiments/hnet/table2.py --scale smoke|long|small|paper      (or: jaxlm table experiments/hnet/table2.py ...)
 
 Source: Hwang, Wang and Gu, "Dynamic Chunking for End-to-End Hierarchical Sequence Modeling", arXiv 2507.07955v2, Tables 1
 and 2 (validation bits per byte on FineWeb-Edu, Large scale). FLOPs are those of the paper's appendix B.
@@ -35,6 +35,9 @@ def table(scale: str) -> Table:
       scales={
           "smoke": Scale("widths 64/96, context 128 bytes, 1,200 steps of 1,024 bytes of one novel; minutes a row on 2 cores",
                          overrides={"train.steps": 1200, "train.log_every": 10, "train.save_every": 0, "eval.every": 0}),
+          "long": Scale("as smoke, but 4,800 steps; a quarter of an hour a row on 2 cores",
+                        overrides={"train.steps": 4800, "schedule.warmup_steps": 480, "train.log_every": 40,
+                                   "train.save_every": 1200, "eval.every": 0}),
           "small": Scale("widths 64/96, context 1,024 bytes, 5,000 steps of 65,536 bytes of one novel",
                          overrides={"data.seq_len": 1024, "data.batch_size": 64, "model.dtype": "bfloat16",
                                     "objective.capacities": None, "objective.multiple": 128,
@@ -55,6 +58,12 @@ def table(scale: str) -> Table:
           "one learned stage beats fixed chunks": lambda t: t["1stage", BPB] < t["pool", BPB],
           "one learned stage beats a Transformer on bytes": lambda t: t["1stage", BPB] < t["isotropic", BPB],
           "fixed chunks beat a Transformer on bytes": lambda t: t["pool", BPB] < t["isotropic", BPB],
+          "Mamba-2 on bytes beats a Transformer on bytes": lambda t: t["mamba", BPB] < t["isotropic", BPB],
+          "one learned stage beats Mamba-2 on bytes": lambda t: t["1stage", BPB] < t["mamba", BPB],
+          "chunks at spaces beat fixed chunks": lambda t: t["space", BPB] < t["pool", BPB],
+          "SpaceByte++ beats SpaceByte": lambda t: t["spacebyte++", BPB] < t["spacebyte", BPB],
+          "H-Net (space) beats SpaceByte++": lambda t: t["space", BPB] < t["spacebyte++", BPB],
+          "two learned stages beat one": lambda t: t["2stage", BPB] < t["1stage", BPB],
           "learned boundaries meet the blanks before words more often than chance":
               lambda t: t["1stage", BLANKS] > t["1stage", "random cuts, blanks"],
           "learned boundaries meet SpaceByte's rule more often than chance":

@@ -1,6 +1,5 @@
 """The H-Net tables' own parts: noise, word starts, alignment; and that every script declares runs that can be meant."""
 
-import importlib.util
 import pathlib
 import random
 
@@ -8,10 +7,12 @@ import numpy as np
 import pytest
 
 from jaxlm.experiments.chunks import alignment, shifts, space_starts, spaces_before_words, word_starts
+from jaxlm.experiments.command import load
 from jaxlm.experiments.perturb import PERTURBATIONS
-from jaxlm.experiments.runner import override
+from jaxlm.experiments.runner import resolve
 from jaxlm.layers.routers import space_like
-from jaxlm.training.config import load_config, run_config
+from jaxlm.models.hnet_rules import forward_flops
+from jaxlm.training.config import run_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = sorted(p for p in (ROOT / "experiments" / "hnet").glob("*.py") if p.stem != "boundaries")
@@ -74,12 +75,17 @@ def test_noise_is_what_it_says_and_the_same_each_time():
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
 def test_every_row_of_a_script_is_a_run_that_can_be_meant(path, monkeypatch):
   monkeypatch.chdir(ROOT)
-  spec = importlib.util.spec_from_file_location(f"hnet_{path.stem}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  for scale in module.TABLE.scales.values():
-    for row in module.TABLE.rows:
-      config = load_config(row.config).to_dict()
-      for overrides in (scale.overrides, row.overrides):
-        config = override(config, overrides)
-      run_config(config)
+  table = load(path)
+  for scale in table.scales.values():
+    for row in table.rows:
+      run_config(resolve(table, row, scale, "", 0))
+
+
+def test_the_rows_of_table_5_cost_the_same():
+  table = load(ROOT / "experiments" / "hnet" / "table5.py")
+  for scale in table.scales.values():
+    cost = {}
+    for row in table.rows:
+      cfg = run_config(resolve(table, row, scale, "", 0))
+      cost[row.name] = forward_flops(cfg.model, cfg.data.seq_len, getattr(cfg.objective, "targets", ())) / cfg.data.seq_len
+    assert all(abs(cost[name] / cost["1stage"] - 1) < 0.05 for name in cost), cost
