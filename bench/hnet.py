@@ -1,18 +1,17 @@
-"""H-Net in one run: FLOPs that follow the capacity, the step against an isotropic Transformer, streaming.
+"""H-Net in one run: the step against an isotropic Transformer, the two forms of capacity, streaming.
 
   python bench/hnet.py [--seq_len 512] [--batch_size 4] [--width 128] [--bytes_per_chunk 5]
 
-1. Compiled FLOPs of the main network (forward and backward, layers unrolled, the compiler's count) at each capacity
-   against the capacity itself; attention's share grows with its square, so the ideal is the formula's. What is compiled
-   is that stack alone on a sequence of the capacity's length, not the whole model with a buffer of that capacity.
-2. Seconds per training step of a one-stage H-Net, with the learned and with a pool router, at its steady capacity, and of a
+1. Seconds per training step of a one-stage H-Net, with the learned and with a pool router, at its steady capacity, and of a
    byte Transformer of equal FLOPs by the paper's formula; rounds alternate between them. The ratio loss, two means over
    a row, is not in it. CPU seconds are what a busy machine changes least. The formula prints half of Mamba-2's output
    projection and takes attention as the whole square, so the ratio of the products that the steps execute is printed
    beside it.
-3. The two forms of capacity on text: a buffer per row, or one for all rows of the batch with segment ids. The smallest
+2. The two forms of capacity on text: a buffer per row, or one for all rows of the batch with segment ids. The smallest
    bucket (a multiple of 8) that holds every batch of a novel cut at spaces, its slots, and the step at that size.
-4. Bytes per second of streaming (one jitted step) and of recomputing everything for each byte.
+3. Bytes per second of streaming (one jitted step) and of recomputing everything for each byte.
+
+FLOPs that follow the capacity: bench/hnet_capacity.py.
 """
 
 import argparse
@@ -27,34 +26,17 @@ import numpy as np
 
 from jaxlm.evaluation.flops import dot_flops
 from jaxlm.layers.attention import AttentionConfig
-from jaxlm.layers.isotropic import Isotropic
 from jaxlm.layers.mamba2 import Mamba2Config
-from jaxlm.layers.mixer import Context
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.layers.routers import Learned, Pool, Space, space_like
 from jaxlm.models.hnet import HNetConfig, JoinConfig, StageConfig
-from jaxlm.models.hnet_rules import forward_flops, stack_flops
+from jaxlm.models.hnet_rules import forward_flops
 from jaxlm.parallel.cpu import keep_memory
 
 
 def stage(width, d_ff=None, **options):
   return StageConfig(width, d_ff or 4 * width, AttentionConfig(4, position=RoPE(rotary_dim=width // 8)),
                      Mamba2Config(d_state=64), **options)
-
-
-def capacity_rows(cfg, seq_len):
-  """(length, compiled FLOPs relative to the largest, the formula's) of the main network's stack on its own."""
-  stack = dataclasses.replace(cfg.stack(1, cfg.runs(1)[0]), unroll=8)      # the compiler counts a loop body once
-  module, counts = Isotropic(stack), []
-  capacities = [seq_len // 8, seq_len // 4, seq_len // 2, seq_len]
-  for C in capacities:
-    context = Context(jnp.ones((1, C), jnp.int32), jnp.arange(C, dtype=jnp.int32)[None])
-    x = jax.ShapeDtypeStruct((1, C, stack.d_model), jnp.float32)
-    params = jax.eval_shape(lambda x: nn.unbox(module.init(jax.random.key(0), x, context))["params"], x)
-    loss = lambda p, x: jnp.sum(module.apply({"params": p}, x, context)[0])
-    counts.append(jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile().cost_analysis()["flops"])
-  return [(C, n / counts[-1], stack_flops(stack, C) / stack_flops(stack, capacities[-1]))
-          for C, n in zip(capacities, counts)]
 
 
 def step_of(cfg, tokens, capacities):
@@ -148,11 +130,6 @@ def main():
   flat = transformer_like(hnet, T, flops)
   print(f"device {jax.devices()[0].device_kind}, jax {jax.__version__}, float32, T {T}, batch {args.batch_size}, width {D}, "
         f"unroll {args.unroll}, memory {'given back' if args.give_memory_back else 'kept'}")
-  if args.part == "all":
-    print("\nmain network on its own: compiled FLOPs relative to full length, forward and backward")
-  for capacity, compiled, ideal in capacity_rows(hnet, T) if args.part == "all" else ():
-    print(f"  capacity {capacity:5d}  compiled {compiled:6.3f}  ideal {ideal:6.3f}  ratio {compiled / ideal:5.3f}")
-
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (args.batch_size, T + 1)), jnp.int32)
   capacity = -(-T // n // 8) * 8
   flat_name = f"{flat.layout}, d_ff {flat.stages[0].d_ff}"
