@@ -1,32 +1,22 @@
-"""Checks of the H-Net arrays: scan, mixer, router, chunks, stacks, language models, streaming, training.
+"""Checks of the parts of an H-Net: scan, mixer, router, chunks, stacks. Tolerances are those of the golden README."""
 
-Tolerances are those of the golden README. Language models are run at the chunk capacities M (the stored number of
-chunks), M + 5 and the stage's whole length: the results must not depend on it.
-"""
-
-import re
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxlm.interop import hnet
 from jaxlm.interop.golden.case import EXACT, Tolerance
-from jaxlm.interop.huggingface.table import flatten, unflatten
 from jaxlm.kernels.compact import compact, gather
 from jaxlm.kernels.route import route
 from jaxlm.kernels.ssd import ssd
 from jaxlm.layers.attention import AttentionConfig
-from jaxlm.layers.chunking import dechunk, ratio_loss, ratio_sums
+from jaxlm.layers.chunking import dechunk
 from jaxlm.layers.isotropic import Isotropic, IsotropicConfig, Layer, Run, height
 from jaxlm.layers.mamba2 import Mamba2Config, starts
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.positions import NoPosition
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.layers.routers import last_valid
-from jaxlm.models import hnet_rules
 
 FORWARD = Tolerance(atol=1e-5, rtol_max=1e-4)
 GRADIENT = Tolerance(atol=1e-6, rtol_max=1e-3)
@@ -308,228 +298,3 @@ def isotropic(case):
   packed = context_of(segments_of(case["in/cu_seqlens"]))
   y_BTD, _ = module.apply({"params": params}, jnp.asarray(case["in/x_packed"])[None], packed)
   case.compare("out/y_packed", y_BTD[0], FORWARD)
-
-
-def language_model(case):
-  """(hnet, language_model): everything inside, loss and gradients, at three chunk capacities."""
-  cfg = hnet.read_config(official_config(case))
-  table, S = hnet.entries(cfg), cfg.num_chunkings
-  tied = ("lm_head.weight",) if cfg.tie_embeddings else ()
-  params = hnet.import_params(table, case.group("param"), ignore=tied)
-  packed = case.config["packed"]
-  lift = (lambda v: jnp.asarray(v)[None]) if packed else jnp.asarray
-  drop = (lambda v: v[0]) if packed else (lambda v: v)
-  ids_BT, targets_BT = lift(case["in/ids"]), lift(case["in/targets"])
-  segment_ids_BT = segments_of(case["in/cu_seqlens"]) if packed else jnp.asarray(case["in/mask"]).astype(jnp.int32)
-  weight_BT, module = (targets_BT != -100).astype(jnp.float32), cfg.build()
-  stored = [case[f"out/s{s}_chunk_layer_out"].shape[-2] for s in range(S)]
-  valid = lambda s: None if packed else case[f"out/s{s}_valid_mask"]
-
-  def compare_stage(s, sown, infos, stored_length):
-    """Rows of stage s: its first `stored_length` positions."""
-    cut = lambda v: drop(v)[..., :stored_length, :] if v.ndim == 3 else drop(v)[..., :stored_length]
-    info, where = infos[s], valid(s)
-    p_BT = info.p_BT
-    case.compare(f"out/s{s}_boundary_prob", cut(jnp.stack([1 - p_BT, p_BT], axis=-1)) * _mask(where), FORWARD, where=where)
-    case.compare(f"out/s{s}_boundary_mask", cut(info.boundary_BT), EXACT)
-    case.compare(f"out/s{s}_selected_probs", cut(info.confidence_BT[..., None]), FORWARD, where=where)
-    boundaries, probability, count = ratio_sums(info)
-    case.compare(f"out/s{s}_fraction_F", boundaries / count, FORWARD)
-    case.compare(f"out/s{s}_mean_prob_G", probability / count, FORWARD)
-    for key, name in (("encoder_out", "encoder_out"), ("residual_proj_out", "residual_out"),
-                      ("dechunk_layer_out", "dechunked"), ("decoder_out", "decoder_out")):
-      case.compare(f"out/s{s}_{key}", cut(sown[name]), FORWARD, where=where)
-    rows = sown["chunks"]
-    have = case[f"out/s{s}_chunk_layer_out"].shape[-2]
-    case.compare(f"out/s{s}_chunk_layer_out", drop(rows)[..., :have, :], FORWARD, where=valid(s + 1))
-
-  def loss(params, capacities):
-    (logits_BTV, infos), state = module.apply(
-        {"params": params}, ids_BT, segment_ids_BT, capacities=capacities, method="with_stages", mutable="intermediates")
-    log_prob_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), jnp.maximum(targets_BT, 0)[..., None], -1)[..., 0]
-    ce = -jnp.sum(log_prob_BT * weight_BT) / jnp.sum(weight_BT)
-    ratios = [ratio_loss(*ratio_sums(info), target) for info, target in zip(infos, case.config["ratio_targets"])]
-    return ce + case.config["alpha"] * sum(ratios), (logits_BTV, ce, ratios, infos, state["intermediates"])
-
-  lengths = [ids_BT.shape[1], *stored]
-  step = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
-  for capacities in dict.fromkeys((tuple(stored), tuple(m + 5 for m in stored), (ids_BT.shape[1],) * S)):
-    (value, (logits_BTV, ce, ratios, infos, sown)), grads = step(params, capacities)
-    case.compare("out/logits", drop(logits_BTV), FORWARD, where=None if packed else case["in/mask"])
-    case.compare("out/ce", ce, FORWARD)
-    case.compare("out/loss", value, FORWARD)
-    inside = sown["backbone"]
-    for s in range(S):
-      case.compare(f"out/s{s}_ratio_loss", ratios[s], FORWARD)
-      compare_stage(s, {k: v[0] for k, v in inside.items() if isinstance(v, tuple)}, infos, lengths[s])
-      inside = inside["inner"]
-    main = drop(inside["main_out"][0])[..., :lengths[S], :]
-    case.compare(f"out/s{S}_main_out", main, FORWARD, where=valid(S))
-    for name, grad in hnet.export_params(table, grads).items():
-      case.compare(f"grad/{name}", grad, gradient_tolerance(name))
-  for s in range(S):
-    case.skip(f"out/s{s}_ratio_loss_including_padding", "depends on the content of invalid rows")
-    if not packed:
-      case.compare(f"out/s{s}_valid_mask", infos[s].valid_BT[:, :lengths[s]], EXACT)
-  if not packed:
-    count_B = infos[-1].count_B
-    case.compare(f"out/s{S}_valid_mask", np.arange(lengths[S])[None] < np.asarray(count_B)[:, None], EXACT)
-
-
-def _mask(where):
-  return 1 if where is None else jnp.asarray(where)[..., None]
-
-
-def inference(case):
-  """(hnet, inference): the parallel pass; prefill and steps; steps alone; greedy continuation."""
-  cfg = hnet.read_config(official_config(case))
-  S, module = cfg.num_chunkings, cfg.build()
-  tied = ("lm_head.weight",) if cfg.tie_embeddings else ()
-  params = {"params": hnet.import_params(hnet.entries(cfg), case.group("param"), ignore=tied)}
-  ids_BT, n = jnp.asarray(case["in/ids"]), case.config["prefill"]
-  logits_BTV, infos = jax.jit(lambda ids: module.apply(params, ids, method="with_stages"))(ids_BT)
-  case.compare("out/logits", logits_BTV, FORWARD)
-  for s, info in enumerate(infos):
-    count = case[f"out/s{s}_boundary_mask"].shape[1]
-    cut = lambda v: v[:, :count]
-    case.compare(f"out/s{s}_boundary_prob", cut(jnp.stack([1 - info.p_BT, info.p_BT], -1)), FORWARD)
-    case.compare(f"out/s{s}_boundary_mask", cut(info.boundary_BT), EXACT)
-    case.compare(f"out/s{s}_selected_probs", cut(info.confidence_BT[..., None]), FORWARD)
-
-  extend = jax.jit(lambda ids, state: module.apply(params, ids, state, method="extend_with_stages"))
-  greedy = case["out/greedy_ids"]
-  T = ids_BT.shape[1]
-
-  def stream(prefix, prefill):
-    state, logits, flags = cfg.init_state(1, T + len(greedy)), [], []
-    pieces = ([ids_BT[:, :prefill]] if prefill else []) + [ids_BT[:, t:t + 1] for t in range(prefill, T)]
-    for piece in pieces:
-      new_BTV, infos, state = extend(piece, state)
-      logits.append(new_BTV)
-      if piece.shape[1] == 1:
-        reached = [info.valid_BT[0, 0] for info in infos]
-        flags.append([int(info.boundary_BT[0, 0]) if ok else -1 for info, ok in zip(infos, reached)])
-    case.compare(f"out/{prefix}_logits", jnp.concatenate(logits, axis=1), FORWARD)
-    case.compare(f"out/{prefix}_step_flags", np.asarray(flags, np.int32), EXACT)
-    stage, length_B = state.stage, state.length_B
-    for s in range(S):
-      case.compare(f"out/{prefix}_s{s}_last_hidden_state", stage.router, FORWARD)
-      case.compare(f"out/{prefix}_s{s}_last_value", stage.last_BD, FORWARD)
-      case.compare(f"out/{prefix}_s{s}_encoder_offset", length_B[0], EXACT)
-      stage, length_B = stage.inner, stage.count_B
-    case.compare(f"out/{prefix}_s{S}_main_offset", length_B[0], EXACT)
-    return new_BTV, state
-
-  stream("scratch", 0)
-  logits_BTV, state = stream("prefill", n)
-  close = np.flatnonzero(case["out/greedy_top2_gap"] < 1e-3)
-  kept = int(close[0]) + 1 if len(close) else len(greedy)     # at a close call the next ids may differ
-  ids, gaps = [], []
-  for _ in range(len(greedy)):
-    top = jax.lax.top_k(logits_BTV[0, -1], 2)[0]
-    ids.append(int(jnp.argmax(logits_BTV[0, -1])))
-    gaps.append(float(top[0] - top[1]))
-    logits_BTV, _, state = extend(jnp.asarray([[ids[-1]]]), state)
-  kept -= bool(len(close))
-  case.compare_to("out/greedy_ids", np.asarray(ids[:kept], greedy.dtype), greedy[:kept], EXACT)
-  # A gap is a difference of two logits, each within FORWARD of its size.
-  size = 2 * (1e-5 + 1e-4 * float(np.abs(case["out/logits"]).max()))
-  case.compare_to("out/greedy_top2_gap", np.asarray(gaps[:kept]), case["out/greedy_top2_gap"][:kept], Tolerance(atol=size))
-
-
-def ratio_and_groups(case):
-  """(hnet, ratio_and_groups): the ratio loss and its gradient; learning-rate multipliers and weight decay by name;
-  the initialisation's spread."""
-  mask_BT = jnp.asarray(case["in/boundary_mask"])
-
-  def loss(p_BT, target):
-    return ratio_loss(jnp.sum(mask_BT), jnp.sum(p_BT), mask_BT.size, target)
-
-  targets = case.config["ratio_targets"]
-  values, grads = zip(*(jax.value_and_grad(loss)(jnp.asarray(case["in/p"]), target) for target in targets))
-  case.compare("out/ratio_loss", jnp.stack(values), FORWARD)
-  case.compare("out/dratio_dp", jnp.stack(grads), GRADIENT)
-
-  cfg = hnet.read_config(official_config(case))
-  table = hnet.entries(cfg)
-  want = case.config["param_groups_official"]
-  got = parameter_groups(cfg, table, case.config["lr_multiplier"], weight_decay=None)
-  case.require("param groups: names", set(got) == set(want), f"{sorted(set(got) ^ set(want))}")
-  for entry in table:
-    multiplier, decay = got[entry.theirs]
-    group = want[entry.theirs]
-    same = multiplier == group["lr_multiplier"] and decay == group.get("weight_decay")
-    case.require(f"param group {entry.theirs}", same and list(entry.shape) == group["shape"],
-                 f"({multiplier}, {decay}, {entry.shape}), wanted {group}")
-
-  # One random draw each: where theirs is 0 the parameter is a constant, elsewhere the spread is near.
-  params = nn.unbox(jax.jit(cfg.build().init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
-  for name, value in hnet.export_params(table, params).items():
-    std, size = case.config["measured_init_std"][name], value.size
-    if size < 100:
-      continue      # too few draws for a spread
-    case.require(f"init {name}", abs(value.std() - std) <= 1e-6 + 6 * std / size**0.5,
-                 f"standard deviation {value.std():.4f}, theirs {std:.4f}")
-
-
-def parameter_groups(cfg, table, multipliers, weight_decay):
-  """{official name: (learning-rate multiplier, weight decay)} by our rules; decay `weight_decay` where not exempt."""
-  rates, exempt = hnet_rules.lr_multipliers(multipliers), hnet_rules.DECAY_OVERRIDES["official"]
-  find = lambda pairs, path, default: next((v for p, v in reversed(pairs) if re.search(p, path)), default)
-  groups = {}
-  for entry in table:
-    answers = {(find(rates, path, 1.0), find(exempt, path, weight_decay)) for rule in entry.rules for path in rule.paths}
-    if len(answers) != 1:
-      raise ValueError(f"{entry.theirs}: its parts fall into several groups {answers}")
-    groups[entry.theirs] = answers.pop()
-  return groups
-
-
-def train_steps(case):
-  """(hnet, train_steps): AdamW with per-stage multipliers and the official weight decay, metrics step by step."""
-  c = case.config
-  if c["schedule"] != "constant" or c["grad_clip"] is not None:
-    raise NotImplementedError(f"schedule {c['schedule']!r}, grad_clip {c['grad_clip']}: the format knows constant, none")
-  cfg = hnet.read_config(official_config(case))
-  table, module = hnet.entries(cfg), cfg.build()
-  tied = ("lm_head.weight",) if cfg.tie_embeddings else ()
-  params = hnet.import_params(table, case.group("param"), ignore=tied)
-  groups, per_path = parameter_groups(cfg, table, c["lr_multiplier"], c["weight_decay"]), {}
-  for entry in table:
-    per_path |= {path: groups[entry.theirs] for rule in entry.rules for path in rule.paths}
-  adam = optax.scale_by_adam(*c["betas"], eps=c["eps"])
-
-  def losses(params, ids_BT):
-    # The last position has no target but is routed: it counts in the ratio.
-    targets_BT = jnp.pad(ids_BT[:, 1:], ((0, 0), (0, 1)))
-    score, infos = module.apply({"params": params}, ids_BT, targets_BT, method="score_with_stages")
-    ce = -jnp.mean(score.log_prob_BT[:, :-1])
-    ratios = jnp.stack([ratio_loss(*ratio_sums(i), n) for i, n in zip(infos, c["ratio_targets"])])
-    fractions = jnp.stack([ratio_sums(i)[0] / ratio_sums(i)[2] for i in infos])
-    return ce + c["alpha"] * jnp.sum(ratios), (ce, ratios, fractions)
-
-  @jax.jit
-  def step(params, state, ids_BT):
-    (_, out), grads = jax.value_and_grad(losses, has_aux=True)(params, ids_BT)
-    directions, state = adam.update(grads, state, params)
-
-    def update(path, p, d):
-      multiplier, decay = per_path[path]
-      rate = c["lr"] * multiplier
-      return p * (1 - rate * decay) - rate * d
-
-    flat, moves = flatten(params), flatten(directions)
-    new = unflatten({path: update(path, flat[path], moves[path]) for path in flat})
-    return new, state, (*out, optax.tree.norm(grads))
-
-  state, rows = adam.init(params), []
-  for ids_BT in case["in/ids"]:
-    params, state, row = step(params, state, jnp.asarray(ids_BT))
-    rows.append(row)
-  ce, ratios, fractions, norms = (np.stack([np.asarray(row[i]) for row in rows]) for i in range(4))
-  case.compare("out/ce", ce, Tolerance(atol=1e-3))
-  case.compare("out/ratio_loss", ratios, Tolerance(atol=1e-3))
-  case.compare("out/boundary_fraction", fractions, Tolerance(atol=1e-6))     # a quotient of two whole numbers
-  case.compare("out/grad_norm", norms, Tolerance(rtol=1e-3))
-  for name, value in hnet.export_params(table, params).items():
-    case.compare(f"out/final_norm/{name}", np.linalg.norm(value.astype(np.float64)), Tolerance(rtol=1e-3))

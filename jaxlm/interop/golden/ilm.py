@@ -1,23 +1,16 @@
-"""Golden checks of insertion models and their baselines (spec ilm).
+"""Golden checks of insertion models: networks, losses and targets (spec ilm).
 
 Axes: B batch, T position in the official form, L survivor, M missing, V vocab. The release keeps dropped tokens where
 they were and hides them; we take them out. `Compacted` goes from their form to ours, and back for what is compared.
 """
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.data import star_graphs as stars
-from jaxlm.data.insertion import blocked_prefix, compact, reinsert
-from jaxlm.evaluation import sequences
-from jaxlm.generation import insertion as generation
-from jaxlm.generation import masked_diffusion as diffusion_sampler
+from jaxlm.data.insertion import compact, reinsert
 from jaxlm.interop import ilm
 from jaxlm.interop.golden.case import Tolerance
-from jaxlm.objectives import masked_diffusion
 from jaxlm.objectives.insertion import Insertion, joint_nll, open_slots, packed_nll, stop_nll
 from jaxlm.objectives.insertion_transformer import InsertionTransformer, slot_nll
 
@@ -25,7 +18,6 @@ LOGITS = Tolerance(rtol=1e-4, atol=5e-5)
 LOSS = Tolerance(rtol=1e-5)
 PER_TOKEN = Tolerance(rtol=1e-4, atol=5e-5)
 GRADIENT = Tolerance(rtol=1e-3, atol=1e-5)
-CERTAIN = 1e-4      # a stop probability this close to the threshold would depend on rounding
 
 
 class Compacted:
@@ -261,77 +253,6 @@ def collator(case):
                  where=data.visible_BT & (np.arange(data.visible_BT.shape[1]) > 0)[None])
 
 
-def _inserter(case, cfg, **more):
-  c = case.config
-  return generation.Inserter(cfg, suppressed=tuple(c.get("suppressed", ())) or more.pop("suppressed"), pad=c["pad"],
-                             max_len=c["max_len_tokens"], max_steps=c["max_steps"], stop_threshold=c["thr"],
-                             **{k: v for k, v in more.items() if k != "suppressed"})
-
-
-def _prompts(case):
-  inside_BT = np.asarray(case["in/attention_mask"], bool)
-  rows = [ids[inside] for ids, inside in zip(case["in/input_ids"], inside_BT)]
-  blocked = [row[inside] for row, inside in zip(case["in/constraint"], inside_BT)] if "in/constraint" in case else None
-  return rows, blocked
-
-
-def _fit(x_BL, width: int, fill: int):
-  x_BL = np.asarray(x_BL)[:, :width]
-  return np.pad(x_BL, ((0, 0), (0, width - x_BL.shape[1])), constant_values=fill)
-
-
-def greedy(case):
-  """ilm_greedy: every intermediate sequence, step by step; then the while loop's result."""
-  c = case.config
-  cfg = ilm.read_transformer(c, stop_head=True)
-  _, params = load(case, cfg, ilm.transformer_table(cfg))
-  top1 = generation.Filter(top_k=1)
-  sampling = generation.InsertionSampling(top1, top1 if c["two_stage"] else None)
-  inserter = _inserter(case, cfg, sampling=sampling, force_first=c.get("force", False))
-  prompts, blocked = _prompts(case)
-  num_steps, _, width = case["out/sequences"].shape
-  key, steps = jax.random.key(0), []
-  start = rows = inserter.start(prompts, blocked, buffer=width)
-  for _ in range(num_steps):
-    rows, step = generation.one_step(params, rows, key, inserter)
-    steps.append((rows.tokens_BL, rows.length_B, *step))
-  sequences_, lengths, stop, inserted, slot, token = (np.stack([np.asarray(s[i]) for s in steps]) for i in range(6))
-  close = np.abs(case["out/stop_prob"] - c["thr"]).min()
-  case.require("out/stop_prob/margin", close > CERTAIN, f"a probability is {close:.1e} from the threshold: undecidable")
-  case.compare("out/stop_prob", stop, LOGITS)
-  for key_, got in (("inserted", inserted), ("sequences", sequences_), ("lengths", lengths)):
-    case.compare(f"out/{key_}", got)
-  case.compare("out/slot", np.where(inserted, slot, -1), where=inserted)
-  case.compare("out/token", np.where(inserted, token, -1), where=inserted)
-  final = generation.Inserter.generate(inserter, params, start, key)
-  case.compare("out/final_ids", _fit(final.tokens_BL, case["out/final_ids"].shape[1], c["pad"]))
-
-
-def sampling_ops(case):
-  """sampling_ops: slot and token from given uniform noise, for every rule in the file."""
-  c, logits_BLV = case.config, jnp.asarray(case["in/logits"])
-  k, p = generation.Filter(top_k=c["k"]), generation.Filter(top_p=c["p"])
-  first, plain = generation.Filter(top_k=1), generation.Filter()
-  rules = {"joint_sample": (None, plain), "joint_topk": (None, k), "joint_topp": (None, p), "pos_top1_tok_topp": (first, p),
-           "pos_topp_tok_topk": (p, k), "pos_topk_tok_topp": (k, p), "pos_sample_tok_sample": (plain, plain),
-           "joint_top1": (None, first), "pos_top1_tok_top1": (first, first), "pos_topp_tok_topp": (p, p),
-           "pos_topk_tok_topk": (k, k), "pos_top1_tok_topk": (first, k), "pos_topk_tok_top1": (k, first)}
-  for name in sorted({key.split("/")[1] for key in case.arrays if key.startswith("out/")}):
-    if name not in rules:
-      case.require(f"out/{name}/slot", False, f"no rule {name!r}; known: {', '.join(rules)}")
-      continue
-    slot, token = rules[name]
-    given = lambda stage, name=name: lambda shape: jnp.asarray(case[f"in/{name}/u{stage}"]).reshape(shape)
-    if slot is None:
-      slot_B, token_B = generation.choose_joint(logits_BLV, token, given(0))
-    else:
-      row = lambda slot_B: logits_BLV[jnp.arange(len(slot_B)), slot_B]
-      slot_B, token_B = generation.choose_in_stages(jax.nn.logsumexp(logits_BLV, axis=-1), row,
-                                                    generation.InsertionSampling(token, slot), given(0), given(1))
-    case.compare(f"out/{name}/slot", slot_B)
-    case.compare(f"out/{name}/token", token_B)
-
-
 def it_loss(case):
   """it_loss: the Insertion Transformer's logits, loss of every slot, and gradients."""
   c, data = case.config, compacted(case, case.config["eos"])
@@ -358,168 +279,3 @@ def it_loss(case):
   case.compare("out/nlls", data.back(nll_BT)[shown_BT], PER_TOKEN)
   case.compare("out/loss", value, LOSS)
   compare_gradients(case, table, grads)
-
-
-def it_greedy(case):
-  """it_greedy: top-1 decoding; a row is done when EOS is the best of all its slots."""
-  c = case.config
-  cfg = ilm.read_transformer(c)
-  _, params = load(case, cfg, ilm.transformer_table(cfg))
-  inserter = _inserter(case, cfg, eos=c["eos"], suppressed=(c["mask"], c["pad"], c["cls"], c["bos"]))
-  prompts, blocked = _prompts(case)
-  num_steps, _, width = case["out/sequences"].shape
-  rows, steps = inserter.start(prompts, blocked, buffer=width), []
-  for _ in range(num_steps):
-    rows, step = generation.one_step(params, rows, jax.random.key(0), inserter)
-    steps.append((rows.tokens_BL, rows.length_B, rows.alive_B))
-  for i, name in enumerate(("sequences", "lengths", "predict")):
-    case.compare(f"out/{name}", np.stack([np.asarray(s[i]) for s in steps]))
-
-
-def arlm(case):
-  """arlm: the causal baseline with left or right padding, and greedy decoding through its cache."""
-  c = case.config
-  cfg = ilm.read_transformer(c, causal=True)
-  table = ilm.transformer_table(cfg)
-  model, params = load(case, cfg, table)
-  ids_BT, inside_BT = case["in/input_ids"], np.asarray(case["in/attention_mask"], bool)
-  segment_ids_BT = inside_BT.astype(np.int32)
-  positions_BT = ((np.cumsum(inside_BT, axis=1) - 1) * inside_BT).astype(np.int32)
-  targets_BT = np.concatenate([ids_BT[:, 1:], ids_BT[:, -1:]], axis=1)
-  types_BT = np.concatenate([case["in/token_type_ids"][:, 1:], np.ones_like(ids_BT[:, :1])], axis=1)
-  counted_BT = (types_BT > 1) & (targets_BT != c["pad"])
-
-  def loss(params):
-    score = model.apply({"params": params}, ids_BT, targets_BT, segment_ids_BT, positions_BT, method="score")
-    return -jnp.sum(score.log_prob_BT * counted_BT) / counted_BT.sum(), score.log_prob_BT
-
-  (value, log_prob_BT), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  logits = jax.jit(model.apply)({"params": params}, ids_BT, segment_ids_BT, positions_BT)
-  case.compare("out/positions", positions_BT)
-  case.compare("out/logits", logits, LOGITS, where=inside_BT)
-  case.compare("out/nlls", -np.asarray(log_prob_BT)[counted_BT], PER_TOKEN)
-  case.compare("out/loss", value, LOSS)
-  compare_gradients(case, table, grads)
-
-  prompt_BT, width = case["in/prompt_ids"], case["out/greedy_ids"].shape[1]
-  extend = jax.jit(lambda t, s, valid: model.apply({"params": params}, t, s, valid, method="extend"))
-  logits, state = extend(prompt_BT, cfg.init_state(len(prompt_BT), width), case["in/prompt_mask"].astype(np.int32))
-  found, ended_B = prompt_BT, np.zeros(len(prompt_BT), bool)
-  while found.shape[1] < width:
-    token_B = np.where(ended_B, c["pad"], np.argmax(np.asarray(logits[:, -1]), axis=-1)).astype(np.int32)
-    ended_B |= token_B == c["eos"]
-    found = np.concatenate([found, token_B[:, None]], axis=1)
-    logits, state = extend(token_B[:, None], state, np.ones((len(found), 1), np.int32))
-  case.compare("out/greedy_ids", found)
-
-
-def mdlm(case):
-  """mdlm: schedule, network, loss at fixed time and mask, and the whole sampler with its noise."""
-  c = case.config
-  cfg = ilm.read_diffusion(c)
-  table = ilm.diffusion_table(cfg)
-  model, params = load(case, cfg, table)
-  ids_BT, drop_BT = case["in/input_ids"], np.asarray(case["in/drop"], bool)
-  inside_BT = np.asarray(case["in/attention_mask"], bool)
-  keys_BT = None if c["loss_on_padding"] else inside_BT
-  masked_BT = drop_BT if c["loss_on_padding"] else drop_BT & inside_BT
-  t_B, x_BT = jnp.asarray(case["in/t"]), np.where(drop_BT, c["mask"], ids_BT)
-  t_T = jnp.asarray(case["in/schedule_t"])
-  case.compare("out/schedule_noise_rate", masked_diffusion.noise_rate(t_T), PER_TOKEN)
-  case.compare("out/schedule_total_noise", masked_diffusion.total_noise(t_T), PER_TOKEN)
-  sigma_B = masked_diffusion.total_noise(t_B)
-  case.compare("in/noise_rate", masked_diffusion.noise_rate(t_B), PER_TOKEN)
-  case.compare("in/total_noise", sigma_B, PER_TOKEN)
-
-  def loss(params):
-    log_prob_BT, _ = model.apply({"params": params}, x_BT, ids_BT, sigma_B, keys_BT, method="score")
-    pair = masked_diffusion.masked_nll(log_prob_BT, jnp.asarray(masked_BT, jnp.float32), t_B)
-    return pair.sum / pair.weight, log_prob_BT
-
-  (value, log_prob_BT), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  logits, sown = jax.jit(lambda p: model.apply({"params": p}, x_BT, sigma_B, keys_BT, mutable=["intermediates"]))(params)
-  for i, h_BTD in enumerate(np.asarray(sown["intermediates"]["blocks"]["hidden"][0])):
-    case.compare(f"out/hidden_{i}", h_BTD, LOGITS)
-  case.compare("out/logits", logits, LOGITS)
-  weight_B = np.asarray(masked_diffusion.noise_rate(t_B) / jnp.expm1(sigma_B))
-  case.compare("out/nlls", (-np.asarray(log_prob_BT) * weight_B[:, None])[masked_BT & inside_BT], PER_TOKEN)
-  case.compare("out/loss", value, LOSS)
-  compare_gradients(case, table, grads)
-
-  dt = diffusion_sampler.step_size(c["max_steps"])
-  x_BT, seen_BT, times, found = jnp.asarray(case["in/sample_init"]), np.asarray(case["in/sample_mask"], bool), [], []
-  forward = jax.jit(lambda x, t: model.apply({"params": params}, x, masked_diffusion.total_noise(t), seen_BT))
-  for i in range(c["max_steps"]):
-    last = i == c["max_steps"] - 1
-    t_B = jnp.full(len(x_BT), (1 - dt) if last else 1 - i * dt)
-    logits_BTV = forward(x_BT, t_B)
-    x_BT = (diffusion_sampler.finish(logits_BTV, x_BT, c["mask"]) if last else diffusion_sampler.ancestral(
-        logits_BTV, x_BT, t_B, dt, c["mask"], jnp.asarray(case["in/sample_u"][i])))
-    times.append(np.asarray(t_B))
-    found.append(np.asarray(x_BT))
-  case.compare("out/sample_t", np.stack(times), PER_TOKEN)
-  case.compare("out/sample_x", np.stack(found))
-
-
-def star_graphs(case):
-  """star_graphs: the stored graphs belong to our family, have our solution, and are encoded and collated as we do it.
-
-  Our generator draws in another order, so the graphs themselves are judged by their family's rules.
-  """
-  c = case.config
-  family = _family(c["generator"], c["vocab_size"])
-  ids = stars.Ids.after(c["vocab_size"])
-  for name in ("cls", "bos", "eos", "unk", "pad", "mask"):
-    case.require(f"config/{name}", getattr(ids, name) == c[name], f"{getattr(ids, name)}, wanted {c[name]}")
-  case.require("config/block_size", family.seq_len == c["block_size"], f"{family.seq_len}, wanted {c['block_size']}")
-  graphs, complaints = [], []
-  for edges, count, path, length in zip(*(case[f"out/{k}"] for k in ("edges", "num_edges", "path", "path_len"))):
-    graphs.append(stars.Graph(edges[:count], path[:length]))
-    try:
-      family.check(graphs[-1])
-    except ValueError as error:
-      complaints.append(str(error))
-  case.require("out/edges", not complaints, "; ".join(complaints[:2]))
-  solved = [stars.solve(g.edges, s, t) for g, s, t in zip(graphs, case["out/source"], case["out/goal"])]
-  pad = lambda rows, width: np.stack([np.concatenate([r, np.full(width - len(r), -1)]) for r in rows])
-  case.compare("out/path", pad(solved, case["out/path"].shape[1]))
-  case.compare("out/path_len", np.asarray([len(s) for s in solved]))
-  case.compare("out/num_edges", np.asarray([np.sum(e[:, 0] >= 0) for e in case["out/edges"]]))
-  case.compare("out/source", np.asarray([s[0] for s in solved]))
-  case.compare("out/goal", np.asarray([s[-1] for s in solved]))
-  for name, form in (("ilm", "insertion"), ("arlm", "causal"), ("mdlm", "masked_diffusion")):
-    tokens, types = zip(*(stars.encode(g, ids, form) for g in graphs))
-    case.compare(f"out/{name}_ids", pad(tokens, case[f"out/{name}_ids"].shape[1]))
-    case.compare(f"out/{name}_types", pad(types, case[f"out/{name}_types"].shape[1]))
-
-  T, drop_BT = case["out/batch/input_ids"].shape[1], np.asarray(case["out/batch/drop"], bool)
-  encoded = [stars.encode(g, ids, "insertion") for g in graphs[:len(drop_BT)]]
-  fill = lambda rows, value: np.stack([np.concatenate([r, np.full(T - len(r), value)]) for r in rows])
-  tokens_BT, types_BT = fill([t for t, _ in encoded], ids.pad), fill([t for _, t in encoded], 2)
-  inside_BT = np.arange(T)[None] < np.asarray([len(t) for t, _ in encoded])[:, None]
-  case.compare("out/batch/input_ids", tokens_BT)
-  case.compare("out/batch/attention_mask", inside_BT)
-  case.compare("out/batch/token_type_ids", types_BT)
-  case.compare("out/batch/constraint", np.stack([blocked_prefix(t) for t in types_BT]))
-  case.require("out/batch/drop", not (drop_BT & ~(inside_BT & (types_BT == 2))).any(), "a token that is given was dropped")
-  case.compare("out/batch/target_counts",
-               Compacted(tokens_BT, inside_BT, drop_BT, ids.pad).official_counts(c["vocab_size"] + 8))
-
-
-def _family(generator: str, num_nodes: int) -> stars.StarFamily:
-  field = lambda name: int(re.search(rf"(?:^|_){name}=(\d+)", generator).group(1))
-  if generator.startswith("simple"):
-    return stars.StarFamily(field("degree"), field("pathlength"), field("pathlength"), num_nodes)
-  return stars.StarFamily(field("degree"), field("min_pathlength"), field("max_pathlength"), num_nodes,
-                          field("min_plan_length"))
-
-
-def metrics(case):
-  """metrics: exact match, Hamming accuracy, zebra sets, removal of tokens."""
-  c, found, wanted = case.config, case["in/pred"], case["in/target"]
-  case.compare("out/exact_match", sequences.exact_match(found, wanted, case["in/pred_length"]), LOSS)
-  case.compare("out/hamming", sequences.token_accuracy(found, wanted, case["in/pred_mask"]), LOSS)
-  iou, equal = sequences.set_scores(c["zebra_pred"], c["zebra_target"])
-  case.compare("out/zebra_iou", iou, LOSS)
-  case.compare("out/zebra_acc", equal, LOSS)
-  case.compare("out/removed_ids", sequences.remove_tokens(case["in/remove_ids"], c["remove"], c["pad"]))
