@@ -7,8 +7,9 @@ chunk buffer, and reads the FLOPs of the compiled program's products, loops as o
 A product is the main network's when its name in the program lies below `inner/main`; what is left to the others must
 not depend on the capacity, but for the moving average over chunks, and is printed. Beside it the compiler's own count of
 the whole program, element by element work included (layers unrolled: it counts a loop's body once).
-The ideal is the paper's formula for that stack at that length, three times for forward and backward; attention's share
-grows with the square of the length, so it is not the capacity's fraction.
+The ideal is what the stack's mathematics needs at that length, three times for forward and backward: its matrices, and
+scores and weighted sum of the keys that a query may see. The paper's formula, which counts every pair of positions, is
+printed beside it. Attention's share grows with the square of the length, so neither is the capacity's fraction.
 """
 
 import argparse
@@ -60,6 +61,13 @@ def products(compiled) -> tuple[int, int]:
   return main, others
 
 
+def needed(stack, length: int) -> float:
+  """Forward FLOPs of the products of a stack of causal attention layers with MLPs."""
+  width = stack.heads.num_heads * stack.heads.head_dim
+  matrices = stack.d_model * (4 * width + 3 * stack.mlp.d_ff)
+  return sum(run.count for run in stack.runs) * (2 * length * matrices + 4 * width * length * (length + 1) / 2)
+
+
 def name_of(module, computation, instruction) -> str:
   """The nearest name of an instruction or of what it reads: the compiler leaves products that it rewrote without."""
   seen, reading = set(), [instruction]
@@ -84,15 +92,15 @@ def main():
   stack, rows = cfg.stack(1, cfg.runs(1)[0]), []
   for capacity in (T, T // 2, T // 4, T // 8):
     compiled = compiled_gradient(cfg, args.batch_size, T, capacity)
-    rows.append((capacity, *products(compiled), compiled.cost_analysis()["flops"],
-                 3 * args.batch_size * stack_flops(stack, capacity)))
+    formulas = (3 * args.batch_size * flops(stack, capacity) for flops in (needed, stack_flops))
+    rows.append((capacity, *products(compiled), compiled.cost_analysis()["flops"], *formulas))
   print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}; {cfg.layout}, widths {D} and {stack.d_model}, T {T}, "
         f"batch {args.batch_size}; MFLOP of the gradient")
-  print("| capacity | main network, products | formula | of full | formula's | ratio | all other products | whole program |")
-  for capacity, main_, others, whole, ideal in rows:
-    share, wanted = main_ / rows[0][1], ideal / rows[0][4]
-    print(f"| {capacity} | {main_ / 1e6:.1f} | {ideal / 1e6:.1f} | {share:.4f} | {wanted:.4f} | {share / wanted:.3f} | "
-          f"{others / 1e6:.1f} | {whole / 1e6:.1f} |")
+  print("| capacity | main network | of full | ideal, of full | ratio | formula, of full | ratio | all others | whole program |")
+  for capacity, main_, others, whole, *wanted in rows:
+    share, shares = main_ / rows[0][1], [w / full for w, full in zip(wanted, rows[0][4:])]
+    print(f"| {capacity} | {main_ / 1e6:.1f} | {share:.4f} | "
+          + " | ".join(f"{x:.4f} | {share / x:.3f}" for x in shares) + f" | {others / 1e6:.1f} | {whole / 1e6:.1f} |")
 
 
 if __name__ == "__main__":
