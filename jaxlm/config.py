@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -81,7 +82,8 @@ def build(cls: type, mapping: Mapping, path: str = ""):
   try:
     return cls(**values)
   except ConfigError as error:
-    raise ConfigError(f"{path}: {error}" if path and path not in str(error) else str(error)) from None
+    said = re.search(rf"(?<![\w.]){re.escape(path)}\b", str(error))      # 'model' is not said by 'd_model'
+    raise ConfigError(str(error) if said else f"{path}: {error}") from None
 
 
 def _convert(value, hint, path: str):

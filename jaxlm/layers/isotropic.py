@@ -56,8 +56,9 @@ def parse_runs(layout: str, at: int = 0, whole: str | None = None) -> tuple[Run,
   whole, runs, i = layout if whole is None else whole, [], 0
   while i < len(layout):
     if layout[i] not in LETTERS:
-      raise LayoutError(whole, at + i, "a letter " + ", ".join(f"{k} ({v})" for k, v in LETTERS.items()))
-    digits = re.match(r"\d*", layout[i + 1:]).group()
+      raise LayoutError(whole, at + i, "a letter " + ", ".join(f"{k} ({v})" for k, v in LETTERS.items())
+                        + (", or the bracket of an inner stage" if runs else ""))
+    digits = re.match("[0-9]*", layout[i + 1:]).group()
     if not digits:
       raise LayoutError(whole, at + i + 1, f"the number of {layout[i]} layers")
     if int(digits) < 1:

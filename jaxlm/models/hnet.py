@@ -24,7 +24,7 @@ from jaxlm.layers.lexinvariant import check_embedding, check_packing
 from jaxlm.layers.linear import linear
 from jaxlm.layers.mamba2 import Mamba2Config, starts
 from jaxlm.layers.mixer import Context
-from jaxlm.layers.routers import ROUTERS, Learned, View
+from jaxlm.layers.routers import ROUTERS, Given, Learned, View
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.models.score import Score
 
@@ -91,7 +91,8 @@ class HNetConfig:
     check_embedding(self.embedding, self.tie_embeddings)
     outer, _ = self.parsed
     if len(self.stages) != len(outer) + 1:
-      raise ConfigError(f"layout {self.layout!r} has {len(outer) + 1} stages, `stages` has {len(self.stages)}")
+      raise ConfigError(f"layout {self.layout!r} has {_number(len(outer) + 1, 'stage')}, `stages` has {len(self.stages)}; give "
+                        f"one entry per level of the layout, outside in")
     widths = [stage.d_model for stage in self.stages]
     if widths != sorted(widths):
       raise ConfigError(f"d_model of the stages = {widths}: an inner stage cannot be narrower than its outer one")
@@ -100,7 +101,16 @@ class HNetConfig:
         raise ConfigError(f"stages[{s}].router needs the bytes, which only stage 0 has; use 'learned' or 'pool' here")
     for s in range(len(self.stages)):
       for runs in self.runs(s):
-        self.stack(s, runs)
+        try:
+          self.stack(s, runs)
+        except ConfigError as error:
+          raise ConfigError(f"stages[{s}]: {error}") from None
+
+  def check(self, cfg) -> None:
+    """Against the other sections of a run's configuration."""
+    if self.num_chunkings and isinstance(self.stages[0].router, Given):
+      raise ConfigError("model.stages[0].router = 'given' waits for boundaries, which no data section makes: it is for "
+                        "callers in Python; use 'learned', 'space' or 'pool'")
 
   @property
   def parsed(self) -> tuple[tuple[tuple[tuple[Run, ...], tuple[Run, ...]], ...], tuple[Run, ...]]:
@@ -146,6 +156,10 @@ class HNetConfig:
     last_BD = jnp.zeros((batch_size, self.stages[s].d_model), jnp.float32)
     return StageState(encoder, router, jnp.zeros(batch_size, bool), jnp.zeros(batch_size, jnp.int32), inner, last_BD,
                       decoder)
+
+
+def _number(n: int, what: str) -> str:
+  return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 class HNetState(NamedTuple):

@@ -47,17 +47,48 @@ class NextByte(Objective):
     for s, target in enumerate(self.targets):
       if target <= 1:
         raise ConfigError(f"targets[{s}] = {target}: chunks must be longer than one token on average; give N > 1")
+    if not self.ratio_weight >= 0:
+      raise ConfigError(f"ratio_weight = {self.ratio_weight}: wanted a weight of 0 or more")
+    if not self.slack >= 1:
+      raise ConfigError(f"slack = {self.slack}: wanted 1 or more, room for this many times the largest count of late")
+    if not 0 <= self.memory <= 1:
+      raise ConfigError(f"memory = {self.memory}: wanted a fraction in [0, 1], what a step leaves of the largest count")
+    if self.rows_per_buffer < 1:
+      raise ConfigError(f"rows_per_buffer = {self.rows_per_buffer}: wanted 1 or more")
+    ladder.check_capacities(self.capacities, self.multiple)
     for k, bucket in enumerate(self.capacities or ()):
       if len(bucket) != len(self.targets):
-        raise ConfigError(f"capacities[{k}] = {bucket}: wanted one capacity for each of {len(self.targets)} stages")
+        raise ConfigError(f"capacities[{k}] = {bucket}: wanted one capacity for each of the {len(self.targets)} `targets`")
       if min(bucket, default=1) < 1:
         raise ConfigError(f"capacities[{k}] = {bucket}: a chunk buffer needs at least one slot")
       if k and any(a > b for a, b in zip(self.capacities[k - 1], bucket)):
         raise ConfigError(f"capacities[{k}] = {bucket} is smaller than the bucket before it; smallest first")
     if self.overflow == "error" and (self.capacities is None or len(self.capacities) != 1):
       raise ConfigError("overflow = 'error' needs `capacities` with the one bucket that must suffice")
-    if self.multiple < 1:
-      raise ConfigError(f"multiple = {self.multiple}: wanted 1 or more; 128 suits a TPU")
+
+  def check(self, cfg):
+    """Against the other sections: a target per chunking, rows that fill buffers, a last bucket that always fits."""
+    self._fits(cfg.model)
+    n, rows = self.rows_per_buffer, cfg.data.batch_size // cfg.train.accumulation
+    if rows % n:
+      raise ConfigError(f"objective.rows_per_buffer = {n} does not divide the {rows} rows of a (micro-)batch")
+    if self.overflow != "redo" or not self.targets or self.capacities is None:
+      return
+    for s, length in enumerate((cfg.data.seq_len * n, *self.capacities[-1][:-1])):
+      if cfg.model.stages[s].router.learned and self.capacities[-1][s] < length:
+        raise ConfigError(f"objective.capacities ends with {self.capacities[-1]}: a learned router may start {length} chunks "
+                          f"in stage {s}, so a step might never fit; add a bucket that holds them, or choose "
+                          f"overflow = 'clip' or 'error'")
+
+  def _fits(self, model) -> None:
+    """model: its config."""
+    stages = getattr(model, "num_chunkings", 0)
+    if len(self.targets) != stages:
+      raise ConfigError(f"objective.targets = {self.targets}, but the model chunks {stages} times; give the bytes per chunk "
+                        f"of every chunking stage, outside in")
+    if stages and model.join.rows_per_buffer != self.rows_per_buffer:
+      raise ConfigError(f"objective.rows_per_buffer = {self.rows_per_buffer}, but model.join.rows_per_buffer = "
+                        f"{model.join.rows_per_buffer}; set both to the same")
 
   def buckets(self, batch_shape):
     if not self.targets:
@@ -87,6 +118,7 @@ class NextByte(Objective):
     return {"largest": ladder.remember(state["largest"], now_S, self.memory)}
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
+    self._fits(model.cfg)
     w_BT = batch["loss_weights"]
     arguments = batch["tokens"], batch["targets"], batch["segment_ids"], batch["positions"]
     lexicon = lexicon_of(model.cfg, batch, train=train)
@@ -97,11 +129,6 @@ class NextByte(Objective):
       score, infos = model.apply(
           {"params": params}, *arguments, capacities=tuple(bucket) if exact and bucket is not None else None,
           boundaries_BT=batch.get("boundaries"), method="score_with_stages", **lexicon)
-    if len(infos) != len(self.targets):
-      raise ConfigError(f"objective.targets = {self.targets}, but the model chunks {len(infos)} times")
-    if infos and model.cfg.join.rows_per_buffer != self.rows_per_buffer:
-      raise ConfigError(f"objective.rows_per_buffer = {self.rows_per_buffer}, but model.join.rows_per_buffer = "
-                        f"{model.cfg.join.rows_per_buffer}")
     weight = jnp.sum(w_BT)
     # Where the weight is 0 nothing counts, whatever an unused position says.
     nll = Pair(jnp.sum(jnp.where(w_BT > 0, -score.log_prob_BT, 0.0) * w_BT), weight)

@@ -46,7 +46,7 @@ def run(spec, overrides, args) -> int:
 
   from jaxlm.parallel.start import ProcessLost, explained, finish, start
   from jaxlm.training.checkpoints import CheckpointError
-  from jaxlm.training.loop import NonFinite
+  from jaxlm.training.loop import BucketOverflow, NonFinite
   from jaxlm.training.run import train
 
   # Orbax and its event loop log the traceback of a failed write five times before it is raised; once is enough.
@@ -63,7 +63,7 @@ def run(spec, overrides, args) -> int:
     other = explained(error)    # a failure here may be the echo of one elsewhere
     if other:
       return _failed(other, 1)
-    if isinstance(error, (NonFinite, CheckpointError)):
+    if isinstance(error, (NonFinite, BucketOverflow, CheckpointError)):
       return _failed(error, 1)
     if isinstance(error, FloatingPointError):    # only train.debug raises it
       return _failed(str(error).splitlines()[0], 1)

@@ -1,9 +1,9 @@
 """A run's configuration: file and command line -> ConfigDict -> RunConfig, checked before anything is allocated.
 
 `--config=configs/x.py:arg` calls get_config("arg"); `--config.train.steps=100` overrides one value. Every key that
-the dataclasses know can be given, also one that the file leaves to its default. Changing a `kind`, in full
-(`--config.optimizer.kind=lion`) or in short (`--config.optimizer=lion`), drops the fields of the old kind that the
-new one does not have.
+the dataclasses know can be given, also one that the file leaves to its default; a number picks an entry of a list
+(`--config.model.stages.0.d_ff=256`). Changing a `kind`, in full (`--config.optimizer.kind=lion`) or in short
+(`--config.optimizer=lion`), drops the fields of the old kind that the new one does not have.
 """
 
 import ast
@@ -205,11 +205,13 @@ def _plain(value):
   return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _override(config: dict, key: str, value) -> None:
-  """Sets one dotted key in place; the classes along the path say which names exist."""
-  here, cls, names, kinds = config, RunConfig, key.split("."), None
+def _override(config: dict, key: str, value, cls=RunConfig, prefix: str = "") -> None:
+  """Sets one dotted key in place; the classes along the path say which names exist. A number picks an entry of a list.
+
+  cls, prefix: of `config`, when it is such an entry."""
+  here, names, kinds = config, key.split("."), None
   for depth, name in enumerate(names):
-    at = ".".join(names[:depth + 1])
+    at = prefix + ".".join(names[:depth + 1])
     hints = typing.get_type_hints(cls, include_extras=True) if cls else {}
     is_kind = kinds is not None and name == "kind"
     if cls and name not in hints and not is_kind:
@@ -228,8 +230,11 @@ def _override(config: dict, key: str, value) -> None:
       return
     if isinstance(here.get(name), str) and inner_kinds is not None:
       here[name] = {"kind": here[name]}
+    if isinstance(here.get(name), tuple):
+      here[name] = _override_entry(here[name], names[depth + 1:], value, hints.get(name), at)
+      return
     if not isinstance(here.get(name, {}), Mapping) and here.get(name) is not None:
-      raise ConfigError(f"--config.{key}: {at} = {here[name]!r} has no fields")
+      raise ConfigError(f"--config.{prefix}{key}: {at} = {here[name]!r} has no fields")
     if here.get(name) is None:
       here[name] = {}
     here, kinds = here[name], inner_kinds
@@ -237,6 +242,24 @@ def _override(config: dict, key: str, value) -> None:
       cls = kinds.cls(here["kind"], at) if "kind" in here else None
     else:
       cls = next((t for t in _alternatives(hints.get(name)) if dataclasses.is_dataclass(t)), None)
+
+
+def _override_entry(items: tuple, names: list[str], value, hint, at: str) -> tuple:
+  """The list with one entry, or something inside it, replaced. names: what follows the list's name in the key."""
+  number, *rest = names
+  if not number.isdecimal() or int(number) >= len(items):
+    raise ConfigError(f"--config.{at}.{'.'.join(names)}: {at} is a list of {len(items)}; wanted {at}.0 .. {at}.{len(items) - 1}"
+                      if items else f"--config.{at}.{'.'.join(names)}: {at} is an empty list; give the whole of it")
+  item, element = items[int(number)], next(iter(typing.get_args(hint)), None)
+  if not rest:
+    item = _plain(value)
+  elif isinstance(item, Mapping):
+    item, kinds = dict(item), _kinds_of(element)
+    cls = kinds.cls(item["kind"], f"{at}.{number}") if kinds and "kind" in item else element
+    _override(item, ".".join(rest), value, cls if dataclasses.is_dataclass(cls) else None, f"{at}.{number}.")
+  else:
+    raise ConfigError(f"--config.{at}.{'.'.join(names)}: {at}.{number} = {item!r} has no fields")
+  return (*items[:int(number)], item, *items[int(number) + 1:])
 
 
 def _switch_kind(section: dict, kinds: Kinds, kind: str, at: str) -> None:

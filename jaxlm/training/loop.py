@@ -22,6 +22,10 @@ class NonFinite(RuntimeError):
   """Too many steps in a row without a finite loss and gradient."""
 
 
+class BucketOverflow(RuntimeError):
+  """The largest bucket of the objective is too small for a batch."""
+
+
 class StopSignal:
   """First SIGTERM or SIGINT: `received` is its name and the loop ends after this step. A second Ctrl-C aborts."""
 
@@ -105,8 +109,9 @@ def one_step(program, state, batch, bucket: int):
     if "overflow" not in here or here["overflow"].sum <= 0:
       return state, metrics | {"redone": Pair(np.float32(attempt), np.float32(1))}, following
     if bucket == last:
-      raise RuntimeError(f"the largest bucket {program.buckets[bucket]} of the objective overflows at step "
-                         f"{int(state.step)}; its `buckets` must end with one that always fits: give it a larger one")
+      raise BucketOverflow(f"the largest bucket {program.buckets[bucket]} of the objective overflows at step "
+                           f"{int(state.step)}; give it a larger one (objective.capacities), or choose another "
+                           f"objective.overflow")
     bucket = max(bucket + 1, following)
 
 

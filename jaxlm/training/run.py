@@ -35,7 +35,7 @@ from jaxlm.parallel.rules import unsharded
 from jaxlm.training.checkpoints import Checkpoints, initial_params, restore_params
 from jaxlm.training.config import RunConfig, _plain, check, differences, load_config, resolved, run_config
 from jaxlm.training.folder import folder_path, write_json
-from jaxlm.training.loop import StopSignal, run_steps
+from jaxlm.training.loop import BucketOverflow, StopSignal, run_steps
 from jaxlm.training.metrics import Writer, read
 from jaxlm.training.progress import Display, count, duration
 from jaxlm.training.step import Program, build_program
@@ -229,8 +229,8 @@ def _eval_batch(program: Program, params, batch, objective_state, bucket: int):
       return metrics, bucket
     last = len(program.buckets) - 1
     if bucket == last:
-      raise RuntimeError(f"the largest bucket {chosen} of the objective overflows in evaluation; its `buckets` must end "
-                         f"with one that always fits")
+      raise BucketOverflow(f"the largest bucket {chosen} of the objective overflows in evaluation; give it a larger one "
+                           f"(objective.capacities)")
     bucket = min(max(bucket + 1, program.cfg.objective.choose_bucket(metrics, bucket)), last)
 
 

@@ -1,5 +1,6 @@
 """The six released H-Nets: sizes, initial spread, learning rates, decay, as the configs say them."""
 
+import dataclasses
 import pathlib
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import pytest
 
 from jaxlm.config import ConfigError
 from jaxlm.layers.isotropic import LayoutError, height, parse_layout, parse_runs
+from jaxlm.layers.routers import Space
 from jaxlm.models.hnet import HNetConfig, StageConfig
 from jaxlm.models.hnet_rules import (
   DECAY,
@@ -104,11 +106,24 @@ def test_layouts_read_official_lists_and_strings_alike():
 
 @pytest.mark.parametrize("layout, position", [
     ("m4 [T22", 7), ("m4 [T22] m4 [T1]", 12), ("Tq4", 1), ("m4 [T2x] m4", 6), ("m0", 1), ("", 0), ("m4]", 2),
-    ("m4 [] m4", 4), ("m4 [T22]", 8)])
+    ("m4 [] m4", 4), ("m4 [T22]", 8), ("m\uff14", 1)])
 def test_a_fault_in_a_layout_is_shown_where_it_is(layout, position):
   with pytest.raises(LayoutError, match=f"character {position + 1} ") as error:
     parse_layout(layout)
   assert error.value.position == position
+
+
+def test_one_stage_can_be_changed_by_its_number():
+  cfg = run_config(load_config(TINY, {"model.stages.1.attention.window": 9, "model.stages.0.router": "space", "objective.targets.0": 4}))
+  before = run_config(load_config(TINY))
+  stages = before.model.stages
+  assert cfg.model.stages == (dataclasses.replace(stages[0], router=Space()), dataclasses.replace(
+      stages[1], attention=dataclasses.replace(stages[1].attention, window=9)))
+  assert cfg.objective.targets == (4.0,)
+  for key, message in [("model.stages.2.d_ff", "a list of 2; wanted model.stages.0"), ("model.stages.d_ff", "a list of 2"),
+                       ("model.stages.0.dff", "did you mean 'd_ff'"), ("objective.targets.0.x", "5.0 has no fields")]:
+    with pytest.raises(ConfigError, match=message):
+      load_config(TINY, {key: 4})
 
 
 def test_initial_output_projections_shrink_with_the_height_around_them():
@@ -117,7 +132,7 @@ def test_initial_output_projections_shrink_with_the_height_around_them():
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"layout": "m1 [T1] m1"}, "has 2 stages, `stages` has 1"),
+    ({"layout": "m1 [T1] m1"}, "has 2 stages, `stages` has 1; give one entry per level"),
     ({"layout": "T1"}, "no `attention`"),
     ({"stages": (StageConfig(48),)}, "d_model a multiple of 32")])
 def test_sizes_that_do_not_fit_are_refused(changes, message):

@@ -1,5 +1,7 @@
 """Next byte with ratio loss: the loss, its statistics, buckets that follow the counts, and what is refused."""
 
+import pathlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,9 @@ from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.models.hnet import HNetConfig, StageConfig
 from jaxlm.objectives.base import Pair
 from jaxlm.objectives.next_byte import NextByte
+from jaxlm.training.config import check, load_config, run_config
+
+TINY = str(pathlib.Path(__file__).parents[2] / "configs" / "hnet" / "tiny.py")
 
 slow = pytest.mark.slow     # compiling whole models takes minutes on two cores
 
@@ -100,12 +105,34 @@ def test_the_largest_count_is_remembered_for_a_while():
 
 @pytest.mark.parametrize("options, message", [
     (dict(targets=(1.0,)), "targets\\[0\\] = 1.0"), (dict(targets=(4.0,), capacities=((0,),)), "at least one slot"),
-    (dict(targets=(4.0,), capacities=((4, 4),)), "for each of 1 stages"),
+    (dict(targets=(4.0,), capacities=((4, 4),)), "for each of the 1 `targets`"),
     (dict(targets=(4.0,), capacities=((8,), (4,))), "smallest first"),
+    (dict(targets=(4.0,), capacities=()), "the ladder is empty"),
+    (dict(targets=(4.0,), slack=0.9), "slack = 0.9"), (dict(targets=(4.0,), memory=1.5), "memory = 1.5"),
+    (dict(targets=(4.0,), ratio_weight=-1.0), "ratio_weight = -1.0"), (dict(rows_per_buffer=0), "rows_per_buffer = 0"),
     (dict(targets=(4.0,), overflow="error"), "the one bucket")])
 def test_impossible_settings_are_refused(options, message):
   with pytest.raises(ConfigError, match=message):
     NextByte(**options)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"objective.targets": (3.0, 3.0), "objective.capacities": None}, "the model chunks 1 times"),
+    ({"objective.targets": (), "objective.capacities": None}, "the model chunks 1 times"),
+    ({"objective.rows_per_buffer": 2}, "model.join.rows_per_buffer = 1"),
+    ({"objective.rows_per_buffer": 3, "model.join.rows_per_buffer": 3}, "does not divide the 8 rows"),
+    ({"objective.capacities": ((32,), (64,))}, "may start 128 chunks in stage 0"),
+    ({"model.stages.0.router": "given"}, "no data section makes"),
+    ({"model.layout": "T3"}, "has 1 stage, `stages` has 2"),
+    ({"model.stages.1.attention.num_heads": 5}, "model: stages\\[1\\]: d_model = 96 is not divisible by num_heads = 5")])
+def test_sections_that_do_not_fit_an_hnet_are_refused_before_it_is_built(changes, message):
+  with pytest.raises(ConfigError, match=message):
+    check(run_config(load_config(TINY, changes)), 1)
+
+
+def test_a_rule_or_a_policy_without_redoing_may_have_a_short_last_bucket():
+  for changes in ({"model.stages.0.router": "space"}, {"objective.overflow": "clip"}):
+    check(run_config(load_config(TINY, {"objective.capacities": ((32,), (64,))} | changes)), 1)
 
 
 @slow
