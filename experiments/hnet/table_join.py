@@ -12,7 +12,15 @@ from jaxlm.experiments.chunks import bits_and_chunks
 TINY, BPB = "configs/hnet/tiny.py", "bits per byte"
 LABELS = {"spacebyte++": "SpaceByte++", "space": "H-Net (space)", "pool": "H-Net (pool)", "1stage": "H-Net (1-stage)"}
 IDENTITY, NO_NORM = {"model.join": dict(residual="identity")}, {"model.network_norm": False}
+
+
+def fast_projection(config):
+  """Ten times the rate of the outer stage, which it belongs to."""
+  return [*config["optimizer"]["lr_multipliers"], ("/w_residual$", 20.0)]
+
+
 CHANGED = {"space_no_norm": ("space", NO_NORM, "no network norms"), "space_identity": ("space", IDENTITY, "no projection"),
+           "space_fast": ("space", {"optimizer.lr_multipliers": fast_projection}, "projection at ten times its rate"),
            "pool_identity": ("pool", IDENTITY, "no projection"), "1stage_identity": ("1stage", IDENTITY, "no projection")}
 
 TABLE = Table(
