@@ -38,6 +38,8 @@ MULTIPLIERS = {"1stage_L": (2.627, 0.876), "1stage_XL": (3.033, 0.876), "2stage_
 
 
 def get_config(name: str = "1stage_L") -> mlc.ConfigDict:
+  if name not in (*RELEASED, *BASELINES):
+    raise ValueError(f"no such model; there are {', '.join((*RELEASED, *BASELINES))}")
   layout, widths, d_ff, rotary, windows = {**RELEASED, **BASELINES}[name]
   learned = name in RELEASED
   num_chunkings = len(widths) - 1

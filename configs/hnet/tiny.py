@@ -23,6 +23,8 @@ ROUTER = 0.02
 
 
 def get_config(name: str = "1stage") -> mlc.ConfigDict:
+  if name not in LAYOUTS:
+    raise ValueError(f"no such model; there are {', '.join(LAYOUTS)}")
   widths, targets = WIDTHS.get(name, (64, 96)), TARGETS.get(name, (5.0,))
   router = (dict(kind="pool", width=5) if name == "pool" else dict(kind="space") if "space" in name else
             dict(kind="learned"))

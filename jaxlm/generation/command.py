@@ -53,6 +53,9 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(rest)
   except SystemExit as end:      # argparse has printed its sentence
     return int(end.code or 0)
+  for prompt in args.prompt:
+    if not _encodes(prompt):
+      raise ConfigError(f"--prompt {ascii(prompt)} holds bytes that are not UTF-8 text; give it re-encoded")
   if args.max_new_tokens < 1 or args.num_samples < 1:
     raise ConfigError("--max_new_tokens and --num_samples are at least 1")
   from jaxlm.generation.sampling import Sampling
@@ -62,6 +65,15 @@ def run(argv: list[str]) -> int:
     raise ConfigError(f"{args.run} is not a run folder: it holds no config.json")
   cfg = run_config(load_config(spec or json.loads(path.read_text()), overrides))
   return _continue(cfg, args, sampling)
+
+
+def _encodes(text: str) -> bool:
+  """Whether no byte of it was undecodable where the command line was read."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 def load(cfg, folder: str, *, step: int | None = None, ema: bool = False):

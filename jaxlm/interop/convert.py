@@ -20,7 +20,8 @@ USAGE = """Weights of other libraries in and out.
   jaxlm convert --from RUN --to OUT                   a run's parameters -> jaxlm weights folder
 
 A Hugging Face folder holds config.json and model.safetensors, pytorch_model.bin or an index of shards of either.
-Architectures: GPT-2, Llama, Mistral, Qwen3, Gemma-2, GPT-NeoX, T5 and ByT5, MrT5."""
+Architectures: GPT-2, Llama, Mistral, Qwen3, Gemma-2, GPT-NeoX, Mamba-2, LaCT, T5 and ByT5, MrT5; H-Net as released (its
+JSON as config.json beside the .pt file)."""
 
 
 def main(argv=None) -> int:
@@ -106,7 +107,7 @@ def _to_hf(source, target, args) -> None:
   cfg, params, where = weights.load_any(source, step=args.step, ema=args.ema)
   config, state = huggingface.export(cfg, params, name=args.architecture, dtype=_numpy_dtype(args.dtype),
                                      max_len=args.seq_len or 2048)
-  print(f"{where} -> {config['architectures'][0]}")
+  print(f"{where} -> {huggingface.converter_of(config).name}")
   _print_table(huggingface.converter_of(config).table(huggingface.read_config(config)))
   if not args.dry_run:
     files = write_weights(target, state)

@@ -8,7 +8,8 @@ import pathlib
 from collections.abc import Mapping
 
 from jaxlm.config import ConfigError, nearest
-from jaxlm.interop.entries import Entry, export_params, import_params, mamba_entries
+from jaxlm.interop.entries import Entry, EntryTable, export_params, import_params, mamba_entries
+from jaxlm.interop.huggingface.architecture import Architecture
 from jaxlm.interop.huggingface.table import Rule
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.embedding import EmbeddingConfig
@@ -19,7 +20,7 @@ from jaxlm.layers.positions.rope import RoPE
 from jaxlm.models.hnet import HNetConfig, StageConfig
 
 SSM = {"d_conv": "d_conv", "expand": "expand", "d_state": "d_state", "headdim": "head_dim", "ngroups": "num_groups"}
-__all__ = ["entries", "export_params", "import_params", "load", "mamba_entries", "read_config"]
+__all__ = ["HNET", "entries", "export_params", "import_params", "load", "mamba_entries", "read_config", "write_config"]
 
 FIELDS = {"arch_layout", "d_model", "d_intermediate", "vocab_size", "ssm_cfg", "attn_cfg", "tie_embeddings"}
 
@@ -65,6 +66,58 @@ def read_config(mapping: Mapping, **options) -> HNetConfig:
   return HNetConfig(layout=mapping["arch_layout"], stages=tuple(map(stage, range(len(widths)))),
                     vocab_size=mapping.get("vocab_size", 256), tie_embeddings=mapping.get("tie_embeddings", False),
                     **options)
+
+
+def write_config(cfg: HNetConfig) -> dict:
+  """The official config of this model; what it cannot say is lost: read it back and compare, as `jaxlm convert` does."""
+  heads = [stage.attention and stage.attention.heads(stage.d_model) for stage in cfg.stages]
+  turned = lambda position, h: (position.rotary_dim or h.head_dim) if isinstance(position, RoPE) else 0
+  window = lambda attention: -1 if attention is None or attention.window is None else attention.window - 1
+  ssm = {name: _shared([getattr(stage.mamba, ours) for stage in cfg.stages]) for name, ours in SSM.items()}
+  for name, default in (("headdim", 64), ("ngroups", 1)):      # the release takes them for granted
+    if ssm[name] == default:
+      del ssm[name]
+  return dict(
+      arch_layout=nested_layout(cfg), d_model=[stage.d_model for stage in cfg.stages],
+      d_intermediate=[stage.d_ff for stage in cfg.stages], vocab_size=cfg.vocab_size, ssm_cfg=ssm | {"chunk_size": 256},
+      attn_cfg=dict(num_heads=[h and h.num_heads for h in heads],
+                    rotary_emb_dim=[h and turned(stage.attention.position, h) for h, stage in zip(heads, cfg.stages)],
+                    window_size=[window(stage.attention) for stage in cfg.stages]),
+      tie_embeddings=cfg.tie_embeddings)
+
+
+def nested_layout(cfg: HNetConfig) -> list:
+  """'m4 [T1m4 [T26] m4T1] m4' -> ["m4", ["T1m4", ["T26"], "m4T1"], "m4"]."""
+  text = lambda runs: "".join(f"{run.letter}{run.count}" for run in runs)
+  outer, main = cfg.parsed
+  layout = [text(main)]
+  for encoder, decoder in reversed(outer):
+    layout = [text(encoder), layout, text(decoder)]
+  return layout
+
+
+def _shared(values: list):
+  return values[0] if len(set(values)) == 1 else values
+
+
+class HNetRelease(Architecture):
+  """The released files: a JSON that names no architecture, and flat names."""
+
+  name, model_type, bare = "HNet", "hnet", True
+
+  def read(self, fields, seq_len):
+    return read_config({key: fields.get(key) for key in FIELDS if key in fields.mapping})
+
+  def write(self, cfg, max_len):
+    if not isinstance(cfg, HNetConfig):
+      raise ConfigError("it has no stages")
+    return write_config(cfg)
+
+  def table(self, cfg):
+    return EntryTable(tuple(entries(cfg)), ("lm_head.weight",) if cfg.tie_embeddings else ())
+
+
+HNET = HNetRelease()
 
 
 def entries(cfg: HNetConfig) -> list[Entry]:

@@ -88,6 +88,9 @@ class HNetConfig:
   def __post_init__(self):
     if not isinstance(self.layout, str):
       object.__setattr__(self, "layout", write_layout(self.layout))     # configs are hashable
+    for name in ("vocab_size", "unroll"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"{name} = {getattr(self, name)}: wanted 1 or more")
     check_embedding(self.embedding, self.tie_embeddings)
     outer, _ = self.parsed
     if len(self.stages) != len(outer) + 1:

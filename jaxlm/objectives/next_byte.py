@@ -122,12 +122,13 @@ class NextByte(Objective):
     w_BT = batch["loss_weights"]
     arguments = batch["tokens"], batch["targets"], batch["segment_ids"], batch["positions"]
     lexicon = lexicon_of(model.cfg, batch, train=train)
+    if not train and self.overflow != "redo":
+      bucket = None      # evaluation is exact: chunks at full length
     if not self.targets:
       score, infos = model.apply({"params": params}, *arguments, method="score", **lexicon), ()
     else:
-      exact = self.overflow == "redo" or train
       score, infos = model.apply(
-          {"params": params}, *arguments, capacities=tuple(bucket) if exact and bucket is not None else None,
+          {"params": params}, *arguments, capacities=None if bucket is None else tuple(bucket),
           boundaries_BT=batch.get("boundaries"), method="score_with_stages", **lexicon)
     weight = jnp.sum(w_BT)
     # Where the weight is 0 nothing counts, whatever an unused position says.

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import pathlib
 import sys
 import traceback
 
@@ -40,6 +41,12 @@ def _failed(error, code: int) -> int:
   return finish(code)
 
 
+def _is_ours(error: Exception) -> bool:
+  """Whether it was raised by a line of this library."""
+  frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+  return bool(frames) and pathlib.Path(__file__).parents[1] in pathlib.Path(frames[-1]).parents
+
+
 def run(spec, overrides, args) -> int:
   """0 finished, or stopped by a signal and saved; 1 the run failed, and says why."""
   import absl.logging
@@ -64,6 +71,8 @@ def run(spec, overrides, args) -> int:
     if other:
       return _failed(other, 1)
     if isinstance(error, (NonFinite, BucketOverflow, CheckpointError)):
+      return _failed(error, 1)
+    if isinstance(error, NotImplementedError) and _is_ours(error):     # a kernel that was named and cannot be
       return _failed(error, 1)
     if isinstance(error, FloatingPointError):    # only train.debug raises it
       return _failed(str(error).splitlines()[0], 1)

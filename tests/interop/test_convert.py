@@ -1,5 +1,6 @@
 """`jaxlm convert`: there and back, from runs too, and what it refuses without a traceback."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -11,6 +12,7 @@ from jaxlm.interop.golden.case import Case
 from jaxlm.interop.golden.decoder import NOT_THEIRS
 from jaxlm.interop.huggingface.files import read_weights, write_weights
 from jaxlm.interop.huggingface.table import flatten
+from jaxlm.layers.routers import Space
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "decoder"
 
@@ -26,6 +28,11 @@ def checkpoint(tmp_path):
              "attention_dropout": 0.0, "bos_token_id": 1, "use_cache": True, "transformers_version": "5.0.0"}
   (folder / "config.json").write_text(json.dumps(config))
   return folder
+
+
+HNET = dict(arch_layout=["m2", ["T1m1", ["T2"], "m1T1"], "m1"], d_model=[32, 32, 64], d_intermediate=[0, 100, 256], vocab_size=256,
+            ssm_cfg=dict(d_conv=4, expand=2, d_state=[8, 8, 16], chunk_size=256),
+            attn_cfg=dict(num_heads=[4, 4, 4], rotary_emb_dim=[4, 4, 8], window_size=[7, 7, -1]), tie_embeddings=False)
 
 
 def refused(capsys, *argv) -> str:
@@ -46,6 +53,32 @@ def test_there_and_back_is_the_same_checkpoint_bit_for_bit(checkpoint, tmp_path,
   model, params = weights.load(tmp_path / "ours")
   assert model == huggingface.read_config(json.loads((checkpoint / "config.json").read_text()))
   assert params["blocks"]["mixer"]["w_q"].shape == (2, 32, 4, 8)
+
+
+def test_an_hnet_is_written_as_it_is_released_and_read_back(tmp_path, capsys):
+  torch = pytest.importorskip("torch")
+  model = huggingface.read_config(HNET)
+  draw = np.random.default_rng(0).normal
+  params = weights.unflatten({k: draw(size=shape).astype(np.float32) for k, shape in weights.expected_shapes(model).items()})
+  weights.save(tmp_path / "ours", model, params)
+  assert convert.main(["--from", str(tmp_path / "ours"), "--to", "hf", str(tmp_path / "out")]) == 0
+  assert json.loads((tmp_path / "out" / "config.json").read_text()) == HNET      # the release's reader takes no other field
+  state = dict(read_weights(tmp_path / "out"))
+  assert state["backbone.main_network.main_network.pad_dimension"].shape == (32,)
+  assert state["backbone.main_network.encoder.layers.0.mlp.fc1.weight"].shape == (256, 32)      # 100 rounded up, twice
+  (tmp_path / "out" / "model.safetensors").unlink()
+  torch.save({k: torch.tensor(v) for k, v in state.items()}, tmp_path / "out" / "hnet.pt")
+  assert convert.main(["--from", "hf", str(tmp_path / "out"), "--to", str(tmp_path / "back")]) == 0
+  again, back = weights.load(tmp_path / "back")
+  assert again == model
+  for name, value in flatten(back).items():
+    np.testing.assert_array_equal(value, flatten(params)[name])
+  weights.save(tmp_path / "space", dataclasses.replace(model, stages=(dataclasses.replace(
+      model.stages[0], router=Space()), *model.stages[1:])), {k: v for k, v in params.items()} | {
+          "backbone": {k: v for k, v in params["backbone"].items() if k != "router"}})
+  assert "stages.0.router" in refused(capsys, "--from", tmp_path / "space", "--to", "hf", tmp_path / "no")
+  (tmp_path / "out" / "config.json").write_text(json.dumps(HNET | {"mystery": 1}))
+  assert "'mystery'" in refused(capsys, "--from", "hf", tmp_path / "out", "--to", tmp_path / "no")
 
 
 def test_a_dry_run_prints_the_mapping_and_writes_nothing(checkpoint, tmp_path, capsys):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from jaxlm.config import ConfigError
+from jaxlm.interop import hnet
+from jaxlm.interop.huggingface.table import flatten
 from jaxlm.layers.isotropic import LayoutError, height, parse_layout, parse_runs
 from jaxlm.layers.routers import Space
 from jaxlm.models.hnet import HNetConfig, StageConfig
@@ -51,6 +53,26 @@ def count(tree):
     ("2stage_XL_chinese", 1_755_285_888), ("2stage_XL_code", 1_654_090_112)])
 def test_released_models_have_their_exact_number_of_parameters(name, params):
   assert count(shapes(config(name).model)) == params
+
+
+@pytest.mark.parametrize("name, layout, d_model, d_intermediate, rotary, window", [
+    ("1stage_L", ["m4", ["T22"], "m4"], [1024, 1536], [0, 4096], [32, 48], [1023, -1]),
+    ("1stage_XL", ["m4", ["T24"], "m4"], [1024, 2048], [0, 5504], [32, 64], [1023, -1]),
+    ("2stage_L", ["m4", ["T1m4", ["T26"], "m4T1"], "m4"], [1024, 1024, 1536], [0, 2816, 4096], [32, 32, 48], [1023, 1023, -1]),
+    *((f"2stage_XL{suffix}", ["m4", ["T1m4", [main], "m4T1"], "m4"], [1024, 1536, 2048], [0, 4096, 5504], [32, 48, 64],
+       [1023, 1023, -1]) for suffix, main in (("", "T27"), ("_chinese", "T30"), ("_code", "T28")))])
+def test_released_models_are_written_as_their_official_configs(name, layout, d_model, d_intermediate, rotary, window):
+  model, stages = config(name).model, len(d_model)
+  assert hnet.write_config(model) == dict(
+      arch_layout=layout, d_model=d_model, d_intermediate=d_intermediate, vocab_size=256,
+      ssm_cfg=dict(d_conv=4, expand=2, d_state=128, chunk_size=256),
+      attn_cfg=dict(num_heads=[16] * stages, rotary_emb_dim=rotary, window_size=window), tie_embeddings=False)
+  options = dict(remat=model.remat, dtype=model.dtype)
+  assert hnet.read_config(hnet.write_config(model), **options) == model
+  sizes = {path: np.shape(x) for path, x in flatten(shapes(model)).items()}
+  paths = {path for entry in hnet.entries(model) for rule in entry.rules for path in rule.paths}
+  assert paths == set(sizes)
+  assert sum(int(np.prod(entry.shape)) for entry in hnet.entries(model)) == sum(int(np.prod(s)) for s in sizes.values())
 
 
 def test_components_have_their_exact_sizes():

@@ -91,7 +91,7 @@ def test_clipping_is_for_training_only():
   _, train = run(objective, (2,))
   assert "overflow" not in train and train["clipped_chunks"].sum > 0
   loss, evaluated = run(objective, (2,), train=False)
-  assert evaluated["overflow"].sum == 0
+  assert evaluated["overflow"].sum == 0 and train["capacity_0"].sum == 2 and "capacity_0" not in evaluated
   np.testing.assert_allclose(loss.sum, run(NextByte(targets=(4.0,)))[0].sum, rtol=1e-5)
 
 

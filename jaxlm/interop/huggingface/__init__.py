@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "LaCTForCausalLM": "jaxlm.interop.lact:LACT_LM",
     "T5ForConditionalGeneration": "jaxlm.interop.mrt5:T5_V1_1",
     "MrT5ForConditionalGeneration": "jaxlm.interop.mrt5:MRT5",
+    "HNet": "jaxlm.interop.hnet:HNET",
 }
 #: For files that name only their model type.
 MODEL_TYPES = {
@@ -44,8 +45,10 @@ def converter(name: str):
 
 
 def converter_of(config: Mapping[str, Any]):
-  """The converter that a config.json asks for, by `architectures` or `model_type`."""
+  """The converter that a config.json asks for, by `architectures` or `model_type`; H-Net's by its `arch_layout`."""
   names = config.get("architectures") or []
+  if not names and "arch_layout" in config:
+    return converter("HNet")
   if len(names) > 1:
     raise ConfigError(f"config.json names several architectures: {names}")
   if names:
@@ -86,14 +89,15 @@ def export(cfg, params, *, name: str | None = None, dtype=None, max_len: int = 2
     arch = converter(candidate)
     try:
       config = arch.write(cfg, getattr(cfg, "max_len", None) or max_len)
-      config |= {"architectures": [arch.name], "model_type": arch.model_type}
+      named = {} if arch.bare else {"architectures": [arch.name], "model_type": arch.model_type}
+      config |= named
       differ = differences(cfg, read_config(config))
     except (ConfigError, AttributeError, KeyError) as error:   # a field of another kind of norm, mlp or position
       refusals.append(f"{candidate}: {error}")
       continue
     if not differ:
       state = arch.table(cfg).export_params(params, dtype)
-      return config | {"dtype": str(next(iter(state.values())).dtype)}, state
+      return config | ({"dtype": str(next(iter(state.values())).dtype)} if named else {}), state
     refusals.append(f"{candidate}: " + "; ".join(differ))
   raise ConfigError("this model cannot be written as " + (name or "any supported architecture") + ":\n  "
                     + "\n  ".join(refusals))

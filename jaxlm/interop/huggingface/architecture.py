@@ -27,6 +27,8 @@ class Architecture:
 
   name: str           # as in config.json's `architectures`
   model_type: str
+  #: A release of its own, whose config.json has neither of the two and no place for them.
+  bare = False
 
   def read(self, fields: Fields, seq_len: int | None) -> DecoderConfig:
     """config.json -> ours. Raises ConfigError for what the decoder does not do."""

@@ -48,4 +48,6 @@ def differences(ours: DecoderConfig, theirs: DecoderConfig) -> list[str]:
 def _flatten(value, prefix: str = "") -> dict:
   if isinstance(value, dict):
     return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}.{key}".lstrip(".")).items()}
+  if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+    return _flatten({str(i): item for i, item in enumerate(value)}, prefix)
   return {prefix: value}

@@ -109,9 +109,10 @@ def read_weights(path) -> Mapping[str, np.ndarray]:
       return state
     if (path / name).is_file():
       return read([path / name])
-  files = sorted(path.glob("*.safetensors"))
-  if len(files) == 1:
-    return Safetensors(files)
+  for pattern, read in (("*.safetensors", Safetensors), ("*.pt", read_torch)):
+    files = sorted(path.glob(pattern))
+    if len(files) == 1:
+      return read(files)
   found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
   raise CheckpointFileError(
       f"{path} holds no weights: wanted model.safetensors, pytorch_model.bin or an index of shards; found {found}")
