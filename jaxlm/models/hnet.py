@@ -85,6 +85,8 @@ class HNetConfig:
   dtype: str = "float32"
   loss_chunk: int | None = None
 
+  float32_params = ("w_residual",)      # for train.gather_dtype: the residual projection is one of float32
+
   def __post_init__(self):
     if not isinstance(self.layout, str):
       object.__setattr__(self, "layout", write_layout(self.layout))     # configs are hashable

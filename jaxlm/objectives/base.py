@@ -60,6 +60,11 @@ class Objective:
     """The state that the next micro-batch of the same step sees: as released code has it, where that is asked for. Traced."""
     return state
 
+  def train_flops_per_token(self, model, seq_len: int) -> float | None:
+    """FLOPs of one token, forward and backward, where the objective decides how many tokens its parts see. model: its
+    config. None: the model's own count, or that of its parameters."""
+    return None
+
   def loss(self, model, params: PyTree, batch: dict, key, state: PyTree, *, train: bool,
            bucket=None) -> tuple[Pair, dict[str, Pair]]:
     """(loss, metrics) of one (micro-)batch. Pure; `key` is already folded with step and micro-batch.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
 from jaxlm.layers.chunking import ratio_loss
+from jaxlm.models.hnet_rules import forward_flops
 from jaxlm.models.score import lexicon_of
 from jaxlm.objectives import ladder
 from jaxlm.objectives.base import Objective, Pair
@@ -114,8 +115,20 @@ class NextByte(Objective):
   def update_state(self, state, metrics):
     if not self.targets:
       return state
-    now_S = jnp.stack([metrics[f"chunks_max_{s}"].mean() for s in range(len(self.targets))])
-    return {"largest": ladder.remember(state["largest"], now_S, self.memory)}
+    return {"largest": ladder.remember(state["largest"], self._largest(metrics), self.memory)}
+
+  def after_micro_batch(self, state, metrics):
+    """The next micro-batch knows the largest count of this one: `update_state` sees their mean."""
+    return {"largest": jnp.maximum(state["largest"], self._largest(metrics))} if self.targets else state
+
+  def _largest(self, metrics):
+    return jnp.stack([metrics[f"chunks_max_{s}"].mean() for s in range(len(self.targets))])
+
+  def train_flops_per_token(self, model, seq_len):
+    """By the paper's appendix B, at the target compression."""
+    if not hasattr(model, "num_chunkings"):
+      return None
+    return 3 * forward_flops(model, seq_len, self.targets) / seq_len
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     self._fits(model.cfg)

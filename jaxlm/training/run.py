@@ -157,6 +157,15 @@ def restore(workdir, *, step: int | None = None, ema: bool = False):
   return config, restore_params(folder, step=step, ema=ema)[0]
 
 
+def flops_per_token(cfg: RunConfig) -> float:
+  """Model FLOPs of one token of data.seq_len, forward and backward: as objective or model count them, or by parameters."""
+  told = cfg.objective.train_flops_per_token(cfg.model, cfg.data.seq_len)
+  if told is not None:
+    return told
+  count = getattr(cfg.model, "train_flops_per_token", functools.partial(train_flops_per_token, cfg.model))
+  return count(cfg.data.seq_len)
+
+
 class Report:
   """Turns what the step measured into what is written and shown; keeps the last of each number."""
 
@@ -165,8 +174,7 @@ class Report:
     self.cfg, self.last, self.start = program.cfg, {}, time.perf_counter()
     self.tokens = self.cfg.data.batch_size * self.cfg.data.seq_len
     peak = peak_flops(program.mesh.devices.flat[0].device_kind)
-    count_flops = getattr(self.cfg.model, "train_flops_per_token", functools.partial(train_flops_per_token, self.cfg.model))
-    self.peak_tokens = peak * program.mesh.size / count_flops(self.cfg.data.seq_len) if peak else None
+    self.peak_tokens = peak * program.mesh.size / flops_per_token(self.cfg) if peak else None
 
   def log(self, step: int, values: dict[str, float], seconds: float | None) -> None:
     values = {k: v for k, v in values.items() if k != "skipped_in_row"}

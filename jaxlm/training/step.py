@@ -8,6 +8,7 @@ The same program is trained with, compiled ahead of time by preflight, and timed
 import dataclasses
 import functools
 import math
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +19,7 @@ import optax
 from jaxlm.models.torch_init import redraw
 from jaxlm.objectives.base import Pair
 from jaxlm.parallel.place import like_params, replicated
-from jaxlm.parallel.rules import RULES, logical_axes, param_shardings, sharding_context
+from jaxlm.parallel.rules import RULES, logical_axes, param_shardings, path_name, sharding_context
 from jaxlm.parallel.tpu import compiler_options
 from jaxlm.training.config import RunConfig
 from jaxlm.training.state import TrainState
@@ -99,7 +100,7 @@ def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, buc
   """(new state, metrics). A step whose loss or gradient is not finite leaves parameters, optimiser and average as
   they were and is counted; one that overflows its bucket leaves everything as it was, the step number too."""
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), LOSS), state.step)
-  params = cast_large(state.params, axes, cfg.train.gather_dtype)
+  params = cast_large(state.params, axes, cfg.train.gather_dtype, getattr(cfg.model, "float32_params", ()))
 
   def sums(params, batch, key, objective):
     loss, metrics = cfg.objective.loss(model, params, batch, key, objective, train=True, bucket=bucket)
@@ -176,13 +177,16 @@ def accumulate(sums, params, batch, key, num: int, state, advance):
   return grads, metrics, state
 
 
-def cast_large(params, axes, dtype: str | None):
-  """Parameters in the dtype in which they are gathered; small ones stay as they are."""
+def cast_large(params, axes, dtype: str | None, kept: Collection[str] = ()):
+  """Parameters in the dtype in which they are gathered; small ones stay as they are, and those of the names in `kept`,
+  which the model computes with in float32."""
   if dtype is None:
     return params
 
-  def cast(p, names):
+  def cast(path, p, names):
+    if path_name(path[-1:]) in kept:
+      return p
     layers = math.prod(size for size, name in zip(p.shape, names) if name == "layers")
     return p.astype(dtype) if p.size // layers >= MIN_CAST_SIZE else p
 
-  return jax.tree.map(cast, params, axes)
+  return jax.tree.map_with_path(cast, params, axes)

@@ -88,7 +88,9 @@ def test_components_have_their_exact_sizes():
 
 
 @pytest.mark.parametrize("name, millions", [("llamabyte", 210), ("mambabyte", 190), ("spacebyte", 570),
-                                            ("spacebyte++", 850), ("pool", 850), ("space", 850)])
+                                            ("spacebyte++", 850), ("pool", 850), ("space", 850),
+                                            ("transformer", 760), ("transformer_XL", 1300), ("space_XL", 1600),
+                                            ("spacebyte++_XL", 1600)])
 def test_baselines_have_the_printed_sizes(name, millions):
   # The paper rounds to two digits.
   assert abs(count(shapes(config(name).model)) / 1e6 - millions) < 0.035 * millions

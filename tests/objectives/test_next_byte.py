@@ -12,11 +12,14 @@ from jaxlm.config import ConfigError
 from jaxlm.layers.chunking import ratio_loss, straight_through
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.models.hnet import HNetConfig, StageConfig
+from jaxlm.models.hnet_rules import forward_flops
 from jaxlm.objectives.base import Pair
 from jaxlm.objectives.next_byte import NextByte
 from jaxlm.training.config import check, load_config, run_config
+from jaxlm.training.run import flops_per_token
 
-TINY = str(pathlib.Path(__file__).parents[2] / "configs" / "hnet" / "tiny.py")
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "hnet"
+TINY, PAPER = str(CONFIGS / "tiny.py"), str(CONFIGS / "paper.py")
 
 slow = pytest.mark.slow     # compiling whole models takes minutes on two cores
 
@@ -101,6 +104,23 @@ def test_the_largest_count_is_remembered_for_a_while():
   state = objective.update_state(objective.init_state(), {"chunks_max_0": Pair(jnp.float32(8), one)})
   state = objective.update_state(state, {"chunks_max_0": Pair(jnp.float32(2), one)})
   assert float(state["largest"][0]) == 4.0
+
+
+def test_the_largest_count_of_the_micro_batches_is_remembered_not_their_mean():
+  objective, one = NextByte(targets=(4.0,)), jnp.ones(())
+  state = objective.init_state()
+  for count in (20.0, 4.0):
+    state = objective.after_micro_batch(state, {"chunks_max_0": Pair(jnp.float32(count), one)})
+  state = objective.update_state(state, {"chunks_max_0": Pair(jnp.float32(24), 2 * one)})
+  np.testing.assert_allclose(state["largest"], [0.98 * 20])
+
+
+def test_a_byte_costs_what_the_paper_counts_at_the_target_not_every_parameter():
+  cfg = run_config(load_config(f"{PAPER}:1stage_L"))
+  told = flops_per_token(cfg)
+  np.testing.assert_allclose(told, 3 * forward_flops(cfg.model, 8192, (6.0,)) / 8192)
+  assert 3 * 0.3e9 < told < 3 * 0.43e9      # Table 1 prints 0.43 GFLOP forward, at 4.8 bytes a chunk
+  assert NextByte().train_flops_per_token(object(), 8) is None
 
 
 @pytest.mark.parametrize("options, message", [

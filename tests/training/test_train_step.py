@@ -164,6 +164,7 @@ def test_only_large_parameters_are_gathered_in_bfloat16():
   assert {k: v.dtype.name for k, v in cast_large(params, axes, "bfloat16").items()} == {
       "big": "bfloat16", "stacked": "float32", "small": "float32"}
   assert cast_large(params, axes, None) is params
+  assert cast_large(params, axes, "bfloat16", kept=("big",))["big"].dtype == jnp.float32
 
 
 def test_randomness_is_a_function_of_seed_and_step():
