@@ -81,11 +81,23 @@ def test_every_row_of_a_script_is_a_run_that_can_be_meant(path, monkeypatch):
       run_config(resolve(table, row, scale, "", 0))
 
 
-def test_the_rows_of_table_5_cost_the_same():
+def cost(table, row, scale, ratios):
+  """MFLOP per byte of a row at so many bytes a chunk, by the paper's formula."""
+  cfg = run_config(resolve(table, table.row(row), table.scales[scale], "", 0))
+  return forward_flops(cfg.model, cfg.data.seq_len, ratios) / cfg.data.seq_len / 1e6
+
+
+@pytest.mark.parametrize("text, bytes_per_chunk", [("zh", 3.0), ("code", 8.0)])
+def test_the_rows_of_table_4_cost_the_same(text, bytes_per_chunk):
+  table = load(ROOT / "experiments" / "hnet" / "table4.py")
+  want = cost(table, f"2stage_{text}", "smoke", (2.5, 2.0))
+  for name, ratios in (("space", (bytes_per_chunk,)), ("isotropic", ())):
+    assert abs(cost(table, f"{name}_{text}", "smoke", ratios) / want - 1) < 0.08, name
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small"])
+def test_the_rows_of_table_5_cost_the_same(scale):
   table = load(ROOT / "experiments" / "hnet" / "table5.py")
-  for scale in table.scales.values():
-    cost = {}
-    for row in table.rows:
-      cfg = run_config(resolve(table, row, scale, "", 0))
-      cost[row.name] = forward_flops(cfg.model, cfg.data.seq_len, getattr(cfg.objective, "targets", ())) / cfg.data.seq_len
-    assert all(abs(cost[name] / cost["1stage"] - 1) < 0.05 for name in cost), cost
+  want = cost(table, "1stage", scale, (3.0,))
+  for name in ("isotropic", "mamba"):
+    assert abs(cost(table, name, scale, ()) / want - 1) < 0.05, name
