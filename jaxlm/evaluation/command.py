@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -27,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: list[str]) -> int:
   parser = argparse.ArgumentParser("jaxlm eval", description=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--run", required=True, help="run folder")
+  parser.add_argument("--run", required=True, help="run folder, or weights folder of `jaxlm convert`")
   parser.add_argument("--step", type=int, default=None, help="checkpoint; default: the newest")
   parser.add_argument("--ema", action="store_true", help="the average of the parameters instead of the last ones")
   parser.add_argument("--lengths", default=None, help="comma-separated tokens; default: the training length")
@@ -39,10 +38,12 @@ def run(argv: list[str]) -> int:
   parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
   if "-h" in argv or "--help" in argv:
     parser.print_help()
-    print("\n--config.KEY=VALUE changes the run's configuration for this evaluation; --config=FILE replaces it.")
+    print("\n--config.KEY=VALUE changes the run's configuration for this evaluation; --config=FILE replaces it,\n"
+          "and is asked for with a weights folder, which has only its model.")
     return 0
 
-  from jaxlm.training.config import load_config, parse_flags, run_config
+  from jaxlm.training.config import parse_flags
+  from jaxlm.training.weights_folder import config_of
 
   spec, overrides, rest = parse_flags(argv)
   try:
@@ -50,7 +51,7 @@ def run(argv: list[str]) -> int:
   except SystemExit as end:      # argparse has printed its sentence
     return int(end.code or 0)
   logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax warns about what a reader leaves unread
-  cfg = run_config(load_config(spec or _config_of(args.run), overrides))
+  cfg = config_of(args.run, spec, overrides)
   lengths = _lengths(args.lengths, cfg.data.seq_len)
   if args.num_tokens is not None and args.num_tokens < 1:
     raise ConfigError(f"--num_tokens={args.num_tokens}: wanted 1 or more; leave it out for the whole split")
@@ -95,13 +96,6 @@ def evaluate_run(cfg, folder: str, lengths: Sequence[int], *, split="validation"
                             process_index=index, process_count=count, num_tables=num_tables), step
 
 
-def _config_of(folder: str) -> dict:
-  path = pathlib.Path(folder) / "config.json"
-  if not path.is_file():
-    raise ConfigError(f"{folder} is not a run folder: it holds no config.json")
-  return json.loads(path.read_text())
-
-
 def _lengths(text: str | None, default: int) -> list[int]:
   try:
     lengths = [int(part) for part in text.split(",")] if text else [default]
@@ -112,11 +106,11 @@ def _lengths(text: str | None, default: int) -> list[int]:
   return lengths
 
 
-def _show(args, evaluations, step: int) -> None:
+def _show(args, evaluations, step: int | None) -> None:
   from rich.console import Console
   from rich.table import Table
 
-  grid = Table(title=f"{args.run}, step {step}, {args.split}")
+  grid = Table(title=", ".join([args.run, *([] if step is None else [f"step {step}"]), args.split]))
   for name in ("length", "tokens", "loss, nats/token", "perplexity", "bits per byte"):
     grid.add_column(name, justify="right")
   for e in evaluations:

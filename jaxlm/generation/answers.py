@@ -93,7 +93,7 @@ class Answering:
       shortest, longest = min(map(len, prompts)), max(map(len, prompts))
       # All rows of a batch go on equally far, and a table of learned positions ends where the longest one meets its end.
       most = min(self.max_len - shortest, (config.max_len or self.max_len + longest) - longest)
-      new = Generator(config, params, self.causal, stop_token=ids.eos).generate(
+      new = Generator(config, params, self.causal, stop_tokens=(ids.eos,)).generate(
           prompts, most, seed=int(jax.random.bits(key) >> 1))
       # The pass that draws EOS counts; a row at its length limit never gets there.
       passes = max(min(len(t) + 1, self.max_len - len(p)) for p, t in zip(prompts, new))

@@ -23,13 +23,13 @@ class Generator:
   """A model with its weights, ready to continue prompts.
 
   config: a model config with `build()` and `init_state(batch_size, max_len)`; params: the tree under "params".
-  stop_token: id after which a row is finished (it is not returned); None never stops early.
+  stop_tokens: ids after which a row is finished (they are not returned); without any it never stops early.
   """
 
   config: object
   params: object
   sampling: Sampling = Sampling()
-  stop_token: int | None = None
+  stop_tokens: tuple[int, ...] = ()
 
   def stream(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, seed: int = 0) -> Iterator[np.ndarray]:
     """Yields, per step, int32 (B,): the next token of each row, -1 where the row has finished.
@@ -49,7 +49,7 @@ class Generator:
         token_B, state = _step(self.params, state, token_B, jnp.asarray(alive_B), keys_B, step, config=self.config,
                                sampling=self.sampling)
       out_B = np.asarray(token_B)
-      alive_B = alive_B & (out_B != (-1 if self.stop_token is None else self.stop_token))
+      alive_B = alive_B & ~np.isin(out_B, self.stop_tokens)
       if not alive_B.any():
         return
       yield np.where(alive_B, out_B, -1)

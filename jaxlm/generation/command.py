@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,11 @@ USAGE = """Continues prompts with a run's newest checkpoint; one prompt is print
 
   jaxlm generate --run runs/carope --prompt "Call me" --max_new_tokens 200 --temperature 0.8 --top_p 0.95
   jaxlm generate --run runs/carope --prompt "Call me" --prompt "It was" --num_samples 2 --seed 1
+
+Of weights from elsewhere, with a configuration whose `data` they read:
+
+  jaxlm convert --from hf released/hnet_1stage_L --to weights/hnet
+  jaxlm generate --run weights/hnet --config=configs/hnet/paper.py:1stage_L --prompt "Call me"
 
 Insertion models fill gaps of a prompt; the sentence is shown after every insertion:
 
@@ -32,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: list[str]) -> int:
   parser = argparse.ArgumentParser("jaxlm generate", description=USAGE,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--run", required=True, help="run folder")
+  parser.add_argument("--run", required=True, help="run folder, or weights folder of `jaxlm convert` with --config=FILE for its `data`")
   parser.add_argument("--prompt", action="append", default=[], help="text to continue; repeat for a batch")
   parser.add_argument("--max_new_tokens", type=int, default=200)
   parser.add_argument("--temperature", type=float, default=None, help="0 is greedy; default 0.8, of insertion 1")
@@ -46,7 +50,8 @@ def run(argv: list[str]) -> int:
   parser.add_argument("--step", type=int, default=None, help="checkpoint; default: the newest")
   parser.add_argument("--ema", action="store_true", help="the average of the parameters")
   parser.add_argument("--json", action="store_true", help="one JSON object per continuation")
-  from jaxlm.training.config import load_config, parse_flags, run_config
+  from jaxlm.training.config import parse_flags
+  from jaxlm.training.weights_folder import config_of
 
   spec, overrides, rest = parse_flags(argv)
   try:
@@ -60,11 +65,7 @@ def run(argv: list[str]) -> int:
     raise ConfigError("--max_new_tokens and --num_samples are at least 1")
   from jaxlm.generation.sampling import Sampling
   sampling = Sampling(0.8 if args.temperature is None else args.temperature, args.top_k, args.top_p)
-  path = pathlib.Path(args.run) / "config.json"
-  if spec is None and not path.is_file():
-    raise ConfigError(f"{args.run} is not a run folder: it holds no config.json")
-  cfg = run_config(load_config(spec or json.loads(path.read_text()), overrides))
-  return _continue(cfg, args, sampling)
+  return _continue(config_of(args.run, spec, overrides), args, sampling)
 
 
 def _encodes(text: str) -> bool:
@@ -108,7 +109,7 @@ def _continue(cfg, args, sampling) -> int:
   tokenizer = cfg.data.load_tokenizer()
   texts = [text for text in (args.prompt or [""]) for _ in range(args.num_samples)]
   prompts = [[tokenizer.separator, *tokenizer.encode(text).tolist()] for text in texts]   # as every document begins
-  generator = Generator(cfg.model, params, sampling, stop_token=tokenizer.separator)
+  generator = Generator(cfg.model, params, sampling, stop_tokens=tokenizer.stops)
   if len(prompts) == 1 and not args.json:
     text = tokenizer.stream()
     print(texts[0], end="", flush=True)

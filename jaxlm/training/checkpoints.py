@@ -19,6 +19,7 @@ from jaxlm.config import ConfigError
 from jaxlm.parallel.agree import from_first, gather
 from jaxlm.training.checksum import changed, checksums
 from jaxlm.training.folder import folder_path
+from jaxlm.training.weights_folder import is_weights_folder, place, read_weights
 
 FORMAT = 1
 DISK_FULL = re.compile(r"No space left|ENOSPC|quota exceeded|File too large|RESOURCE_EXHAUSTED", re.IGNORECASE)
@@ -139,8 +140,13 @@ class Checkpoints:
 def restore_params(folder, *, step: int | None = None, params=None, ema: bool = False):
   """The parameters of a run, or their average, alone: (params, note, step).
 
-  folder: the run folder or its `checkpoints`. params: abstract tree with shardings, None: as saved, on one device.
+  folder: the run folder or its `checkpoints`. params: abstract tree with shardings, None: as saved, on one device. With it
+  also a weights folder, whose note is empty and step None.
   """
+  if is_weights_folder(folder) and params is not None:
+    if step is not None or ema:
+      raise ConfigError(f"{folder} is a weights folder: it has no steps and no average to choose from")
+    return place(read_weights(folder), params, str(folder)), {}, None
   folder = folder_path(folder)
   folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
   if not folder.is_dir():
@@ -173,24 +179,12 @@ def restore_params(folder, *, step: int | None = None, params=None, ema: bool = 
 
 def initial_params(folder, params):
   """Parameters to begin with, from a run's newest step or a weights folder. params: abstract tree with shardings."""
-  path = folder_path(folder)
-  shapes = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree.leaves_with_path(params)}
-  if (path / "model.safetensors").is_file():
-    from safetensors.numpy import load_file
-
-    stored = load_file(path / "model.safetensors")
-    found = {name: x.shape for name, x in stored.items()}
-  else:
-    stored, _, _ = restore_params(path)
-    stored = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree.leaves_with_path(stored)}
-    found = {name: x.shape for name, x in stored.items()}
-  wrong = sorted(name for name in {*found, *shapes} if name not in shapes or found.get(name) != shapes[name].shape)
-  if wrong:
-    name = wrong[0]
-    raise ConfigError(f"train.init_from = {str(folder)!r} does not fit the model in {len(wrong)} parameters, among them {name}: "
-                      f"{found.get(name, 'absent')} there, {shapes[name].shape if name in shapes else 'absent'} here")
-  return jax.tree_util.tree_map_with_path(lambda p, x: jax.device_put(
-      stored[jax.tree_util.keystr(p, simple=True, separator="/")].astype(x.dtype), x.sharding), params)
+  what = f"train.init_from = {str(folder)!r}"
+  if is_weights_folder(folder):
+    return place(read_weights(folder), params, what)
+  stored, _, _ = restore_params(folder)
+  stored = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree.leaves_with_path(stored)}
+  return place(stored, params, what)
 
 
 def _wrong(names: list[str]) -> str | None:

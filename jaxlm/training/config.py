@@ -102,7 +102,7 @@ def load_config(spec: str | pathlib.Path | Mapping | ml_collections.ConfigDict,
                 overrides: Mapping[str, Any] | None = None):
   """Locked ConfigDict of a file ('path.py' or 'path.py:argument') or mapping, with {'dotted.key': value} on top."""
   is_mapping = isinstance(spec, (Mapping, ml_collections.ConfigDict))
-  config = _plain(spec if is_mapping else _call_get_config(str(spec)))
+  config = plain(spec if is_mapping else _call_get_config(str(spec)))
   for key, value in (overrides or {}).items():
     _override(config, key, value)
   return ml_collections.ConfigDict(config).lock()
@@ -110,7 +110,7 @@ def load_config(spec: str | pathlib.Path | Mapping | ml_collections.ConfigDict,
 
 def run_config(config: Mapping) -> RunConfig:
   """The frozen dataclasses; unknown, missing and ill-typed keys raise ConfigError."""
-  return build(RunConfig, _plain(config))
+  return build(RunConfig, plain(config))
 
 
 def resolved(cfg) -> dict:
@@ -196,13 +196,13 @@ def _files_like(file: pathlib.Path) -> str:
   return f"; there are {', '.join(map(str, near))}" if near else ""
 
 
-def _plain(value):
+def plain(value):
   """Mappings as dicts and sequences as tuples, so that a file, JSON and a command line compare equal."""
   if isinstance(value, ml_collections.ConfigDict):
     value = dict(value.items())
   if isinstance(value, Mapping):
-    return {str(key): _plain(item) for key, item in value.items()}
-  return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+    return {str(key): plain(item) for key, item in value.items()}
+  return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _override(config: dict, key: str, value, cls=RunConfig, prefix: str = "") -> None:
@@ -226,7 +226,7 @@ def _override(config: dict, key: str, value, cls=RunConfig, prefix: str = "") ->
           here[name] = {"kind": value} if not isinstance(here.get(name), str) else {"kind": here[name]}
         _switch_kind(here[name], inner_kinds, value, at)
       else:
-        here[name] = _plain(value)
+        here[name] = plain(value)
       return
     if isinstance(here.get(name), str) and inner_kinds is not None:
       here[name] = {"kind": here[name]}
@@ -252,7 +252,7 @@ def _override_entry(items: tuple, names: list[str], value, hint, at: str) -> tup
                       if items else f"--config.{at}.{'.'.join(names)}: {at} is an empty list; give the whole of it")
   item, element = items[int(number)], next(iter(typing.get_args(hint)), None)
   if not rest:
-    item = _plain(value)
+    item = plain(value)
   elif isinstance(item, Mapping):
     item, kinds = dict(item), _kinds_of(element)
     cls = kinds.cls(item["kind"], f"{at}.{number}") if kinds and "kind" in item else element

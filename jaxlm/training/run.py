@@ -33,7 +33,7 @@ from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.parallel.place import host_rows, placer
 from jaxlm.parallel.rules import unsharded
 from jaxlm.training.checkpoints import Checkpoints, initial_params, restore_params
-from jaxlm.training.config import RunConfig, _plain, check, differences, load_config, resolved, run_config
+from jaxlm.training.config import RunConfig, check, differences, load_config, plain, resolved, run_config
 from jaxlm.training.folder import folder_path, write_json
 from jaxlm.training.loop import BucketOverflow, StopSignal, run_steps
 from jaxlm.training.metrics import Writer, read
@@ -303,7 +303,7 @@ def _refuse_other_config(folder, stored: dict, cfg: RunConfig) -> None:
   try:    # fields that have been added since have had their default
     old = resolved(run_config(stored))
   except ConfigError:
-    old = _plain(stored)
+    old = plain(stored)
   found = [(key, a, b) for key, a, b in differences(old, resolved(cfg))
            if not any(key == free or key.startswith(free + ".") for free in FREE)]
   steps = next(((a, b) for key, a, b in found if key == "train.steps"), None)

@@ -56,7 +56,7 @@ def test_a_stopped_row_falls_silent_and_the_others_go_on(model):
   config, params = model
   free = Generator(config, params, Sampling(temperature=0)).generate(PROMPTS, 6)
   stop = int(free[0][2])
-  stopped = Generator(config, params, Sampling(temperature=0), stop_token=stop).generate(PROMPTS, 6)
+  stopped = Generator(config, params, Sampling(temperature=0), stop_tokens=(stop,)).generate(PROMPTS, 6)
   for a, b in zip(free, stopped):
     a = a.tolist()
     assert b.tolist() == (a[:a.index(stop)] if stop in a else a)

@@ -13,6 +13,11 @@ class Tokenizer:
   separator: int
   fingerprint: str
 
+  @property
+  def stops(self) -> tuple[int, ...]:
+    """Ids that end a document when they are generated."""
+    return (self.separator,)
+
   def encode(self, text: str | bytes) -> np.ndarray:
     """int32 ids of one text, without separator. Text is not normalised."""
     return self.encode_batch([text])[0].astype(np.int32)

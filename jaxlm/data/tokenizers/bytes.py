@@ -50,6 +50,11 @@ class ByteTokenizer(Tokenizer):
     self.cfg, self.vocab_size, self.separator = cfg, cfg.vocab_size, cfg.separator
     self.fingerprint = f"bytes-{cfg.offset}-{cfg.separator}"
 
+  @property
+  def stops(self):
+    # As released, H-Net begins documents with 254 and ends them with 255; ours do without the second.
+    return (254, 255) if (self.cfg.offset, self.separator) == (0, 254) else (self.separator,)
+
   def encode_batch(self, texts):
     out, byte = [], self.separator - self.cfg.offset
     for text in texts:
