@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import os
 import signal
 import threading
 import time
@@ -45,6 +46,8 @@ class StopSignal:
     if self.received and number == signal.SIGINT:
       raise KeyboardInterrupt
     self.received = signal.Signals(number).name
+    # Not print: the signal may have come in the middle of one. A step can take long, the first one compiles.
+    os.write(2, f"\n{self.received}: ends after this step and saves; Ctrl-C aborts\n".encode())
 
   def agreed(self, step: int, log_every: int) -> bool:
     """Whether to stop: with several processes all of them or none, asked at log steps only."""
