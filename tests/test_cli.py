@@ -36,3 +36,22 @@ def test_train_without_a_usable_config_ends_with_one_sentence_and_code_2(argv, s
   assert cli.main(["train", *argv]) == 2
   error = capsys.readouterr().err
   assert said in error and error.startswith("jaxlm train: ") and "Traceback" not in error
+
+
+def test_a_prompt_that_is_no_text_is_refused_before_anything_is_read(capsys):
+  assert cli.main(["generate", "--run", "nowhere", "--prompt", "\udcff"]) == 2      # how Python reads the byte 0xff
+  assert r"'\udcff' holds bytes that are not UTF-8" in capsys.readouterr().err
+
+
+def test_only_what_this_library_does_not_implement_is_a_sentence():
+  import json
+
+  import jax.numpy as jnp
+
+  from jaxlm.kernels.compact import compact
+  from jaxlm.training.command import _is_ours
+  for call, ours in ((lambda: compact(jnp.ones((1, 2), bool), 1, implementation="magic"), True),
+                     (lambda: json.JSONEncoder().default(object()), False)):
+    with pytest.raises((NotImplementedError, TypeError)) as caught:
+      call()
+    assert _is_ours(caught.value) == ours
