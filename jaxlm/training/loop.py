@@ -69,13 +69,18 @@ def run_steps(program, state, batches, place, *, bucket: int, on_log, on_step, s
   """
   cfg, step = program.cfg, int(state.step)
   pending, flight, rate, profile = [], collections.deque(), None, Profile(cfg.train.profile, profile_folder)
+  used = set()      # buckets that are compiled
   while step < cfg.train.steps:
     profile.before(step, state)
-    state, metrics, bucket = one_step(program, state, place(next(batches)), bucket)
+    batch, compiled, start = place(next(batches)), len(used), time.perf_counter()
+    state, metrics, bucket = one_step(program, state, batch, bucket, used)
     step += 1
-    if rate is None:    # the first step of a process compiles; its time says nothing about the next
+    if rate is None or len(used) > compiled:    # it has compiled; its time says nothing about the next
       jax.block_until_ready(metrics)
-      rate = Rate()
+      if rate is None:
+        rate = Rate()
+      else:
+        rate.pause(time.perf_counter() - start)
     else:
       rate.num_steps += 1
     profile.after(step, state)
@@ -99,13 +104,14 @@ def run_steps(program, state, batches, place, *, bucket: int, on_log, on_step, s
   return state, bucket, step < cfg.train.steps
 
 
-def one_step(program, state, batch, bucket: int):
+def one_step(program, state, batch, bucket: int, used: set[int]):
   """(state, metrics, next bucket index); a step that overflowed its bucket is done again in a larger one, and
-  `redone` says how often."""
+  `redone` says how often. used: gets the buckets that were run."""
   if not program.buckets or not program.cfg.objective.bucketed_training:
     state, metrics = program.step(state, batch)
     return state, metrics, bucket
   for attempt in itertools.count():
+    used.add(bucket)
     state, metrics = program.step(state, batch, bucket=program.buckets[bucket])
     here, last = jax.device_get(metrics), len(program.buckets) - 1
     following = min(max(program.cfg.objective.choose_bucket(here, bucket), 0), last)

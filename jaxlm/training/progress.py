@@ -39,7 +39,7 @@ class Display:
 
 
 class Rate:
-  """Seconds per step since the last log; what was spent on saving and evaluating is left out."""
+  """Seconds per step since the last log; what was spent on saving, evaluating and compiling is left out."""
 
   def __init__(self):
     self.start, self.away, self.num_steps = time.perf_counter(), 0.0, 0

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +13,11 @@ import optax
 import pytest
 import tiny_run
 
+from jaxlm.objectives.base import Pair
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.place import batch_sharding, placer
 from jaxlm.training.config import run_config
-from jaxlm.training.loop import one_step
+from jaxlm.training.loop import one_step, run_steps
 from jaxlm.training.step import build_program, cast_large
 
 
@@ -36,7 +40,7 @@ def run(program, state, batches):
   out, bucket = [], 0
   with program.context():
     for batch in batches:
-      state, metrics, bucket = one_step(program, state, batch, bucket)
+      state, metrics, bucket = one_step(program, state, batch, bucket, set())
       out.append(jax.device_get(metrics))
   return jax.device_get(state), out
 
@@ -147,7 +151,7 @@ def test_a_step_that_overflows_is_redone_in_the_next_bucket_and_is_exact():
   with program.context():
     want = program.init()
     for batch in batches:
-      want, _, _ = one_step(program, want, batch, 2)      # each at once in the bucket that always fits
+      want, _, _ = one_step(program, want, batch, 2, set())      # each at once in the bucket that always fits
   jax.tree.map(np.testing.assert_array_equal, got.params, jax.device_get(want.params))
 
 
@@ -156,6 +160,28 @@ def test_the_largest_bucket_overflowing_is_an_error_not_a_loop():
   smallest = dataclasses.replace(program, buckets=program.buckets[:1])
   with pytest.raises(RuntimeError, match=r"largest bucket 4 of the objective overflows at step \d"):
     run(smallest, state, batches)
+
+
+def test_a_step_that_compiles_another_bucket_is_left_out_of_the_rate():
+  seen, seconds = set(), []
+
+  def step(state, batch, bucket):      # slow when it meets a bucket for the first time
+    time.sleep(0 if bucket in seen else 0.4)
+    seen.add(bucket)
+    one = jnp.ones(())
+    metrics = {name: Pair(one * value, one) for name, value in dict(loss=1, overflow=0, skipped=0, skipped_in_row=0).items()}
+    return types.SimpleNamespace(step=state.step + 1), metrics
+
+  wanted = iter([0, 1, 1, 0, 0, 0])
+  program = types.SimpleNamespace(
+      step=step, buckets=("small", "large"), cfg=types.SimpleNamespace(
+          train=types.SimpleNamespace(steps=6, profile=None, debug=True, log_every=1, max_skipped=1),
+          objective=types.SimpleNamespace(bucketed_training=True, choose_bucket=lambda metrics, bucket: next(wanted))))
+  run_steps(program, types.SimpleNamespace(step=0), itertools.repeat(np.zeros(1)), lambda x: x, bucket=0,
+            on_log=lambda step, values, s: seconds.append(s), on_step=lambda *_: False,
+            stop=types.SimpleNamespace(agreed=lambda *_: False), profile_folder=None)
+  assert [s is None for s in seconds] == [True, False, True, False, False, False]      # small, small, large, large, small, small
+  assert max(s for s in seconds if s is not None) < 0.3
 
 
 def test_only_large_parameters_are_gathered_in_bfloat16():
