@@ -143,7 +143,7 @@ class IsotropicConfig:
     if letters & set("tT"):
       if self.attention is None:
         raise ConfigError(f"the layout has attention layers ({'/'.join(sorted(letters & set('tT')))}) at width "
-                          f"{self.d_model}, but its stage has no `attention`")
+                          f"{self.d_model}, but its stage has no `attention`; give it one with `num_heads`")
       self.attention.heads(self.d_model)
     if letters & set("MT") and self.d_ff is not None and self.d_ff < 1:
       raise ConfigError(f"d_ff = {self.d_ff}: the layout has layers with an MLP ({'/'.join(sorted(letters & set('MT')))}) "

@@ -41,7 +41,7 @@ def wanted(now_S, largest_S, buckets_KS, slack: float) -> Pair:
 
 
 def choose(metrics, current: int) -> int:
-  """The rung that the metrics ask for; micro-batches that differ get the larger."""
+  """The rung that the metrics ask for; of micro-batches that differ the mean, rounded up: a redone step finds the rest."""
   if "wanted_bucket" not in metrics:
     return current
   return math.ceil(float(metrics["wanted_bucket"].sum) / float(metrics["wanted_bucket"].weight) - 1e-6)

@@ -10,7 +10,8 @@ from jaxlm.config import ConfigError
 
 EPILOG = """\
 --config=FILE.py[:ARG]        a file with get_config(ARG)
---config.KEY.SUBKEY=VALUE     override one value; --config.model.position=rope changes a kind
+--config.KEY.SUBKEY=VALUE     override one value; --config.model.position=rope changes a kind, and a number picks
+                              an entry of a list: --config.model.stages.0.d_ff=256
 A work folder that holds this run already is resumed. Ctrl-C or SIGTERM saves and ends; a second Ctrl-C aborts.
 Several hosts run the same command; tpu/README.md says how they find each other."""
 
