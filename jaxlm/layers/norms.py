@@ -40,21 +40,28 @@ class LayerNormConfig:
 
 def rms_norm(x, scale_D, eps):
   """x / sqrt(mean(x^2) + eps) * scale over the last axis, float32 inside, x's dtype out."""
-  x32 = x.astype(jnp.float32)
+  x32 = _without_ones(x.astype(jnp.float32))
   x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)
-  return (x32 * _last(scale_D, x.ndim)).astype(x.dtype)
+  return (x32 * _last(scale_D, x32.ndim)).astype(x.dtype).reshape(x.shape)
 
 
 def layer_norm(x, scale_D, bias_D, eps):
   """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, float32 inside, x's dtype out."""
-  x32 = x.astype(jnp.float32)
+  x32 = _without_ones(x.astype(jnp.float32))
   x32 = x32 - jnp.mean(x32, -1, keepdims=True)
-  x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps) * _last(scale_D, x.ndim)
-  return (x32 if bias_D is None else x32 + _last(bias_D, x.ndim)).astype(x.dtype)
+  x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps) * _last(scale_D, x32.ndim)
+  return (x32 if bias_D is None else x32 + _last(bias_D, x32.ndim)).astype(x.dtype).reshape(x.shape)
 
 
-def _last(w_D, ndim):
-  return w_D.reshape((1,) * (ndim - 1) + w_D.shape)
+def _without_ones(x):
+  """x without leading axes of size 1, with which the sums of a norm's gradient are slow on a CPU (kernels.sums)."""
+  return x.reshape(*(size for size in x.shape[:-1] if size != 1), x.shape[-1])
+
+
+def _last(w, ndim):
+  """w: (D,), or that and axes before it, as the groups of a grouped norm."""
+  w = _without_ones(w)
+  return w.reshape((1,) * (ndim - w.ndim) + w.shape)
 
 
 class RMSNorm(nn.Module):

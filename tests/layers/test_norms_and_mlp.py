@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxlm.layers.mlp import MLPConfig
-from jaxlm.layers.norms import LayerNormConfig, RMSNormConfig
+from jaxlm.layers.norms import LayerNormConfig, RMSNormConfig, layer_norm, rms_norm
 
 X = np.asarray(jax.random.normal(jax.random.key(0), (2, 3, 8))) * 3 + 1
 
@@ -66,3 +67,14 @@ def test_mlp_is_its_formula(activation, gated):
   act, up = FORMULAS[activation], X @ w["w_in"] + w["b_in"]
   inner = act(X @ w["w_gate"] + w["b_gate"]) * up if gated else act(up)
   np.testing.assert_allclose(run(module, params), inner @ w["w_out"] + w["b_out"], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape, groups", [((1, 5, 8), 1), ((1, 1, 8), 1), ((1, 5, 2, 8), 2), ((3, 1, 2, 8), 2)])
+def test_axes_of_size_1_and_scales_of_groups_change_nothing(shape, groups):
+  x, g = (jnp.asarray(np.random.default_rng(i).standard_normal(shape), jnp.float32) for i in (0, 1))
+  scale = jnp.linspace(-1, 2, groups * 8).reshape(groups, 8) if groups > 1 else jnp.linspace(-1, 2, 8)
+  rms = lambda x, scale: x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-3) * jnp.broadcast_to(scale, shape)
+  layer = lambda x, scale: rms(x - jnp.mean(x, -1, keepdims=True), scale)
+  run = lambda fn: jax.value_and_grad(lambda x, scale: jnp.sum(g * fn(x, scale)), argnums=(0, 1))(x, scale)
+  chex.assert_trees_all_close(run(lambda x, s: rms_norm(x, s, 1e-3)), run(rms), atol=1e-5)
+  chex.assert_trees_all_close(run(lambda x, s: layer_norm(x, s, None, 1e-3)), run(layer), atol=1e-5)
