@@ -20,14 +20,12 @@ def ssd(x_BTNH, dt_BTN, a_N, b_BTKE, c_BTKE, *, d_N=None, initial_state_BNHE=Non
   chunk: tokens per block of the XLA form; the result does not depend on it. T: any; it must not be sharded.
   Differentiable in all but reset. Mamba-2 (arXiv 2405.21060); `specs/hnet.md` section 5.
   """
-  batch, length, heads, head_dim = x_BTNH.shape
+  batch, _, heads, head_dim = x_BTNH.shape
   groups, state_dim = b_BTKE.shape[2:]
   if heads % groups:
     raise ValueError(f"{heads} heads do not divide into {groups} groups; give a multiple of {groups} heads")
   if initial_state_BNHE is None:
     initial_state_BNHE = jnp.zeros((batch, heads, head_dim, state_dim), jnp.float32)
-  if reset_BT is None:
-    reset_BT = jnp.zeros((batch, length), bool)
   dt_BTN = dt_BTN.astype(jnp.float32)
   arguments = x_BTNH, dt_BTN * a_N[None, None], dt_BTN, b_BTKE, c_BTKE, initial_state_BNHE, reset_BT
   if implementation in (None, "xla"):

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 
 def ssd(x_BTNH, log_a_BTN, dt_BTN, b_BTKE, c_BTKE, state_BNHE, reset_BT):
   """(y_BTNH, final state_BNHE), both float32."""
+  if reset_BT is None:
+    reset_BT = jnp.zeros(x_BTNH.shape[:2], bool)
   heads_per_group = x_BTNH.shape[2] // b_BTKE.shape[2]
   f32 = lambda v: jnp.moveaxis(v.astype(jnp.float32), 1, 0)
   per_head = lambda v: jnp.repeat(f32(v), heads_per_group, axis=2)

@@ -1,6 +1,7 @@
 """SSD (Dao & Gu, arXiv 2405.21060, section 6): matrix products inside chunks, a carried state between them.
 
-Axes as in api.py; Q and R are two positions of one chunk (query and source).
+Axes: as in api.py, with G heads of one group of K, and F their channels (G, H) side by side: products with the state
+are then plain ones of (Q, E) and (E, F). Q and R are two positions of one chunk (query and source).
 
 Within a chunk, with s = cumsum(log a) and no reset between R and Q:
 
@@ -21,6 +22,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxlm.kernels.sums import sum_of_products
+
 einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
@@ -35,105 +38,132 @@ def _join(v):
   return v.reshape(v.shape[0], -1, *v.shape[3:])
 
 
-def _decays(log_a_BQN, reset_BQ):
-  """Decays of one chunk: pair (B, N, Q, R), from the start (B, Q, N), to the end (B, R, N), whole (B, N)."""
-  run_BQ = jnp.cumsum(reset_BQ, axis=1)
-  # A reset token's own decay is never used: without it the sums stay small.
-  s_BQN = jnp.cumsum(jnp.where(reset_BQ[..., None], 0, log_a_BQN), axis=1)
-  length = s_BQN.shape[1]
-  s_BNQ = jnp.moveaxis(s_BQN, 2, 1)
-  same_BQR = (run_BQ[:, :, None] == run_BQ[:, None]) & jnp.tri(length, dtype=bool)[None]
+def _sums(v_BQKG, reverse=False):
+  """Running sums along Q, or those from the end. A product with a triangle of ones: a CPU's own form is a loop."""
+  ones_QR = jnp.tri(v_BQKG.shape[1], dtype=jnp.float32)
+  return jnp.einsum("qr,brkg->bqkg", ones_QR.T if reverse else ones_QR, v_BQKG, precision=jax.lax.Precision.HIGHEST)
+
+
+def _decays(log_a_BQKG, reset_BQ, transposed=False):
+  """Decays of one chunk: pair (B, K, G, Q, R), transposed (B, K, G, R, Q), from the start (B, Q, K, G), to the end."""
+  same_BQR = jnp.tri(log_a_BQKG.shape[1], dtype=bool)[None]
+  if reset_BQ is not None:
+    run_BQ = jnp.cumsum(reset_BQ, axis=1)
+    same_BQR &= run_BQ[:, :, None] == run_BQ[:, None]
+    # A reset token's own decay is never used: without it the sums stay small.
+    log_a_BQKG = jnp.where(reset_BQ[..., None, None], 0, log_a_BQKG)
+  s_BQKG = _sums(log_a_BQKG)
+  s_BKGQ = jnp.moveaxis(s_BQKG, 1, 3)
   # Masked before exp: above the diagonal the difference is positive and could overflow.
-  pair_BNQR = jnp.exp(jnp.where(same_BQR[:, None], s_BNQ[..., :, None] - s_BNQ[..., None, :], -jnp.inf))
-  start_BQN = jnp.exp(s_BQN) * (run_BQ == 0)[..., None]
-  end_BQN = jnp.exp(s_BQN[:, -1:] - s_BQN) * (run_BQ == run_BQ[:, -1:])[..., None]
-  return pair_BNQR, start_BQN, end_BQN, start_BQN[:, -1]
+  s_BKGQR, same_BQR = s_BKGQ[..., :, None] - s_BKGQ[..., None, :], same_BQR[:, None, None]
+  turn = (lambda v: jnp.swapaxes(v, -1, -2)) if transposed else (lambda v: v)
+  pair = jnp.exp(jnp.where(turn(same_BQR), turn(s_BKGQR), -jnp.inf))
+  start_BQKG, end_BQKG = jnp.exp(s_BQKG), jnp.exp(s_BQKG[:, -1:] - s_BQKG)
+  if reset_BQ is not None:
+    start_BQKG *= (run_BQ == 0)[..., None, None]
+    end_BQKG *= (run_BQ == run_BQ[:, -1:])[..., None, None]
+  return pair, start_BQKG, end_BQKG
 
 
-def _group(v, num_groups):
-  """Splits the head axis of (B, Q, N, ...) into (K groups, G heads each)."""
-  return v.reshape(*v.shape[:2], num_groups, -1, *v.shape[3:])
+def _heads(v_F, num_heads):
+  """(..., F) -> (..., G, H)."""
+  return v_F.reshape(*v_F.shape[:-1], num_heads, -1)
 
 
-def _chunk_forward(s_BNHE, inputs):
-  u_BQNH, log_a_BQN, b_BQKE, c_BQKE, reset_BQ = inputs
-  groups, dtype = b_BQKE.shape[2], u_BQNH.dtype
-  pair_BNQR, start_BQN, end_BQN, whole_BN = _decays(log_a_BQN, reset_BQ)
-  u_BQKGH = _group(u_BQNH, groups)
-  s_BKGHE = s_BNHE.reshape(s_BNHE.shape[0], groups, -1, *s_BNHE.shape[2:])
+def _scale(v_F, factor_G):
+  """v times a number per head: (..., F) and (..., G)."""
+  return (_heads(v_F, factor_G.shape[-1]) * factor_G[..., None]).reshape(v_F.shape)
+
+
+def _apart(v_BQKF, num_heads):
+  """(B, Q, K, F) -> (B, K, G, Q, H)."""
+  return jnp.moveaxis(_heads(v_BQKF, num_heads), 1, 3)
+
+
+def _together(v_BKGQH):
+  """The inverse of `_apart`."""
+  v_BQKGH = jnp.moveaxis(v_BKGQH, 3, 1)
+  return v_BQKGH.reshape(*v_BQKGH.shape[:3], -1)
+
+
+def _chunk_forward(s_BKEF, inputs):
+  x_BQKF, dt_BQKG, log_a_BQKG, b_BQKE, c_BQKE, reset_BQ = inputs
+  dtype, G = x_BQKF.dtype, log_a_BQKG.shape[-1]
+  u_BQKF = _scale(x_BQKF, dt_BQKG).astype(dtype)
+  pair_BKGQR, start_BQKG, end_BQKG = _decays(log_a_BQKG, reset_BQ)
   score_BKQR = einsum("bqke,brke->bkqr", c_BQKE, b_BQKE)
-  m_BKGQR = pair_BNQR.reshape(s_BKGHE.shape[:3] + pair_BNQR.shape[2:]) * score_BKQR[:, :, None]
-  y_BQKGH = einsum("bkgqr,brkgh->bqkgh", m_BKGQR.astype(dtype), u_BQKGH)
-  carried_BQKGH = einsum("bqke,bkghe->bqkgh", c_BQKE.astype(jnp.float32), s_BKGHE)
-  y_BQKGH += _group(start_BQN, groups)[..., None] * carried_BQKGH
-  decayed_BQKGH = (_group(end_BQN, groups)[..., None] * u_BQKGH).astype(dtype)
-  new_BKGHE = einsum("brkgh,brke->bkghe", decayed_BQKGH, b_BQKE)
-  out_BNHE = whole_BN[..., None, None] * s_BNHE + new_BKGHE.reshape(s_BNHE.shape)
-  return out_BNHE, (y_BQKGH.reshape(u_BQNH.shape), s_BNHE)
+  m_BKGQR = (pair_BKGQR * score_BKQR[:, :, None]).astype(dtype)
+  y_BQKF = _together(einsum("bkgqr,bkgrh->bkgqh", m_BKGQR, _apart(u_BQKF, G)))
+  y_BQKF += _scale(einsum("bqke,bkef->bqkf", c_BQKE.astype(jnp.float32), s_BKEF), start_BQKG)
+  added_BKEF = einsum("brke,brkf->bkef", b_BQKE, _scale(u_BQKF, end_BQKG).astype(dtype))
+  return _scale(s_BKEF, start_BQKG[:, -1, :, None]) + added_BKEF, (y_BQKF, s_BKEF)
 
 
 def _chunk_backward(carry, inputs):
   """carry: (gradient of the state after the chunk, <gradient, state> after it). Returns those before it."""
-  ds_BNHE, inner_BN = carry
-  u_BQNH, log_a_BQN, b_BQKE, c_BQKE, reset_BQ, s_BNHE, y_BQNH, dy_BQNH = inputs
-  groups, dtype = b_BQKE.shape[2], u_BQNH.dtype
-  pair_BNQR, start_BQN, end_BQN, whole_BN = _decays(log_a_BQN, reset_BQ)
-  split = lambda s: s.reshape(s.shape[0], groups, -1, *s.shape[2:])
-  u_BQKGH, dy_BQKGH = _group(u_BQNH, groups), _group(dy_BQNH, groups)
-  s_BKGHE, ds_BKGHE, pair_BKGQR = split(s_BNHE), split(ds_BNHE), split(pair_BNQR)
-  score_BKQR = einsum("bqke,brke->bkqr", c_BQKE, b_BQKE)
-  m_BKGQR = (pair_BKGQR * score_BKQR[:, :, None]).astype(dtype)
-  b32_BQKE, c32_BQKE = b_BQKE.astype(jnp.float32), c_BQKE.astype(jnp.float32)
-  in_BQKGH = _group(start_BQN, groups)[..., None] * dy_BQKGH
-  out_BQKGH = _group(end_BQN, groups)[..., None] * u_BQKGH
+  ds_BKEF, inner_BKG = carry
+  x_BQKF, dt_BQKG, log_a_BQKG, b_BQKE, c_BQKE, reset_BQ, s_BKEF, y_BQKF, dy_BQKF = inputs
+  dtype, G = x_BQKF.dtype, log_a_BQKG.shape[-1]
+  u_BQKF = _scale(x_BQKF, dt_BQKG).astype(dtype)
+  # Pairs are (R, Q) here: then the heads' products with them are plain ones, and only one of a whole group is not.
+  pair_BKGRQ, start_BQKG, end_BQKG = _decays(log_a_BQKG, reset_BQ, transposed=True)
+  u_BKGRH, dy_BKGQH = _apart(u_BQKF, G), _apart(dy_BQKF.astype(dtype), G)
+  in_BQKF, out_BQKF = _scale(dy_BQKF, start_BQKG), _scale(u_BQKF.astype(jnp.float32), end_BQKG)
+  score_BKRQ = einsum("brke,bqke->bkrq", b_BQKE, c_BQKE)
+  m_BKGRQ = (pair_BKGRQ * score_BKRQ[:, :, None]).astype(dtype)
   # Heads of a group share B and C, so the scores' gradient is summed over heads before the products.
-  dm_BKGQR = einsum("bqkgh,brkgh->bkgqr", dy_BQKGH.astype(dtype), u_BQKGH)
-  dscore_BKQR = jnp.sum(pair_BKGQR * dm_BKGQR, axis=2).astype(dtype)
-  dc_BQKE = (einsum("bkqr,brke->bqke", dscore_BKQR, b_BQKE) + einsum("bqkgh,bkghe->bqke", in_BQKGH, s_BKGHE))
-  db_BQKE = (einsum("bkqr,bqke->brke", dscore_BKQR, c_BQKE) + einsum("brkgh,bkghe->brke", out_BQKGH, ds_BKGHE))
-  du_BQKGH = einsum("bkgqr,bqkgh->brkgh", m_BKGQR, dy_BQKGH.astype(dtype))
-  du_BQKGH += _group(end_BQN, groups)[..., None] * einsum("brke,bkghe->brkgh", b32_BQKE, ds_BKGHE)
-  du_BQNH = du_BQKGH.reshape(u_BQNH.shape)
-  ds_in_BKGHE = split(whole_BN)[..., None, None] * ds_BKGHE + einsum("bqkgh,bqke->bkghe", in_BQKGH, c32_BQKE)
-  ds_in_BNHE = ds_in_BKGHE.reshape(s_BNHE.shape)
-  each_BQN = jnp.sum(dy_BQNH * y_BQNH, -1) - jnp.sum(u_BQNH * du_BQNH, -1)
-  suffix_BQN = jnp.flip(jnp.cumsum(jnp.flip(each_BQN, 1), axis=1), 1) + inner_BN[:, None]
-  dlog_a_BQN = jnp.where(reset_BQ[..., None], 0, suffix_BQN)
-  inner_in_BN = jnp.sum(ds_in_BNHE * s_BNHE, axis=(-2, -1))
-  return (ds_in_BNHE, inner_in_BN), (du_BQNH, dlog_a_BQN, db_BQKE, dc_BQKE)
+  dm_BKGRQ = einsum("bkgrh,bkgqh->bkgrq", u_BKGRH, dy_BKGQH)
+  dscore_BKRQ = sum_of_products(pair_BKGRQ, dm_BKGRQ, axis=2).astype(dtype)
+  dc_BQKE = einsum("bkrq,brke->bqke", dscore_BKRQ, b_BQKE) + einsum("bqkf,bkef->bqke", in_BQKF, s_BKEF)
+  db_BQKE = einsum("bkrq,bqke->brke", dscore_BKRQ, c_BQKE) + einsum("brkf,bkef->brke", out_BQKF, ds_BKEF)
+  du_BQKF = _together(einsum("bkgrq,bkgqh->bkgrh", m_BKGRQ, dy_BKGQH))
+  du_BQKF += _scale(einsum("brke,bkef->brkf", b_BQKE.astype(jnp.float32), ds_BKEF), end_BQKG)
+  ddt_BQKG = sum_of_products(_heads(du_BQKF, G), _heads(x_BQKF, G), -1)
+  each_BQKG = sum_of_products(_heads(dy_BQKF, G), _heads(y_BQKF, G), -1) - dt_BQKG * ddt_BQKG
+  dlog_a_BQKG = _sums(each_BQKG, reverse=True) + inner_BKG[:, None]
+  if reset_BQ is not None:
+    dlog_a_BQKG = jnp.where(reset_BQ[..., None, None], 0, dlog_a_BQKG)
+  ds_in_BKEF = (_scale(ds_BKEF, start_BQKG[:, -1, :, None])
+                + einsum("bqke,bqkf->bkef", c_BQKE.astype(jnp.float32), in_BQKF))
+  return (ds_in_BKEF, _inner(ds_in_BKEF, s_BKEF, G)), (_scale(du_BQKF, dt_BQKG), ddt_BQKG, dlog_a_BQKG, db_BQKE, dc_BQKE)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def scan(u_BTNH, log_a_BTN, b_BTKE, c_BTKE, state_BNHE, reset_BT, chunk):
-  """(y_BTNH, state_BNHE), float32. T is a multiple of chunk; u, b, c share the dtype of the products."""
-  return _scan_fwd(u_BTNH, log_a_BTN, b_BTKE, c_BTKE, state_BNHE, reset_BT, chunk)[0]
+def _inner(ds_BKEF, s_BKEF, num_heads):
+  """<gradient, state> of every head, (B, K, G)."""
+  return jnp.sum(_heads(sum_of_products(ds_BKEF, s_BKEF, axis=2), num_heads), -1)
 
 
-def _scan_fwd(u_BTNH, log_a_BTN, b_BTKE, c_BTKE, state_BNHE, reset_BT, chunk):
-  inputs = tuple(_chunks(v, chunk) for v in (u_BTNH, log_a_BTN, b_BTKE, c_BTKE, reset_BT))
-  final_BNHE, (y, starts) = jax.lax.scan(_chunk_forward, state_BNHE, inputs)
-  return (_join(y), final_BNHE), (inputs, starts, y, final_BNHE)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def scan(x_BTKF, dt_BTKG, log_a_BTKG, b_BTKE, c_BTKE, state_BKEF, reset_BT, chunk):
+  """(y_BTKF, state_BKEF), float32. T is a multiple of chunk; x, b, c share the dtype of the products."""
+  return _scan_fwd(x_BTKF, dt_BTKG, log_a_BTKG, b_BTKE, c_BTKE, state_BKEF, reset_BT, chunk)[0]
+
+
+def _scan_fwd(x_BTKF, dt_BTKG, log_a_BTKG, b_BTKE, c_BTKE, state_BKEF, reset_BT, chunk):
+  inputs = jax.tree.map(lambda v: _chunks(v, chunk), (x_BTKF, dt_BTKG, log_a_BTKG, b_BTKE, c_BTKE, reset_BT))
+  final_BKEF, (y, starts) = jax.lax.scan(_chunk_forward, state_BKEF, inputs)
+  return (_join(y), final_BKEF), (inputs, starts, y, final_BKEF)
 
 
 def _scan_bwd(chunk, saved, cotangents):
-  inputs, starts, y, final_BNHE = saved
-  dy_BTNH, dfinal_BNHE = cotangents
-  carry = dfinal_BNHE, jnp.sum(dfinal_BNHE * final_BNHE, axis=(-2, -1))
-  (ds_BNHE, _), grads = jax.lax.scan(
-      _chunk_backward, carry, (*inputs, starts, y, _chunks(dy_BTNH, chunk)), reverse=True)
-  u, log_a, b, c, _ = inputs
-  du, dlog_a, db, dc = (_join(g.astype(v.dtype)) for g, v in zip(grads, (u, log_a, b, c)))
-  return du, dlog_a, db, dc, ds_BNHE, None
+  inputs, starts, y, final_BKEF = saved
+  dy_BTKF, dfinal_BKEF = cotangents
+  carry = dfinal_BKEF, _inner(dfinal_BKEF, final_BKEF, inputs[1].shape[-1])
+  (ds_BKEF, _), grads = jax.lax.scan(
+      _chunk_backward, carry, (*inputs, starts, y, _chunks(dy_BTKF, chunk)), reverse=True)
+  return *(_join(g.astype(v.dtype)) for g, v in zip(grads, inputs)), ds_BKEF, None
 
 
 scan.defvjp(_scan_fwd, _scan_bwd)
 
 
 def ssd(x_BTNH, log_a_BTN, dt_BTN, b_BTKE, c_BTKE, state_BNHE, reset_BT, *, chunk):
-  length = x_BTNH.shape[1]
-  chunk = min(chunk, length)
+  (B, T, N, H), K = x_BTNH.shape, b_BTKE.shape[2]
+  chunk = min(chunk, T)
   # Padding tokens have dt = 0 and log a = 0: they add nothing and forget nothing.
-  pad = lambda v: jnp.pad(v, ((0, 0), (0, -length % chunk)) + ((0, 0),) * (v.ndim - 2))
-  u_BTNH = (dt_BTN[..., None] * x_BTNH.astype(jnp.float32)).astype(x_BTNH.dtype)
-  y_BTNH, state_BNHE = scan(pad(u_BTNH), pad(log_a_BTN), pad(b_BTKE), pad(c_BTKE), state_BNHE, pad(reset_BT), chunk)
-  return y_BTNH[:, :length], state_BNHE
+  pad = lambda v: jnp.pad(v, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (v.ndim - 2))
+  grouped = lambda v: pad(v.reshape(B, T, K, -1))
+  state_BKEF = jnp.moveaxis(state_BNHE.reshape(B, K, N // K * H, -1), 3, 2)
+  y_BTKF, state_BKEF = scan(grouped(x_BTNH), grouped(dt_BTN), grouped(log_a_BTN), pad(b_BTKE), pad(c_BTKE), state_BKEF,
+                            None if reset_BT is None else pad(reset_BT), chunk)
+  return y_BTKF.reshape(B, -1, N, H)[:, :T], jnp.moveaxis(state_BKEF, 2, 3).reshape(state_BNHE.shape)
