@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
 from jaxlm.kernels.delta_rule import delta_rule
-from jaxlm.layers.mamba2 import causal_conv, init_a_log, init_conv, init_dt_bias, last_inputs, starts
+from jaxlm.layers.causal_conv import causal_conv
+from jaxlm.layers.mamba2 import init_a_log, init_conv, init_dt_bias, last_inputs, starts
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.weights import normal, ones, weights
 
@@ -91,7 +92,7 @@ class DeltaRule(nn.Module):
                                init=init_conv(cfg.d_conv))
       out_BTF = causal_conv(y_BTF, taps_JNH.reshape(cfg.d_conv, -1), jnp.zeros(N * width), reset_BT, past)
       past = None if past is None else last_inputs(y_BTF, past, valid_BT)
-      return jax.nn.silu(out_BTF).reshape(*x_BTD.shape[:2], N, width), past
+      return out_BTF.reshape(*x_BTD.shape[:2], N, width), past
 
     pasts = (None,) * 3 if state is None else state.past
     (q_BTNH, past_q), (k_BTNH, past_k), (v_BTNE, past_v) = (

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
 from jaxlm.kernels.ssd import ssd
+from jaxlm.layers.causal_conv import causal_conv
 from jaxlm.layers.linear import linear
+from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.weights import normal, ones, weights, zeros
 
 
@@ -70,25 +72,6 @@ class Mamba2State(NamedTuple):
   ssm_BNHE: jax.Array
 
 
-def causal_conv(x_BTF, w_JF, b_F, reset_BT=None, history_BJF=None):
-  """y_t = sum_j w_j x_{t-(J-1)+j} + b, over the inputs of t's own document. Float32.
-
-  reset_BT: bool, a document starts at t. history: the inputs before the first; zeros if absent.
-  """
-  J, T = w_JF.shape[0], x_BTF.shape[1]
-  if history_BJF is None:
-    history_BJF = jnp.zeros((x_BTF.shape[0], J, x_BTF.shape[2]), x_BTF.dtype)
-  x_BTF = jnp.concatenate([history_BJF[:, 1:], x_BTF], axis=1)
-  y_BTF = b_F[None, None].astype(jnp.float32)
-  run_BT = None if reset_BT is None else jnp.pad(jnp.cumsum(reset_BT, axis=1), ((0, 0), (J - 1, 0)))
-  for j in range(J):
-    tap_BTF = x_BTF[:, j:j + T].astype(jnp.float32)
-    if run_BT is not None and j < J - 1:
-      tap_BTF = jnp.where((run_BT[:, j:j + T] == run_BT[:, J - 1:])[..., None], tap_BTF, 0)
-    y_BTF = y_BTF + w_JF[j][None, None].astype(jnp.float32) * tap_BTF
-  return y_BTF
-
-
 def last_inputs(x_BTF, history_BJF, valid_BT):
   """The J inputs before the first invalid token of each row, oldest first."""
   J = history_BJF.shape[1]
@@ -103,12 +86,10 @@ def starts(segment_ids_BT):
   return jnp.pad(segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (1, 0)))
 
 
-def gated_norm(y_BTNH, z_BTNH, scale_NH, num_groups, eps):
-  """RMSNorm(y * silu(z)) * scale, statistics over the heads of a group. Float32."""
-  y_BTNH = y_BTNH.astype(jnp.float32) * jax.nn.silu(z_BTNH.astype(jnp.float32))
-  y_BTKGH = y_BTNH.reshape(*y_BTNH.shape[:2], num_groups, -1, y_BTNH.shape[-1])
-  square = jnp.mean(jnp.square(y_BTKGH), axis=(-2, -1), keepdims=True)
-  return (y_BTKGH * jax.lax.rsqrt(square + eps)).reshape(y_BTNH.shape) * scale_NH[None, None]
+def gated_norm(y_BTF, z_BTF, scale_F, num_groups, eps):
+  """RMSNorm(y * silu(z)) * scale, statistics over the channels of a group of heads. Float32."""
+  y_BTF = y_BTF.astype(jnp.float32) * jax.nn.silu(z_BTF.astype(jnp.float32))
+  return rms_norm(y_BTF.reshape(*y_BTF.shape[:2], num_groups, -1), scale_F.reshape(num_groups, -1), eps).reshape(y_BTF.shape)
 
 
 def init_dt_bias(key, shape, dtype=jnp.float32):
@@ -162,8 +143,7 @@ class Mamba2(nn.Module):
     def conv(suffix, x_BTF, shape, axes, history_BJF):
       w_JF = stored(f"conv_{suffix}", (J, *shape), (None, *axes), init=init_conv(J)).reshape(J, -1)
       b_F = stored(f"b_conv_{suffix}", shape, axes, init=init_conv(J)).reshape(-1)
-      active = lambda x_BTF, w_JF, b_F: jax.nn.silu(causal_conv(x_BTF, w_JF, b_F, reset_BT, history_BJF)).astype(self.dtype)
-      return jax.checkpoint(active)(x_BTF, w_JF, b_F)      # element by element: cheaper to compute again than to keep
+      return causal_conv(x_BTF, w_JF, b_F, reset_BT, history_BJF).astype(self.dtype)
 
     history = (None, None) if state is None else (state.x_BJF, state.bc_BJF)
     x_BTNH = conv("x", x_BTF, (N, H), ("heads", "head_dim"), history[0]).reshape(B, T, N, H)
@@ -180,9 +160,10 @@ class Mamba2(nn.Module):
         initial_state_BNHE=None if state is None else state.ssm_BNHE, implementation=cfg.implementation)
 
     scale_NH = stored("norm_scale", (N, H), ("heads", "head_dim"), init=ones)
-    normed = lambda y_BTNH, z_BTNH, scale_NH: gated_norm(
-        y_BTNH, z_BTNH, scale_NH, K if cfg.norm_per_group else 1, cfg.norm_eps).astype(self.dtype)
-    y_BTNH = jax.checkpoint(normed)(y_BTNH, z_BTF.reshape(B, T, N, H), scale_NH)
+    normed = lambda y_BTF, z_BTF, scale_F: gated_norm(
+        y_BTF, z_BTF, scale_F, K if cfg.norm_per_group else 1, cfg.norm_eps).astype(self.dtype)
+    y_BTF = jax.checkpoint(normed)(y_BTNH.reshape(B, T, -1), z_BTF, scale_NH.reshape(-1))
+    y_BTNH = y_BTF.reshape(B, T, N, H)
     w_out_NHD = w("w_out", (N, H, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5))
     y_BTD = linear(y_BTNH, w_out_NHD, contract=2)
     if cfg.use_bias:
