@@ -1,12 +1,11 @@
-"""H-Net in one run: the step against an isotropic Transformer, the two forms of capacity, streaming.
+"""H-Net in one run: the step against isotropic Transformers, the two forms of capacity, streaming.
 
   python bench/hnet.py [--seq_len 512] [--batch_size 4] [--width 128] [--bytes_per_chunk 5]
 
-1. Seconds per training step of a one-stage H-Net, with the learned and with a pool router, at its steady capacity, and of a
-   byte Transformer of equal FLOPs by the paper's formula; rounds alternate between them. The ratio loss, two means over
-   a row, is not in it. CPU seconds are what a busy machine changes least. The formula prints half of Mamba-2's output
-   projection and takes attention as the whole square, so the ratio of the products that the steps execute is printed
-   beside it.
+1. Seconds per training step of a one-stage H-Net, with the learned and with a pool router, at its steady capacity, and of
+   byte Transformers of equal FLOPs: by the products that the steps execute, and by the paper's formula, which prints half
+   of Mamba-2's output projection and takes causal attention as the whole square. Rounds alternate between them. The
+   ratio loss, two means over a row, is not in it. CPU seconds are what a busy machine changes least.
 2. The two forms of capacity on text: a buffer per row, or one for all rows of the batch with segment ids. The smallest
    bucket (a multiple of 8) that holds every batch of a novel cut at spaces, its slots, and the step at that size.
 3. Bytes per second of streaming (one jitted step) and of recomputing everything for each byte.
@@ -39,28 +38,48 @@ def stage(width, d_ff=None, **options):
                      Mamba2Config(d_state=64), **options)
 
 
+def loss_of(cfg, tokens, capacities):
+  def loss(params):
+    score, _ = cfg.build().apply({"params": params}, tokens[:, :-1], tokens[:, 1:], capacities=capacities,
+                                 method="score_with_stages")
+    return -jnp.mean(score.log_prob_BT)
+  return loss
+
+
+def products(cfg, tokens, capacities):
+  """FLOPs of the matrix products of a training step."""
+  params = nn.unbox(jax.eval_shape(cfg.build().init, jax.random.key(0), tokens[:, :8]))["params"]
+  return dot_flops(jax.grad(loss_of(cfg, tokens, capacities)), params)
+
+
 def step_of(cfg, tokens, capacities):
   """(compiled training step, FLOPs of the products that it executes)."""
-  module = cfg.build()
-  params = nn.unbox(jax.jit(module.init)(jax.random.key(0), tokens[:, :8]))["params"]
-
-  def loss(params):
-    score, _ = module.apply({"params": params}, tokens[:, :-1], tokens[:, 1:], capacities=capacities,
-                            method="score_with_stages")
-    return -jnp.mean(score.log_prob_BT)
-
+  params = nn.unbox(jax.jit(cfg.build().init)(jax.random.key(0), tokens[:, :8]))["params"]
+  loss = loss_of(cfg, tokens, capacities)
   step = jax.jit(lambda p: jax.tree.map(lambda x, g: x - 1e-3 * g, p, jax.grad(loss)(p)))
   jax.block_until_ready(step(params))
-  return lambda: jax.block_until_ready(step(params)), dot_flops(jax.grad(loss), params)
+  return lambda: jax.block_until_ready(step(params)), products(cfg, tokens, capacities)
 
 
 def transformer_like(hnet, seq_len, flops):
-  """The byte Transformer of the H-Net's outer width whose forward FLOPs by the formula are nearest."""
-  width = hnet.d_model
-  make = lambda k, f: dataclasses.replace(hnet, layout=f"T{k}", stages=(stage(width, d_ff=128 * f),))
-  wanted = [(abs(forward_flops(make(k, f), seq_len) - flops), k, f)
-            for k in range(1, 40) for f in range(width // 64, width // 32 + 3)]
-  return make(*min(wanted)[1:])
+  """The byte Transformer of the H-Net's outer width, or one near it, whose forward FLOPs by the formula are within 3 %, or
+  nearest; of these, the one whose d_ff is nearest 4 times its width."""
+  D = hnet.d_model
+  make = lambda k, w, f: dataclasses.replace(hnet, layout=f"T{k}", stages=(stage(w, d_ff=f),))
+  order = lambda k, w, f: (max(0.03, abs(forward_flops(make(k, w, f), seq_len) / flops - 1)), abs(w - D), abs(f - 4 * w))
+  return make(*min(((k, w, f) for k in range(1, 17) for w in (D - 16, D, D + 16, D + 32)
+                    for f in range(2 * w // 128 * 128, 6 * w + 1, 128)), key=lambda shape: order(*shape)))
+
+
+def transformer_with(hnet, tokens, wanted):
+  """The byte Transformer whose step executes nearest to `wanted` FLOPs of products."""
+  flops, found = wanted / 3 / len(tokens), []
+  for _ in range(6):
+    cfg = transformer_like(hnet, tokens.shape[1] - 1, flops)
+    ratio = products(cfg, tokens, ()) / wanted
+    found.append((abs(ratio - 1), cfg))
+    flops /= ratio
+  return min(found, key=lambda pair: pair[0])[1]
 
 
 def capacity_forms(cfg, tokens_NBT):
@@ -90,14 +109,15 @@ def timed(fn):
   return time.perf_counter() - wall, time.process_time() - cpu, faults() - before
 
 
-def print_pair(medians, sides):
+def print_ratios(medians, sides, over):
+  """Of every side: its times, and their ratios to those of the sides in `over`."""
   for name, (wall, cpu, faults) in medians.items():
-    print(f"  {name:14s} {1e3 * wall:8.1f} ms wall  {1e3 * cpu:8.1f} ms CPU  {faults:7.0f} page faults  "
+    print(f"  {name:26s} {1e3 * wall:8.1f} ms wall  {1e3 * cpu:8.1f} ms CPU  {faults:7.0f} page faults  "
           f"{sides[name][1] / 1e9:6.2f} GFLOP of products")
-  *others, b = medians
-  for a in others:
-    ratio = medians[a][:2] / medians[b][:2]
-    print(f"  {a} / {b}: {ratio[0]:.2f}x wall, {ratio[1]:.2f}x CPU; products {sides[a][1] / sides[b][1]:.2f}x", flush=True)
+  for b in over:
+    for a in (name for name in medians if name not in over):
+      ratio = medians[a][:2] / medians[b][:2]
+      print(f"  {a} / {b}: {ratio[0]:.2f}x wall, {ratio[1]:.2f}x CPU; products {sides[a][1] / sides[b][1]:.2f}x", flush=True)
 
 
 def rounds(sides, num):
@@ -126,20 +146,24 @@ def main():
   # A pool router makes as many chunks as a trained one would; the untrained learned one overflows, at the same work.
   # Unrolled: a CPU's loop over layers copies everything that the backward pass keeps, of which Mamba-2 has more.
   hnet = HNetConfig("m2 [T4] m2", (stage(D, router=Pool(n)), stage(D * 3 // 2)), unroll=args.unroll)
-  flops = forward_flops(hnet, T, (n,))
-  flat = transformer_like(hnet, T, flops)
   print(f"device {jax.devices()[0].device_kind}, jax {jax.__version__}, float32, T {T}, batch {args.batch_size}, width {D}, "
         f"unroll {args.unroll}, memory {'given back' if args.give_memory_back else 'kept'}")
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (args.batch_size, T + 1)), jnp.int32)
   capacity = -(-T // n // 8) * 8
-  flat_name = f"{flat.layout}, d_ff {flat.stages[0].d_ff}"
   learned = dataclasses.replace(hnet, stages=(stage(D, router=Learned()), hnet.stages[1]))
-  sides = {"H-Net, learned": step_of(learned, tokens, (capacity,)), "H-Net, pool": step_of(hnet, tokens, (capacity,)),
-           flat_name: step_of(flat, tokens, ())}
+  flops = forward_flops(learned, T, (n,))
+  flats = {"products": transformer_with(hnet, tokens, products(learned, tokens, (capacity,))),
+           "formula": transformer_like(hnet, T, flops)}
+  names = {how: f"Transformer, equal {how}" for how in flats}
+  sides = {"H-Net, learned router": step_of(learned, tokens, (capacity,)),
+           "H-Net, pool router": step_of(hnet, tokens, (capacity,)),
+           **{names[how]: step_of(flat, tokens, ()) for how, flat in flats.items()}}
   medians = rounds(sides, args.rounds)
-  print(f"\ntraining step, forward and backward; forward MFLOP per byte {flops / T / 1e6:.2f} and "
-        f"{forward_flops(flat, T) / T / 1e6:.2f}; capacity {capacity} of {T}")
-  print_pair(medians, sides)
+  print(f"\ntraining step, forward and backward; capacity {capacity} of {T}; forward MFLOP per byte by the formula: H-Net with "
+        f"the learned router {flops / T / 1e6:.2f}")
+  for how, flat in flats.items():
+    print(f"  {names[how]}: {flat.layout}, width {flat.d_model}, d_ff {flat.stages[0].d_ff}, {forward_flops(flat, T) / T / 1e6:.2f}")
+  print_ratios(medians, sides, list(names.values()))
   if args.part == "step":
     return
 
