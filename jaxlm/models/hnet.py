@@ -28,6 +28,9 @@ from jaxlm.layers.routers import ROUTERS, Given, Learned, View
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.models.score import Score
 
+#: From so many positions at once a stage that goes on runs its inner network on fewer slots where the chunks fit them.
+LONG = 32
+
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
@@ -243,6 +246,13 @@ class Stage(nn.Module):
       # No row starts a chunk at most steps: then the inner network, most of the parameters, need not run.
       skip = lambda inner, x_BCD, state: (jnp.zeros_like(x_BCD), _no_infos(cfg, s + 1, valid_BT), state)
       z_BCD, infos, inner_state = nn.cond(jnp.any(slots.valid_BC), run, skip, inner, chunks_BCD, old.inner)
+    elif state is not None and T >= LONG and not self.is_initializing():
+      # The chunks of a prefill usually fill few of the slots that must be there for all.
+      few = T * 3 // 8
+      start_context = chunk_context.replace(segment_ids_BT=chunk_context.segment_ids_BT[:, :few],
+                                            positions_BT=chunk_context.positions_BT[:, :few])
+      start = lambda inner, x_BCD, state: _lengthened(*inner(x_BCD[:, :few], start_context, Outside(), None, state), T)
+      z_BCD, infos, inner_state = nn.cond(jnp.all(slots.count_B <= few), start, run, inner, chunks_BCD, old.inner)
     else:
       z_BCD, infos, inner_state = run(inner, chunks_BCD, old.inner)
 
@@ -286,6 +296,12 @@ def _merge_rows(decision, context, h_BTD, rows: int):
   context = context.replace(segment_ids_BT=merge(segment_ids_BT), positions_BT=merge(context.positions_BT), packed=True,
                             embedding_BTD=None, shared=None, shared_by=None)
   return jax.tree.map(merge, decision), context, merge(h_BTD)
+
+
+def _lengthened(y_BCD, infos, state, length: int):
+  """What a stage returned for its first positions, as for `length` of them, the others not valid."""
+  fill = lambda x: x if x.ndim == 1 else jnp.pad(x, ((0, 0), (0, length - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
+  return fill(y_BCD), jax.tree.map(fill, infos), state
 
 
 def _no_infos(cfg: HNetConfig, s: int, like_BT):

@@ -122,6 +122,25 @@ def test_rows_generate_what_they_would_alone_and_a_finished_row_rests():
     np.testing.assert_array_equal(generator.generate([prompt], 6)[0], row)
 
 
+@pytest.mark.parametrize("width", [4, 2])      # 10 chunks of 40 positions fit the 15 slots of a short run, 20 do not
+def test_a_long_prefill_equals_the_parallel_pass_whether_its_chunks_are_few_or_many(width):
+  cfg = HNetConfig("m1 [T1m1 [T1] m1] m1", (stage(16, router=Pool(width)), stage(16, window=4), stage(16)), vocab_size=50)
+  params = nn.unbox(cfg.build().init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))
+  params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+  row, segments = tokens(2, (2, 44)), jnp.ones((2, 40), jnp.int32).at[1, 33:].set(0)
+  whole, infos = jax.jit(lambda t: cfg.build().apply(params, t, method="with_stages"))(row)
+  extend = jax.jit(lambda t, state, s: cfg.build().apply(params, t, state, s, method="extend_with_stages"))
+  logits, found, state = extend(row[:, :40], cfg.init_state(2, 44), segments)
+  chex.assert_trees_all_close(logits[0], whole[0, :40], atol=5e-5)
+  chex.assert_trees_all_close(logits[1, :33], whole[1, :33], atol=5e-5)
+  count = 40 // width
+  np.testing.assert_array_equal(found[1].boundary_BT[0, :count], infos[1].boundary_BT[0, :count])
+  assert found[1].valid_BT.shape == (2, 40) and found[1].valid_BT.sum(1).tolist() == [count, -(-33 // width)]
+  for t in range(4):
+    after, _, state = extend(jnp.stack([row[0, 40 + t], row[1, 33 + t]])[:, None], state, jnp.ones((2, 1), jnp.int32))
+    chex.assert_trees_all_close(after[:, 0], jnp.stack([whole[0, 40 + t], whole[1, 33 + t]]), atol=5e-5)
+
+
 @pytest.mark.parametrize("router, want", [
     (Pool(3), [1, 0, 0, 1, 0, 0, 1, 0, 1, 0, 0, 1]),
     (Space(), [1, 0, 1, 0, 0, 0, 1, 0, 1, 1, 0, 0])])     # the second document is "f 12": its start, and its space
