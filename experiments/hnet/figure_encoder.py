@@ -17,7 +17,8 @@ TABLE = Table(
     rows=[Row(name, TINY, {"model.layout": layout}, label=layout) for name, layout in LAYOUTS.items()],
     columns=[Column(BPB, "bpb", 3), Column("bytes per chunk", "bytes_per_chunk", 2),
              Column("F1, SpaceByte's rule", "at_spaces", 3),
-             Column("random cuts", "at_spaces_chance", 3), Column("MFLOP per byte", "mflop", 3)],
+             Column("random cuts", "at_spaces_chance", 3), Column("F1, blank before a word", "at_word_spaces", 3),
+             Column("random cuts, blanks", "at_word_spaces_chance", 3), Column("MFLOP per byte", "mflop", 3)],
     scales={
         "smoke": Scale("widths 64/96, context 128 bytes, 1,200 steps of 1,024 bytes; minutes a row on 2 cores",
                        overrides={"train.steps": 1200, "train.log_every": 10, "train.save_every": 0, "eval.every": 0}),
