@@ -56,11 +56,21 @@ class Sight:
 
 def scores(q_BNTH, k_BKSH, sight: Sight, biases: tuple, rule: Rule):
   """s = softcap(scale q.k) + biases, MASKED where the pair may not attend. (B, N, T, S) float32."""
+  return from_products(products(q_BNTH, k_BKSH.swapaxes(2, 3)), q_BNTH, sight, biases, rule)
+
+
+def products(q_BNTH, k_BKHS):
+  """q.k of every pair, (B, N, T, S) float32."""
   B, N, T, H = q_BNTH.shape
-  K, S = k_BKSH.shape[1:3]
+  K, S = k_BKHS.shape[1], k_BKHS.shape[3]
   q_BKGTH = q_BNTH.reshape(B, K, N // K, T, H)
-  s_BKGTS = jnp.einsum("bkgth,bksh->bkgts", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
-  s_BNTS = s_BKGTS.reshape(B, N, T, S) * rule.scale
+  s_BKGTS = jnp.einsum("bkgth,bkhs->bkgts", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
+  return s_BKGTS.reshape(B, N, T, S)
+
+
+def from_products(s_BNTS, q_BNTH, sight: Sight, biases: tuple, rule: Rule):
+  """The scores, given q.k. q: for biases that read it."""
+  s_BNTS = s_BNTS * rule.scale
   if rule.softcap is not None:
     s_BNTS = rule.softcap * jnp.tanh(s_BNTS / rule.softcap)
   seen = sight.seen(rule)

@@ -7,7 +7,11 @@ against the keys up to the stretch's end; with a window every block slices the k
 all its keys at once, so nothing is rescaled and biases that need whole rows (CoPE) work as well. Only o
 and the log-sum-exp are kept for the backward pass, which computes the scores of a block again:
 
-  p = exp(s - lse);  dv = p^T do;  ds = p (do v^T - sum(do o));  dq, dk, dbias = vjp of the scores at ds.
+  p = exp(s - lse);  dv^T = do^T p;  ds = p (do v^T - sum(do o));
+  dc, dbias = vjp of s, a function of the products c = q k^T, at ds;  dq = dc k;  dk^T = q^T dc.
+
+Keys and values are turned once, and their gradients are summed turned: no product then has p or dc, the largest arrays
+here, transposed, which a CPU copies first.
 """
 
 import functools
@@ -17,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.kernels.attention import blocks
-from jaxlm.kernels.attention.reference import Rule, Sight, scores, softmax, weighted_sum
+from jaxlm.kernels.attention.reference import Rule, Sight, from_products, products, softmax, weighted_sum
 
 
 class Stretch(NamedTuple):
@@ -64,10 +68,10 @@ class _Blocks:
                  _cut(sight.q_segment_ids_BT, start_q, self.block, 1),
                  _cut(sight.kv_segment_ids_BS, start_k, self.stretch.width, 1))
 
-  def scores(self, q_BNQH, k_BKWH, sight, biases, start_q, start_k):
-    """Scores of one block from the *whole* biases: their gradient comes back whole."""
+  def scores(self, c_BNQW, q_BNQH, sight, biases, start_q, start_k):
+    """Scores of one block, whose products are c, from the *whole* biases: their gradient comes back whole."""
     biases = tuple(b.cut(start_q, self.block, start_k, self.stretch.width) for b in biases)
-    return scores(q_BNQH, k_BKWH, sight, biases, self.rule)
+    return from_products(c_BNQW, q_BNQH, sight, biases, self.rule)
 
 
 def _pad_queries(x, padded: int, axis: int):
@@ -96,12 +100,14 @@ def _attention(q_BNTH, k_BKSH, v_BKSF, sight, biases, rule: Rule, block: int):
 
 def _forward(q_BNTH, k_BKSH, v_BKSF, sight, biases, rule, block):
   S, dtype, outs, lses = k_BKSH.shape[2], q_BNTH.dtype, [], []
+  k_BKHS = k_BKSH.swapaxes(2, 3)
   for stretch in plan(q_BNTH.shape[2], S, block, rule):
     cut = _Blocks(stretch, block, S, rule)
 
     def step(_, n, cut=cut, stretch=stretch):
       start_q, start_k = cut.starts(n)
-      s_BNQW = cut.scores(_cut(q_BNTH, start_q, block, 2), _cut(k_BKSH, start_k, stretch.width, 2),
+      q_BNQH = _cut(q_BNTH, start_q, block, 2)
+      s_BNQW = cut.scores(products(q_BNQH, _cut(k_BKHS, start_k, stretch.width, 3)), q_BNQH,
                           cut.sight(sight, start_q, start_k), biases, start_q, start_k)
       p_BNQW, l_BNQ1, m_BNQ1 = softmax(s_BNQW, rule.softmax1)
       l_BNQ1 = jnp.where(l_BNQ1 == 0, 1.0, l_BNQ1)
@@ -120,36 +126,40 @@ def _backward(rule, block, residuals, do_BNTF):
   B, N, T, _ = q_BNTH.shape
   K, S = k_BKSH.shape[1:3]
   delta_BNT = jnp.sum(do_BNTF.astype(jnp.float32) * o_BNTF.astype(jnp.float32), -1)
+  k_BKHS, v_BKFS = k_BKSH.swapaxes(2, 3), v_BKSF.swapaxes(2, 3)
   zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
-  sums, dqs = (zeros(k_BKSH), zeros(v_BKSF), jax.tree.map(zeros, biases)), []
+  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  sums, dqs = (zeros(k_BKHS), zeros(v_BKFS), jax.tree.map(zeros, biases)), []
   for stretch in plan(T, S, block, rule):
     cut = _Blocks(stretch, block, S, rule)
 
     def step(sums, n, cut=cut, stretch=stretch):
-      dk_BKSH, dv_BKSF, dbiases = sums
+      dk_BKHS, dv_BKFS, dbiases = sums
       start_q, start_k = cut.starts(n)
-      local = cut.sight(sight, start_q, start_k)
-      s_BNQW, pull = jax.vjp(
-          lambda q, k, biases: cut.scores(q, k, local, biases, start_q, start_k),
-          _cut(q_BNTH, start_q, block, 2), _cut(k_BKSH, start_k, stretch.width, 2), biases)
-      do_BNQF, v_BKWF = _cut(do_BNTF, start_q, block, 2), _cut(v_BKSF, start_k, stretch.width, 2)
+      local, width = cut.sight(sight, start_q, start_k), stretch.width
+      q_BNQH, do_BNQF = _cut(q_BNTH, start_q, block, 2), _cut(do_BNTF, start_q, block, 2)
+      s_BNQW, pull = jax.vjp(lambda c, q, biases: cut.scores(c, q, local, biases, start_q, start_k),
+                             products(q_BNQH, _cut(k_BKHS, start_k, width, 3)), q_BNQH, biases)
       p_BNQW = jnp.exp(s_BNQW - _cut(lse_BNT, start_q, block, 2)[..., None])
       group = lambda x: x.reshape(B, K, N // K, *x.shape[2:])
-      dv_BKWF = jnp.einsum("bkgqw,bkgqf->bkwf", group(p_BNQW.astype(v_BKSF.dtype)), group(do_BNQF),
-                           preferred_element_type=jnp.float32)
-      dp_BKGQW = jnp.einsum("bkgqf,bkwf->bkgqw", group(do_BNQF), v_BKWF, preferred_element_type=jnp.float32)
+      q_BKGQH, do_BKGQF = group(q_BNQH), group(do_BNQF)
+      dv_BKFW = dot("bkgqf,bkgqw->bkfw", do_BKGQF, group(p_BNQW.astype(v_BKSF.dtype)))
+      dp_BKGQW = dot("bkgqf,bkfw->bkgqw", do_BKGQF, _cut(v_BKFS, start_k, width, 3))
       ds_BNQW = p_BNQW * (dp_BKGQW.reshape(p_BNQW.shape) - _cut(delta_BNT, start_q, block, 2)[..., None])
-      dq_BNQH, dk_BKWH, db = pull(ds_BNQW)
+      dc_BNQW, dq_BNQH, db = pull(ds_BNQW)
+      dc_BKGQW = group(dc_BNQW.astype(k_BKSH.dtype))
+      dq_BNQH += dot("bkgqw,bkwh->bkgqh", dc_BKGQW, _cut(k_BKSH, start_k, width, 2)).reshape(dq_BNQH.shape).astype(dq_BNQH.dtype)
+      dk_BKHW = dot("bkgqh,bkgqw->bkhw", q_BKGQH, dc_BKGQW)
       add = lambda total, part: jax.lax.dynamic_update_slice_in_dim(
-          total, _cut(total, start_k, stretch.width, 2) + part.astype(jnp.float32), start_k, 2)
+          total, _cut(total, start_k, width, 3) + part, start_k, 3)
       dbiases = jax.tree.map(lambda total, part: total + part.astype(jnp.float32), dbiases, db)
-      return (add(dk_BKSH, dk_BKWH), add(dv_BKSF, dv_BKWF), dbiases), dq_BNQH
+      return (add(dk_BKHS, dk_BKHW), add(dv_BKFS, dv_BKFW), dbiases), dq_BNQH
 
     sums, dq = jax.lax.scan(step, sums, stretch.first + jnp.arange(stretch.count))
     dqs.append(dq)
   cast = lambda gradient, x: gradient.astype(x.dtype)
-  dk_BKSH, dv_BKSF, dbiases = sums
-  return (_join(dqs), cast(dk_BKSH, k_BKSH), cast(dv_BKSF, v_BKSF), None,
+  dk_BKHS, dv_BKFS, dbiases = sums
+  return (_join(dqs), cast(dk_BKHS.swapaxes(2, 3), k_BKSH), cast(dv_BKFS.swapaxes(2, 3), v_BKSF), None,
           jax.tree.map(cast, dbiases, biases))
 
 
