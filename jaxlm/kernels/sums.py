@@ -6,7 +6,7 @@ import jax.numpy as jnp
 def sum_of_products(a, b, axis):
   """sum(a * b, axis) of equal shapes. Axes of size 1 are taken out for it.
 
-  The library to which XLA's CPU compiler hands a product and its sum together takes 10 to 50 times as long where the
+  The library to which XLA's CPU compiler hands a product and its sum together takes 3 to 50 times as long where the
   operands have such an axis (bench/RESULTS.md, "Sums on a CPU"). It is nothing to any other compiler.
   """
   axes = {i % a.ndim for i in ((axis,) if isinstance(axis, int) else axis)}
