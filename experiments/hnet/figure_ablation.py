@@ -5,8 +5,14 @@
 Source: arXiv 2507.07955v2, Figure 7 (curves, no table): removing smoothing is worst, the compression ratio fluctuates.
 """
 
+import pathlib
+import sys
+
 from jaxlm.experiments import Column, Figure, Row, Scale, Table
 from jaxlm.experiments.chunks import bits_and_chunks
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from hnet_scales import SMALL  # noqa: E402
 
 TINY = "configs/hnet/tiny.py:1stage"
 
@@ -36,10 +42,7 @@ TABLE = Table(
     scales={
         "smoke": Scale("widths 64/96, context 128 bytes, 1,200 steps of 1,024 bytes; minutes a row on 2 cores",
                        overrides={"train.steps": 1200, "train.log_every": 10, "train.save_every": 0, "eval.every": 0}),
-        "small": Scale("widths 64/96, context 1,024 bytes, 5,000 steps of 65,536 bytes",
-                       overrides={"data.seq_len": 1024, "data.batch_size": 64, "objective.capacities": None,
-                                  "objective.multiple": 128, "model.dtype": "bfloat16", "train.steps": 5000,
-                                  "train.log_every": 50, "eval.every": 0}),
+        "small": SMALL,
     },
     measure=bits_and_chunks(), source="arXiv 2507.07955v2, Figure 7: curves without numbers",
     claims={f"the whole is better than {row.replace('_', ' ')}":

@@ -35,7 +35,7 @@ def resolve(table: Table, row: Row, scale: Scale, size: str, seed: int) -> dict:
   """The configuration that a row trains: file, then scale, then size, then row, then seed."""
   from jaxlm.training.config import load_config
 
-  path, _, argument = (scale.config or row.config).partition(":")
+  path, _, argument = (scale.configs.get(row.name) or scale.config or row.config).partition(":")
   if not pathlib.Path(path).is_file() and (ROOT / path).is_file():     # a table may be run from anywhere
     path = str(ROOT / path)
   config = plain(load_config(path + (f":{argument}" if argument else "")))

@@ -63,8 +63,8 @@ class Column:
 class Scale:
   """How large the runs are. note: one line that says so, printed with every row's number.
 
-  config: configuration file that replaces the rows'. sizes: name -> overrides, when the table has several model sizes at
-  this scale. num_seeds: default number of seeds.
+  config: configuration file that replaces the rows'. configs: row -> the same, for that row alone. sizes: name ->
+  overrides, when the table has several model sizes at this scale. num_seeds: default number of seeds.
   """
 
   note: str
@@ -72,6 +72,7 @@ class Scale:
   overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sizes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
   num_seeds: int = 1
+  configs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Measured(NamedTuple):
@@ -155,6 +156,10 @@ class Table:
     for row in self.rows:
       if row.evaluate_from and row.evaluate_from not in [r.name for r in self.rows if r.config]:
         raise ConfigError(f"table {self.name}: row {row.name!r} evaluates {row.evaluate_from!r}, which no row trains")
+    for label, scale in self.scales.items():
+      for name in scale.configs:
+        if name not in [r.name for r in self.rows if r.config]:
+          raise ConfigError(f"table {self.name}: scale {label!r} has a configuration for {name!r}, which no row trains")
     for name, title in self.published:
       if name not in names or title not in titles:
         raise ConfigError(f"table {self.name}: published number for ({name!r}, {title!r}), which is not in the table")

@@ -15,7 +15,7 @@ from jaxlm.models.hnet_rules import forward_flops
 from jaxlm.training.config import run_config
 
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = sorted(p for p in (ROOT / "experiments" / "hnet").glob("*.py") if p.stem != "boundaries")
+SCRIPTS = sorted(p for p in (ROOT / "experiments" / "hnet").glob("*.py") if p.stem not in ("boundaries", "hnet_scales"))
 
 
 def as_bytes(*rows: str) -> np.ndarray:
@@ -71,7 +71,6 @@ def test_noise_is_what_it_says_and_the_same_each_time():
   assert abs(len(noisy["Repeat"]) / len(text) - 1.5) < 0.05      # one in five, 2.5 more on average
 
 
-@pytest.mark.slow     # compiling whole models takes minutes on two cores
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
 def test_every_row_of_a_script_is_a_run_that_can_be_meant(path, monkeypatch):
   monkeypatch.chdir(ROOT)
@@ -87,12 +86,31 @@ def cost(table, row, scale, ratios):
   return forward_flops(cfg.model, cfg.data.seq_len, ratios) / cfg.data.seq_len / 1e6
 
 
+def test_table_2_has_the_papers_models_at_the_scale_paper():
+  table = load(ROOT / "experiments" / "hnet" / "table2.py")
+  for row in table.rows:
+    cfg = run_config(resolve(table, row, table.scales["paper"], "", 0))
+    assert cfg.model.stages[-1].d_model >= 1024 and cfg.train.steps == 220_000, row.name
+    assert 1.8e6 < cfg.data.seq_len * cfg.data.batch_size * (4.6 if row.name == "bpe" else 1) < 2.2e6, row.name
+
+
+def test_the_rows_of_table_2_cost_the_same_at_small_and_read_as_many_bytes():
+  table = load(ROOT / "experiments" / "hnet" / "table2.py")
+  ratios = {"1stage": (5.0,), "2stage": (2.5, 2.0), "pool": (5.0,), "space": (5.6,), "spacebyte": (5.6,), "spacebyte++": (5.6,)}
+  for row in table.rows:
+    seq_len = resolve(table, row, table.scales["small"], "", 0)["data"]["seq_len"]
+    bytes_per_token = 2.58 if row.name == "bpe" else 1      # test_hnet_released.py
+    assert abs(seq_len * bytes_per_token / 1024 - 1) < 0.01, row.name
+    assert abs(cost(table, row.name, "small", ratios.get(row.name, ())) / bytes_per_token / 0.59 - 1) < 0.08, row.name
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small"])
 @pytest.mark.parametrize("text, bytes_per_chunk", [("zh", 3.0), ("code", 8.0)])
-def test_the_rows_of_table_4_cost_the_same(text, bytes_per_chunk):
+def test_the_rows_of_table_4_cost_the_same(text, bytes_per_chunk, scale):
   table = load(ROOT / "experiments" / "hnet" / "table4.py")
-  want = cost(table, f"2stage_{text}", "smoke", (2.5, 2.0))
+  want = cost(table, f"2stage_{text}", scale, (2.5, 2.0))
   for name, ratios in (("space", (bytes_per_chunk,)), ("isotropic", ())):
-    assert abs(cost(table, f"{name}_{text}", "smoke", ratios) / want - 1) < 0.08, name
+    assert abs(cost(table, f"{name}_{text}", scale, ratios) / want - 1) < 0.08, name
 
 
 @pytest.mark.parametrize("scale", ["smoke", "small"])

@@ -1,5 +1,6 @@
 """The table machinery on runs that are arithmetic instead of training."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -178,6 +179,17 @@ def test_a_scale_may_have_its_own_configuration_file(table, tmp_path):
   other.write_text(CONFIG.replace("learning_rate=1.0", "learning_rate=11.0"))
   scale = Scale("other file", config=str(other))
   assert runner.resolve(table, table.row("rope"), scale, "", 0)["optimizer"]["learning_rate"] == 11.0
+
+
+def test_a_scale_may_have_a_row_of_another_configuration_file(table, tmp_path):
+  other = tmp_path / "other.py"
+  other.write_text(CONFIG.replace("learning_rate=1.0", "learning_rate=11.0"))
+  changed = dataclasses.replace(table, scales={"smoke": Scale("ours", configs={"rope": str(other)})})
+  rates = [runner.resolve(changed, changed.row(name), changed.scales["smoke"], "", 0)["optimizer"]["learning_rate"]
+           for name in ("rope", "big", "learned")]
+  assert rates == [11.0, 3.0, 1.0]
+  with pytest.raises(ConfigError, match="scale 'smoke' has a configuration for 'pi', which no row trains"):
+    dataclasses.replace(table, scales={"smoke": Scale("ours", configs={"pi": str(other)})})
 
 
 def test_declarations_that_cannot_be_meant_are_refused(table):
