@@ -4,7 +4,7 @@ r"""Where an H-Net cuts: a picture of texts in several scripts, shaded by chunk,
 
 Writes boundaries.png, boundaries-shifts.png and boundaries.json. In the first, of the first run, each line is one text,
 a cell per byte; a line at a cell's left is a boundary, the colour its probability p. A character that the font lacks is
-shown by its code point. The texts are the first words of the Universal Declaration of Human Rights that come with
+shown by its bytes, and right-to-left scripts in the order of theirs. The texts are the first words of the Universal Declaration of Human Rights that come with
 jaxlm. The second shows, of each run on its own validation text, the share of words with a boundary so many bytes from
 their first letter. The numbers: F1 with words of running text in three conventions (`jaxlm.experiments.chunks`), and of
 random words without spaces between them, whose starts are known, at first letters and at the letters before those, each
@@ -17,7 +17,9 @@ import pathlib
 
 import numpy as np
 
-SCRIPTS = ("eng", "deu_1996", "ell_monotonic", "rus", "hin", "cmn_hans", "jpn", "arb")
+SCRIPTS = {"eng": "English", "deu_1996": "German", "ell_monotonic": "Greek", "rus": "Russian", "hin": "Hindi",
+           "cmn_hans": "Chinese", "jpn": "Japanese", "arb": "Arabic"}
+SIGNS = {" ": "␣", "\n": "↵"}
 
 
 def spaceless(num_words: int, seed: int = 0):
@@ -91,39 +93,45 @@ def bars(found: list[dict], path: str) -> None:
   names = {-1: "-1\nbefore", 0: "0\nfirst"}
   ax.set(xticks=list(share), xticklabels=[names.get(k, str(k)) for k in share], ylabel="share of words with a boundary",
          xlabel="bytes after the word's first letter (dashed: at random)")
-  ax.legend(frameon=False, fontsize=8)
+  ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(found))
   for side in ("top", "right"):
     ax.spines[side].set_visible(False)
   fig.tight_layout()
   fig.savefig(path)
 
 
-def picture(texts: list[bytes], routes, path: str, columns: int = 96) -> None:
+def picture(texts: dict[str, bytes], routes, path: str, run: str, columns: int = 72) -> None:
+  """Each named text's first bytes, with what the router of `run` made of them."""
   import matplotlib
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
   from matplotlib.font_manager import findfont, get_font
 
   font = get_font(findfont("DejaVu Sans"))
-
-  fig, axes = plt.subplots(len(texts), figsize=(columns * 0.17, 0.55 * len(texts)), dpi=110, squeeze=False)
-  for ax, text, (p, boundary) in zip(axes[:, 0], texts, routes):
+  fig, axes = plt.subplots(len(texts), figsize=(columns * 0.19 + 1.5, 0.5 * len(texts) + 0.9), dpi=110, squeeze=False,
+                           layout="constrained")
+  for ax, (name, text), (p, boundary) in zip(axes[:, 0], texts.items(), routes):
     n = min(columns, len(text))
-    ax.imshow(np.pad(p[:n], (0, columns - n), constant_values=np.nan)[None], aspect="auto", cmap="Blues", vmin=0, vmax=1,
-              extent=(0, columns, 0, 1))
-    for t in np.flatnonzero(boundary[:n]):
-      ax.axvline(t, color="#D55E00", linewidth=2)
+    image = ax.imshow(np.pad(p[:n], (0, columns - n), constant_values=np.nan)[None], aspect="auto", cmap="Blues",
+                      vmin=0, vmax=1, extent=(0, columns, 0, 1))
+    ax.vlines(np.flatnonzero(boundary[:n]), 0, 1, color="#D55E00", linewidth=2.5)
     at = 0
     for character in text.decode("utf-8", "ignore"):
-      size = len(character.encode())
-      if at + size > n:
+      code = character.encode()
+      if at + len(code) > n:
         break
-      known = font.get_char_index(ord(character)) != 0
-      ax.text(at + size / 2, 0.5, character if known else f"{ord(character):04x}", ha="center", va="center",
-              fontsize=8 if known else 5)
-      at += size
-    ax.set(xticks=[], yticks=[])
-  fig.tight_layout(pad=0.3)
+      shown = SIGNS.get(character, character)
+      if font.get_char_index(ord(shown)):
+        ax.text(at + len(code) / 2, 0.5, shown, ha="center", va="center", fontsize=10)
+      else:
+        for i, byte in enumerate(code):
+          ax.text(at + i + 0.5, 0.5, f"{byte:02x}", ha="center", va="center", fontsize=7)
+      at += len(code)
+    ax.set(xticks=[], yticks=[], xlim=(0, columns))
+    ax.set_ylabel(name, rotation=0, ha="right", va="center")
+  fig.colorbar(image, ax=list(axes[:, 0]), label="p, probability of a boundary", pad=0.01, aspect=30)
+  fig.suptitle(f"{run}: where the outermost router cuts. A cell: one byte; orange: a boundary, before the byte to its right\n"
+               "␣ blank, ↵ line break; two digits: a byte, in hexadecimal, of a character that the font lacks", fontsize=9)
   fig.savefig(path)
 
 
@@ -137,13 +145,14 @@ def main() -> int:
   from jaxlm.data.sources import open_corpus
   from jaxlm.experiments.runner import provenance
   if args.text:
-    texts = [text.encode() for text in args.text]
+    texts = {f"text {i}": text.encode() for i, text in enumerate(args.text, 1)}
   else:
     first = lambda code: next(iter(open_corpus(f"mini:udhr/{code}").documents("train")))
-    texts = [(t if isinstance(t, bytes) else t.encode())[:96] for t in map(first, SCRIPTS)]
-  measured = [measure(run, texts) for run in args.run]
+    opening = {name: first(code) for code, name in SCRIPTS.items()}
+    texts = {name: (t if isinstance(t, bytes) else t.encode())[:96] for name, t in opening.items()}
+  measured = [measure(run, list(texts.values())) for run in args.run]
   found = [numbers for numbers, _ in measured]
-  picture(texts, measured[0][1], f"{args.out}.png")
+  picture(texts, measured[0][1], f"{args.out}.png", found[0]["run"])
   bars(found, f"{args.out}-shifts.png")
   pathlib.Path(f"{args.out}.json").write_text(
       json.dumps({"runs": found, "texts": args.text or list(SCRIPTS), **provenance()}, indent=1) + "\n")
