@@ -62,13 +62,12 @@ def step_of(cfg, tokens, capacities):
 
 
 def transformer_like(hnet, seq_len, flops):
-  """The byte Transformer of the H-Net's outer width, or one near it, whose forward FLOPs by the formula are within 3 %, or
-  nearest; of these, the one whose d_ff is nearest 4 times its width."""
+  """The byte Transformer of the H-Net's outer width whose forward FLOPs by the formula are within 3 %, or nearest; of these, the
+  one whose d_ff is nearest 4 times its width. The width is fixed: products of narrower ones are slower."""
   D = hnet.d_model
-  make = lambda k, w, f: dataclasses.replace(hnet, layout=f"T{k}", stages=(stage(w, d_ff=f),))
-  order = lambda k, w, f: (max(0.03, abs(forward_flops(make(k, w, f), seq_len) / flops - 1)), abs(w - D), abs(f - 4 * w))
-  return make(*min(((k, w, f) for k in range(1, 17) for w in (D - 16, D, D + 16, D + 32)
-                    for f in range(2 * w // 128 * 128, 6 * w + 1, 128)), key=lambda shape: order(*shape)))
+  make = lambda k, f: dataclasses.replace(hnet, layout=f"T{k}", stages=(stage(D, d_ff=f),))
+  order = lambda k, f: (max(0.03, abs(forward_flops(make(k, f), seq_len) / flops - 1)), abs(f - 4 * D))
+  return make(*min(((k, f) for k in range(1, 17) for f in range(128, 8 * D + 1, 128)), key=lambda shape: order(*shape)))
 
 
 def transformer_with(hnet, tokens, wanted):
@@ -117,7 +116,9 @@ def print_ratios(medians, sides, over):
   for b in over:
     for a in (name for name in medians if name not in over):
       ratio = medians[a][:2] / medians[b][:2]
-      print(f"  {a} / {b}: {ratio[0]:.2f}x wall, {ratio[1]:.2f}x CPU; products {sides[a][1] / sides[b][1]:.2f}x", flush=True)
+      more = sides[a][1] / sides[b][1]
+      print(f"  {a} / {b}: {ratio[0]:.2f}x wall, {ratio[1]:.2f}x CPU; products {more:.2f}x; per product {ratio[1] / more:.2f}x CPU",
+            flush=True)
 
 
 def rounds(sides, num):
