@@ -6,8 +6,8 @@ import jax.numpy as jnp
 def sum_of_products(a, b, axis):
   """sum(a * b, axis) of equal shapes. Axes of size 1 are taken out for it.
 
-  The library to which XLA's CPU compiler hands a product and its sum together takes 3 to 50 times as long where the
-  operands have such an axis (bench/RESULTS.md, "Sums on a CPU"). It is nothing to any other compiler.
+  The library to which XLA's CPU compiler hands a product and its sum together takes 3 to 50 times as long where such
+  an axis is kept (bench/RESULTS.md, "Sums on a CPU"). It is nothing to any other compiler.
   """
   axes = {i % a.ndim for i in ((axis,) if isinstance(axis, int) else axis)}
   kept = [i for i, size in enumerate(a.shape) if size != 1]

@@ -1,6 +1,7 @@
 """A short convolution of every channel with its own past, and silu.
 
-Axes: B batch, T time, J taps, S = T + J - 1: the J - 1 inputs before the first, then the row; F channels.
+Axes: B batch, T time, J taps, S = T + J - 1: the J - 1 inputs before the first, then the row; U = T + 2 (J - 1);
+F channels.
 """
 
 import jax

@@ -89,7 +89,8 @@ def starts(segment_ids_BT):
 def gated_norm(y_BTF, z_BTF, scale_F, num_groups, eps):
   """RMSNorm(y * silu(z)) * scale, statistics over the channels of a group of heads. Float32."""
   y_BTF = y_BTF.astype(jnp.float32) * jax.nn.silu(z_BTF.astype(jnp.float32))
-  return rms_norm(y_BTF.reshape(*y_BTF.shape[:2], num_groups, -1), scale_F.reshape(num_groups, -1), eps).reshape(y_BTF.shape)
+  y_BTKF = y_BTF.reshape(*y_BTF.shape[:2], num_groups, -1)
+  return rms_norm(y_BTKF, scale_F.reshape(num_groups, -1), eps).reshape(y_BTF.shape)
 
 
 def init_dt_bias(key, shape, dtype=jnp.float32):

@@ -242,11 +242,12 @@ class Stage(nn.Module):
     inner = Stage(cfg, s + 1, name="inner")
     run = lambda inner, x_BCD, state: inner(x_BCD, chunk_context, Outside(), capacities[1:] if capacities else None,
                                             state)
-    if state is not None and T == 1 and not self.is_initializing():
+    whole = self.is_initializing() or self.is_mutable_collection("intermediates")     # sown values have all slots
+    if state is not None and T == 1 and not whole:
       # No row starts a chunk at most steps: then the inner network, most of the parameters, need not run.
       skip = lambda inner, x_BCD, state: (jnp.zeros_like(x_BCD), _no_infos(cfg, s + 1, valid_BT), state)
       z_BCD, infos, inner_state = nn.cond(jnp.any(slots.valid_BC), run, skip, inner, chunks_BCD, old.inner)
-    elif state is not None and T >= LONG and not self.is_initializing():
+    elif state is not None and T >= LONG and not whole:
       # The chunks of a prefill usually fill few of the slots that must be there for all.
       few = T * 3 // 8
       start_context = chunk_context.replace(segment_ids_BT=chunk_context.segment_ids_BT[:, :few],

@@ -41,7 +41,8 @@ def assert_close(got, want, relative):
 def test_equals_the_recurrence_with_gradients(shape, chunk):
   arguments = inputs(shape)
   reset = jnp.asarray(np.random.default_rng(2).random(shape[:2]) < 0.15)
-  # Float32 rounding: of sums in another order, and of the logarithms of decays, summed over a chunk before exp.
+  # Float32 rounding: of sums in another order, and of the logarithms of decays, summed over a chunk before exp. Measured:
+  # at most 2.4e-5, in the gradient of a, at chunk 64; against float64, 1e-5 there and 2e-6 at chunk 16.
   assert_close(run(arguments, reset, chunk=chunk), run(arguments, reset, implementation="reference"), 4e-5)
 
 
@@ -49,6 +50,15 @@ def test_bfloat16_products_stay_near_the_float32_recurrence():
   arguments = inputs((2, 40, 4, 8, 2, 8), dtype=jnp.bfloat16)
   # 8 bits of mantissa, sums of tens of terms.
   assert_close(run(arguments, None, chunk=16), run(arguments, None, implementation="reference"), 3e-2)
+
+
+def test_bfloat16_gradients_of_fast_decays_are_not_rounding_noise():
+  """Their true values are small: of dy.y and u.du, which cancel, the same rounded u must be in both."""
+  arguments = inputs((1, 64, 2, 64, 1, 32), dtype=jnp.bfloat16)
+  arguments |= dict(dt_BTN=jnp.full_like(arguments["dt_BTN"], 0.3), a_N=jnp.full(2, -16.0))
+  (_, got), (_, want) = (run(arguments, None, **options) for options in (dict(chunk=64), dict(implementation="reference")))
+  error = jnp.linalg.norm(got["a_N"] - want["a_N"]) / jnp.linalg.norm(want["a_N"])
+  assert error < 2e-2, error
 
 
 def test_a_token_with_zero_step_leaves_the_state():

@@ -8,7 +8,9 @@ all its keys at once, so nothing is rescaled and biases that need whole rows (Co
 and the log-sum-exp are kept for the backward pass, which computes the scores of a block again:
 
   p = exp(s - lse);  dv^T = do^T p;  ds = p (do v^T - sum(do o));
-  dc, dbias = vjp of s, a function of the products c = q k^T, at ds;  dq = dc k;  dk^T = q^T dc.
+  dc, dbias = vjp of s, a function of the products c = q k^T, at ds;  dq = dc k;  dk^T = q^T dc,
+
+with p and dc in the dtype of the products, as the other implementations have them, and sums in float32.
 
 Keys and values are turned once, and their gradients are summed turned: no product then has p or dc, the largest arrays
 here, transposed, which a CPU copies first.
@@ -147,8 +149,9 @@ def _backward(rule, block, residuals, do_BNTF):
       dp_BKGQW = dot("bkgqf,bkfw->bkgqw", do_BKGQF, _cut(v_BKFS, start_k, width, 3))
       ds_BNQW = p_BNQW * (dp_BKGQW.reshape(p_BNQW.shape) - _cut(delta_BNT, start_q, block, 2)[..., None])
       dc_BNQW, dq_BNQH, db = pull(ds_BNQW)
-      dc_BKGQW = group(dc_BNQW.astype(k_BKSH.dtype))
-      dq_BNQH += dot("bkgqw,bkwh->bkgqh", dc_BKGQW, _cut(k_BKSH, start_k, width, 2)).reshape(dq_BNQH.shape).astype(dq_BNQH.dtype)
+      dc_BKGQW = group(dc_BNQW.astype(jnp.result_type(q_BNTH, k_BKSH)))
+      dq_BKGQH = dot("bkgqw,bkwh->bkgqh", dc_BKGQW, _cut(k_BKSH, start_k, width, 2))
+      dq_BNQH += dq_BKGQH.reshape(dq_BNQH.shape).astype(dq_BNQH.dtype)
       dk_BKHW = dot("bkgqh,bkgqw->bkhw", q_BKGQH, dc_BKGQW)
       add = lambda total, part: jax.lax.dynamic_update_slice_in_dim(
           total, _cut(total, start_k, width, 3) + part, start_k, 3)

@@ -118,8 +118,10 @@ def _chunk_backward(carry, inputs):
   db_BQKE = einsum("bkrq,bqke->brke", dscore_BKRQ, c_BQKE) + einsum("brkf,bkef->brke", out_BQKF, ds_BKEF)
   du_BQKF = _together(einsum("bkgrq,bkgqh->bkgrh", m_BKGRQ, dy_BKGQH))
   du_BQKF += _scale(einsum("brke,bkef->brkf", b_BQKE.astype(jnp.float32), ds_BKEF), end_BQKG)
-  ddt_BQKG = sum_of_products(_heads(du_BQKF, G), _heads(x_BQKF, G), -1)
-  each_BQKG = sum_of_products(_heads(dy_BQKF, G), _heads(y_BQKF, G), -1) - dt_BQKG * ddt_BQKG
+  per_head = lambda a_BQKF, b_BQKF: sum_of_products(_heads(a_BQKF, G), _heads(b_BQKF.astype(jnp.float32), G), -1)
+  ddt_BQKG = per_head(du_BQKF, x_BQKF)
+  # Not dt * ddt, which is the same only before u is rounded: terms that must cancel would leave their rounding.
+  each_BQKG = per_head(dy_BQKF, y_BQKF) - per_head(du_BQKF, u_BQKF)
   dlog_a_BQKG = _sums(each_BQKG, reverse=True) + inner_BKG[:, None]
   if reset_BQ is not None:
     dlog_a_BQKG = jnp.where(reset_BQ[..., None, None], 0, dlog_a_BQKG)
