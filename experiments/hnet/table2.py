@@ -70,7 +70,8 @@ TABLE = Table(
         "learned boundaries meet SpaceByte's rule more often than chance":
             lambda t: t["1stage", RULE] > t["1stage", "random cuts, SpaceByte's rule"],
     },
-    figure=Figure("bits_per_byte", "Training loss", "logged step", "bits per byte"))
+    figure=Figure("bits_per_byte", "Training loss, mean of 9 logged steps", "logged step",
+                  "bits per byte, training", smooth=9))
 
 if __name__ == "__main__":
   raise SystemExit(TABLE.main())

@@ -9,7 +9,8 @@ import numpy as np
 from jaxlm.experiments.table import Table
 
 # Okabe and Ito's palette without yellow, which is too light for a line on white: told apart by colour-blind readers.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Wine, grey and olive (after Tol's) follow, for tables of more than seven rows.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#999999", "#999933")
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -23,9 +24,8 @@ def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, si
 
   figure = table.figure
   rows = [row for row in table.rows if not figure.rows or row.name in figure.rows]
-  styles = [(colour, dash) for dash, colour in itertools.product(DASHES, COLOURS)]
   lines, first = [], None
-  for row, style in zip(rows, itertools.cycle(styles)):
+  for row, style in zip(rows, zip(itertools.cycle(COLOURS), itertools.cycle(DASHES))):
     found = [r for (s, name, _), r in results.items() if (s, name) == (size, row.name)]
     curves = [r["curves"][figure.curve] for r in found if r["curves"].get(figure.curve)]
     if curves:
@@ -37,7 +37,7 @@ def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, si
   for row, (colour, dash), curves in lines:
     x = np.arange(curves.shape[1]) + 1
     axes.plot(x, curves.mean(0), color=colour, linestyle=dash, linewidth=1.6, label=row.label or row.name,
-              marker="o" if figure.ticks else None)
+              marker="o" if figure.ticks else None, zorder=2 + DASHES.index(dash) / 10)      # broken lines above whole ones
     if len(curves) > 1:
       axes.fill_between(x, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
   black = [(label, dash, _running_mean(first["curves"][key], figure.smooth)) for (key, label), dash in
