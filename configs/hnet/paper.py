@@ -21,18 +21,19 @@ RELEASED = {
     "2stage_XL_code": ("m4 [T1m4 [T28] m4T1] m4", (1024, 1536, 2048), (0, 4096, 5504), (32, 48, 64),
                        (1024, 1024, None)),
 }
-BASELINES = {      # [P] layouts and widths; inner widths 8/3 d_model rounded up to 128
-    "llamabyte": ("T16", (1024,), (2816,), (32,), (1024,)),
-    "llamabyte_global": ("T16", (1024,), (2816,), (32,), (None,)),
-    "mambabyte": ("m28", (1024,), (0,), (32,), (None,)),
-    "spacebyte": ("T8 [T16] T8", (768, 1536), (2048, 4096), (24, 48), (1024, None)),
-    "spacebyte++": ("m4 [T28] m4", (1024, 1536), (0, 4096), (32, 48), (1024, None)),
-    "pool": ("m4 [T28] m4", (1024, 1536), (0, 4096), (32, 48), (1024, None)),
-    "space": ("m4 [T28] m4", (1024, 1536), (0, 4096), (32, 48), (1024, None)),
-    "spacebyte++_XL": ("m4 [T31] m4", (1024, 2048), (0, 5504), (32, 64), (1024, None)),
-    "space_XL": ("m4 [T31] m4", (1024, 2048), (0, 5504), (32, 64), (1024, None)),
-    "transformer": ("T24", (1536,), (4096,), (48,), (None,)),
-    "transformer_XL": ("T24", (2048,), (5504,), (64,), (None,)),
+POOL, SPACE = dict(kind="pool", width=6), dict(kind="space")
+BASELINES = {      # [P] layouts and widths; inner widths 8/3 d_model rounded up to 128; router of the outer stage, a rule's
+    "llamabyte": ("T16", (1024,), (2816,), (32,), (1024,), None),
+    "llamabyte_global": ("T16", (1024,), (2816,), (32,), (None,), None),
+    "mambabyte": ("m28", (1024,), (0,), (32,), (None,), None),
+    "spacebyte": ("T8 [T16] T8", (768, 1536), (2048, 4096), (24, 48), (1024, None), SPACE),
+    "spacebyte++": ("m4 [T28] m4", (1024, 1536), (0, 4096), (32, 48), (1024, None), SPACE),
+    "pool": ("m4 [T28] m4", (1024, 1536), (0, 4096), (32, 48), (1024, None), POOL),
+    "space": ("m4 [T28] m4", (1024, 1536), (0, 4096), (32, 48), (1024, None), SPACE),
+    "spacebyte++_XL": ("m4 [T31] m4", (1024, 2048), (0, 5504), (32, 64), (1024, None), SPACE),
+    "space_XL": ("m4 [T31] m4", (1024, 2048), (0, 5504), (32, 64), (1024, None), SPACE),
+    "transformer": ("T24", (1536,), (4096,), (48,), (None,), None),
+    "transformer_XL": ("T24", (2048,), (5504,), (64,), (None,), None),
 }
 # learning-rate multipliers per stage [D], paper eq. 11 with 4.6 bytes per GPT-2 token
 MULTIPLIERS = {"1stage_L": (2.627, 0.876), "1stage_XL": (3.033, 0.876), "2stage_L": (2.627, 1.517, 0.715),
@@ -44,12 +45,11 @@ MULTIPLIERS = {"1stage_L": (2.627, 0.876), "1stage_XL": (3.033, 0.876), "2stage_
 def get_config(name: str = "1stage_L") -> mlc.ConfigDict:
   if name not in (*RELEASED, *BASELINES):
     raise ValueError(f"no such model; there are {', '.join((*RELEASED, *BASELINES))}")
-  layout, widths, d_ff, rotary, windows = {**RELEASED, **BASELINES}[name]
-  learned = name in RELEASED
+  layout, widths, d_ff, rotary, windows, *rule = {**RELEASED, **BASELINES}[name]
   num_chunkings = len(widths) - 1
   c = mlc.ConfigDict()
   c.seed = 0
-  router = {"pool": dict(kind="pool", width=6)}.get(name, dict(kind="learned" if learned else "space"))
+  router = rule[0] if rule else dict(kind="learned")
   stages = [
       dict(d_model=widths[s], d_ff=d_ff[s],
            attention=dict(num_heads=16, position=dict(kind="rope", rotary_dim=rotary[s]), window=windows[s]),

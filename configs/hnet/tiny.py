@@ -10,24 +10,27 @@ is ours. FLOPs per byte of the variants are each within 8 % of 0.55 MFLOP by the
 
 import ml_collections as mlc
 
+from jaxlm.layers.routers import ROUTERS
+
 LAYOUTS = {"1stage": "m2 [T4] m2", "pool": "m2 [T4] m2", "space": "m2 [T4] m2", "isotropic": "T3", "mamba": "m7",
            "2stage": "m2 [m1 [T3] m1] m2", "spacebyte": "T1 [T4] T1", "spacebyte++": "m2 [T4] m2", "bpe": "T4"}
 WIDTHS = {"isotropic": (64,), "mamba": (64,), "bpe": (96,), "2stage": (64, 64, 96)}      # the others: (64, 96)
 TARGETS = {"isotropic": (), "mamba": (), "bpe": (), "2stage": (2.5, 2.0)}      # the others: (5,)
+SPACE = dict(kind="space")
+RULES = {"pool": dict(kind="pool", width=5), "space": SPACE, "spacebyte": SPACE, "spacebyte++": SPACE}      # the others: learned
 CAPACITIES = {1: ((32,), (64,), (128,)), 2: ((64, 32), (96, 64), (128, 128))}      # few, since each is compiled
 MULTIPLIERS = {2: (2.0, 1.0), 3: (2.0, 1.5, 1.0)}      # by hand, as the paper says works well
 # A learned router starts as the identity: it cuts where neighbouring rows of the encoder differ. We suppose, without
 # having measured it, that at the others' rate it leaves that before those rows say anything, and that its cuts stay
 # where they fell; in the paper the warm-up alone is 22,000 steps. What other values gave: experiments/hnet/README.md.
-ROUTER = 0.02
+ROUTER_RATE = 0.02
 
 
 def get_config(name: str = "1stage") -> mlc.ConfigDict:
   if name not in LAYOUTS:
     raise ValueError(f"no such model; there are {', '.join(LAYOUTS)}")
   widths, targets = WIDTHS.get(name, (64, 96)), TARGETS.get(name, (5.0,))
-  router = (dict(kind="pool", width=5) if name == "pool" else dict(kind="space") if "space" in name else
-            dict(kind="learned"))
+  router = RULES.get(name, dict(kind="learned"))
   c = mlc.ConfigDict()
   c.seed = 0
   c.model = dict(
@@ -52,8 +55,8 @@ def get_config(name: str = "1stage") -> mlc.ConfigDict:
                      decay="matrices", decay_overrides=[("^embed/", 0.0)],
                      lr_multipliers=[("^backbone/" + "inner/" * s if s else "", m)
                                      for s, m in enumerate(MULTIPLIERS.get(len(widths), ()))])
-  if router["kind"] == "learned" and targets:
-    c.optimizer.lr_multipliers = [*c.optimizer.lr_multipliers, ("/router/", ROUTER)]
+  if targets and ROUTERS.cls(router["kind"]).learned:
+    c.optimizer.lr_multipliers = [*c.optimizer.lr_multipliers, ("/router/", ROUTER_RATE)]
   c.schedule = dict(kind="warmup_stable_decay", warmup_steps=120, decay_fraction=0.2, decay="sqrt")
   c.mesh = dict(data=1, fsdp=-1, sequence=1, tensor=1)
   c.train = dict(steps=1200, log_every=20, save_every=500)

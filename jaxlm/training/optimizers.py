@@ -88,7 +88,9 @@ class Optimizer:
     names = [path_name(path) for path, _ in jax.tree.leaves_with_path(axes)]
     for pattern, _ in pairs:
       if not any(re.search(pattern, name) for name in names):
-        raise ConfigError(f"optimizer.{what}: {pattern!r} matches no parameter; there are {', '.join(names)}")
+        raise ConfigError(f"optimizer.{what}: {pattern!r} matches no parameter. It may be of a part that this model "
+                          f"does not have (a router by a rule has no parameters): leave it out, or correct it; there are "
+                          f"{', '.join(names)}")
 
 
 def is_matrix(path, axes) -> bool:
