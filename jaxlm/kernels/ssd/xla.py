@@ -13,8 +13,9 @@ recomputes them from the inputs and the saved state at each chunk's start. For t
 
   d loss / d s_Q = dy_Q . y_Q - u_Q . du_Q,       d loss / d log a_t = sum_{Q >= t} of it,
 
-since s_Q enters y_Q with sign + and u_Q's coefficients with sign -. What lies beyond the chunk adds
-<dS_out, S_out> once, so no difference of long sums is ever taken.
+the sum over t's own document, since s_Q enters y_Q with sign + and u_Q's coefficients with sign -. What lies beyond the
+chunk adds <dS_out, S_out> once, so no difference of long sums is ever taken. s, too, is summed per document: what
+stands before in a row changes not one bit of a document.
 """
 
 import functools
@@ -38,31 +39,40 @@ def _join(v):
   return v.reshape(v.shape[0], -1, *v.shape[3:])
 
 
-def _sums(v_BQKG, reverse=False):
-  """Running sums along Q, or those from the end. A product with a triangle of ones: a CPU's own form is a loop."""
-  ones_QR = jnp.tri(v_BQKG.shape[1], dtype=jnp.float32)
-  return jnp.einsum("qr,brkg->bqkg", ones_QR.T if reverse else ones_QR, v_BQKG, precision=jax.lax.Precision.HIGHEST)
+def _runs(log_a_BQKG, reset_BQ):
+  """same: R <= Q of one document (B or 1, Q, R); first, last: of the document that is there at the chunk's start, end.
 
-
-def _decays(log_a_BQKG, reset_BQ, transposed=False):
-  """Decays of one chunk: pair (B, K, G, Q, R), transposed (B, K, G, R, Q), from the start (B, Q, K, G), to the end."""
+  first and last are None without resets: then all are.
+  """
   same_BQR = jnp.tri(log_a_BQKG.shape[1], dtype=bool)[None]
-  if reset_BQ is not None:
-    run_BQ = jnp.cumsum(reset_BQ, axis=1)
-    same_BQR &= run_BQ[:, :, None] == run_BQ[:, None]
-    # A reset token's own decay is never used: without it the sums stay small.
-    log_a_BQKG = jnp.where(reset_BQ[..., None, None], 0, log_a_BQKG)
-  s_BQKG = _sums(log_a_BQKG)
+  if reset_BQ is None:
+    return same_BQR, None, None
+  run_BQ = jnp.cumsum(reset_BQ, axis=1)
+  return same_BQR & (run_BQ[:, :, None] == run_BQ[:, None]), run_BQ == 0, run_BQ == run_BQ[:, -1:]
+
+
+def _sums(same_BQR, v_BQKG, reverse=False):
+  """Of R <= Q, or of R >= Q, each within its own document. A product: a CPU's own form of a running sum is a loop."""
+  same_BQR = jnp.broadcast_to(same_BQR.astype(jnp.float32), (v_BQKG.shape[0], *same_BQR.shape[1:]))
+  return jnp.einsum("brq,brkg->bqkg" if reverse else "bqr,brkg->bqkg", same_BQR, v_BQKG, precision=jax.lax.Precision.HIGHEST)
+
+
+def _where(mask_BQ, v_BQKG):
+  return v_BQKG if mask_BQ is None else jnp.where(mask_BQ[..., None, None], v_BQKG, 0)
+
+
+def _decays(log_a_BQKG, reset_BQ, runs, transposed=False):
+  """Decays of one chunk: pair (B, K, G, Q, R), transposed (B, K, G, R, Q), from the start (B, Q, K, G), to the end."""
+  same_BQR, first_BQ, last_BQ = runs
+  # A reset token's own decay is never used.
+  s_BQKG = _sums(same_BQR, log_a_BQKG if reset_BQ is None else _where(~reset_BQ, log_a_BQKG))
   s_BKGQ = jnp.moveaxis(s_BQKG, 1, 3)
-  # Masked before exp: above the diagonal the difference is positive and could overflow.
-  s_BKGQR, same_BQR = s_BKGQ[..., :, None] - s_BKGQ[..., None, :], same_BQR[:, None, None]
+  s_BKGQR, same_BKGQR = s_BKGQ[..., :, None] - s_BKGQ[..., None, :], same_BQR[:, None, None]
   turn = (lambda v: jnp.swapaxes(v, -1, -2)) if transposed else (lambda v: v)
-  pair = jnp.exp(jnp.where(turn(same_BQR), turn(s_BKGQR), -jnp.inf))
-  start_BQKG, end_BQKG = jnp.exp(s_BQKG), jnp.exp(s_BQKG[:, -1:] - s_BQKG)
-  if reset_BQ is not None:
-    start_BQKG *= (run_BQ == 0)[..., None, None]
-    end_BQKG *= (run_BQ == run_BQ[:, -1:])[..., None, None]
-  return pair, start_BQKG, end_BQKG
+  # Masked before exp: elsewhere the difference may be positive and could overflow.
+  pair = jnp.exp(jnp.where(turn(same_BKGQR), turn(s_BKGQR), -jnp.inf))
+  to_end_BQKG = s_BQKG[:, -1:] - s_BQKG
+  return pair, _where(first_BQ, jnp.exp(s_BQKG)), _where(last_BQ, jnp.exp(_where(last_BQ, to_end_BQKG)))
 
 
 def _heads(v_F, num_heads):
@@ -90,7 +100,7 @@ def _chunk_forward(s_BKEF, inputs):
   x_BQKF, dt_BQKG, log_a_BQKG, b_BQKE, c_BQKE, reset_BQ = inputs
   dtype, G = x_BQKF.dtype, log_a_BQKG.shape[-1]
   u_BQKF = _scale(x_BQKF, dt_BQKG).astype(dtype)
-  pair_BKGQR, start_BQKG, end_BQKG = _decays(log_a_BQKG, reset_BQ)
+  pair_BKGQR, start_BQKG, end_BQKG = _decays(log_a_BQKG, reset_BQ, _runs(log_a_BQKG, reset_BQ))
   score_BKQR = einsum("bqke,brke->bkqr", c_BQKE, b_BQKE)
   m_BKGQR = (pair_BKGQR * score_BKQR[:, :, None]).astype(dtype)
   y_BQKF = _together(einsum("bkgqr,bkgrh->bkgqh", m_BKGQR, _apart(u_BQKF, G)))
@@ -105,8 +115,9 @@ def _chunk_backward(carry, inputs):
   x_BQKF, dt_BQKG, log_a_BQKG, b_BQKE, c_BQKE, reset_BQ, s_BKEF, y_BQKF, dy_BQKF = inputs
   dtype, G = x_BQKF.dtype, log_a_BQKG.shape[-1]
   u_BQKF = _scale(x_BQKF, dt_BQKG).astype(dtype)
+  runs = _runs(log_a_BQKG, reset_BQ)
   # Pairs are (R, Q) here: then the heads' products with them are plain ones, and only one of a whole group is not.
-  pair_BKGRQ, start_BQKG, end_BQKG = _decays(log_a_BQKG, reset_BQ, transposed=True)
+  pair_BKGRQ, start_BQKG, end_BQKG = _decays(log_a_BQKG, reset_BQ, runs, transposed=True)
   u_BKGRH, dy_BKGQH = _apart(u_BQKF, G), _apart(dy_BQKF.astype(dtype), G)
   in_BQKF, out_BQKF = _scale(dy_BQKF, start_BQKG), _scale(u_BQKF.astype(jnp.float32), end_BQKG)
   score_BKRQ = einsum("brke,bqke->bkrq", b_BQKE, c_BQKE)
@@ -122,9 +133,10 @@ def _chunk_backward(carry, inputs):
   ddt_BQKG = per_head(du_BQKF, x_BQKF)
   # Not dt * ddt, which is the same only before u is rounded: terms that must cancel would leave their rounding.
   each_BQKG = per_head(dy_BQKF, y_BQKF) - per_head(du_BQKF, u_BQKF)
-  dlog_a_BQKG = _sums(each_BQKG, reverse=True) + inner_BKG[:, None]
+  beyond_BQKG = _where(runs[2], jnp.broadcast_to(inner_BKG[:, None], each_BQKG.shape))
+  dlog_a_BQKG = _sums(runs[0], each_BQKG, reverse=True) + beyond_BQKG
   if reset_BQ is not None:
-    dlog_a_BQKG = jnp.where(reset_BQ[..., None, None], 0, dlog_a_BQKG)
+    dlog_a_BQKG = _where(~reset_BQ, dlog_a_BQKG)
   ds_in_BKEF = (_scale(ds_BKEF, start_BQKG[:, -1, :, None])
                 + einsum("bqke,bqkf->bkef", c_BQKE.astype(jnp.float32), in_BQKF))
   return (ds_in_BKEF, _inner(ds_in_BKEF, s_BKEF, G)), (_scale(du_BQKF, dt_BQKG), ddt_BQKG, dlog_a_BQKG, db_BQKE, dc_BQKE)
