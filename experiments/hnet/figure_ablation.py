@@ -8,7 +8,7 @@ Source: arXiv 2507.07955v2, Figure 7 (curves, no table): removing smoothing is w
 import pathlib
 import sys
 
-from jaxlm.experiments import Column, Figure, Row, Scale, Table
+from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step
 from jaxlm.experiments.chunks import bits_and_chunks
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -48,7 +48,7 @@ TABLE = Table(
     claims={f"the whole is better than {row.replace('_', ' ')}":
             lambda t, row=row: t["1stage", "bits per byte"] < t[row, "bits per byte"]
             for row in ("no_smoothing", "no_ste", "no_cosine")},
-    figure=Figure("tokens_per_chunk", "Compression over training", "logged step", "bytes per chunk", smooth=3))
+    figure=Figure("tokens_per_chunk", "Compression over training", "training step", "bytes per chunk", smooth=3, spacing=by_step))
 
 if __name__ == "__main__":
   raise SystemExit(TABLE.main())

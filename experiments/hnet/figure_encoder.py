@@ -8,7 +8,7 @@ Source: arXiv 2507.07955v2, Figure 8 (curves, no table): m4-m4 is best, T2-T2 wo
 import pathlib
 import sys
 
-from jaxlm.experiments import Column, Figure, Row, Scale, Table
+from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step
 from jaxlm.experiments.chunks import bits_and_chunks
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -37,7 +37,7 @@ TABLE = Table(
             lambda t: t["T-T", BPB] > max(t[row, BPB] for row in ("1stage", "m-T", "T-m")),
         "Mamba-2 on both sides beats attention on both": lambda t: t["1stage", BPB] < t["T-T", BPB],
     },
-    figure=Figure("bits_per_byte", "Training loss", "logged step", "bits per byte", smooth=3))
+    figure=Figure("bits_per_byte", "Training loss", "training step", "bits per byte", smooth=3, spacing=by_step))
 
 if __name__ == "__main__":
   raise SystemExit(TABLE.main())

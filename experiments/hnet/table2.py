@@ -9,7 +9,7 @@ and 2 (validation bits per byte on FineWeb-Edu, Large scale). FLOPs are those of
 import pathlib
 import sys
 
-from jaxlm.experiments import Column, Figure, Row, Scale, Table, paper
+from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step, paper
 from jaxlm.experiments.chunks import bits_and_chunks
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -70,8 +70,8 @@ TABLE = Table(
         "learned boundaries meet SpaceByte's rule more often than chance":
             lambda t: t["1stage", RULE] > t["1stage", "random cuts, SpaceByte's rule"],
     },
-    figure=Figure("bits_per_byte", "Training loss, mean of 9 logged steps", "logged step",
-                  "bits per byte, training", smooth=9))
+    figure=Figure("bits_per_byte", "Training loss, mean of 9 logged steps", "training step",
+                  "bits per byte, training", smooth=9, spacing=by_step))
 
 if __name__ == "__main__":
   raise SystemExit(TABLE.main())

@@ -25,6 +25,10 @@ TEXTS = {"zh": "prepared:chinese-verse", "code": f"text:{sysconfig.get_path('std
 MAIN = {"zh": {128: "m2 [T3] m2", 1024: "m2 [T2] m2"}, "code": {128: "m2 [T6] m2", 1024: "m2 [T6] m2"}}
 LABELS = {"space": "H-Net (space)", "2stage": "H-Net (2-stage)", "isotropic": "Transformer on bytes"}
 BPB, CHUNK = "bits per byte", "bytes per chunk"
+PAPER = {("space_zh", BPB): paper(0.7478, "Table 4"), ("2stage_zh", BPB): paper(0.7032, "Table 4"),
+         ("space_code", BPB): paper(0.3163, "Table 4"), ("2stage_code", BPB): paper(0.3161, "Table 4"),
+         ("space_zh", CHUNK): paper(3.38, "Table 4"), ("2stage_zh", CHUNK): paper(5.81, "Table 4"),
+         ("space_code", CHUNK): paper(7.97, "Table 4"), ("2stage_code", CHUNK): paper(7.23, "Table 4")}
 
 
 def overrides(name: str, text: str) -> dict:
@@ -43,15 +47,13 @@ TABLE = Table(
         "small": SMALL,
     },
     measure=bits_and_chunks(),
-    published={("space_zh", BPB): paper(0.7478, "Table 4"), ("2stage_zh", BPB): paper(0.7032, "Table 4"),
-               ("space_code", BPB): paper(0.3163, "Table 4"), ("2stage_code", BPB): paper(0.3161, "Table 4"),
-               ("space_zh", CHUNK): paper(3.38, "Table 4"), ("2stage_zh", CHUNK): paper(5.81, "Table 4"),
-               ("space_code", CHUNK): paper(7.97, "Table 4"), ("2stage_code", CHUNK): paper(7.23, "Table 4")},
+    # Of the texts that there are: one of your own has no number of the paper beside it.
+    published={(row, column): number for (row, column), number in PAPER.items() if row.split("_", 1)[1] in TEXTS},
     source="arXiv 2507.07955v2, Table 4, XL scale",
     claims={
         "learned chunks beat spaces where there are none (Chinese)": lambda t: t["2stage_zh", BPB] < t["space_zh", BPB],
         "learned chunks beat spaces in code": lambda t: t["2stage_code", BPB] < t["space_code", BPB],
-        "learned chunks beat a Transformer on bytes in both": lambda t: all(
+        "learned chunks beat a Transformer on bytes in all": lambda t: all(
             t[f"2stage_{text}", BPB] < t[f"isotropic_{text}", BPB] for text in TEXTS),
     })
 

@@ -9,7 +9,7 @@ The isotropic rows are enlarged to the FLOPs of the H-Net at 3 bases a chunk, wi
 the compression that was measured.
 """
 
-from jaxlm.experiments import Column, Figure, Row, Scale, Table, paper
+from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step, paper
 from jaxlm.experiments.chunks import bits_and_chunks
 from jaxlm.experiments.measures import all_of, perplexity_at
 
@@ -53,7 +53,7 @@ TABLE = Table(
             t["isotropic", "perplexity"], t["mamba", "perplexity"]),
         "Mamba-2 beats the Transformer": lambda t: t["mamba", "perplexity"] < t["isotropic", "perplexity"],
     },
-    figure=Figure("bits_per_byte", "Training loss", "logged step", "bits per base", smooth=3))
+    figure=Figure("bits_per_byte", "Training loss", "training step", "bits per base", smooth=3, spacing=by_step))
 
 if __name__ == "__main__":
   raise SystemExit(TABLE.main())

@@ -10,9 +10,10 @@ from jaxlm.experiments.table import (
   Scale,
   Table,
   Trained,
+  by_step,
   from_memory,
   paper,
 )
 
-__all__ = ["Column", "Figure", "Measured", "Missing", "Number", "Row", "Scale", "Table", "Trained", "from_memory",
-           "paper"]
+__all__ = ["Column", "Figure", "Measured", "Missing", "Number", "Row", "Scale", "Table", "Trained", "by_step",
+           "from_memory", "paper"]

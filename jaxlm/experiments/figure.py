@@ -33,9 +33,10 @@ def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, si
       lines.append((row, style, np.array([_running_mean(c, figure.smooth) for c in curves])))
   if not lines:
     return None
+  spacing = figure.spacing(first["config"])
   fig, axes = plt.subplots(figsize=(9, 5.2), dpi=110)
   for row, (colour, dash), curves in lines:
-    x = np.arange(curves.shape[1]) + 1
+    x = (np.arange(curves.shape[1]) + 1) * spacing
     axes.plot(x, curves.mean(0), color=colour, linestyle=dash, linewidth=1.6, label=row.label or row.name,
               marker="o" if figure.ticks else None, zorder=2 + DASHES.index(dash) / 10)      # broken lines above whole ones
     if len(curves) > 1:
@@ -43,7 +44,7 @@ def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, si
   black = [(label, dash, _running_mean(first["curves"][key], figure.smooth)) for (key, label), dash in
            zip(figure.references.items(), itertools.cycle(DASHES[::-1])) if first["curves"].get(key)]
   for label, dash, curve in black:
-    axes.plot(np.arange(len(curve)) + 1, curve, color="black", linestyle=dash, linewidth=1.2, label=label)
+    axes.plot((np.arange(len(curve)) + 1) * spacing, curve, color="black", linestyle=dash, linewidth=1.2, label=label)
   lines += [(None, None, curve[None]) for *_, curve in black]
   low = min(c.mean(0)[len(c[0]) // 8:].min() for *_, c in lines)
   high = max(np.quantile(c.mean(0)[len(c[0]) // 8:], 0.995) for *_, c in lines)
@@ -52,7 +53,7 @@ def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, si
     axes.axvline(mark, color="0.5", linewidth=1, linestyle=(0, (2, 2)))
     axes.annotate(label, (mark, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points",
                   fontsize=8, color="0.3")
-  axes.set(title=figure.title + (f" (scale {' '.join(filter(None, (scale, size)))})" if scale else ""), xlabel=figure.x_label, ylabel=figure.y_label, xlim=(1, None))
+  axes.set(title=figure.title + (f" (scale {' '.join(filter(None, (scale, size)))})" if scale else ""), xlabel=figure.x_label, ylabel=figure.y_label, xlim=(spacing, None))
   if figure.ticks:
     axes.set_xlim(0.9, len(figure.ticks) + 0.1)
     axes.set_xticks(range(1, len(figure.ticks) + 1), figure.ticks)

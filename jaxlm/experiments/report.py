@@ -19,7 +19,7 @@ def summarise(table: Table, scale_name: str, results: Mapping[tuple[str, str, in
       seeds = {seed: r for (s, name, seed), r in results.items() if (s, name) == (size, row.name)}
       cells = {}
       for column in table.columns:
-        values = [r["numbers"][column.key] for r in seeds.values() if column.key in r["numbers"]]
+        values = {seed: r["numbers"][column.key] for seed, r in sorted(seeds.items()) if column.key in r["numbers"]}
         notes = sorted({r["notes"][column.key] for r in seeds.values() if column.key in r["notes"]})
         if values:
           cells[column.title] = _spread(values)
@@ -63,7 +63,8 @@ def markdown(table: Table, summary: Mapping, figure: str = "") -> str:
   counts = sorted({len(row["seeds"]) for row in summary["rows"] if row["seeds"]})
   if counts:
     lines += [f"Seeds per row: {' or '.join(map(str, counts))}. "
-              + ("Mean ± sample standard deviation over seeds." if counts[-1] > 1 else "One seed says nothing about spread.")]
+              + ("Mean ± sample standard deviation over seeds; every seed's value is in the JSON file." if counts[-1] > 1
+                 else "One seed says nothing about spread.")]
   if published and summary["scale"] != "paper":
     lines += ["The paper's numbers are from its own scale and data; only the claims below are compared at this one."]
   lines += [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
@@ -146,9 +147,12 @@ def _theirs(number: Mapping, column: Column) -> str:
   return f"{number['value']:.{column.digits}f}{mark}" + (f" ({number['size']})" if number["size"] else "")
 
 
-def _spread(values: Sequence[float]) -> dict:
+def _spread(of_seed: Mapping[int, float]) -> dict:
+  """mean, num_seeds, values: {seed: value}, and from two seeds on spread, the sample standard deviation."""
+  values = list(of_seed.values())
   finite = [v for v in values if math.isfinite(v)]
-  out = {"mean": statistics.fmean(values) if len(finite) == len(values) else math.inf, "num_seeds": len(values)}
+  out = {"mean": statistics.fmean(values) if len(finite) == len(values) else math.inf, "num_seeds": len(values),
+         "values": {str(seed): value for seed, value in of_seed.items()}}
   return out | ({"spread": statistics.stdev(values)} if len(values) > 1 and len(finite) == len(values) else {})
 
 

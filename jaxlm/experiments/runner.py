@@ -150,7 +150,14 @@ def _relative(path: str) -> str:
 
 
 def _digest(row: Row, config: dict) -> str:
+  """A row's identity: its configuration, its evaluation's, and the bytes of plain files that it reads (`text:`,
+  `bytes:`), which their owner may edit; other sources are made once."""
+  from jaxlm.data.sources import open_corpus
+
   extra = [override(config, row.overrides_at(m)) for m in PROBED_MULTIPLES] if row.overrides_at else []
+  source = str(config.get("data", {}).get("source", ""))
+  if source.startswith(("text:", "bytes:")):
+    extra.append(open_corpus(source).fingerprint)
   return hashlib.sha256(json.dumps([config, extra], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -159,7 +166,7 @@ def _finished(path: pathlib.Path, identity: str | None) -> dict | None:
     return None
   result = json.loads(path.read_text())
   if identity is not None and result["identity"] != identity:
-    raise ConfigError(f"{path.parent} holds this row's result under another configuration; remove that folder to run it "
+    raise ConfigError(f"{path.parent} holds this row's result under another configuration, or of another text; remove that folder to run it "
                       f"again, or give another --workdir")
   return result
 

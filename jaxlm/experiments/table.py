@@ -91,9 +91,15 @@ class Trained(NamedTuple):
   workdir: str
 
 
+def by_step(config: Mapping) -> int:
+  """Training steps between two entries of a curve of logged metrics."""
+  return config["train"]["log_every"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """Lines of one measured curve, one per row, `x` = index of the entry. marks: curve index -> label, vertical lines.
+  """Lines of one measured curve, one per row, x = index of the entry, from 1, times `spacing` (of the resolved
+  configuration; `by_step` for what is logged in training). marks: x -> label, vertical lines.
 
   references: other measured curves, key -> label, drawn once in black: what the first drawn row measured of them.
   ticks: labels of the entries where they are few and not 1, 2, …
@@ -108,6 +114,7 @@ class Figure:
   rows: Sequence[str] = ()   # () draws all
   references: Mapping[str, str] = dataclasses.field(default_factory=dict)
   ticks: Sequence[str] = ()
+  spacing: Callable[[dict], float] = lambda config: 1
 
 
 class Missing(KeyError):

@@ -15,6 +15,7 @@ from jaxlm.experiments import (
   Scale,
   Table,
   Trained,
+  by_step,
   command,
   figure,
   from_memory,
@@ -123,6 +124,18 @@ def test_a_finished_row_of_another_configuration_is_neither_reused_nor_overwritt
   assert "another configuration" in failed["", "big", 0] and not trainer.calls
 
 
+def test_a_finished_row_is_not_reused_when_its_text_was_edited(table, tmp_path):
+  text = tmp_path / "mine.txt"
+  text.write_text("One day. ")
+  mine = dataclasses.replace(table, scales={"smoke": Scale("mine", overrides={"data.source": f"text:{text}"})})
+  Trainer().run(mine, tmp_path / "w", rows=["rope"])
+  again = Trainer()
+  assert again.run(mine, tmp_path / "w", rows=["rope"]) == {} and not again.calls
+  text.write_text("Two days.")
+  [message] = again.run(mine, tmp_path / "w", rows=["rope"]).values()
+  assert "or of another text; remove that folder" in message and not again.calls
+
+
 def test_a_failing_row_is_reported_and_the_others_go_on(table, tmp_path):
   failed = Trainer(fail=["rope"]).run(table, tmp_path / "w")
   assert set(failed) == {("", "rope", 0), ("", "pi", 0)}     # pi has no checkpoint to evaluate
@@ -141,6 +154,7 @@ def test_the_page_shows_ours_beside_theirs_with_scale_spread_and_reasons(table, 
   assert "PI undoes the length: **holds**" in page
   assert "learned extrapolates: **not measured**" in page
   assert summary["revision"] in page and summary["versions"]["jax"] in page and "tiny, really" in page
+  assert summary["rows"][0]["cells"]["1x"]["values"] == {"0": 1.0, "1": 2.0, "2": 3.0}
   json.dumps(summary, allow_nan=False)
 
 
@@ -163,6 +177,18 @@ def test_the_figure_is_drawn_from_what_is_finished(table, tmp_path):
   Trainer().run(table, tmp_path / "w", rows=["rope", "big"], seeds=[0, 1])
   path = figure.draw(table, runner.results(table, "smoke", tmp_path / "w"), tmp_path / "f.png")
   assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_curve_of_logged_metrics_is_drawn_over_training_steps(table, tmp_path, monkeypatch):
+  from matplotlib.axes import Axes
+
+  drawn, plot = [], Axes.plot
+  monkeypatch.setattr(Axes, "plot", lambda self, x, *args, **options: drawn.append(list(x)) or plot(self, x, *args, **options))
+  steps = dataclasses.replace(table, figure=dataclasses.replace(table.figure, spacing=by_step),
+                              scales={"smoke": Scale("tiny", overrides={"train.log_every": 50})})
+  Trainer().run(steps, tmp_path / "w", rows=["rope", "big"])
+  figure.draw(steps, runner.results(steps, "smoke", tmp_path / "w"), tmp_path / "f.png")
+  assert drawn == [[50 * i for i in range(1, 9)]] * 2
 
 
 def test_overrides_replace_subtrees_see_the_configuration_and_refuse_unknown_keys(table):
