@@ -32,7 +32,7 @@ PAPER = {("space_zh", BPB): paper(0.7478, "Table 4"), ("2stage_zh", BPB): paper(
 
 
 def overrides(name: str, text: str) -> dict:
-  main = {"model.layout": lambda config: MAIN[text][config["data"]["seq_len"]]} if name == "space" else {}
+  main = {"model.layout": lambda config: MAIN[text][config["data"]["seq_len"]]} if name == "space" and text in MAIN else {}
   return {"data.source": TEXTS[text]} | main
 
 
