@@ -3,7 +3,7 @@
 Axes: as in api.py, with G heads of one group of K, and F their channels (G, H) side by side: products with the state
 are then plain ones of (Q, E) and (E, F). Q and R are two positions of one chunk (query and source).
 
-Within a chunk, with s = cumsum(log a) and no reset between R and Q:
+Within a chunk, with s = cumsum(log a) of a document and no reset between R and Q:
 
   y_Q = sum_{R <= Q} exp(s_Q - s_R) (C_Q . B_R) u_R + exp(s_Q) C_Q S_in,       u = dt x
   S_out = exp(s_last) S_in + sum_R exp(s_last - s_R) u_R (x) B_R
@@ -115,7 +115,7 @@ def _chunk_backward(carry, inputs):
   x_BQKF, dt_BQKG, log_a_BQKG, b_BQKE, c_BQKE, reset_BQ, s_BKEF, y_BQKF, dy_BQKF = inputs
   dtype, G = x_BQKF.dtype, log_a_BQKG.shape[-1]
   u_BQKF = _scale(x_BQKF, dt_BQKG).astype(dtype)
-  runs = _runs(log_a_BQKG, reset_BQ)
+  runs = same_BQR, _, last_BQ = _runs(log_a_BQKG, reset_BQ)
   # Pairs are (R, Q) here: then the heads' products with them are plain ones, and only one of a whole group is not.
   pair_BKGRQ, start_BQKG, end_BQKG = _decays(log_a_BQKG, reset_BQ, runs, transposed=True)
   u_BKGRH, dy_BKGQH = _apart(u_BQKF, G), _apart(dy_BQKF.astype(dtype), G)
@@ -133,8 +133,8 @@ def _chunk_backward(carry, inputs):
   ddt_BQKG = per_head(du_BQKF, x_BQKF)
   # Not dt * ddt, which is the same only before u is rounded: terms that must cancel would leave their rounding.
   each_BQKG = per_head(dy_BQKF, y_BQKF) - per_head(du_BQKF, u_BQKF)
-  beyond_BQKG = _where(runs[2], jnp.broadcast_to(inner_BKG[:, None], each_BQKG.shape))
-  dlog_a_BQKG = _sums(runs[0], each_BQKG, reverse=True) + beyond_BQKG
+  beyond_BQKG = _where(last_BQ, jnp.broadcast_to(inner_BKG[:, None], each_BQKG.shape))
+  dlog_a_BQKG = _sums(same_BQR, each_BQKG, reverse=True) + beyond_BQKG
   if reset_BQ is not None:
     dlog_a_BQKG = _where(~reset_BQ, dlog_a_BQKG)
   ds_in_BKEF = (_scale(ds_BKEF, start_BQKG[:, -1, :, None])
