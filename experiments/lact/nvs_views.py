@@ -29,7 +29,7 @@ def measure(trained, overrides_at) -> Measured:
   run = jax.jit(functools.partial(cfg.model.build().apply, {"params": trained.params}))
   values, shown = {views: [] for views in VIEWS}, {}
   for batch in cfg.data.build("validation", seed=cfg.seed, repeat=False):
-    given, wanted = cfg.model.init_arguments(batch)
+    given, wanted = cfg.model.inputs(batch)
     shown.setdefault("scene", batch["target_images"][:3])
     for views in VIEWS:
       image = np.asarray(run(jax.tree.map(lambda x, n=views: x[:, :n], given), wanted))

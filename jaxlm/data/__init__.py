@@ -1,6 +1,6 @@
 """Sources, tokenizers, packing: every pipeline is a Grain dataset, seeded, checkpointable, shardable by host.
 
-A data config is a frozen dataclass with `seq_len`, `batch_size` (global, in sequences), `vocab_size` and
+A data config is a frozen dataclass of base `jaxlm.data.base.DataConfig` with `seq_len`, `batch_size` (global, in sequences), `vocab_size` and
 
   build(split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset
 

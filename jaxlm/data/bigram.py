@@ -9,6 +9,7 @@ import grain
 import numpy as np
 
 from jaxlm.config import ConfigError
+from jaxlm.data.base import DataConfig
 from jaxlm.data.ciphers import full_cipher
 from jaxlm.data.pipeline import batches
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
@@ -50,7 +51,7 @@ class Bigram:
 
 
 @dataclasses.dataclass(frozen=True)
-class BigramData:
+class BigramData(DataConfig):
   """source_seed draws the source, once and for all; every row is a new text under a new cipher.
 
   concentration: of the Dirichlet that the transitions come from; small ones make sharp sources. rows: of one pass.

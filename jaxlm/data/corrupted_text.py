@@ -5,12 +5,14 @@ Axes: N tokens of a chunk, L encoder, T decoder.
 
 import dataclasses
 import hashlib
+from typing import ClassVar
 
 import grain
 import numpy as np
 
 from jaxlm.config import ConfigError
 from jaxlm.data import byte_t5
+from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 from jaxlm.data.pipeline import batches
@@ -35,13 +37,15 @@ class ByT5Tokenizer(ByteTokenizer):
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruptionData:
+class SpanCorruptionData(DataConfig):
   """sources: as in `jaxlm.data.sources`, one per language, say. seq_len: of the encoder's input; the target's follows.
 
   Languages are drawn with probability proportional to size^exponent: 0 uniform (the paper), 1 as they are, 0.3 usual
   where sizes span orders of magnitude. A training row is a function of (seed, index): its language, its chunk, its
   noise. rows: of one pass, the languages in turn.
   """
+
+  batch_form: ClassVar[str] = "encoder_decoder"
 
   sources: tuple[str, ...]
   seq_len: int

@@ -2,13 +2,14 @@
 
 import dataclasses
 import string
-from typing import Literal
+from typing import ClassVar, Literal
 
 import grain
 import numpy as np
 
 from jaxlm.config import ConfigError
 from jaxlm.data import byte_t5
+from jaxlm.data.base import DataConfig
 from jaxlm.data.pipeline import batches
 from jaxlm.data.span_corruption import shift_right
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
@@ -70,8 +71,10 @@ def row(task: str, rng: np.random.Generator, length: int = 64) -> tuple[np.ndarr
 
 
 @dataclasses.dataclass(frozen=True)
-class DiagnosticData:
+class DiagnosticData(DataConfig):
   """Rows of one task, each a function of (seed, split, index). seq_len: of inputs and labels. rows: of one pass."""
+
+  batch_form: ClassVar[str] = "encoder_decoder"
 
   task: Literal["copy", "vowel_removal", "contextual_vowel_removal", "merge_ABC"]
   batch_size: int

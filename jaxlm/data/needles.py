@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from jaxlm.config import ConfigError
+from jaxlm.data.base import DataConfig
 from jaxlm.data.mini import mini
 from jaxlm.data.pipeline import batches
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
@@ -30,7 +31,7 @@ RULER = {
 
 
 @dataclasses.dataclass(frozen=True)
-class NeedleData:
+class NeedleData(DataConfig):
   """Rows '... <key> is <value>. ... Now, <key> is <value>.' of exactly seq_len bytes; the last values are asked for.
 
   num_keys: different keys hidden. values_per_key: statements of each. num_queries: keys asked for at the end, each
@@ -86,7 +87,7 @@ class NeedleData:
 
 
 @dataclasses.dataclass(frozen=True)
-class RepeatedWordsData:
+class RepeatedWordsData(DataConfig):
   """Rows of random words, `num_words` different ones of `word_chars` letters in each row: what was said once is the only
   help with saying it again, so the loss at a position tells how far a model remembers.
 
@@ -119,7 +120,7 @@ class RepeatedWordsData:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairsData:
+class PairsData(DataConfig):
   """Rows of questions and answers about a table of the row's own: byte 240 + k asks for key k, the byte after it,
   16 k + value, answers. Keys come in random order, again and again; the loss is on the answers.
 

@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from jaxlm.config import ConfigError
+from jaxlm.data.base import FramedDataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 from jaxlm.data.forms import Form, check_constraint, corrupted, framed, framed_length, row
@@ -47,7 +48,7 @@ class Ids(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class PassageData:
+class PassageData(FramedDataConfig):
   """source, tokenizer: as of "text". unit: what a row is. form: what the model's objective reads.
 
   seq_len: places of a row, special tokens included; longer passages are left out (`PassageData.left_out` counts them),

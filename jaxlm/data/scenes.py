@@ -6,11 +6,13 @@ Axes: B batch, S views, Y rows, X columns.
 import dataclasses
 import json
 import pathlib
+from typing import ClassVar
 
 import grain
 import numpy as np
 
 from jaxlm.config import ConfigError
+from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.pipeline import batches
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
@@ -20,7 +22,7 @@ LIGHT = np.array([0.4, 0.3, 0.87])
 
 
 @dataclasses.dataclass(frozen=True)
-class SceneData:
+class SceneData(DataConfig):
   """num_inputs views teach, num_targets views are asked for; images are size x size (or height x width) pixels.
 
   source: 'toy' casts rays at coloured spheres and boxes; otherwise a folder, or a .txt or .json list of folders, each
@@ -30,6 +32,8 @@ class SceneData:
   rows: of one pass over toy scenes. Inputs and targets of a folder are drawn without replacement: anew in every epoch of
     training, from (seed, index) in a single pass, so that validations are comparable.
   """
+
+  batch_form: ClassVar[str] = "views"
 
   batch_size: int
   num_inputs: int = 4

@@ -14,6 +14,7 @@ import grain
 import numpy as np
 
 from jaxlm.config import ConfigError
+from jaxlm.data.base import FramedDataConfig
 from jaxlm.data.forms import Form, check_constraint, corrupted, framed, row
 from jaxlm.data.insertion import TARGET
 from jaxlm.data.pipeline import batches, seeded
@@ -140,7 +141,7 @@ def encode(graph: Graph, ids: Ids, form: Form) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class StarGraphData:
+class StarGraphData(FramedDataConfig):
   """family: easy, medium or hard, or tiny, which is ours. form: what the model's objective reads. rows: graphs of the
   training split; 100 and 5,000 of validation and test, as the paper's, unless eval_rows is set. sequence_seeds: as in
   `data.text`. constraint: as in `forms.corrupted`.

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 
 from jaxlm.config import ConfigError
+from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 from jaxlm.data.pipeline import batches, seeded
@@ -21,7 +22,7 @@ from jaxlm.data.tokenizers.bytes import ByteTokenizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class TextData:
+class TextData(DataConfig):
   """source: see `jaxlm.data.sources`. batch_size: global, in sequences of seq_len tokens.
 
   packing: 'windows' joins documents, a separator before each, and cuts them contiguously without a mask (the papers'

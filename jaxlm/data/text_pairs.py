@@ -13,13 +13,14 @@ import hashlib
 import json
 import pathlib
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 import grain
 import numpy as np
 
 from jaxlm.config import ConfigError
 from jaxlm.data import byte_t5
+from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.pipeline import batches
 from jaxlm.data.sources import open_corpus
@@ -33,11 +34,13 @@ XNLI_LABELS = {"entailment": 0, "neutral": 1, "contradiction": 2, "contradictory
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
+class Pairs(DataConfig):
   """Base. seq_len, target_len: longest input and answer, the end included; longer ones are cut. A subclass gives `pairs`.
 
   count_padding: the padding of answers counts in the loss, as in the release's question answering; for replay only.
   """
+
+  batch_form: ClassVar[str] = "encoder_decoder"
 
   batch_size: int
   seq_len: int

@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from jaxlm.config import ConfigError
+from jaxlm.data.base import FramedDataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.forms import Form, check_constraint, corrupted, framed, framed_length, prompt, row
 from jaxlm.data.pipeline import batches
@@ -70,7 +71,7 @@ def encode(puzzle: Puzzle, order: str = "sorted") -> tuple[list[int], list[int]]
 
 
 @dataclasses.dataclass(frozen=True)
-class ZebraData:
+class ZebraData(FramedDataConfig):
   """houses, attributes: of generated puzzles, at most 6. rows, eval_rows: puzzles of the training and of each other split.
   order: of the answer's triples; "solver" is the first of the two original data sets, "sorted" the second.
 

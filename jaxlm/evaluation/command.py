@@ -73,20 +73,19 @@ def evaluate_run(cfg, folder: str, lengths: Sequence[int], *, split="validation"
   """([Evaluation], step) of a run folder's checkpoint under the configuration `cfg`, on all devices."""
   import flax.linen as nn
   import jax
-  import jax.numpy as jnp
 
   from jaxlm.evaluation.perplexity import evaluate_lengths
+  from jaxlm.models.base import abstract_params
   from jaxlm.parallel.mesh import make_mesh
   from jaxlm.parallel.place import host_rows, placer
   from jaxlm.parallel.rules import param_shardings, sharding_context
   from jaxlm.training.checkpoints import restore_params
 
-  if hasattr(cfg.model, "num_decoder_layers"):
-    raise ConfigError(f"`jaxlm eval` measures decoders by position; {type(cfg.model).__name__} is evaluated by its objective: "
+  if cfg.model.scores != "next_token":
+    raise ConfigError(f"`jaxlm eval` measures models of the next token by position; {type(cfg.model).__name__} is evaluated by its objective: "
                       f"`jaxlm train` with the same folder writes eval/loss and eval/accuracy at its end")
   mesh = make_mesh(cfg.mesh)
-  tokens = jnp.zeros((1, min(min(lengths), cfg.data.seq_len)), jnp.int32)
-  boxed = jax.eval_shape(lambda: cfg.model.build().init(jax.random.key(0), tokens)["params"])
+  boxed = abstract_params(cfg.model)
   abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed),
                           param_shardings(boxed, mesh))
   params, _, step = restore_params(folder, step=step, params=abstract, ema=ema)

@@ -10,8 +10,9 @@ a multiply and an add count as two; backward is twice forward. `keys` is T, or t
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from jaxlm.models.base import abstract_params
 
 #: Tables that are looked up and never multiplied. A tied embedding is multiplied once, as the head.
 LOOKUPS = ("embedding", "relative_bias")
@@ -24,7 +25,7 @@ def parts_per_token(config, seq_len: int) -> dict[str, float]:
   """
   parts: dict[str, float] = {}
   tied = getattr(config, "tie_embeddings", False)
-  for path, leaf in jax.tree.leaves_with_path(_boxed(config, seq_len), is_leaf=_is_box):
+  for path, leaf in jax.tree.leaves_with_path(abstract_params(config), is_leaf=_is_box):
     names = [str(getattr(key, "key", key)) for key in path]
     axes = leaf.names if _is_box(leaf) else (None,) * leaf.ndim
     shape = (leaf.unbox() if _is_box(leaf) else leaf).shape
@@ -33,7 +34,7 @@ def parts_per_token(config, seq_len: int) -> dict[str, float]:
     if matrix and (is_head or names[-1] not in LOOKUPS):
       part = "head" if is_head else names[0]
       parts[part] = parts.get(part, 0.0) + 2.0 * float(np.prod(shape))
-  for mixer in getattr(config, "mixers", ()):
+  for mixer in config.mixers:
     if hasattr(mixer, "heads"):
       heads = mixer.heads(config.d_model)
       keys = min(seq_len, getattr(mixer, "window", None) or seq_len)
@@ -46,9 +47,16 @@ def train_flops_per_token(config, seq_len: int) -> float:
   return 3.0 * sum(parts_per_token(config, seq_len).values())
 
 
-def num_params(config, seq_len: int = 8) -> int:
+def traced_flops(config, batch) -> float:
+  """Forward and backward FLOPs of one global batch, given by shapes: the products of the traced forward pass, three times."""
+  params = nn.unbox(abstract_params(config))
+  run = lambda params, batch: config.build().apply({"params": params}, *config.inputs(batch))
+  return 3.0 * dot_flops(run, params, batch)
+
+
+def num_params(config) -> int:
   """Number of parameters."""
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nn.unbox(_boxed(config, seq_len))))
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nn.unbox(abstract_params(config))))
 
 
 def dot_flops(fn, *args):
@@ -75,8 +83,3 @@ def dot_flops(fn, *args):
 def _is_box(leaf) -> bool:
   return isinstance(leaf, nn.meta.AxisMetadata)
 
-
-def _boxed(config, seq_len: int):
-  tokens = jax.ShapeDtypeStruct((1, min(seq_len, 8)), jnp.int32)
-  init = lambda tokens: config.build().init(jax.random.key(0), tokens)["params"]
-  return jax.eval_shape(init, tokens)

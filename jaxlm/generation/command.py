@@ -81,16 +81,13 @@ def load(cfg, folder: str, *, step: int | None = None, ema: bool = False):
   """(params, step) of a run's checkpoint, whole on the first device."""
   import flax.linen as nn
   import jax
-  import jax.numpy as jnp
 
+  from jaxlm.models.base import abstract_params
   from jaxlm.training.checkpoints import restore_params
 
-  row = {"tokens": jax.ShapeDtypeStruct((1, 8), jnp.int32)}
-  arguments = cfg.model.init_arguments(row) if hasattr(cfg.model, "init_arguments") else (row["tokens"],)
-  init = lambda: cfg.model.build().init(jax.random.key(0), *jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), arguments))["params"]
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-                          nn.unbox(jax.eval_shape(init)))
+                          nn.unbox(abstract_params(cfg.model)))
   params, _, step = restore_params(folder, step=step, params=abstract, ema=ema)
   return params, step
 
@@ -103,7 +100,7 @@ def _continue(cfg, args, sampling) -> int:
     return generate(cfg, load(cfg, args.run, step=args.step, ema=args.ema)[0], args, sampling)
   if hasattr(cfg.model, "num_decoder_layers"):
     return _answer(cfg, args)
-  if not hasattr(cfg.model, "init_state"):
+  if not cfg.model.decodes:
     raise ConfigError(f"model {type(cfg.model).__name__} does not decode token by token")
   params, _ = load(cfg, args.run, step=args.step, ema=args.ema)
   tokenizer = cfg.data.load_tokenizer()

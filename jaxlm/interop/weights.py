@@ -55,12 +55,9 @@ def read_model(mapping, where: str):
 def expected_shapes(model) -> dict[str, tuple[int, ...]]:
   """{path: shape} of the parameters that the model declares; nothing is allocated."""
   import flax.linen as nn
-  import jax
-  import jax.numpy as jnp
-  tokens = jnp.zeros((1, 8), jnp.int32)
-  arguments = model.init_arguments({"tokens": tokens}) if hasattr(model, "init_arguments") else (tokens,)
-  abstract = jax.eval_shape(model.build().init, jax.random.key(0), *arguments)
-  return {path: leaf.shape for path, leaf in flatten(nn.unbox(abstract)["params"]).items()}
+
+  from jaxlm.models.base import abstract_params
+  return {path: leaf.shape for path, leaf in flatten(nn.unbox(abstract_params(model))).items()}
 
 
 def check_params(model, params, where: str) -> None:

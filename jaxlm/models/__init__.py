@@ -1,6 +1,7 @@
 """Whole networks, chosen by `model.kind`.
 
-A model config is a frozen dataclass with `build() -> nn.Module`. Language models answer, besides `__call__`:
+A model config is a frozen dataclass of base `jaxlm.models.base.ModelConfig`, which declares what the network scores and
+reads. Language models answer, besides `__call__`:
 
   module.apply(variables, tokens_BT, segment_ids_BT=None, positions_BT=None) -> logits_BTV (float32)
   module.apply(variables, tokens_BT, targets_BT, segment_ids_BT, positions_BT, method="score")

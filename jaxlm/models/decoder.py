@@ -18,11 +18,12 @@ from jaxlm.layers.mixer import MIXERS, Context, PatternConfig, layers_of, with_p
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import NORMS, RMSNormConfig
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
+from jaxlm.models.base import ModelConfig
 from jaxlm.models.score import Score
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(ModelConfig):
   """A stack of mixers and MLPs between an embedding and a softmax.
 
   mixer: attention by default in every layer; `pattern` mixes kinds. mlp: None for mixers that stand alone.
@@ -94,6 +95,10 @@ class DecoderConfig:
     """Names of parameters that weight decay must leave alone, whatever their shape."""
     positions = [self.position, *(getattr(m, "position", None) or self.position for m in self.mixers)]
     return frozenset(name for position in positions for name in position.undecayed)
+
+  @property
+  def decodes(self) -> bool:
+    return True
 
   def build(self) -> nn.Module:
     return Decoder(self)

@@ -4,7 +4,7 @@ Axes: B batch, L encoder length, C slots after the reduction, T decoder length, 
 """
 
 import dataclasses
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from jaxlm.layers.embedding import logits as head_logits
 from jaxlm.layers.embedding import score as head_score
 from jaxlm.layers.t5 import KV, DecoderBlock, DecoderCache, EncoderBlock, Keys, Measure, Norm, T5LayerConfig
 from jaxlm.layers.weights import normal, weights
+from jaxlm.models.base import ModelConfig
 from jaxlm.models.score import Score
 
 REDUCTIONS = Kinds("reduction", {
@@ -28,7 +29,7 @@ REDUCTIONS = Kinds("reduction", {
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderDecoderConfig:
+class EncoderDecoderConfig(ModelConfig):
   """ByT5-small by default. d_kv: width of a head, independent of d_model.
 
   reduction: what shortens the encoder's sequence, at the start of its block `reduction.layer`; None = T5.
@@ -36,6 +37,8 @@ class EncoderDecoderConfig:
   scratch: initial weights shrink with the depth of their stack, norms included; False: factor 1.
   dropout acts on embeddings, residual branches and the hidden layer of the MLP; not on attention probabilities.
   """
+
+  scores: ClassVar[str] = "target_sequence"
 
   vocab_size: int = 384
   d_model: int = 1472
@@ -77,7 +80,7 @@ class EncoderDecoderConfig:
   def stack_init(self, num_layers: int) -> float:
     return num_layers**-0.5 if self.scratch else 1.0
 
-  def init_arguments(self, batch) -> tuple:
+  def inputs(self, batch) -> tuple:
     return batch["tokens"], batch.get("decoder_tokens", batch["tokens"])
 
   def train_flops_per_token(self, seq_len: int) -> float:

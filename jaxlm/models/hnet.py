@@ -26,6 +26,7 @@ from jaxlm.layers.mamba2 import Mamba2Config, starts
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.routers import ROUTERS, Given, Learned, View
 from jaxlm.layers.weights import weights, zeros
+from jaxlm.models.base import ModelConfig
 from jaxlm.models.score import Score
 
 #: From so many positions at once a stage that goes on runs its inner network on fewer slots where the chunks fit them.
@@ -68,7 +69,7 @@ class JoinConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class HNetConfig:
+class HNetConfig(ModelConfig):
   """layout: 'm4 [T1m4 [T26] m4T1] m4', or the nested lists of an official config; one stage per level, outside in.
 
   network_norm: every stack ends with its own norm; otherwise only the outermost decoder. loss_chunk, remat, unroll,
@@ -146,6 +147,10 @@ class HNetConfig:
     stage = self.stages[s]
     return IsotropicConfig(runs, stage.d_model, stage.d_ff, stage.attention, stage.mamba, self.network_norm or last,
                            self.norm_eps, self.remat, self.unroll, self.dtype)
+
+  @property
+  def decodes(self) -> bool:
+    return True
 
   def build(self) -> nn.Module:
     return HNet(self)

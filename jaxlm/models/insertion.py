@@ -10,7 +10,7 @@ so that the network is a decoder whose attention sees both sides, and the distri
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,6 +33,8 @@ class InsertionConfig(DecoderConfig):
   (blocked or open) is added to the token's vector.
   """
 
+  scores: ClassVar[str] = "inserted_tokens"
+
   tie_embeddings: bool = False
   final_norm: bool = False
   stop_head: bool = True
@@ -46,6 +48,10 @@ class InsertionConfig(DecoderConfig):
     if self.softcap is not None:
       raise ConfigError(f"softcap = {self.softcap}: the joint distribution has none; leave it out")
     check_embedding(self.embedding, self.tie_embeddings, tables="sequence")
+
+  @property
+  def decodes(self) -> bool:
+    return False      # every insertion changes all states
 
   def build(self) -> nn.Module:
     return InsertionNetwork(self)

@@ -6,7 +6,7 @@ N attention heads, H their width, M fast-weight heads, G their width, F inner wi
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,19 +20,23 @@ from jaxlm.layers.lact import unit
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import LayerNormConfig, rms_norm
 from jaxlm.layers.weights import normal, ones, weights, zeros
+from jaxlm.models.base import ModelConfig
 
 QK_EPS = 1.1920929e-07      # float32's machine epsilon, the default of the official norm
 PLUCKER = 9                 # channels of a ray: origin, direction, origin x direction
 
 
 @dataclasses.dataclass(frozen=True)
-class NVSConfig:
+class NVSConfig(ModelConfig):
   """patch: pixels of a token's side. head_dim: of the attention within a view. fast_head_dim: default d_model.
 
   expansion: inner width of the fast weights over their head width. mlp_expansion: of the MLP.
   muon_steps: of Newton-Schulz; 0 still divides by the Frobenius norm. base_rate: inner learning rate at the start.
   memory: how views are joined: 'fast_weights', or the control 'attention' (every token sees all input tokens).
   """
+
+  scores: ClassVar[str] = "views"
+  flops_from_trace: ClassVar[bool] = True      # most products are with fast weights, which are no parameters
 
   d_model: int = 768
   num_layers: int = 24
@@ -82,9 +86,15 @@ class NVSConfig:
   def build(self) -> nn.Module:
     return NVS(self)
 
-  def init_arguments(self, batch):
-    """What the model is initialised with, from a batch of `data.scenes`."""
+  def inputs(self, batch) -> tuple:
+    """The input views and the poses of the target views, from a batch of `data.scenes`."""
     return views_of(batch, "input"), views_of(batch, "target")._replace(images_BSCYX=None)
+
+  def example(self, length: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+    """One input and one target view of one patch."""
+    shape = lambda *dims: jax.ShapeDtypeStruct((1, 1, *dims), jnp.float32)
+    view = {"images": shape(3, self.patch, self.patch), "intrinsics": shape(4), "poses": shape(4, 4)}
+    return {f"{role}_{name}": x for role in ("input", "target") for name, x in view.items()}
 
 
 class Views(NamedTuple):

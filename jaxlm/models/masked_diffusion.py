@@ -7,7 +7,7 @@ Axes: B batch, T position, D d_model, C conditioning width, V vocab. Spec ilm, s
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -23,14 +23,17 @@ from jaxlm.layers.norms import LayerNormConfig
 from jaxlm.layers.positions import POSITIONS
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.layers.weights import weights, zeros
+from jaxlm.models.base import ModelConfig
 
 SINUSOIDS = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedDiffusionConfig:
+class MaskedDiffusionConfig(ModelConfig):
   """residual: "official" overwrites the residual stream with the modulated norm before attention, as the release does;
   "corrected" keeps it. d_cond: width of the conditioning. loss_chunk: as of the decoder."""
+
+  scores: ClassVar[str] = "masked_tokens"
 
   vocab_size: int
   d_model: int
@@ -56,6 +59,10 @@ class MaskedDiffusionConfig:
     return AttentionConfig(self.num_heads, position=self.position, causal=False)
 
   @property
+  def mixers(self) -> tuple:
+    return (self.mixer,) * self.num_layers
+
+  @property
   def norm(self) -> LayerNormConfig:
     return LayerNormConfig(use_bias=False)
 
@@ -67,7 +74,8 @@ class MaskedDiffusionConfig:
   def undecayed(self) -> frozenset[str]:
     return frozenset(self.position.undecayed)
 
-  def init_arguments(self, batch) -> tuple:
+  def inputs(self, batch) -> tuple:
+    """Tokens and one noise level per row."""
     return batch["tokens"], jax.ShapeDtypeStruct(batch["tokens"].shape[:1], jnp.float32)
 
   def build(self) -> nn.Module:

@@ -5,7 +5,7 @@ divided, so none of them can bias a mean. The minimised quantity is loss.sum / l
 global batch; with gradient accumulation the sums' gradients are added and divided by the total weight once.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,17 @@ class Pair(NamedTuple):
 
 
 class Objective:
-  """Base of objective configs (frozen dataclasses). Override `loss`; the rest has defaults."""
+  """Base of objective configs (frozen dataclasses). Override `loss`; the rest has defaults.
+
+  scores: what the model must score (`jaxlm.models.base.ModelConfig.scores`). batch_form: what the batches must be
+  (`jaxlm.data.base.BATCH_FORMS`). A configuration with another model or other data is refused before anything is built.
+  """
+
+  scores: ClassVar[str] = "next_token"
+  batch_form: ClassVar[str] = "causal"
+
+  def check(self, cfg) -> None:
+    """Raises ConfigError for what does not fit the other sections of `cfg` (a RunConfig)."""
 
   #: Static choices (array capacities), smallest first; () when shapes never depend on data. The step is
   #: compiled once per choice. If metrics["overflow"].sum > 0 the update is not applied on device and the

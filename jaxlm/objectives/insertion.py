@@ -4,6 +4,7 @@ Axes: B batch, T position, M missing tokens, V vocab. Spec ilm, section 2.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,9 @@ class Insertion(Objective):
   Batch: compacted `tokens`, `segment_ids`, `positions`; `slots`, `missing` int32 (B, M), of which the first
   `num_missing` (B, 1) count; `blocked` (B, T), not 0 where closed, if use_constraint (data.constraint emits it); `loss_weights` (B, 1), one per example.
   """
+
+  scores: ClassVar[str] = "inserted_tokens"
+  batch_form: ClassVar[str] = "insertion"
 
   stop_weight: float = 1.0
   stop_class_weight: float | None = None

@@ -4,9 +4,11 @@ Axes: B batch, T position, M targets. Spec ilm, section 6.3.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 
+from jaxlm.config import ConfigError
 from jaxlm.models.score import lexicon_of
 from jaxlm.objectives.base import Objective, Pair
 from jaxlm.objectives.insertion import open_slots
@@ -34,8 +36,19 @@ class InsertionTransformer(Objective):
   Batch: as objectives.insertion, with EOS among the `missing` of empty slots.
   """
 
+  scores: ClassVar[str] = "inserted_tokens"
+  batch_form: ClassVar[str] = "insertion_transformer"
+
   eos: int
   eos_weight: float = 1.0
+
+  def check(self, cfg):
+    try:
+      eos = cfg.data.ids.eos
+    except ConfigError:      # the tokenizer's file is not here; building the data says so
+      return
+    if self.eos != eos:
+      raise ConfigError(f"objective.eos = {self.eos}, but the end of these data is token {eos}; set objective.eos = {eos}")
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     n_B, w_B1 = batch["num_missing"][:, 0], batch["loss_weights"]

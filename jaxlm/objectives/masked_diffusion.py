@@ -7,7 +7,7 @@ Axes: B batch, T position. Spec ilm, section 6.2.
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +49,23 @@ class MaskedDiffusion(Objective):
   Batch: `tokens` (whole sequences), `segment_ids` (0: padding), `maskable` int32 (B, T), `loss_weights` (B, 1).
   """
 
+  scores: ClassVar[str] = "masked_tokens"
+  batch_form: ClassVar[str] = "masked_diffusion"
+
   mask: int
   variant: Literal["official", "corrected"] = "official"
 
   def __post_init__(self):
     if self.mask < 0:
       raise ConfigError(f"mask = {self.mask}: wanted a token id")
+
+  def check(self, cfg):
+    try:
+      mask = cfg.data.ids.mask
+    except ConfigError:      # the tokenizer's file is not here; building the data says so
+      return
+    if self.mask != mask:
+      raise ConfigError(f"objective.mask = {self.mask}, but the mask of these data is token {mask}; set objective.mask = {mask}")
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     tokens_BT, w_B = batch["tokens"], batch["loss_weights"][:, 0]

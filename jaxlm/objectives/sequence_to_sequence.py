@@ -5,7 +5,7 @@ Axes: B batch, L encoder length, T decoder length. Spec mrt5, sections 3 and 6.
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,9 @@ class SequenceToSequence(Objective):
     capacity given; 'drop': the tokens with the lowest gates are lost, and counted in dropped_rows and dropped_tokens.
   slack, memory: the next step's rung holds slack times the largest need of late, which is forgotten by memory per step.
   """
+
+  scores: ClassVar[str] = "target_sequence"
+  batch_form: ClassVar[str] = "encoder_decoder"
 
   alpha: float = 0.0
   beta: float = 0.0

@@ -5,6 +5,7 @@ Axes: B batch, S target views.
 
 import dataclasses
 import importlib
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -21,6 +22,9 @@ class ViewSynthesis(Objective):
     are not part of jaxlm. None leaves it out. The paper adds it with weight 1 after 5,000 steps.
   Reported: `mse`, `psnr` (dB, mean over views of -10 log10 mse) and `perceptual`.
   """
+
+  scores: ClassVar[str] = "views"
+  batch_form: ClassVar[str] = "views"
 
   perceptual: str | None = None
   perceptual_weight: float = 1.0

@@ -106,7 +106,7 @@ def _lower(built: Program, program: str, mesh, decode_rows, bucket):
   if program == "eval":
     return built.evaluate.lower(built.state.params, batch, built.state.objective, bucket=bucket)
   model = built.cfg.model
-  if not hasattr(model, "init_state"):
+  if not model.decodes:
     raise ConfigError(f"model {type(model).__name__} has no decoding state, so there is no decode step to compile")
   rows = decode_rows or mesh.shape["data"] * mesh.shape["fsdp"]
   shapes = lambda rows: jax.eval_shape(lambda: model.init_state(rows, built.cfg.data.seq_len))

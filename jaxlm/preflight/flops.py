@@ -58,7 +58,7 @@ class Attended:
 def model_flops(cfg: RunConfig, program: str, num_devices: int, decode_rows: int = 1) -> float:
   """Per device; 0 for a family without a formula. A decode step attends over a cache of data.seq_len."""
   seq_len, layers = cfg.data.seq_len, attention_layers(cfg)
-  if hasattr(cfg.model, "mixers"):
+  if cfg.model.mixers:
     parts = parts_per_token(cfg.model, seq_len)
     dense = (sum(parts.values()) - parts.get("attention", 0.0) + memory_flops(cfg.model)) * seq_len
   elif hasattr(cfg.model, "stages"):

@@ -12,12 +12,14 @@ import importlib.util
 import pathlib
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import ml_collections
 
 from jaxlm.config import ConfigError, Kinds, build, nearest
 from jaxlm.data import DATA
+from jaxlm.data.base import FramedDataConfig
+from jaxlm.data.forms import Form
 from jaxlm.models import MODELS
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.parallel.mesh import MeshConfig
@@ -109,8 +111,10 @@ def load_config(spec: str | pathlib.Path | Mapping | ml_collections.ConfigDict,
 
 
 def run_config(config: Mapping) -> RunConfig:
-  """The frozen dataclasses; unknown, missing and ill-typed keys raise ConfigError."""
-  return build(RunConfig, plain(config))
+  """The frozen dataclasses. Unknown, missing and ill-typed keys and sections that do not fit raise ConfigError."""
+  cfg = build(RunConfig, plain(config))
+  check_fit(cfg)
+  return cfg
 
 
 def resolved(cfg) -> dict:
@@ -287,6 +291,27 @@ def _data_vocab_size(data) -> int | None:
     return None
 
 
+def check_fit(cfg: RunConfig) -> None:
+  """Refuses an objective whose model scores something else, or whose data have another form."""
+  objective, model, data = (table.kind_of(part) for table, part in (
+      (OBJECTIVES, cfg.objective), (MODELS, cfg.model), (DATA, cfg.data)))
+  fits = lambda kinds, field, value: ", ".join(kind for kind in kinds.table if getattr(kinds.cls(kind), field) == value)
+  if cfg.objective.scores != cfg.model.scores:
+    raise ConfigError(
+        f"objective.kind = {objective!r} needs a model that scores {cfg.objective.scores}, and model.kind = {model!r} scores "
+        f"{cfg.model.scores}; objectives of this model: {fits(OBJECTIVES, 'scores', cfg.model.scores)}; models of this "
+        f"objective: {fits(MODELS, 'scores', cfg.objective.scores)}")
+  wanted, made = cfg.objective.batch_form, cfg.data.batch_form
+  if wanted != made:
+    framed = [kind for kind in DATA.table if issubclass(DATA.cls(kind), FramedDataConfig)]
+    remedy = (f"set data.form = {wanted!r}" if data in framed and wanted in get_args(Form) else
+              "choose data.kind from: " + ", ".join(filter(None, [
+                  fits(DATA, "batch_form", wanted),
+                  f"{', '.join(framed)} with data.form = {wanted!r}" if wanted in get_args(Form) else ""])))
+    raise ConfigError(f"objective.kind = {objective!r} reads batches of form {wanted!r}, and data.kind = {data!r} makes form "
+                      f"{made!r}; {remedy}")
+
+
 def check(cfg: RunConfig, num_devices: int) -> None:
   """Refuses combinations of sections that cannot run, naming the numbers that clash."""
   data, fsdp, _, _ = cfg.mesh.shape(num_devices)
@@ -300,10 +325,9 @@ def check(cfg: RunConfig, num_devices: int) -> None:
   if vocab is not None and tokens is not None and tokens > vocab:
     raise ConfigError(f"the tokenizer has {tokens} tokens, but model.vocab_size = {vocab}; "
                       f"set model.vocab_size to at least {tokens}")
-  max_len = getattr(cfg.model, "max_len", None)
+  max_len = cfg.model.max_len
   if max_len is not None and cfg.data.seq_len > max_len:
     raise ConfigError(f"data.seq_len = {cfg.data.seq_len} is longer than the model's position table of {max_len}; "
                       f"lengthen the table or set data.seq_len to at most {max_len}")
   for part in (cfg.objective, cfg.model, cfg.data):   # sentences that only the parts themselves can say
-    if hasattr(part, "check"):
-      part.check(cfg)
+    part.check(cfg)

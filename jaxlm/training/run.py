@@ -8,7 +8,6 @@
 """
 
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 
 from jaxlm.config import ConfigError
-from jaxlm.evaluation.flops import train_flops_per_token
+from jaxlm.evaluation.flops import traced_flops, train_flops_per_token
 from jaxlm.evaluation.perplexity import evaluate_lengths
 from jaxlm.parallel.agree import from_first
 from jaxlm.parallel.chips import peak_flops
@@ -89,6 +88,7 @@ def _train(cfg: RunConfig, mesh, folder, quiet: bool) -> Result:
                          next(iter(dataset)))
   iterator, place = iter(dataset), placer(mesh)
   program = build_program(cfg, mesh, example)
+  peak_tokens = peak_tokens_per_s(cfg, mesh)
   with program.context(), StopSignal() as stop, Checkpoints(
       folder / "checkpoints", keep_last=cfg.train.keep_last, keep_every=cfg.train.keep_every,
       asynchronous=not cfg.train.debug) as saved:
@@ -103,7 +103,7 @@ def _train(cfg: RunConfig, mesh, folder, quiet: bool) -> Result:
     writer = Writer(folder, step) if first else None
     for line in [*lines, *opening_lines(program, folder, step)]:
       display.say(line)
-    report = Report(program, display, writer, hosts)
+    report = Report(program, display, writer, hosts, peak_tokens)
     note = lambda bucket: {"config": resolved(cfg), "revision": revision(), "bucket": bucket, "hosts": hosts}
 
     def on_step(step, state, bucket) -> bool:
@@ -159,22 +159,31 @@ def restore(workdir, *, step: int | None = None, ema: bool = False):
 
 def flops_per_token(cfg: RunConfig) -> float:
   """Model FLOPs of one token of data.seq_len, forward and backward: as objective or model count them, or by parameters."""
-  told = cfg.objective.train_flops_per_token(cfg.model, cfg.data.seq_len)
-  if told is not None:
-    return told
-  count = getattr(cfg.model, "train_flops_per_token", functools.partial(train_flops_per_token, cfg.model))
-  return count(cfg.data.seq_len)
+  counted = cfg.objective.train_flops_per_token(cfg.model, cfg.data.seq_len)
+  if counted is None:
+    counted = cfg.model.train_flops_per_token(cfg.data.seq_len)
+  if counted is not None:
+    return counted
+  if cfg.model.flops_from_trace:
+    batch = {name: jax.ShapeDtypeStruct(*field) for name, field in cfg.data.batch_fields.items()}
+    return traced_flops(cfg.model, batch) / (cfg.data.batch_size * cfg.data.seq_len)
+  return train_flops_per_token(cfg.model, cfg.data.seq_len)
+
+
+def peak_tokens_per_s(cfg: RunConfig, mesh) -> float | None:
+  """Tokens per second at the devices' peak FLOP/s; None for devices whose peak is not known. Call it outside the mesh."""
+  peak = peak_flops(mesh.devices.flat[0].device_kind)
+  return peak * mesh.size / flops_per_token(cfg) if peak else None
 
 
 class Report:
   """Turns what the step measured into what is written and shown; keeps the last of each number."""
 
-  def __init__(self, program: Program, display: Display, writer: Writer | None, hosts: int):
+  def __init__(self, program: Program, display: Display, writer: Writer | None, hosts: int, peak_tokens: float | None):
     self.program, self.display, self.writer, self.hosts = program, display, writer, hosts
     self.cfg, self.last, self.start = program.cfg, {}, time.perf_counter()
     self.tokens = self.cfg.data.batch_size * self.cfg.data.seq_len
-    peak = peak_flops(program.mesh.devices.flat[0].device_kind)
-    self.peak_tokens = peak * program.mesh.size / flops_per_token(self.cfg) if peak else None
+    self.peak_tokens = peak_tokens
 
   def log(self, step: int, values: dict[str, float], seconds: float | None) -> None:
     values = {k: v for k, v in values.items() if k != "skipped_in_row"}

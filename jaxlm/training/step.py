@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlm.models.base import init as initial
 from jaxlm.models.torch_init import redraw
 from jaxlm.objectives.base import Pair
 from jaxlm.parallel.place import like_params, replicated
@@ -56,12 +57,9 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
   """batch: one global batch, concrete or abstract. Nothing is allocated or run here."""
   model = cfg.model.build()
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-  arguments = getattr(cfg.model, "init_arguments", default_init_arguments)(batch)
 
   def init_boxed():
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), arguments)
-    key = jax.random.fold_in(jax.random.key(cfg.seed), INIT)
-    return model.init({"params": key, "dropout": key}, *zeros)["params"]
+    return initial(cfg.model, jax.random.fold_in(jax.random.key(cfg.seed), INIT), batch)
 
   def init_params():
     params = nn.unbox(init_boxed())
@@ -73,7 +71,7 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
   # Outside any mesh: boxes of abstract values cannot be constrained.
   boxed = jax.eval_shape(init_boxed)
   axes, params, shardings = logical_axes(boxed), nn.unbox(boxed), param_shardings(boxed, mesh, RULES, cfg.model)
-  tx = cfg.optimizer.build(axes, getattr(cfg.model, "undecayed", ()))
+  tx = cfg.optimizer.build(axes, cfg.model.undecayed)
 
   def init():
     return TrainState.create(init_params(), tx, cfg.objective, cfg.train.ema_decay is not None)
@@ -91,16 +89,11 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
   return Program(cfg, mesh, model, state, axes, buckets, jax.jit(init, out_shardings=state_shardings), step, evaluate)
 
 
-def default_init_arguments(batch) -> tuple:
-  """What a model's __call__ takes, from a batch; a model config with other needs has `init_arguments(batch)`."""
-  return tuple(batch[name] for name in ("tokens", "segment_ids", "positions") if name in batch)
-
-
 def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, bucket=None):
   """(new state, metrics). A step whose loss or gradient is not finite leaves parameters, optimiser and average as
   they were and is counted; one that overflows its bucket leaves everything as it was, the step number too."""
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), LOSS), state.step)
-  params = cast_large(state.params, axes, cfg.train.gather_dtype, getattr(cfg.model, "float32_params", ()))
+  params = cast_large(state.params, axes, cfg.train.gather_dtype, cfg.model.float32_params)
 
   def sums(params, batch, key, objective):
     loss, metrics = cfg.objective.loss(model, params, batch, key, objective, train=True, bucket=bucket)

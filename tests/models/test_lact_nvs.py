@@ -25,14 +25,14 @@ CONFIG = NVSConfig(d_model=16, num_layers=2, patch=4, head_dim=8, expansion=1.0,
 def setup():
   batch = next(iter(DATA.build("validation", seed=0, repeat=False)))
   model = CONFIG.build()
-  params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *CONFIG.init_arguments(batch)))["params"]
+  params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *CONFIG.inputs(batch)))["params"]
   apply = jax.jit(lambda given, wanted: model.apply({"params": params}, given, wanted))
   return batch, model, params, apply
 
 
 def test_target_views_do_not_see_each_other_and_all_inputs_count():
   batch, _, _, apply = setup()
-  given, wanted = CONFIG.init_arguments(batch)
+  given, wanted = CONFIG.inputs(batch)
   image = apply(given, wanted)
   other = apply(given, wanted._replace(poses_BS44=jnp.asarray(wanted.poses_BS44).at[:, 1, 0, 3].add(0.3)))
   assert np.allclose(image[:, 0], other[:, 0], atol=1e-6) and not np.allclose(image[:, 1], other[:, 1], atol=1e-6)
@@ -43,7 +43,7 @@ def test_target_views_do_not_see_each_other_and_all_inputs_count():
 
 def test_reconstruct_then_render_one_view_at_a_time_equals_one_pass():
   batch, model, params, apply = setup()
-  given, wanted = CONFIG.init_arguments(batch)
+  given, wanted = CONFIG.inputs(batch)
   state = model.apply({"params": params}, given, method="reconstruct")
   for view in range(2):
     one = jax.tree.map(lambda x, view=view: x[:, view:view + 1], wanted)
@@ -184,4 +184,4 @@ def test_configurations_that_cannot_be_meant_are_refused():
   with pytest.raises(ConfigError, match="whole patches of 3"):
     batch = setup()[0]
     cfg = NVSConfig(d_model=16, num_layers=1, patch=3, head_dim=8)
-    cfg.build().init(jax.random.key(0), *cfg.init_arguments(batch))
+    cfg.build().init(jax.random.key(0), *cfg.inputs(batch))

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.data import DATA
+from jaxlm.data.base import DataConfig
 from jaxlm.layers.weights import weights
 from jaxlm.models import MODELS
+from jaxlm.models.base import ModelConfig
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.objectives.base import Objective, Pair
 
@@ -24,7 +26,7 @@ OBJECTIVES.table["tiny_nan"] = "tiny_run:TinyNaN"
 
 
 @dataclasses.dataclass(frozen=True)
-class TinyData:
+class TinyData(DataConfig):
   """Row i of split s is a function of (s, seed, i); about a third of the targets weigh nothing."""
 
   seq_len: int = 8
@@ -61,7 +63,7 @@ class PacedData(TinyData):
 
 
 @dataclasses.dataclass(frozen=True)
-class TinyModel:
+class TinyModel(ModelConfig):
   vocab_size: int = 16
   d_model: int = 16
   num_layers: int = 2

@@ -1,0 +1,33 @@
+"""What every data config declares, so that a pair of data and objective can be refused before anything is read."""
+
+from typing import ClassVar
+
+#: Form of a batch -> the fields that its objectives read (`jaxlm.data.forms` for the framed ones).
+BATCH_FORMS = {
+    "causal": "tokens, targets, segment_ids, positions, loss_weights (B, T)",
+    "insertion": "tokens, slots, missing, num_missing, segment_ids, positions, loss_weights (B, 1)",
+    "insertion_transformer": "as insertion, with the end token missing in empty slots",
+    "masked_diffusion": "tokens, maskable, segment_ids, positions, loss_weights (B, 1)",
+    "encoder_decoder": "tokens, decoder_tokens, targets, loss_weights (B, T of the target)",
+    "views": "{input,target}_{images,intrinsics,poses}, loss_weights (B, S)",
+}
+
+
+class DataConfig:
+  """Base of data configs (frozen dataclasses).
+
+  batch_form: a key of BATCH_FORMS. Data that can be made in several forms have a field `form`, and it is that.
+  """
+
+  batch_form: ClassVar[str] = "causal"
+
+  def check(self, cfg) -> None:
+    """Raises ConfigError for what does not fit the other sections of `cfg` (a RunConfig)."""
+
+
+class FramedDataConfig(DataConfig):
+  """Base of data whose field `form` says how a sequence is laid out (`jaxlm.data.forms`)."""
+
+  @property
+  def batch_form(self) -> str:
+    return self.form

@@ -1,0 +1,78 @@
+"""What every model config declares, so that objectives, commands and counters ask instead of guessing.
+
+Axes: B batch, T time.
+"""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+class ModelConfig:
+  """Base of model configs (frozen dataclasses).
+
+  scores: what the network gives probabilities (or values) of; an objective names the one that it needs:
+    "next_token", "inserted_tokens", "masked_tokens", "target_sequence" or "views".
+  float32_params: names of parameters that the model computes with in float32, whatever `train.gather_dtype` says.
+  flops_from_trace: training FLOPs are counted in the traced forward pass, not by parameters.
+  """
+
+  scores: ClassVar[str] = "next_token"
+  float32_params: ClassVar[tuple[str, ...]] = ()
+  flops_from_trace: ClassVar[bool] = False
+  undecayed = frozenset()
+
+  @property
+  def mixers(self) -> tuple:
+    """The mixer of each layer, where the FLOP count by parameters has to add attention's products."""
+    return ()
+
+  @property
+  def max_len(self) -> int | None:
+    """Longest sequence that the model can read; None: any."""
+    return None
+
+  @property
+  def decodes(self) -> bool:
+    """Whether the model has `init_state` and `extend`, and so generates token by token."""
+    return False
+
+  def check(self, cfg) -> None:
+    """Raises ConfigError for what does not fit the other sections of `cfg` (a RunConfig)."""
+
+  def build(self) -> nn.Module:
+    raise NotImplementedError(f"{type(self).__name__} builds no module")
+
+  def inputs(self, batch) -> tuple:
+    """The positional arguments of `__call__`, from a batch (arrays or `jax.ShapeDtypeStruct`s)."""
+    return tuple(batch[name] for name in ("tokens", "segment_ids", "positions") if name in batch)
+
+  def example(self, length: int = 8) -> dict[str, jax.ShapeDtypeStruct]:
+    """The smallest batch that `inputs` reads: one row of `length` tokens. Parameters do not depend on it."""
+    return {"tokens": jax.ShapeDtypeStruct((1, length), jnp.int32)}
+
+  def train_flops_per_token(self, seq_len: int) -> float | None:
+    """FLOPs of one token, forward and backward; None: counted by parameters (`jaxlm.evaluation.flops`)."""
+    return None
+
+
+def init(cfg: ModelConfig, key, batch=None) -> PyTree:
+  """The parameter tree, its leaves boxed with their logical axes. batch: abstract or concrete; None: `cfg.example()`.
+
+  Traceable: `jax.eval_shape(lambda: init(cfg, key))` allocates nothing.
+  """
+  arguments = cfg.inputs(cfg.example() if batch is None else batch)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), arguments)
+  return cfg.build().init({"params": key, "dropout": key}, *zeros)["params"]
+
+
+def abstract_params(cfg: ModelConfig) -> PyTree:
+  """Shapes and dtypes of the parameters, boxed with their logical axes. Nothing is allocated.
+
+  Call it outside any mesh: boxes of abstract values cannot be constrained.
+  """
+  return jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
