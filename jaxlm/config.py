@@ -32,11 +32,17 @@ class Kinds:
   """A tagged union: kind -> 'module:Class', imported only when chosen.
 
   what: the noun for messages ('mixer'). The class is a frozen dataclass without a `kind` field; its kind
-  is the table's key.
+  is the table's key. default: kind of a mapping that names none; None: it must name one.
   """
 
-  def __init__(self, what: str, table: Mapping[str, str]):
-    self.what, self.table = what, dict(table)
+  def __init__(self, what: str, table: Mapping[str, str], default: str | None = None):
+    self.what, self.table, self.default = what, dict(table), default
+
+  def with_default(self, kind: str) -> "Kinds":
+    """The same kinds, also those registered later, where a mapping without a kind means `kind`."""
+    out = Kinds(self.what, {}, kind)
+    out.table = self.table
+    return out
 
   def cls(self, kind: str, path: str = "") -> type:
     if kind not in self.table:
@@ -52,9 +58,9 @@ class Kinds:
 
   def build(self, mapping: Mapping, path: str = ""):
     mapping = dict(mapping)
-    if "kind" not in mapping:
+    if "kind" not in mapping and self.default is None:
       raise ConfigError(f"{path or self.what}: no 'kind'; known: {', '.join(sorted(self.table))}")
-    kind = mapping.pop("kind")
+    kind = mapping.pop("kind", self.default)
     return build(self.cls(kind, path), mapping, path)
 
 

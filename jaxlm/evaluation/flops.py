@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxlm.models.base import abstract_params
+from jaxlm.models.products import dot_flops
 
 #: Tables that are looked up and never multiplied. A tied embedding is multiplied once, as the head.
 LOOKUPS = ("embedding", "relative_bias")
@@ -57,27 +58,6 @@ def traced_flops(config, batch) -> float:
 def num_params(config) -> int:
   """Number of parameters."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nn.unbox(abstract_params(config))))
-
-
-def dot_flops(fn, *args):
-  """FLOPs of the matrix products of a traced function, those in scans as often as they run: what a compiler is given."""
-  def walk(jaxpr, times):
-    total = 0
-    for eqn in jaxpr.eqns:
-      if eqn.primitive.name == "dot_general":
-        (contract, _), _ = eqn.params["dimension_numbers"]
-        total += times * 2 * int(np.prod(eqn.outvars[0].aval.shape)) * int(np.prod(
-            [eqn.invars[0].aval.shape[i] for i in contract]))
-      inner = times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times
-      for value in eqn.params.values():
-        for sub in value if isinstance(value, (tuple, list)) else (value,):
-          if hasattr(sub, "eqns"):
-            total += walk(sub, inner)
-          elif hasattr(sub, "jaxpr"):
-            total += walk(sub.jaxpr, inner)
-    return total
-
-  return walk(jax.make_jaxpr(fn)(*args).jaxpr, 1)
 
 
 def _is_box(leaf) -> bool:

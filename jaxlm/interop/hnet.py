@@ -15,6 +15,7 @@ from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.embedding import EmbeddingConfig
 from jaxlm.layers.isotropic import IsotropicConfig
 from jaxlm.layers.mamba2 import Mamba2Config
+from jaxlm.layers.mixer import MIXERS
 from jaxlm.layers.positions import NoPosition
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.models.hnet import HNetConfig, StageConfig
@@ -70,6 +71,10 @@ def read_config(mapping: Mapping, **options) -> HNetConfig:
 
 def write_config(cfg: HNetConfig) -> dict:
   """The official config of this model; what it cannot say is lost: read it back and compare, as `jaxlm convert` does."""
+  for s, stage in enumerate(cfg.stages):
+    if not isinstance(stage.mamba, Mamba2Config):
+      raise ConfigError(f"stages[{s}].mamba = {MIXERS.kind_of(stage.mamba)!r}: a released H-Net has Mamba-2 there; keep this model in "
+                        f"jaxlm's own format (`jaxlm convert --from RUN --to DIR`)")
   heads = [stage.attention and stage.attention.heads(stage.d_model) for stage in cfg.stages]
   turned = lambda position, h: (position.rotary_dim or h.head_dim) if isinstance(position, RoPE) else 0
   window = lambda attention: -1 if attention is None or attention.window is None else attention.window - 1

@@ -2,8 +2,8 @@
 
 Axes: B batch, T time, D d_model, L layers of a run.
 
-A layout is `<letter><count>` repeated: m Mamba-2, M Mamba-2 with MLP, t attention, T attention with MLP. Each such run
-is one scanned stack, `run_0`, `run_1`, ..., so compile time does not grow with its count.
+A layout is `<letter><count>` repeated: m Mamba-2, M Mamba-2 with MLP, t attention, T attention with MLP. In the place of
+Mamba-2 a stack may have any other mixer (`IsotropicConfig.mamba`). Each such run is one scanned stack, `run_0`, `run_1`, ..., so compile time does not grow with its count.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxlm.config import ConfigError
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.mamba2 import Mamba2Config
+from jaxlm.layers.mixer import PatternConfig, check_width
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.positions import NoPosition
@@ -121,7 +122,7 @@ def height(runs: tuple[Run, ...]) -> int:
 class IsotropicConfig:
   """A stack of one width.
 
-  attention: of the letters t and T; mamba: of m and M; d_ff: of M and T, rounded up to a multiple of 128.
+  attention: of the letters t and T; mamba: any mixer, of m and M; d_ff: of M and T, rounded up to a multiple of 128.
   final_norm: every stack of an H-Net ends with its own norm. remat: see layers.stack.
   """
 
@@ -129,7 +130,7 @@ class IsotropicConfig:
   d_model: int
   d_ff: int | None = None
   attention: AttentionConfig | None = None
-  mamba: Mamba2Config = Mamba2Config()
+  mamba: object = Mamba2Config()
   final_norm: bool = True
   norm_eps: float = 1e-5
   remat: str = "none"
@@ -139,7 +140,9 @@ class IsotropicConfig:
   def __post_init__(self):
     letters = {run.letter for run in self.runs}
     if letters & set("mM"):
-      self.mamba.num_heads(self.d_model)
+      if isinstance(self.mamba, PatternConfig):
+        raise ConfigError("mamba = 'pattern': a run of layers has one mixer; write several runs, or a hybrid")
+      check_width(self.mamba, self.d_model)
     if letters & set("tT"):
       if self.attention is None:
         raise ConfigError(f"the layout has attention layers ({'/'.join(sorted(letters & set('tT')))}) at width "

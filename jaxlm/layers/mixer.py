@@ -102,6 +102,11 @@ class PatternConfig:
     return dataclasses.replace(self, members=tuple(with_position(m, position) for m in self.members))
 
 
+def check_width(mixer, d_model: int) -> None:
+  """Raises ConfigError where a mixer cannot be `d_model` wide. Nothing is allocated."""
+  jax.eval_shape(lambda: mixer.init_state(d_model, 1, 1, "float32"))
+
+
 def with_position(mixer, position):
   """The mixer with the model's position encoding, if it takes one and has none of its own."""
   return mixer.with_position(position) if hasattr(mixer, "with_position") else mixer

@@ -23,7 +23,7 @@ from jaxlm.layers.isotropic import Isotropic, IsotropicConfig, Run, height, pars
 from jaxlm.layers.lexinvariant import check_embedding, check_packing
 from jaxlm.layers.linear import linear
 from jaxlm.layers.mamba2 import Mamba2Config, starts
-from jaxlm.layers.mixer import Context
+from jaxlm.layers.mixer import MIXERS, Context
 from jaxlm.layers.routers import ROUTERS, Given, Learned, View
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.models.base import ModelConfig
@@ -37,14 +37,14 @@ LONG = 32
 class StageConfig:
   """What one stage is made of, where its layout asks for it.
 
-  attention: of t and T (its window counts positions of this stage). mamba: of m and M. d_ff: of M and T, rounded up
-  to a multiple of 128; None = 8/3 d_model. router: where the next stage's chunks start; unused in the innermost.
+  attention: of t and T (its window counts positions of this stage). mamba: of m and M, Mamba-2 or any other mixer, with a
+  position of its own where it takes one. d_ff: of M and T, rounded up to a multiple of 128; None = 8/3 d_model. router: where the next stage's chunks start; unused in the innermost.
   """
 
   d_model: int
   d_ff: int | None = None
   attention: AttentionConfig | None = None
-  mamba: Mamba2Config = Mamba2Config()
+  mamba: Annotated[object, MIXERS.with_default("mamba2")] = Mamba2Config()
   router: Annotated[object, ROUTERS] = Learned()
 
 

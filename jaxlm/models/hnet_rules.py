@@ -2,7 +2,16 @@
 
 from collections.abc import Sequence
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.layers.mamba2 import Mamba2Config
+from jaxlm.layers.mixer import Context
+from jaxlm.models.products import dot_flops
+
 N_GPT = 4.6      # bytes per GPT-2 token on FineWeb-Edu
+MAX_TRACED = 2048      # positions; chunked forms cost the same per position beyond
 
 #: (regular expression in the parameter's path, weight decay), the last match wins; what matches none decays as usual.
 #: official: the release's literal rule, names ending in `.bias` or containing `.norm.`, with `optimizer.decay = "all"`:
@@ -46,17 +55,31 @@ def mamba2_flops(length, d_model, expand, d_state, num_heads, d_conv) -> float:
           + 2 * length * d_model**2)
 
 
+def traced_flops(mixer, d_model: int, length: float) -> float:
+  """Products of one mixer's forward pass on `length` positions, traced on at most MAX_TRACED of them."""
+  traced = max(1, min(int(length), MAX_TRACED))
+  x_BTD = jax.ShapeDtypeStruct((1, traced, d_model), jnp.float32)
+  ids_BT = jax.ShapeDtypeStruct((1, traced), jnp.int32)
+  run = lambda module, x, ids: module(x, Context(ids, ids, packed=False))[0]
+  build = lambda: mixer.build(d_model, "float32")
+  params = jax.eval_shape(lambda x, ids: nn.unbox(nn.init(run, build())(jax.random.key(0), x, ids)), x_BTD, ids_BT)
+  return dot_flops(lambda p, x, ids: nn.apply(run, build())(p, x, ids), params, x_BTD, ids_BT) / traced * length
+
+
 def mlp_flops(length, d_model, d_ff) -> float:
   return 2 * length * 3 * d_model * d_ff + 5 * length * d_model
 
 
 def stack_flops(stack, length) -> float:
-  """Of an isotropic stack (IsotropicConfig) on `length` positions."""
+  """Of an isotropic stack (IsotropicConfig) on `length` positions. The paper has no formula for other mixers than attention and
+  Mamba-2: the products of their traced layers are counted."""
   total = 0.0
   for run in stack.runs:
     if run.is_attention:
       heads = stack.attention.heads(stack.d_model)
       layer = attention_flops(length, stack.d_model, heads.num_heads, heads.head_dim, stack.attention.window)
+    elif not isinstance(stack.mamba, Mamba2Config):
+      layer = traced_flops(stack.mamba, stack.d_model, length)
     else:
       m = stack.mamba
       layer = mamba2_flops(length, stack.d_model, m.expand, m.d_state, m.num_heads(stack.d_model), m.d_conv)

@@ -243,7 +243,8 @@ def _override(config: dict, key: str, value, cls=RunConfig, prefix: str = "") ->
       here[name] = {}
     here, kinds = here[name], inner_kinds
     if kinds is not None:
-      cls = kinds.cls(here["kind"], at) if "kind" in here else None
+      kind = here.get("kind", kinds.default)
+      cls = kinds.cls(kind, at) if kind is not None else None
     else:
       cls = next((t for t in _alternatives(hints.get(name)) if dataclasses.is_dataclass(t)), None)
 
