@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from jaxlm.config import nearest
 from jaxlm.data.errors import DataError
+from jaxlm.paths import expand
 
 
 def read_columns(path: str | pathlib.Path, columns: Sequence[str]) -> list[tuple]:
   """The named columns of every row, in order. The ending decides: .jsonl, .csv or .parquet."""
-  path = pathlib.Path(path).expanduser()
+  path = pathlib.Path(expand(path))
   if not path.is_file():
     raise DataError(f"{path} does not exist; save the data set there as .jsonl, .csv or .parquet")
   if path.suffix == ".parquet":

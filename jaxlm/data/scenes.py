@@ -16,6 +16,7 @@ from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.pipeline import batches
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
+from jaxlm.paths import expand
 
 CAMERA_FILE = "opencv_cameras.json"
 LIGHT = np.array([0.4, 0.3, 0.87])
@@ -210,7 +211,7 @@ class PosedFolders:
 
 def find_folders(source: str) -> list[pathlib.Path]:
   """Scene folders of a folder (itself or its children) or of a list of paths, relative to the list."""
-  path = pathlib.Path(source)
+  path = pathlib.Path(expand(source))
   if path.suffix in (".txt", ".json") and path.is_file():
     text = path.read_text()
     names = json.loads(text) if path.suffix == ".json" else text.split("\n")

@@ -1,7 +1,7 @@
 """Where documents come from: 'scheme:rest' names a corpus, a corpus yields the bytes of its documents in order.
 
   mini:moby_dick           embedded (`jaxlm.data.mini`)
-  text:books/**/*.txt      UTF-8 files, a document each
+  text:books/**/*.txt      UTF-8 files, a document each; text:books is all files below that folder
   bytes:genome.bin         files of any bytes
   array_record:c4/{split}-*.array_record    records of bytes, or TFDS/our records with a feature `text`
   tfds:lm1b  tfds:wiki40b/en#text           prepared TFDS data, after # the feature
@@ -22,6 +22,7 @@ from jaxlm.config import nearest
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 from jaxlm.data.splits import MIN_DOCUMENTS, SMALL_BYTES, SPLITS, cut_by_position, split_of
+from jaxlm.paths import expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _files(source: str, pattern: str) -> Corpus:
 
 
 def _array_record(source: str, pattern: str) -> Corpus:
-  by_split = {split: _matching(source, pattern.replace("{split}", split)) for split in SPLITS}
+  by_split = {split: _matching(source, pattern.replace("{split}", split), "**/*.array_record*") for split in SPLITS}
   everything = sorted({path for paths in by_split.values() for path in paths})
   if not everything:
     raise DataError(f"data.source = {source!r}: no file matches; the path is relative to {os.getcwd()}")
@@ -200,12 +201,42 @@ SCHEMES = {"mini": _mini, "text": _files, "bytes": _files, "array_record": _arra
            "prepared": _prepared}
 
 
-def _matching(source: str, pattern: str) -> list[str]:
-  """Files of a glob, bytewise sorted; a path without wildcards must exist."""
-  pattern = os.path.expanduser(pattern)
-  if not glob.has_magic(pattern) and not os.path.exists(pattern):
-    raise DataError(f"data.source = {source!r}: {pattern} does not exist; the path is relative to {os.getcwd()}")
-  return sorted((p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)), key=os.fsencode)
+def _matching(source: str, pattern: str, inside: str = "**/*") -> list[str]:
+  """Files of a glob, bytewise sorted. A path that exists as it is written is meant as it is written, `[v2]` and `*` in its
+  names included; of a folder, the files `inside` it are taken. A path without wildcards must exist."""
+  pattern = expand(pattern)
+  if os.path.isdir(pattern):
+    os.listdir(pattern)     # a folder that may not be read says so
+    found = glob.glob(os.path.join(glob.escape(pattern), inside), recursive=True)
+    if not any(map(os.path.isfile, found)):
+      raise DataError(f"data.source = {source!r}: no file matches; {pattern} is a folder, and it holds no {inside}")
+  elif os.path.lexists(pattern) or not glob.has_magic(pattern):
+    if not os.path.exists(pattern):
+      raise DataError(f"data.source = {source!r}: {_absent(pattern)}; the path is relative to {os.getcwd()}")
+    found = [pattern]
+  else:
+    found = glob.glob(_literal_start(pattern), recursive=True)
+    if found and all(map(os.path.isdir, found)):
+      raise DataError(f"data.source = {source!r}: no file matches, only folders ({found[0]}); for the files in them write "
+                      f"{pattern}/{inside}")
+  for path in found:
+    if not os.path.exists(path):
+      raise DataError(f"data.source = {source!r}: {_absent(path)}; remove or mend the link")
+  return sorted(filter(os.path.isfile, found), key=os.fsencode)
+
+
+def _absent(path: str) -> str:
+  return f"{path} is a link to {os.readlink(path)}, which does not exist" if os.path.islink(path) else f"{path} does not exist"
+
+
+def _literal_start(pattern: str) -> str:
+  """The pattern with its longest start that is a folder as written, `data[v2]`, taken as written."""
+  parts = pattern.split("/")
+  for count in range(len(parts) - 1, 0, -1):
+    start = "/".join(parts[:count])
+    if start and os.path.isdir(start):
+      return "/".join([glob.escape(start), *parts[count:]])
+  return pattern
 
 
 def _read_file(path: str, text: bool) -> bytes:

@@ -26,6 +26,7 @@ from jaxlm.data.pipeline import batches
 from jaxlm.data.sources import open_corpus
 from jaxlm.data.span_corruption import shift_right
 from jaxlm.data.splits import SPLIT_SEEDS, SPLITS, check_split
+from jaxlm.paths import expand
 
 XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
 TYDIQA_LANGUAGES = ("russian", "arabic", "bengali", "telugu", "finnish", "swahili", "korean", "indonesian", "english")
@@ -100,7 +101,7 @@ class _Rows:
 def _file(folder: str, *names: str) -> pathlib.Path:
   """The first of `names` under folder, as the archives unpack it or flat."""
   for name in names:
-    for path in (pathlib.Path(folder) / name, pathlib.Path(folder) / pathlib.Path(name).name):
+    for path in (pathlib.Path(expand(folder)) / name, pathlib.Path(expand(folder)) / pathlib.Path(name).name):
       if path.is_file():
         return path
   raise DataError(f"data.folder = {folder!r} holds no {' or '.join(names)}; unpack the published archive there")

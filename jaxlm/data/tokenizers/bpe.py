@@ -14,6 +14,7 @@ from jaxlm.config import ConfigError
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.paths import expand
 
 END_OF_TEXT = "<|endoftext|>"
 SEPARATORS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
@@ -179,7 +180,7 @@ def _resolve(path: str) -> pathlib.Path:
     if not found.is_dir():
       raise DataError(f"tokenizer {name!r} is not in {data_dir()}; make it with `jaxlm data prepare {name}`")
     return found
-  return pathlib.Path(path).expanduser()
+  return pathlib.Path(expand(path))
 
 
 @functools.lru_cache(maxsize=4)
