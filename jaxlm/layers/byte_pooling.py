@@ -13,6 +13,7 @@ from jaxlm.config import ConfigError
 from jaxlm.layers.delete_gate import PAD, Mode, Reduced
 from jaxlm.layers.t5 import Norm
 from jaxlm.layers.weights import normal, weights, zeros
+from jaxlm.parameter import matrix
 
 xavier = nn.initializers.xavier_uniform()
 
@@ -55,7 +56,7 @@ class BoundaryPooling(nn.Module):
     x_BLD = Norm(self.init, name="norm")(h_BLD).astype(jnp.float32)
     x_BLF = jnp.einsum("bld,df->blf", x_BLD, w("w_in", (x_BLD.shape[-1], cfg.d_ff), ("embed", "mlp"), init=xavier))
     x_BLF = jax.nn.gelu(x_BLF + w("b_in", (cfg.d_ff,), ("mlp",), init=minus)[None, None], approximate=False)
-    z_BL = jnp.einsum("blf,fo->bl", x_BLF, w("w_out", (cfg.d_ff, 1), ("mlp", None), init=xavier))
+    z_BL = jnp.einsum("blf,fo->bl", x_BLF, w("w_out", (cfg.d_ff, 1), ("mlp", None), init=xavier, role=matrix()))
     z_BL = z_BL + w("b_out", (1,), (None,), init=minus)[None]
 
     u_BL = jax.random.uniform(self.make_rng("noise"), z_BL.shape) if noise is None else noise
@@ -120,7 +121,7 @@ class StridedPooling(nn.Module):
       raise ConfigError(f"rate = {r} is longer than the encoder's input of {L} tokens; use a smaller one")
     windows = lambda x: x[:, :C * r].reshape(B, C, r, *x.shape[2:])
     x_BCRD = windows(Norm(self.init, name="norm")(h_BLD))
-    conv_RDD = w("w", (r, D, D), (None, "embed", None), init=normal((r * D)**-0.5))
+    conv_RDD = w("w", (r, D, D), (None, "embed", None), init=normal((r * D)**-0.5), role=matrix((0, 1), (2,)))
     y_BCD = jnp.einsum("bcrd,rde->bce", x_BCRD, conv_RDD) + w("b", (D,), ("embed",), init=zeros)[None, None]
     index_1C = (jnp.arange(C, dtype=jnp.int32) * (1 if self.cfg.layer == 0 else r))[None]
     valid_BC = jnp.any(windows(valid_BL), axis=2)

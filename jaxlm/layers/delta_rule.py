@@ -16,6 +16,7 @@ from jaxlm.layers.causal_conv import causal_conv
 from jaxlm.layers.mamba2 import init_a_log, init_conv, init_dt_bias, last_inputs, starts
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.weights import normal, ones, weights
+from jaxlm.parameter import SPARED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ class DeltaRule(nn.Module):
       """silu(conv(x w)), and the inputs that the next tokens will need."""
       y_BTF = project(f"w_{letter}", width).reshape(*x_BTD.shape[:2], N * width)
       taps_JNH = weights(self)(f"w_conv_{letter}", (cfg.d_conv, N, width), (None, "heads", "head_dim"),
-                               init=init_conv(cfg.d_conv))
+                               init=init_conv(cfg.d_conv), role=SPARED)
       out_BTF = causal_conv(y_BTF, taps_JNH.reshape(cfg.d_conv, -1), jnp.zeros(N * width), reset_BT, past)
       past = None if past is None else last_inputs(y_BTF, past, valid_BT)
       return out_BTF.reshape(*x_BTD.shape[:2], N, width), past

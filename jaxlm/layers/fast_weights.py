@@ -27,6 +27,10 @@ from jaxlm.kernels.fast_weight_chunk import (
 from jaxlm.kernels.fast_weight_chunk.rule import MATRICES
 from jaxlm.kernels.newton_schulz import coefficients
 from jaxlm.layers.weights import normal, weights, zeros
+from jaxlm.parameter import matrix
+
+#: Of initial fast weights, (N, out, in): one matrix per head.
+PER_HEAD = matrix((2,), (1,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,15 +156,17 @@ class Memory(nn.Module):
     cfg, w = self.cfg, weights(self)
     (H, F), N = cfg.widths(self.d_model), cfg.num_heads
     full = lambda name, rows, columns: w(
-        name, (N, rows, columns), ("heads", None, "embed"), init=normal(columns**-0.5))
+        name, (N, rows, columns), ("heads", None, "embed"), init=normal(columns**-0.5), role=PER_HEAD)
     if cfg.network == "linear":
       return (full("w0", H, H),)
 
     def input_matrix(name):
       if cfg.rank is None:
         return full(name, F, H)
-      left_NFR = w(f"{name}_left", (N, F, cfg.rank), ("heads", None, None), init=normal(cfg.init_gain * cfg.rank**-0.5))
-      right_NRH = w(f"{name}_right", (N, cfg.rank, H), ("heads", None, "embed"), init=normal(cfg.init_gain * H**-0.5))
+      left_NFR = w(f"{name}_left", (N, F, cfg.rank), ("heads", None, None),
+                   init=normal(cfg.init_gain * cfg.rank**-0.5), role=PER_HEAD)
+      right_NRH = w(f"{name}_right", (N, cfg.rank, H), ("heads", None, "embed"),
+                    init=normal(cfg.init_gain * H**-0.5), role=PER_HEAD)
       # The 0.5 is fixed in the official code, whatever init_gain says.
       return jnp.einsum("nfr,nrh->nfh", left_NFR, right_NRH) + 0.5 * jnp.eye(F, H)[None]
 

@@ -13,6 +13,7 @@ from jaxlm.config import ConfigError
 from jaxlm.kernels.gla import gla
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.weights import normal, ones, weights, zeros
+from jaxlm.parameter import matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,8 @@ class GLA(nn.Module):
         "btd,dnh->btnh", x_BTD, w(name, (D, N, width), ("embed", "heads", "head_dim")))
     q_BTNH, k_BTNH, v_BTNE = project("w_q", H), project("w_k", H), project("w_v", E)
     low_BTR = jnp.einsum("btd,dr->btr", x_BTD, w("w_decay_in", (D, cfg.decay_rank), ("embed", None)))
-    decay_BTNH = jnp.einsum("btr,rnh->btnh", low_BTR, w("w_decay_out", (cfg.decay_rank, N, H), (None, "heads", "head_dim")))
+    w_RNH = w("w_decay_out", (cfg.decay_rank, N, H), (None, "heads", "head_dim"), role=matrix((0,), (1, 2)))
+    decay_BTNH = jnp.einsum("btr,rnh->btnh", low_BTR, w_RNH)
     decay_BTNH = decay_BTNH.astype(jnp.float32) + weights(self)("b_decay", (N, H), ("heads", "head_dim"), init=zeros)[None, None]
     decay_BTNH = jax.nn.log_sigmoid(decay_BTNH) / cfg.decay_temperature
 

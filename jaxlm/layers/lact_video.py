@@ -18,6 +18,7 @@ from jaxlm.config import ConfigError
 from jaxlm.kernels.attention import attention
 from jaxlm.kernels.fast_weight_chunk import Rule, fast_weight_chunk, interleaved_video
 from jaxlm.kernels.phase import rotate
+from jaxlm.layers.fast_weights import PER_HEAD
 from jaxlm.layers.lact import unit
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.positions.rope import ladder
@@ -130,7 +131,8 @@ class VideoLaCT(nn.Module):
     eta = jax.nn.softplus(eta + math.log(math.expm1(cfg.base_rate)))
     F, fast = int(G * cfg.expansion), weights(self)
     initial = tuple(
-        jnp.broadcast_to(fast(n, s, ("heads", None, "embed"), init=normal(s[-1] ** -0.5))[None], (x_BTD.shape[0], *s))
+        jnp.broadcast_to(fast(n, s, ("heads", None, "embed"), init=normal(s[-1] ** -0.5), role=PER_HEAD)[None],
+                         (x_BTD.shape[0], *s))
         for n, s in (("w0", (M, F, G)), ("w1", (M, G, F)), ("w2", (M, F, G))))
     schedule = interleaved_video(cfg.chunk, cfg.num_repeats, num_chunks(x_BTD.shape[1], cfg.chunk, cfg.num_repeats))
     low = None if self.dtype == "float32" else self.dtype

@@ -18,6 +18,7 @@ from jaxlm.layers.causal_conv import causal_conv
 from jaxlm.layers.linear import linear
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.weights import normal, ones, weights, zeros
+from jaxlm.parameter import SPARED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Mamba2(nn.Module):
       reset_BT, valid_BT = None, context.segment_ids_BT != 0
 
     def conv(suffix, x_BTF, shape, axes, history_BJF):
-      w_JF = stored(f"conv_{suffix}", (J, *shape), (None, *axes), init=init_conv(J)).reshape(J, -1)
+      w_JF = stored(f"conv_{suffix}", (J, *shape), (None, *axes), init=init_conv(J), role=SPARED).reshape(J, -1)
       b_F = stored(f"b_conv_{suffix}", shape, axes, init=init_conv(J)).reshape(-1)
       return causal_conv(x_BTF, w_JF, b_F, reset_BT, history_BJF).astype(self.dtype)
 

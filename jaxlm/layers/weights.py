@@ -1,7 +1,9 @@
-"""Declaring a parameter: name, shape and logical axes on one line."""
+"""Declaring a parameter: name, shape, logical axes and role on one line."""
 
 import flax.linen as nn
 import jax.numpy as jnp
+
+from jaxlm.parameter import declared
 
 normal = nn.initializers.normal
 standard = normal(0.02)
@@ -10,14 +12,16 @@ ones = nn.initializers.ones_init()
 
 
 def weights(module: nn.Module, dtype=None, *, init=standard, param_dtype=jnp.float32):
-  """w(name, shape, axes, init=...): declares a float32 parameter, returns it cast to `dtype`.
+  """w(name, shape, axes, init=..., role=...): declares a float32 parameter, returns it cast to `dtype`.
 
   axes: one logical axis name (or None) per dimension, resolved by the rule table of `jaxlm.parallel`.
+  role: of jaxlm.parameter, what the optimiser does with it. Needed where the default is wrong: by default it is a matrix
+  if it has two or more dimensions and one of them is `embed`, and spared from decay otherwise.
   dtype None returns the parameter as stored.
   """
 
-  def w(name, shape, axes, init=init):
-    value = module.param(name, nn.with_logical_partitioning(init, axes), shape, param_dtype)
+  def w(name, shape, axes, init=init, role=None):
+    value = module.param(name, declared(init, axes, role), shape, param_dtype)
     return value if dtype is None else value.astype(dtype)
 
   return w

@@ -24,7 +24,6 @@ class ModelConfig:
   scores: ClassVar[str] = "next_token"
   float32_params: ClassVar[tuple[str, ...]] = ()
   flops_from_trace: ClassVar[bool] = False
-  undecayed = frozenset()
 
   @property
   def mixers(self) -> tuple:

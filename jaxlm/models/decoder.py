@@ -91,12 +91,6 @@ class DecoderConfig(ModelConfig):
     return self.position.max_positions
 
   @property
-  def undecayed(self) -> frozenset[str]:
-    """Names of parameters that weight decay must leave alone, whatever their shape."""
-    positions = [self.position, *(getattr(m, "position", None) or self.position for m in self.mixers)]
-    return frozenset(name for position in positions for name in position.undecayed)
-
-  @property
   def decodes(self) -> bool:
     return True
 

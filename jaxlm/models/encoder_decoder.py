@@ -18,6 +18,7 @@ from jaxlm.layers.t5 import KV, DecoderBlock, DecoderCache, EncoderBlock, Keys, 
 from jaxlm.layers.weights import normal, weights
 from jaxlm.models.base import ModelConfig
 from jaxlm.models.score import Score
+from jaxlm.parameter import SPARED, TABLE, Role
 
 REDUCTIONS = Kinds("reduction", {
     "delete_gate": "jaxlm.layers.delete_gate:DeleteGateConfig",
@@ -60,8 +61,6 @@ class EncoderDecoderConfig(ModelConfig):
   unroll: int = 1
   dtype: str = "float32"
   implementation: str | None = None
-  #: Weight decay leaves these alone.
-  undecayed = frozenset({"relative_bias", "positions"})
 
   def __post_init__(self):
     for name in ("vocab_size", "d_model", "d_ff", "num_heads", "d_kv", "num_encoder_layers", "num_decoder_layers"):
@@ -129,10 +128,11 @@ class Table(nn.Module):
   shape: tuple[int, int]
   axes: tuple
   std: float
+  role: Role
 
   @nn.compact
   def __call__(self):
-    return weights(self)(self.name_, self.shape, self.axes, init=normal(self.std))
+    return weights(self)(self.name_, self.shape, self.axes, init=normal(self.std), role=self.role)
 
 
 def _scan(block, length: int, cfg: EncoderDecoderConfig, in_axes):
@@ -153,15 +153,16 @@ class EncoderDecoder(nn.Module):
   def setup(self):
     cfg = self.cfg
     D, n_e, n_d = cfg.d_model, cfg.num_encoder_layers, cfg.num_decoder_layers
-    table = lambda name, rows, width, axes, std: Table(name, (rows, width), axes, std, name=None)
+    table = lambda name, rows, width, axes, std, role=TABLE: Table(name, (rows, width), axes, std, role, name=None)
     self.embed = table("embedding", cfg.vocab_size, D, ("vocab", "embed"), D**-0.5)
     if not cfg.tie_embeddings:
       self.head = table("w_out", cfg.vocab_size, D, ("vocab", "embed"), D**-0.5)
     for side, layers in (("encoder", n_e), ("decoder", n_d)):
       if cfg.max_positions is None:
-        position = table("relative_bias", cfg.num_buckets, cfg.num_heads, (None, "heads"), cfg.stack_init(layers) * D**-0.5)
+        position = table("relative_bias", cfg.num_buckets, cfg.num_heads, (None, "heads"), cfg.stack_init(layers) * D**-0.5,
+                         SPARED)
       else:
-        position = table("positions", cfg.max_positions, D, (None, "embed"), D**-0.5)
+        position = table("positions", cfg.max_positions, D, (None, "embed"), D**-0.5, SPARED)
       setattr(self, f"{side}_position", position)
       setattr(self, f"{side}_norm", Norm(cfg.stack_init(layers)))
     if cfg.reduction is not None:

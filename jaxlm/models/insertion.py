@@ -23,6 +23,7 @@ from jaxlm.layers.mixer import Context
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.weights import normal, weights, zeros
 from jaxlm.models.decoder import Decoder, DecoderConfig, positions_in_segment
+from jaxlm.parameter import TABLE, matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,8 @@ class StopHead(nn.Module):
     c_B1D = h_BTD[:, :1]
     u_B1D = cfg.norm.build(cfg.dtype, "norm")(c_B1D)
     u_B1D = c_B1D + MLPConfig(2 * cfg.d_model, "tanh", use_bias=True).build(cfg.d_model, cfg.dtype, "mlp")(u_B1D)
-    w_out_2D = weights(self, cfg.dtype)("w_out", (2, cfg.d_model), (None, "embed"), init=normal(0.02))
+    w_out_2D = weights(self, cfg.dtype)("w_out", (2, cfg.d_model), (None, "embed"), init=normal(0.02),
+                                             role=matrix((1,), (0,)))
     return jnp.einsum("bd,cd->bc", u_B1D[:, 0], w_out_2D, preferred_element_type=jnp.float32)
 
 
@@ -99,7 +101,8 @@ class InsertionNetwork(Decoder):
     cfg = self.cfg
     self.stop_head = StopHead(cfg) if cfg.stop_head else None
     if cfg.slot_embedding:
-      self.slot_embedding_2D = weights(self, cfg.dtype)("slot_embedding", (2, cfg.d_model), (None, "embed"), init=zeros)
+      self.slot_embedding_2D = weights(self, cfg.dtype)("slot_embedding", (2, cfg.d_model), (None, "embed"), init=zeros,
+                                                        role=TABLE)
 
   def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, blocked_BT=None, key_segment_ids_BT=None,
                lexicon=None):

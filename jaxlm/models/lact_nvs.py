@@ -16,6 +16,7 @@ from jaxlm.config import ConfigError
 from jaxlm.kernels.attention import attention
 from jaxlm.kernels.fast_weight_chunk import Rule, fast_weight_chunk, read, view_synthesis
 from jaxlm.kernels.newton_schulz import coefficients
+from jaxlm.layers.fast_weights import PER_HEAD
 from jaxlm.layers.lact import unit
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import LayerNormConfig, rms_norm
@@ -78,10 +79,6 @@ class NVSConfig(ModelConfig):
   @property
   def mlp(self) -> MLPConfig:
     return MLPConfig(d_ff=int(self.d_model * self.mlp_expansion), activation="gelu")
-
-  @property
-  def undecayed(self) -> frozenset[str]:
-    return frozenset()
 
   def build(self) -> nn.Module:
     return NVS(self)
@@ -291,7 +288,8 @@ class FastMemory(nn.Module):
 
     fast = weights(self)
     shapes = {"w0": (M, F, G), "w1": (M, G, F), "w2": (M, F, G)}
-    initial = tuple(fast(name, shape, ("heads", None, "embed"), init=normal((2 / shape[-1]) ** 0.5))
+    initial = tuple(fast(name, shape, ("heads", None, "embed"), init=normal((2 / shape[-1]) ** 0.5),
+                         role=PER_HEAD)
                     for name, shape in shapes.items())
     by_head = lambda x: jnp.moveaxis(x, 1, 2)
     if state is None:

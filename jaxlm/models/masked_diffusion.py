@@ -24,6 +24,7 @@ from jaxlm.layers.positions import POSITIONS
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.models.base import ModelConfig
+from jaxlm.parameter import SPARED, matrix
 
 SINUSOIDS = 256
 
@@ -70,10 +71,6 @@ class MaskedDiffusionConfig(ModelConfig):
   def max_len(self) -> int | None:
     return self.position.max_positions
 
-  @property
-  def undecayed(self) -> frozenset[str]:
-    return frozenset(self.position.undecayed)
-
   def inputs(self, batch) -> tuple:
     """Tokens and one noise level per row."""
     return batch["tokens"], jax.ShapeDtypeStruct(batch["tokens"].shape[:1], jnp.float32)
@@ -85,8 +82,8 @@ class MaskedDiffusionConfig(ModelConfig):
 def modulation(module, c_BC, count: int, d_model: int, dtype):
   """`count` arrays (B, 1, D), linear in c; zero at the start."""
   w = weights(module, dtype, init=zeros)
-  m_BED = jnp.einsum("bc,ced->bed", c_BC, w("w_mod", (c_BC.shape[-1], count, d_model), (None, None, "embed")))
-  m_BED = m_BED + w("b_mod", (count, d_model), (None, "embed"))[None]
+  w_CED = w("w_mod", (c_BC.shape[-1], count, d_model), (None, None, "embed"), role=matrix((0,), (1, 2)))
+  m_BED = jnp.einsum("bc,ced->bed", c_BC, w_CED) + w("b_mod", (count, d_model), (None, "embed"), role=SPARED)[None]
   return [m_BED[:, i, None] for i in range(count)]
 
 
@@ -117,7 +114,7 @@ class NoiseEmbedding(nn.Module):
     half, C, w = SINUSOIDS // 2, self.cfg.d_cond, weights(self, self.cfg.dtype)
     phase_BE = sigma_B[:, None].astype(jnp.float32) * 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)[None]
     x_BE = jnp.concatenate([jnp.cos(phase_BE), jnp.sin(phase_BE)], axis=1).astype(self.cfg.dtype)
-    dense = lambda x, name, size: jnp.einsum("be,ec->bc", x, w(f"w_{name}", (size, C), (None, None))) + w(
+    dense = lambda x, name, size: jnp.einsum("be,ec->bc", x, w(f"w_{name}", (size, C), (None, None), role=matrix())) + w(
         f"b_{name}", (C,), (None,), init=zeros)[None]
     return jax.nn.silu(dense(jax.nn.silu(dense(x_BE, "in", SINUSOIDS)), "out", C))
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.config import ConfigError, nearest
 from jaxlm.parallel.mesh import BATCH_AXES
+from jaxlm.parameter import Parameter, Role, default_role
 
 RULES = (
     # parameters
@@ -91,14 +92,27 @@ def _field(cfg, name: str | None, size: int, at: str = "model") -> str | None:
 
 
 def logical_axes(boxed):
-  """Tree of tuples of logical names, one per dimension (all None where a parameter was declared without)."""
+  """Tree of `Axes`: logical names, one per dimension (all None where a parameter was declared without), and role."""
   is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)
-  names = lambda x: Axes(x.names) if is_box(x) else Axes((None,) * x.ndim)
-  return jax.tree.map(names, boxed, is_leaf=is_box)
+
+  def axes(x):
+    if not is_box(x):
+      return Axes((None,) * x.ndim)
+    return Axes(x.names, x.role if isinstance(x, Parameter) else None)
+
+  return jax.tree.map(axes, boxed, is_leaf=is_box)
 
 
 class Axes(tuple):
-  """Logical names of one parameter; a leaf to jax.tree (a subclass of tuple is not a pytree node)."""
+  """Logical names of one parameter; a leaf to jax.tree (a subclass of tuple is not a pytree node).
+
+  role: what the parameter is to an optimiser, as declared, or the default of its names.
+  """
+
+  def __new__(cls, names, role: Role | None = None):
+    axes = super().__new__(cls, names)
+    axes.role = default_role(axes) if role is None else role
+    return axes
 
 
 def unsharded(params, shardings, min_bytes: int = 2**20) -> list[tuple[str, int]]:

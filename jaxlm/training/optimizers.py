@@ -8,7 +8,6 @@ guard against non-finite gradients belong to the train step, which has the norm 
 
 import dataclasses
 import re
-from collections.abc import Collection
 
 import jax
 import optax
@@ -24,14 +23,11 @@ OPTIMIZERS = Kinds("optimizer", {
     "sgd": "jaxlm.training.optimizers:SGD",
 })
 
-#: Vectors that gain a dimension from heads or stacking, but are no matrices.
-NOT_MATRICES = re.compile(r"^(b_.*|.*bias|scale|.*_scale)$")
-
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """decay: which parameters decay: "matrices" (two or more dimensions besides `layers`; no bias, no scale), "all",
-  "none". A model may exempt parameters of its own by name (`undecayed`).
+  """decay: which parameters decay: "matrices" (matrices and tables, as each parameter's declaration says: `role` of
+  jaxlm.parameter), "all", "none".
   decay_overrides, lr_multipliers: (regular expression, number) pairs searched in the path, the last match wins."""
 
   learning_rate: float
@@ -56,9 +52,9 @@ class Optimizer:
     """Gradient -> ascent direction. axes: logical names of each parameter."""
     raise NotImplementedError
 
-  def build(self, axes, undecayed: Collection[str] = ()) -> optax.GradientTransformationExtraArgs:
+  def build(self, axes) -> optax.GradientTransformationExtraArgs:
     """axes: tree of `parallel.rules.Axes`. update(grads, state, params, learning_rate=scalar) -> updates, state."""
-    decays, multipliers = self.weight_decays(axes, undecayed), self.multipliers(axes)
+    decays, multipliers = self.weight_decays(axes), self.multipliers(axes)
     direction = self.direction(axes)
 
     def update(grads, state, params, *, learning_rate):
@@ -68,13 +64,11 @@ class Optimizer:
 
     return optax.GradientTransformationExtraArgs(direction.init, update)
 
-  def weight_decays(self, axes, undecayed: Collection[str] = ()):
+  def weight_decays(self, axes):
     """Tree of floats: the weight decay of each parameter."""
     def decay(path, names):
-      name = path_name(path)
-      decays = self.decay == "all" or (self.decay == "matrices" and is_matrix(path, names)
-                                       and name.rsplit("/", 1)[-1] not in undecayed)
-      return _last_match(self.decay_overrides, name, self.weight_decay if decays else 0.0)
+      decays = self.decay == "all" or (self.decay == "matrices" and names.role.decays)
+      return _last_match(self.decay_overrides, path_name(path), self.weight_decay if decays else 0.0)
 
     self._all_used(self.decay_overrides, axes, "decay_overrides")
     return jax.tree.map_with_path(decay, axes)
@@ -91,11 +85,6 @@ class Optimizer:
         raise ConfigError(f"optimizer.{what}: {pattern!r} matches no parameter. It may be of a part that this model "
                           f"does not have (a router by a rule has no parameters): leave it out, or correct it; there are "
                           f"{', '.join(names)}")
-
-
-def is_matrix(path, axes) -> bool:
-  """Whether a parameter is a weight of two or more dimensions, not counting stacked layers."""
-  return sum(axis != "layers" for axis in axes) >= 2 and not NOT_MATRICES.match(path_name(path[-1:]))
 
 
 def _last_match(pairs, name: str, default: float) -> float:
@@ -140,19 +129,19 @@ class Muon(Optimizer):
   consistent_rms: float | None = 0.2
 
   def direction(self, axes):
-    dimensions = jax.tree.map_with_path(_muon_dimensions, axes)
+    dimensions = jax.tree.map(_muon_dimensions, axes)
     muon = optax.contrib.muon(1.0, beta=self.momentum, eps=self.eps, adam_b1=self.b1, adam_b2=self.b2,
                               consistent_rms=self.consistent_rms, muon_weight_dimension_numbers=dimensions)
     return optax.chain(muon, optax.scale(-1.0))
 
 
-def _muon_dimensions(path, axes):
-  """Which dimensions are input and output: a weight reads `embed` in front, or writes it at the end."""
-  if not is_matrix(path, axes) or "vocab" in axes:
+def _muon_dimensions(axes):
+  """Which dimensions are input and output, as declared; None: no matrix."""
+  if not axes.role.is_matrix:
     return None
   dims = [i for i, axis in enumerate(axes) if axis != "layers"]
-  split = 1 if axes[dims[0]] == "embed" else len(dims) - 1
-  return optax.contrib.MuonDimensionNumbers(tuple(dims[:split]), tuple(dims[split:]))
+  at = lambda numbers: tuple(dims[n] for n in numbers)
+  return optax.contrib.MuonDimensionNumbers(at(axes.role.inputs), at(axes.role.outputs))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

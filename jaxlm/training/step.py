@@ -71,7 +71,7 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
   # Outside any mesh: boxes of abstract values cannot be constrained.
   boxed = jax.eval_shape(init_boxed)
   axes, params, shardings = logical_axes(boxed), nn.unbox(boxed), param_shardings(boxed, mesh, RULES, cfg.model)
-  tx = cfg.optimizer.build(axes, cfg.model.undecayed)
+  tx = cfg.optimizer.build(axes)
 
   def init():
     return TrainState.create(init_params(), tx, cfg.objective, cfg.train.ema_decay is not None)

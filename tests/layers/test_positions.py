@@ -24,8 +24,6 @@ from jaxlm.models.decoder import DecoderConfig
 class LearnedSlope(Position):
   """What a newcomer writes: ALiBi with learned slopes, and keys damped by the number of tokens seen."""
 
-  undecayed = ("slope",)
-
   def encode(self, module, heads, q_BTNH, k_BTKH, x_BTD, context, shared, state):
     valid_BT = (context.segment_ids_BT != 0).astype(jnp.float32)
     count_BT = jnp.cumsum(valid_BT, axis=1) + (0.0 if state is None else state[:, None])
@@ -43,7 +41,7 @@ def test_a_new_encoding_is_one_dataclass_for_training_and_decoding():
   model, tokens = cfg.build(), jax.random.randint(jax.random.key(0), (2, 6), 0, 11)
   params = nn.unbox(model.init(jax.random.key(1), tokens))
   params = jax.tree.map(lambda x: 5 * x, params)
-  assert params["params"]["blocks"]["mixer"]["slope"].shape == (2, 2) and cfg.undecayed == {"slope"}
+  assert params["params"]["blocks"]["mixer"]["slope"].shape == (2, 2)
   whole, state, steps = model.apply(params, tokens), cfg.init_state(2, 6), []
   step = jax.jit(lambda token, state: model.apply(params, token, state, method="extend"))
   for t in range(6):

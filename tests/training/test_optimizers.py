@@ -8,6 +8,7 @@ import pytest
 
 from jaxlm.config import ConfigError
 from jaxlm.parallel.rules import Axes
+from jaxlm.parameter import matrix
 from jaxlm.training.optimizers import SGD, AdamW, Lion, Muon
 
 AXES = {
@@ -33,11 +34,11 @@ def test_matrices_decay_and_vectors_with_extra_dimensions_do_not():
   assert decays["blocks"]["norm"]["scale"] == decays["blocks"]["mixer"]["b_q"] == decays["blocks"]["mixer"]["freq_bias"] == 0
 
 
-def test_the_decay_mask_is_a_choice_and_a_model_may_exempt_names():
-  of = lambda undecayed=(), **kwargs: AdamW(learning_rate=1.0, weight_decay=0.1, **kwargs).weight_decays(AXES, undecayed)
+def test_the_decay_mask_is_a_choice_and_a_declaration_may_spare_a_matrix():
+  of = lambda axes=AXES, **kwargs: AdamW(learning_rate=1.0, weight_decay=0.1, **kwargs).weight_decays(axes)
   assert set(jax.tree.leaves(of(decay="all"))) == {0.1}
   assert set(jax.tree.leaves(of(decay="none"))) == {0.0}
-  assert of({"freq_kernel"})["blocks"]["mixer"]["freq_kernel"] == 0
+  assert of({"w": Axes(("embed", "kv_heads"), matrix(decays=False)), "v": Axes(("embed", "kv_heads"))}) == {"w": 0, "v": 0.1}
   overridden = of(decay_overrides=(("mixer/", 0.5), ("freq_", 0.0)))["blocks"]["mixer"]
   assert overridden["w_q"] == 0.5 and overridden["freq_kernel"] == 0     # the last match wins
 

@@ -16,6 +16,7 @@ from jaxlm.models import MODELS
 from jaxlm.models.base import ModelConfig
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.objectives.base import Objective, Pair
+from jaxlm.parameter import SPARED
 
 DATA.table["tiny"] = "tiny_run:TinyData"
 DATA.table["tiny_paced"] = "tiny_run:PacedData"
@@ -70,8 +71,6 @@ class TinyModel(ModelConfig):
   max_len: int | None = None
   dtype: str = "float32"
 
-  undecayed = frozenset({"w_spared"})
-
   def build(self):
     return Tiny(self)
 
@@ -99,7 +98,7 @@ class Tiny(nn.Module):
     blocks = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.num_layers,
                      metadata_params={nn.PARTITION_NAME: "layers"})
     x_BTD, _ = blocks(cfg, name="blocks")(jnp.take(table_VD, tokens_BT, axis=0), None)
-    x_BTD = x_BTD @ w("w_spared", (cfg.d_model, cfg.d_model), ("embed", None))
+    x_BTD = x_BTD @ w("w_spared", (cfg.d_model, cfg.d_model), ("embed", None), role=SPARED)
     return jnp.einsum("btd,vd->btv", x_BTD, table_VD).astype(jnp.float32)
 
 

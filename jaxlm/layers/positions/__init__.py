@@ -14,7 +14,7 @@ A position may
   rotate or change q and k         encode
   add a bias to the scores         bias, from what `encode` said about each key
   carry decoding state             init_state (layers), init_model_state (prepare), init_key_info (per cached key)
-  except parameters from decay     undecayed
+  except parameters from decay     the parameter's `role`, see `weights`
 """
 
 import dataclasses
@@ -58,9 +58,6 @@ class Encoded(NamedTuple):
 
 class Position:
   """Base of position configs: says nothing about positions."""
-
-  #: Names of parameters that weight decay must leave alone.
-  undecayed = ()
 
   #: Longest sequence that it can encode; None = any.
   max_positions = None

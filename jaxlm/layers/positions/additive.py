@@ -11,6 +11,7 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.layers.positions import Position
 from jaxlm.layers.weights import weights
+from jaxlm.parameter import TABLE
 
 
 def sinusoids(positions, d_model: int, base: float = 10000.0):
@@ -49,5 +50,5 @@ class Learned(Position):
     if T > self.max_len:
       raise ConfigError(f"a sequence of {T} tokens, but the learned position table has max_len = {self.max_len} rows; "
                         "shorten the sequence or choose a relative position encoding")
-    table_MD = weights(module, x_BTD.dtype)("embedding", (self.max_len, x_BTD.shape[-1]), (None, "embed"))
+    table_MD = weights(module, x_BTD.dtype)("embedding", (self.max_len, x_BTD.shape[-1]), (None, "embed"), role=TABLE)
     return x_BTD + jnp.take(table_MD, context.positions_BT, axis=0, mode="clip")

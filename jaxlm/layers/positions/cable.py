@@ -17,8 +17,6 @@ from jaxlm.layers.weights import weights, zeros
 class CABLE(Position):
   """s_mn += B_m - B_n, B_m = -sum_{t<=m} softplus(x_t W + c): ALiBi whose slope is chosen by every token."""
 
-  undecayed = ("cable_bias",)
-
   def encode(self, module, heads, q_BTNH, k_BTKH, x_BTD, context, shared, state):
     w = weights(module)
     kernel_DN = w("cable_kernel", (heads.d_model, heads.num_heads), ("embed", "heads"))

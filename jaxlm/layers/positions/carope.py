@@ -16,6 +16,7 @@ from jaxlm.config import ConfigError
 from jaxlm.kernels.phase import carope_rotate, cumulative_phase, rotate, sincos
 from jaxlm.layers.positions import Encoded, Position, check_even
 from jaxlm.layers.weights import normal, weights, zeros
+from jaxlm.parameter import matrix
 
 
 def log_frequency(a):
@@ -85,10 +86,6 @@ class CARoPE(Position):
     if self.init == "paper_literal" and not self.learn_kernel:
       raise ConfigError("init 'paper_literal' has no bias, so that nothing is left to learn with learn_kernel = False")
 
-  @property
-  def undecayed(self):
-    return ("freq_bias",) if self.decay_kernel else ("freq_bias", "freq_kernel")
-
   def rotary_dim(self, heads) -> int:
     return heads.head_dim if self.ladder.rotary_dim is None else self.ladder.rotary_dim
 
@@ -104,7 +101,8 @@ class CARoPE(Position):
     a_BTK = jnp.zeros((*x_BTD.shape[:2], K), jnp.float32)
     if self.learn_kernel:
       std = self.init_std if self.init_std is not None else 0.02 * (self.init == "paper_literal")
-      kernel_DK = w("freq_kernel", (D, K), ("embed", "kv_heads"), init=normal(std) if std else zeros)
+      kernel_DK = w("freq_kernel", (D, K), ("embed", "kv_heads"), init=normal(std) if std else zeros,
+                    role=matrix(decays=self.decay_kernel))
       # Float32 throughout: with bfloat16 here, the 31st power would be 6% off.
       a_BTK = jnp.einsum("btd,dk->btk", x_BTD.astype(jnp.float32), kernel_DK)
     if self.init != "paper_literal":

@@ -6,6 +6,7 @@ from jaxlm.config import ConfigError
 from jaxlm.kernels import attention
 from jaxlm.layers.positions import Position
 from jaxlm.layers.weights import weights, zeros
+from jaxlm.parameter import SPARED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,6 @@ class CoPE(Position):
   """
 
   num_positions: int = 64
-  undecayed = ("cope_table",)
   ordered_keys = True
 
   def __post_init__(self):
@@ -25,5 +25,6 @@ class CoPE(Position):
       raise ConfigError(f"num_positions = {self.num_positions}: CoPE interpolates between at least 2")
 
   def bias(self, module, heads, query_info, key_info, shared):
-    table_HP = weights(module)("cope_table", (heads.head_dim, self.num_positions), ("head_dim", None), init=zeros)
+    table_HP = weights(module)("cope_table", (heads.head_dim, self.num_positions), ("head_dim", None), init=zeros,
+                               role=SPARED)
     return attention.CoPE(table_HP)

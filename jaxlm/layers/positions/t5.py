@@ -5,6 +5,7 @@ import dataclasses
 from jaxlm.kernels.attention import BucketBias
 from jaxlm.layers.positions import Position
 from jaxlm.layers.weights import weights
+from jaxlm.parameter import SPARED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,10 +15,9 @@ class T5Bias(Position):
   num_buckets: int = 32
   max_distance: int = 128
   share_across_layers: bool = True
-  undecayed = ("relative_bias",)
 
   def _table(self, module, heads):
-    return weights(module)("relative_bias", (self.num_buckets, heads.num_heads), (None, "heads"))
+    return weights(module)("relative_bias", (self.num_buckets, heads.num_heads), (None, "heads"), role=SPARED)
 
   def prepare(self, module, heads, context, state):
     return (self._table(module, heads) if self.share_across_layers else None), state
