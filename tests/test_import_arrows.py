@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "training": {"objectives", "models", "parallel", "data", "evaluation", "generation"},
     "generation": {"kernels", "layers", "models", "objectives", "data"},
     "evaluation": {"models", "objectives", "generation", "data", "parallel"},
+    "analysis": {"kernels", "layers", "models"},
     "interop": {"kernels", "layers", "models", "objectives", "data", "generation", "evaluation"},
     "preflight": {"training", "parallel", "models", "objectives", "data", "generation", "evaluation"},
     "experiments": {"training", "evaluation", "preflight", "generation", "models", "objectives", "data", "parallel"},

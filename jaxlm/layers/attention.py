@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
-from jaxlm.kernels.attention import attention
+from jaxlm.kernels.attention import attention, attention_weights
 from jaxlm.layers.linear import linear
 from jaxlm.layers.norms import NORMS
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
+from jaxlm.layers.taps import tap, wants_attention
 from jaxlm.layers.weights import normal, weights, zeros
 
 
@@ -148,8 +149,7 @@ class Attention(nn.Module):
       shared, _ = position.prepare(self, heads, context, own)
     q_BTNH, k_BTKH, info, position_state = position.encode(
         self, heads, q_BTNH, k_BTKH, x_BTD, context, shared, None if state is None else state.position)
-    self.sow("intermediates", "q", q_BTNH)         # read by parity tests only
-    self.sow("intermediates", "k", k_BTKH)
+    q_BTNH, k_BTKH, v_BTKH = tap(self, "q", q_BTNH), tap(self, "k", k_BTKH), tap(self, "v", v_BTKH)
 
     bias = lambda key_info: position.bias(self, heads, info, key_info, shared)
     if state is None:
@@ -169,11 +169,14 @@ class Attention(nn.Module):
       state = KVCache(*written, position_state)
 
     w_o_NHD = w("w_o", (N, H, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5))
-    y_BTD = linear(o_BTNH.astype(self.dtype), w_o_NHD, contract=2)
+    y_BTD = linear(tap(self, "heads", o_BTNH.astype(self.dtype)), w_o_NHD, contract=2)
     return (y_BTD + w("b_o", (D,), ("embed",), init=zeros)[None, None] if cfg.use_bias else y_BTD), state
 
   def _attend(self, q, k, v, bias, **sight):
     cfg = self.cfg
+    rule = dict(causal=cfg.causal, window=cfg.window, bias=bias, softcap=cfg.softcap, scale=cfg.scale,
+                softmax1=cfg.softmax1, **sight)
+    if wants_attention(self):
+      self.sow("attention", "weights", attention_weights(q, k, **rule))
     spec = nn.logical_to_mesh_axes(("batch", None, "heads", None))
-    return attention(q, k, v, causal=cfg.causal, window=cfg.window, bias=bias, softcap=cfg.softcap,
-                     scale=cfg.scale, softmax1=cfg.softmax1, implementation=cfg.implementation, spec=spec, **sight)
+    return attention(q, k, v, implementation=cfg.implementation, spec=spec, **rule)

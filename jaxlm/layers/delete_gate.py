@@ -19,6 +19,7 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.kernels.compact import compact, gather
 from jaxlm.layers.t5 import Norm
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import weights
 
 PAD = 0
@@ -146,7 +147,7 @@ class DeleteGate(nn.Module):
       u_BL = jax.random.uniform(self.make_rng("noise"), z_BL.shape) if noise is None else noise
       z_BL = z_BL + gumbel(u_BL)
     gate_BL = jax.nn.log_sigmoid(z_BL) if cfg.activation == "log_sigmoid" else cfg.scale * jax.nn.sigmoid(-z_BL)
-    gate_BL = jnp.where(tokens_BL == PAD, cfg.scale, gate_BL)
+    gate_BL = tap(self, "gate", jnp.where(tokens_BL == PAD, cfg.scale, gate_BL))
     return apply_gate(h_BLD, gate_BL, valid_BL, cfg.tau, mode, compact_positions=cfg.layer == 0)._replace(logits_BL=z_BL)
 
 

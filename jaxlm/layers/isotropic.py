@@ -22,6 +22,7 @@ from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.positions import NoPosition
 from jaxlm.layers.stack import REMAT_POLICIES
+from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import ones, weights
 
 LETTERS = {"m": "Mamba-2", "M": "Mamba-2 with MLP", "t": "attention", "T": "attention with MLP"}
@@ -207,15 +208,16 @@ class Layer(nn.Module):
   def __call__(self, r_BTD, context, state):
     cfg = self.cfg
     mixer = cfg.mixer(self.run).build(cfg.d_model, cfg.dtype, "mixer")
-    y_BTD, state = mixer(Norm(cfg.norm_eps, cfg.dtype, name="norm")(r_BTD), context, state)
+    y_BTD, state = mixer(tap(self, "attn_in", Norm(cfg.norm_eps, cfg.dtype, name="norm")(r_BTD)), context, state)
+    y_BTD = tap(self, "attn_out", y_BTD)
     if self.run.has_mlp:
       r_BTD = r_BTD + y_BTD.astype(jnp.float32)
-      y_BTD = cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(
-          Norm(cfg.norm_eps, cfg.dtype, name="mlp_norm")(r_BTD), context.depth)
+      h_BTD = tap(self, "mlp_in", Norm(cfg.norm_eps, cfg.dtype, name="mlp_norm")(r_BTD))
+      y_BTD = tap(self, "mlp_out", cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, context.depth))
     self.sow("intermediates", "branch", y_BTD)          # read by parity tests only
     self.sow("intermediates", "residual", r_BTD)
     r_BTD = nn.with_logical_constraint(r_BTD + y_BTD.astype(jnp.float32), ("batch", "seq", "embed_act"))
-    return r_BTD, state
+    return tap(self, "resid", r_BTD), state
 
 
 class Prepare(nn.Module):
@@ -249,7 +251,7 @@ class Isotropic(nn.Module):
     r_BTD = x_BTD.astype(jnp.float32)
     layer = Layer if cfg.remat == "none" else nn.remat(Layer, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
     for i, run in enumerate(cfg.runs):
-      scanned = nn.scan(layer, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
+      scanned = nn.scan(layer, variable_axes=STACKED, split_rngs={"params": True},
                         in_axes=(nn.broadcast, 0), out_axes=0, length=run.count, unroll=min(cfg.unroll, run.count),
                         metadata_params={nn.PARTITION_NAME: "layers"})
       r_BTD, run_state = scanned(cfg, run, name=f"run_{i}")(r_BTD, context, old.runs[i])

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
-from jaxlm.kernels.attention import attention
+from jaxlm.kernels.attention import attention, attention_weights
 from jaxlm.layers.attention import AttentionConfig, Keys, KVCache, write
 from jaxlm.layers.fast_weights import FastWeightConfig, Memory, MemoryState
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.positions.rope import RoPE
+from jaxlm.layers.taps import tap, wants_attention
 from jaxlm.layers.weights import ones, weights, zeros
 
 EPS = 1e-5      # of q and k norms, of the L2 norm (outside the root) and of the memory's output norm
@@ -120,24 +121,23 @@ class LaCT(nn.Module):
     q_BTNH, k_BTNH, info, position_state = encode(q_BTNH, k_BTNH, None if cache is None else cache.position)
     if cfg.rotate_fast and isinstance(position, RoPE):
       fast_q, fast_k = encode(fast_q, fast_k, None)[:2]
-    self.sow("intermediates", "q", q_BTNH)         # read by parity tests only
-    self.sow("intermediates", "k", k_BTNH)
+    q_BTNH, k_BTNH, v_BTNH = tap(self, "q", q_BTNH), tap(self, "k", k_BTNH), tap(self, "v", v_BTNH)
 
     bias = lambda key_info: position.bias(self, heads, info, key_info, shared)
     o_BTNH, cache = self._attend(q_BTNH, k_BTNH, v_BTNH, info, bias, position, position_state, context, cache)
-    self.sow("intermediates", "attended", o_BTNH)
+    o_BTNH = tap(self, "attended", o_BTNH)
 
     grouped = lambda x: jnp.moveaxis(x.reshape(*x.shape[:2], M, D // M), 2, 1)
     t_BMTG, memory = Memory(cfg.fast, D, self.dtype, name="fast")(
         x_BTD, grouped(fast_q), grouped(fast_k), grouped(fast_v), context, None if state is None else state.memory)
-    self.sow("intermediates", "remembered", t_BMTG)
+    t_BMTG = tap(self, "remembered", t_BMTG)
     t_BTMG = rms_norm(jnp.moveaxis(t_BMTG, 1, 2), weights(self)("scale_fast", (D // M,), (None,), init=ones), EPS)
     if cfg.gate:
       gate_BTM = jnp.einsum("btd,dm->btm", x_BTD, w("w_gate", (D, M), ("embed", "heads")))
       gate_BTM = jax.nn.silu(gate_BTM + w("b_gate", (M,), ("heads",), init=zeros)[None, None])
       t_BTMG = t_BTMG * gate_BTM[..., None]
     y_BTNH = o_BTNH.astype(self.dtype) + t_BTMG.reshape(o_BTNH.shape).astype(self.dtype)
-    y_BTD = jnp.einsum("btnh,nhd->btd", y_BTNH, w("w_o", (N, H, D), (*per_head, "embed")))
+    y_BTD = jnp.einsum("btnh,nhd->btd", tap(self, "heads", y_BTNH), w("w_o", (N, H, D), (*per_head, "embed")))
     return y_BTD, None if state is None else LaCTState(cache, memory)
 
   def _full_norm(self, name, x_BTNH):
@@ -148,9 +148,14 @@ class LaCT(nn.Module):
 
   def _attend(self, q_BTNH, k_BTNH, v_BTNH, info, bias, position, position_state, context, cache):
     cfg = self.cfg
-    run = lambda k, v, key_info, **sight: attention(
-        q_BTNH, k, v, window=cfg.window, bias=bias(key_info), implementation=cfg.implementation,
-        spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)), **sight)
+    spec = nn.logical_to_mesh_axes(("batch", None, "heads", None))
+
+    def run(k, v, key_info, **sight):
+      rule = dict(window=cfg.window, bias=bias(key_info), **sight)
+      if wants_attention(self):
+        self.sow("attention", "weights", attention_weights(q_BTNH, k, **rule))
+      return attention(q_BTNH, k, v, implementation=cfg.implementation, spec=spec, **rule)
+
     if cache is None:
       ids_BT = context.segment_ids_BT if context.packed else None
       return run(k_BTNH, v_BTNH, info, q_segment_ids_BT=ids_BT), None

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError
 from jaxlm.layers.linear import linear
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, weights, zeros
 
 ACTIVATIONS = {
@@ -62,5 +63,5 @@ class MLP(nn.Module):
     act = ACTIVATIONS[cfg.activation]
     h_BTF = act(up("gate")) * up("in") if cfg.gated else act(up("in"))
     w_out_FD = w("w_out", (F, D), ("mlp", "embed"), init=normal(0.02 / depth**0.5))
-    y_BTD = linear(h_BTF, w_out_FD)
+    y_BTD = linear(tap(self, "mlp_hidden", h_BTF), w_out_FD)
     return y_BTD + w("b_out", (D,), ("embed",), init=zeros)[None, None] if cfg.use_bias else y_BTD

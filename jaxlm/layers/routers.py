@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, Kinds
 from jaxlm.kernels.route import Route, route
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import weights, zeros
 
 ROUTERS = Kinds("router", {
@@ -67,6 +68,20 @@ def by_rule(start_BT, view: View) -> Route:
   """p = b, where b is a rule's boundary or a document's first token."""
   start_BT = (start_BT | view.first_BT) & view.valid_BT
   return Route(start_BT.astype(jnp.float32), start_BT, jnp.ones(start_BT.shape, jnp.float32))
+
+
+def tap_boundaries(module: nn.Module, decision: Route, first_BT, valid_BT) -> Route:
+  """The decision after the tap `boundary` (bool, B, T). Where an edit changes it, it counts as a rule's: p = b, c = 1.
+
+  The first token of a document stays a boundary and padding none, whatever the edit says.
+  """
+  boundary_BT = tap(module, "boundary", decision.boundary_BT)
+  if boundary_BT is decision.boundary_BT:
+    return decision
+  boundary_BT = (boundary_BT | first_BT) & valid_BT
+  changed_BT = boundary_BT != decision.boundary_BT
+  return Route(jnp.where(changed_BT, boundary_BT.astype(jnp.float32), decision.p_BT), boundary_BT,
+               jnp.where(changed_BT, 1.0, decision.confidence_BT))
 
 
 def identity(key, shape, dtype=jnp.float32):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import NORMS
+from jaxlm.layers.taps import STACKED, tap
 
 REMAT_POLICIES = {
     "full": None,
@@ -57,14 +58,13 @@ class Block(nn.Module):
     after = norm if cfg.residual == "sandwich" else lambda name, x_BTD: x_BTD
 
     mixer = self.mixer.build(cfg.d_model, cfg.dtype, "mixer")
-    y_BTD, state = mixer(norm("norm", x_BTD), context, state)
-    out_BTD = x_BTD + after("norm_out", y_BTD)
+    y_BTD, state = mixer(tap(self, "attn_in", norm("norm", x_BTD)), context, state)
+    out_BTD = x_BTD + after("norm_out", tap(self, "attn_out", y_BTD))
     if cfg.mlp is not None and getattr(self.mixer, "followed_by_mlp", True):
-      h_BTD = norm("mlp_norm", x_BTD if cfg.residual == "parallel" else out_BTD)
+      h_BTD = tap(self, "mlp_in", norm("mlp_norm", x_BTD if cfg.residual == "parallel" else out_BTD))
       y_BTD = cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, context.depth)
-      out_BTD = out_BTD + after("mlp_norm_out", y_BTD)
-    out_BTD = nn.with_logical_constraint(out_BTD, ("batch", "seq", "embed_act"))
-    self.sow("intermediates", "hidden", out_BTD)
+      out_BTD = out_BTD + after("mlp_norm_out", tap(self, "mlp_out", y_BTD))
+    out_BTD = tap(self, "resid", nn.with_logical_constraint(out_BTD, ("batch", "seq", "embed_act")))
     return out_BTD, state
 
 
@@ -107,7 +107,7 @@ def _remat(cfg: BlockConfig):
 
 
 def _scan(module, length: int, cfg: BlockConfig):
-  return nn.scan(module, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
+  return nn.scan(module, variable_axes=STACKED, split_rngs={"params": True},
                  in_axes=(nn.broadcast, 0), out_axes=0, length=length, unroll=min(cfg.unroll, length),
                  metadata_params={nn.PARTITION_NAME: "layers"})
 
@@ -117,6 +117,17 @@ def split(mixers: tuple, period: int):
   count, left = divmod(len(mixers), period)
   parts = [("groups", mixers[:period], count), ("rest", mixers[count * period:], 1)]
   return [part for part in parts if part[1] and part[2]]
+
+
+def parts(mixers: tuple, period: int) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+  """[(path of a scanned module below the stack, numbers of its layers)]."""
+  if period == 1:
+    return [((), tuple(range(len(mixers))))]
+  out, first = [], 0
+  for group, members, count in split(mixers, period):
+    out += [((group, f"layer_{i}"), tuple(first + i + g * period for g in range(count))) for i in range(len(members))]
+    first += count * period
+  return out
 
 
 def stacks(mixers: tuple) -> dict[str, list[int]]:
@@ -184,7 +195,7 @@ def no_states(mixers: tuple, period: int):
   return None if period == 1 else tuple((None,) * len(members) for _, members, _ in split(mixers, period))
 
 
-def in_layer_order(sown, mixers: tuple, period: int, name: str = "hidden") -> list:
+def in_layer_order(sown, mixers: tuple, period: int, name: str = "resid") -> list:
   """One array per layer from the intermediates of a stack, sown under `name` by every block."""
   if period == 1:
     return list(sown[name][0])

@@ -10,10 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.kernels.attention import BucketBias, KeyBias, attention
+from jaxlm.kernels.attention import BucketBias, KeyBias, attention, attention_weights
 from jaxlm.kernels.attention.reference import LOWEST_MAX, Rule, Sight, scores
 from jaxlm.layers.linear import linear
 from jaxlm.layers.norms import rms_norm
+from jaxlm.layers.taps import tap, wants_attention
 from jaxlm.layers.weights import normal, weights
 
 EPS = 1e-6
@@ -102,16 +103,18 @@ class Attention(nn.Module):
       new = KV(project("w_k", source_BSD), project("w_v", source_BSD))
       cache = new if cache is None else jax.tree.map(
           lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), at, 1), cache, new)
-    self.sow("intermediates", "q", q_BTNH)      # read by parity tests only
-    self.sow("intermediates", "k", cache.k_BSNH)
+    q_BTNH = tap(self, "q", q_BTNH)
+    cache = cache._replace(k_BSNH=tap(self, "k", cache.k_BSNH), v_BSNH=tap(self, "v", cache.v_BSNH))
 
     bias = () if table is None else (BucketBias(table, bidirectional=not self.causal, max_distance=cfg.max_distance),)
     gate = () if keys.gate_BS is None else (KeyBias(None, -keys.gate_BS[:, :, None]),)
-    o_BTNH = attention(q_BTNH, *cache, causal=self.causal, q_segment_ids_BT=row_BT, kv_segment_ids_BS=keys.segment_BS,
-                       q_index_BT=index_BT, kv_index_BS=keys.index_BS, bias=bias + gate, scale=1.0,
-                       softmax1=cfg.softmax1, implementation=cfg.implementation)
+    rule = dict(causal=self.causal, q_segment_ids_BT=row_BT, kv_segment_ids_BS=keys.segment_BS, q_index_BT=index_BT,
+                kv_index_BS=keys.index_BS, bias=bias + gate, scale=1.0, softmax1=cfg.softmax1)
+    if wants_attention(self):
+      self.sow("attention", "weights", attention_weights(q_BTNH, cache.k_BSNH, **rule))
+    o_BTNH = attention(q_BTNH, *cache, implementation=cfg.implementation, **rule)
     w_o_NHD = w("w_o", (N, H, D), ("heads", "head_dim", "embed"), init=normal(cfg.init * (N * H)**-0.5))
-    y_BTD = linear(o_BTNH.astype(cfg.dtype), w_o_NHD, contract=2)
+    y_BTD = linear(tap(self, "heads", o_BTNH.astype(cfg.dtype)), w_o_NHD, contract=2)
     excess = jnp.zeros(())
     if self.measure:
       s_BNTS = logits(q_BTNH, cache.k_BSNH, keys, bias, index_BT, self.causal, row_BT)
@@ -150,7 +153,7 @@ class FeedForward(nn.Module):
     h_BTF = jax.nn.gelu(up("w_gate"), approximate=True) * up("w_in") if cfg.gated else jax.nn.relu(up("w_in"))
     h_BTF = nn.Dropout(cfg.dropout)(h_BTF, deterministic=deterministic)
     w_out_FD = w("w_out", (cfg.d_ff, cfg.d_model), ("mlp", "embed"), init=normal(cfg.init * cfg.d_ff**-0.5))
-    return linear(h_BTF, w_out_FD)
+    return linear(tap(self, "mlp_hidden", h_BTF), w_out_FD)
 
 
 class EncoderBlock(nn.Module):
@@ -162,15 +165,13 @@ class EncoderBlock(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, keys: Keys, table, deterministic: bool, measure: Measure):
     drop = lambda y: nn.Dropout(self.cfg.dropout)(y, deterministic=deterministic)
-    h_BTD = Norm(self.cfg.init, name="norm")(x_BTD)
+    h_BTD = tap(self, "attn_in", Norm(self.cfg.init, name="norm")(x_BTD))
     y_BTD, _, excess = Attention(self.cfg, False, measure, name="attention")(
         h_BTD, h_BTD, keys, table, keys.index_BS, row_BT=keys.row_BS)
-    x_BTD = x_BTD + drop(y_BTD)
-    h_BTD = Norm(self.cfg.init, name="mlp_norm")(x_BTD)
-    x_BTD = x_BTD + drop(FeedForward(self.cfg, name="mlp")(h_BTD, deterministic))
-    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
-    self.sow("intermediates", "hidden", x_BTD)
-    return x_BTD, excess
+    x_BTD = x_BTD + drop(tap(self, "attn_out", y_BTD))
+    h_BTD = tap(self, "mlp_in", Norm(self.cfg.init, name="mlp_norm")(x_BTD))
+    x_BTD = x_BTD + drop(tap(self, "mlp_out", FeedForward(self.cfg, name="mlp")(h_BTD, deterministic)))
+    return tap(self, "resid", nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))), excess
 
 
 class DecoderCache(NamedTuple):
@@ -196,19 +197,19 @@ class DecoderBlock(nn.Module):
     """index_BT, at: None for a whole sequence; in a step, the position and slot of the new token."""
     drop = lambda y: nn.Dropout(self.cfg.dropout)(y, deterministic=deterministic)
     norm = lambda name: Norm(self.cfg.init, name=name)
-    h_BTD = norm("norm")(x_BTD)
+    h_BTD = tap(self, "attn_in", norm("norm")(x_BTD))
     y_BTD, own_kv, _ = Attention(self.cfg, True, name="attention")(
         h_BTD, h_BTD, own, table, index_BT, None if cache is None else cache.own, at)
-    x_BTD = x_BTD + drop(y_BTD)
-    h_BTD, row_BT = norm("cross_norm")(x_BTD), None
+    x_BTD = x_BTD + drop(tap(self, "attn_out", y_BTD))
+    h_BTD, row_BT = tap(self, "cross_in", norm("cross_norm")(x_BTD)), None
     if memory.row_BS is not None:
       (B, T, D), R = h_BTD.shape, memory.row_BS.shape[0]
       h_BTD = h_BTD.reshape(R, B // R * T, D)
       row_BT = jnp.repeat(jnp.arange(1, B // R + 1, dtype=jnp.int32), T)[None]
     y_BTD, cross_kv, excess = Attention(self.cfg, False, measure, name="cross")(
         h_BTD, memory_BSD, memory._replace(index_BS=None), cache=None if cache is None else cache.cross, row_BT=row_BT)
-    x_BTD = x_BTD + drop(y_BTD.reshape(x_BTD.shape))
-    x_BTD = x_BTD + drop(FeedForward(self.cfg, name="mlp")(norm("mlp_norm")(x_BTD), deterministic))
-    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
-    self.sow("intermediates", "hidden", x_BTD)
+    x_BTD = x_BTD + drop(tap(self, "cross_out", y_BTD.reshape(x_BTD.shape)))
+    h_BTD = tap(self, "mlp_in", norm("mlp_norm")(x_BTD))
+    x_BTD = x_BTD + drop(tap(self, "mlp_out", FeedForward(self.cfg, name="mlp")(h_BTD, deterministic)))
+    x_BTD = tap(self, "resid", nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act")))
     return x_BTD, (None if at is None else DecoderCache(own_kv, cross_kv), excess)

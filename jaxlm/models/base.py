@@ -3,13 +3,20 @@
 Axes: B batch, T time.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 PyTree = Any
+
+
+class StackPart(NamedTuple):
+  """Layers that are scanned together: the module's path, and the number of each entry of its leading axis."""
+
+  path: tuple[str, ...]
+  layers: tuple[int, ...]
 
 
 class ModelConfig:
@@ -39,6 +46,11 @@ class ModelConfig:
   def decodes(self) -> bool:
     """Whether the model has `init_state` and `extend`, and so generates token by token."""
     return False
+
+  @property
+  def stacks(self) -> dict[str, tuple[StackPart, ...]]:
+    """{name of a stack: its parts}, for those who read or edit activations by layer (`jaxlm.analysis`)."""
+    return {}
 
   def check(self, cfg) -> None:
     """Raises ConfigError for what does not fit the other sections of `cfg` (a RunConfig)."""

@@ -18,7 +18,8 @@ from jaxlm.layers.mixer import MIXERS, Context, PatternConfig, layers_of, with_p
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import NORMS, RMSNormConfig
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
-from jaxlm.models.base import ModelConfig
+from jaxlm.layers.taps import tap
+from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
 
 
@@ -89,6 +90,10 @@ class DecoderConfig(ModelConfig):
   def max_len(self) -> int | None:
     """Longest sequence that the model can read; None = any."""
     return self.position.max_positions
+
+  @property
+  def stacks(self) -> dict[str, tuple[StackPart, ...]]:
+    return {"blocks": tuple(StackPart(("blocks", *path), layers) for path, layers in stack.parts(self.mixers, self.period))}
 
   @property
   def decodes(self) -> bool:
@@ -178,11 +183,10 @@ class Decoder(nn.Module):
 
     x_BTD = nn.with_logical_constraint(self.embed.encode(tokens_BT, context), ("batch", "seq", "embed_act"))
     x_BTD, context, position_state = self.position(x_BTD, context, state.position if state else None)
-    self.sow("intermediates", "embedded", x_BTD)
+    x_BTD = tap(self, "embedded", x_BTD)
     layers = state.layers if state else stack.no_states(cfg.mixers, cfg.period)
     x_BTD, layers = self.blocks(x_BTD, context, layers)
-    h_BTD = self.final_norm(x_BTD)
-    self.sow("intermediates", "final", h_BTD)
+    h_BTD = tap(self, "final", self.final_norm(x_BTD))
     if state:
       valid_B = jnp.sum((segment_ids_BT != 0).astype(jnp.int32), axis=1)
       state = DecoderState(state.length_B + valid_B, position_state, layers)

@@ -15,8 +15,9 @@ from jaxlm.layers.delete_gate import Mode, Reduced
 from jaxlm.layers.embedding import logits as head_logits
 from jaxlm.layers.embedding import score as head_score
 from jaxlm.layers.t5 import KV, DecoderBlock, DecoderCache, EncoderBlock, Keys, Measure, Norm, T5LayerConfig
+from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import normal, weights
-from jaxlm.models.base import ModelConfig
+from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
 from jaxlm.parameter import SPARED, TABLE, Role
 
@@ -86,6 +87,15 @@ class EncoderDecoderConfig(ModelConfig):
     """Per encoder token, without deletion; targets are as long as span corruption makes them (189 of 1,024)."""
     return 3 * forward_flops(self, seq_len, round(seq_len * 189 / 1024)) / seq_len
 
+  @property
+  def stacks(self) -> dict[str, tuple[StackPart, ...]]:
+    """The encoder's layers before and behind the reduction are scanned apart."""
+    front = self.num_encoder_layers if self.reduction is None else self.reduction.layer
+    encoder = (StackPart(("encoder_front",), tuple(range(front))),
+               StackPart(("encoder_back",), tuple(range(front, self.num_encoder_layers))))
+    return {"encoder": tuple(part for part in encoder if part.layers),
+            "decoder": (StackPart(("decoder",), tuple(range(self.num_decoder_layers))),)}
+
   def build(self) -> nn.Module:
     return EncoderDecoder(self)
 
@@ -137,7 +147,7 @@ class Table(nn.Module):
 
 def _scan(block, length: int, cfg: EncoderDecoderConfig, in_axes):
   block = nn.remat(block, prevent_cse=False, static_argnums=block.static) if cfg.remat else block
-  return nn.scan(block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True, "dropout": True},
+  return nn.scan(block, variable_axes=STACKED, split_rngs={"params": True, "dropout": True},
                  in_axes=in_axes, length=length, unroll=min(cfg.unroll, length),
                  metadata_params={nn.PARTITION_NAME: "layers"})
 
@@ -218,7 +228,7 @@ class EncoderDecoder(nn.Module):
     """(h_BLD entering the reduction's block, Keys): everything that runs at full length."""
     keys = Keys(tokens_BL != 0 if valid_BL is None else valid_BL.astype(bool))
     x_BLD = self._embed(tokens_BL, self.encoder_position, train)
-    self.sow("intermediates", "encoder_embedded", x_BLD)
+    x_BLD = tap(self, "encoder_embed", x_BLD)
     if self._front:
       x_BLD, _ = self.encoder_front(x_BLD, keys, self._relative(self.encoder_position), not train, None)
     return x_BLD, keys
@@ -233,7 +243,7 @@ class EncoderDecoder(nn.Module):
       h_BLD, excess = self.encoder_back(reduced.h_BCD, keys, table, not train, measure)
       excess = jnp.sum(excess)
     h_BCD = self.dropout(self.encoder_norm(h_BLD), deterministic=not train)
-    self.sow("intermediates", "encoder_final", h_BCD)
+    h_BCD = tap(self, "encoder_final", h_BCD)
     return Memory(h_BCD, cross, reduced, excess)
 
   def decode(self, tokens_BT, memory: Memory, *, measure: Measure = None, train=False):
@@ -265,11 +275,11 @@ class EncoderDecoder(nn.Module):
 
   def _decoder_blocks(self, tokens_BT, caches, memory, own, index_BT, at, measure, train):
     x_BTD = self._embed(tokens_BT, self.decoder_position, train, at)
-    self.sow("intermediates", "decoder_embedded", x_BTD)
+    x_BTD = tap(self, "decoder_embed", x_BTD)
     x_BTD, out = self.decoder(x_BTD, caches, memory.h_BCD, memory.keys, own, self._relative(self.decoder_position),
                               index_BT, at, not train, measure)
     h_BTD = self.dropout(self.decoder_norm(x_BTD), deterministic=not train)
-    self.sow("intermediates", "decoder_final", h_BTD)
+    h_BTD = tap(self, "decoder_final", h_BTD)
     return h_BTD, out
 
   def _relative(self, position):

@@ -24,9 +24,10 @@ from jaxlm.layers.lexinvariant import check_embedding, check_packing
 from jaxlm.layers.linear import linear
 from jaxlm.layers.mamba2 import Mamba2Config, starts
 from jaxlm.layers.mixer import MIXERS, Context
-from jaxlm.layers.routers import ROUTERS, Given, Learned, View
+from jaxlm.layers.routers import ROUTERS, Given, Learned, View, tap_boundaries
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import weights, zeros
-from jaxlm.models.base import ModelConfig
+from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
 
 #: From so many positions at once a stage that goes on runs its inner network on fewer slots where the chunks fit them.
@@ -149,6 +150,18 @@ class HNetConfig(ModelConfig):
                            self.norm_eps, self.remat, self.unroll, self.dtype)
 
   @property
+  def stacks(self) -> dict[str, tuple[StackPart, ...]]:
+    """encoder_<s> and decoder_<s> of every outer stage s, and `main`."""
+    out = {}
+    for s in range(len(self.stages)):
+      for name, runs in zip(("encoder", "decoder") if s < self.num_chunkings else ("main",), self.runs(s)):
+        firsts = [sum(run.count for run in runs[:r]) for r in range(len(runs))]
+        out["main" if name == "main" else f"{name}_{s}"] = tuple(
+            StackPart(("backbone", *("inner",) * s, name, f"run_{r}"), tuple(range(first, first + run.count)))
+            for r, (run, first) in enumerate(zip(runs, firsts)))
+    return out
+
+  @property
   def decodes(self) -> bool:
     return True
 
@@ -235,6 +248,7 @@ class Stage(nn.Module):
     first_BT = first_BT.at[:, 0].set(True if state is None else ~old.seen_B)
     router = cfg.stages[s].router.build(D, cfg.dtype, "router")
     decision, router_state = router(h_BTD, View(first_BT, valid_BT, context.positions_BT, *outside), old.router)
+    decision = tap_boundaries(self, decision, first_BT, valid_BT)
     T = x_BTD.shape[1]
     rows = cfg.join.rows_per_buffer if s == 0 and state is None else 1
     chosen, outer, h_BTD = _merge_rows(decision, context, h_BTD, rows) if rows > 1 else (decision, context, h_BTD)
@@ -389,10 +403,11 @@ class HNet(nn.Module):
     context = Context(segment_ids_BT, positions_BT, packed=packed)
     embed_context = context.replace(lexicon=lexicon, tokens_BT=tokens_BT, streaming=state is not None)
     x_BTD = self.embed.encode(tokens_BT, embed_context)
-    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
+    x_BTD = tap(self, "embedded", nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act")))
     y_BTD, infos, stage = self.backbone(x_BTD, context, Outside(tokens_BT, boundaries_BT), capacities,
                                         None if state is None else state.stage)
     if state is not None:
       length_B = state.length_B + jnp.sum(segment_ids_BT != 0, axis=1, dtype=jnp.int32)
       state = HNetState(length_B, stage)
+    y_BTD = tap(self, "final", y_BTD)
     return y_BTD, embed_context, infos, state

@@ -20,8 +20,9 @@ from jaxlm.layers.fast_weights import PER_HEAD
 from jaxlm.layers.lact import unit
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import LayerNormConfig, rms_norm
+from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import normal, ones, weights, zeros
-from jaxlm.models.base import ModelConfig
+from jaxlm.models.base import ModelConfig, StackPart
 
 QK_EPS = 1.1920929e-07      # float32's machine epsilon, the default of the official norm
 PLUCKER = 9                 # channels of a ray: origin, direction, origin x direction
@@ -79,6 +80,10 @@ class NVSConfig(ModelConfig):
   @property
   def mlp(self) -> MLPConfig:
     return MLPConfig(d_ff=int(self.d_model * self.mlp_expansion), activation="gelu")
+
+  @property
+  def stacks(self) -> dict[str, tuple[StackPart, ...]]:
+    return {"blocks": (StackPart(("blocks",), tuple(range(self.num_layers))),)}
 
   def build(self) -> nn.Module:
     return NVS(self)
@@ -157,7 +162,7 @@ class NVS(nn.Module):
     cfg = self.cfg
     self.embed = PatchEmbedding(cfg)
     block = nn.remat(Block, prevent_cse=False, static_argnums=(2, 3)) if cfg.remat else Block
-    self.blocks = nn.scan(block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
+    self.blocks = nn.scan(block, variable_axes=STACKED, split_rngs={"params": True},
                           in_axes=(nn.broadcast, nn.broadcast, 0), length=cfg.num_layers,
                           metadata_params={nn.PARTITION_NAME: "layers"})(cfg)
     self.head = PatchHead(cfg)
@@ -234,7 +239,7 @@ class Block(nn.Module):
     # 0.02 / sqrt(3 layers) on what ends a residual branch.
     x_BTD += cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, 3 * cfg.num_layers)
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
-    self.sow("intermediates", "hidden", x_BTD)
+    x_BTD = tap(self, "resid", x_BTD)
     return x_BTD, state
 
 

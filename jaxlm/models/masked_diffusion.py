@@ -22,8 +22,9 @@ from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import LayerNormConfig
 from jaxlm.layers.positions import POSITIONS
 from jaxlm.layers.positions.rope import RoPE
+from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import weights, zeros
-from jaxlm.models.base import ModelConfig
+from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.parameter import SPARED, matrix
 
 SINUSOIDS = 256
@@ -64,6 +65,10 @@ class MaskedDiffusionConfig(ModelConfig):
     return (self.mixer,) * self.num_layers
 
   @property
+  def stacks(self) -> dict[str, tuple[StackPart, ...]]:
+    return {"blocks": (StackPart(("blocks",), tuple(range(self.num_layers))),)}
+
+  @property
   def norm(self) -> LayerNormConfig:
     return LayerNormConfig(use_bias=False)
 
@@ -100,8 +105,7 @@ class AdaptiveBlock(nn.Module):
     h_BTD = cfg.norm.build(cfg.dtype, "mlp_norm")(x_BTD) * (1 + scale2) + shift2
     x_BTD = x_BTD + gate2 * cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, 2 * cfg.num_layers)
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
-    self.sow("intermediates", "hidden", x_BTD)
-    return x_BTD, None
+    return tap(self, "resid", x_BTD), None
 
 
 class NoiseEmbedding(nn.Module):
@@ -138,7 +142,7 @@ class MaskedDiffusionNetwork(nn.Module):
     cfg = self.cfg
     self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
     self.noise = NoiseEmbedding(cfg)
-    scanned = nn.scan(AdaptiveBlock, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
+    scanned = nn.scan(AdaptiveBlock, variable_axes=STACKED, split_rngs={"params": True},
                       in_axes=(nn.broadcast, nn.broadcast), length=cfg.num_layers,
                       metadata_params={nn.PARTITION_NAME: "layers"})
     self.blocks = scanned(cfg)

@@ -277,7 +277,7 @@ def language_model(case):
   heads, positions = cfg.mixer.heads(cfg.d_model), jnp.zeros_like(segments_BT)
   for l in range(cfg.num_layers):
     log_f_BTK = log_frequency(sown["mixer"]["freq_preact"][0][l])
-    case.compare(f"out/hidden.{l}", sown["hidden"][0][l] * mask_BT1, OUTPUT)
+    case.compare(f"out/hidden.{l}", sown["resid"][0][l] * mask_BT1, OUTPUT)
     case.compare(f"out/freq.{l}", jnp.exp(log_f_BTK) * mask_BT1, PHASE)
     if f"out/phase.{l}" in case:
       phase_BTKP, _ = cfg.mixer.position.phases(heads, log_f_BTK, Context(segments_BT, positions))

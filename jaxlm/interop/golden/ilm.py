@@ -104,7 +104,7 @@ def stopping(case):
                                        mutable=["intermediates"])
     slots = model.apply({"params": params}, batch["tokens"], batch["slots"], batch["missing"], batch["segment_ids"],
                         batch["positions"], method="score")
-    return logits, stop, slots, sown["intermediates"]["blocks"]["hidden"][0]
+    return logits, stop, slots, sown["intermediates"]["blocks"]["resid"][0]
 
   value, grads = jax.jit(jax.value_and_grad(loss))(params)
   logits, stop_B2, slots, hidden = jax.jit(forward)(params)

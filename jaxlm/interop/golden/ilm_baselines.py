@@ -72,7 +72,7 @@ def mdlm(case):
 
   (value, log_prob_BT), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
   logits, sown = jax.jit(lambda p: model.apply({"params": p}, x_BT, sigma_B, keys_BT, mutable=["intermediates"]))(params)
-  for i, h_BTD in enumerate(np.asarray(sown["intermediates"]["blocks"]["hidden"][0])):
+  for i, h_BTD in enumerate(np.asarray(sown["intermediates"]["blocks"]["resid"][0])):
     case.compare(f"out/hidden_{i}", h_BTD, LOGITS)
   case.compare("out/logits", logits, LOGITS)
   weight_B = np.asarray(masked_diffusion.noise_rate(t_B) / jnp.expm1(sigma_B))

@@ -241,7 +241,7 @@ def nvs_model(case):
   def run(params):
     def loss(params):
       image, sown = model.apply({"params": params}, given, wanted, mutable=["intermediates"])
-      return jnp.mean(jnp.square(image - case["in/target_image"])), (image, sown["intermediates"]["blocks"]["hidden"][0])
+      return jnp.mean(jnp.square(image - case["in/target_image"])), (image, sown["intermediates"]["blocks"]["resid"][0])
     apply = lambda *args, method: model.apply({"params": params}, *args, method=method)
     state = apply(given, method="reconstruct")
     return jax.value_and_grad(loss, has_aux=True)(params), state, apply(wanted, state, *size, method="render")

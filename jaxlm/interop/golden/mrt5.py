@@ -156,9 +156,9 @@ def compare_outputs(case, cfg, out, memory, sown, hard, W):
 
   n_e, n_d = cfg.num_encoder_layers, cfg.num_decoder_layers
   front = n_e if cfg.reduction is None else cfg.reduction.layer
-  hidden = [sown["encoder_embedded"][0]]
+  hidden = [sown["encoder_embed"][0]]
   for name in ("encoder_front", "encoder_back"):
-    hidden += list(sown[name]["hidden"][0]) if name in sown else []
+    hidden += list(sown[name]["resid"][0]) if name in sown else []
   hidden[-1] = sown["encoder_final"][0]
   slots = None
   if reduced is not None and hidden[-1].shape[1] != tokens_BL.shape[1] or hard:
@@ -171,7 +171,7 @@ def compare_outputs(case, cfg, out, memory, sown, hard, W):
   if "out/encoder_last_hidden_state" in case:
     x, where = cut(hidden[-1], n_e)
     case.compare("out/encoder_last_hidden_state", x, OUTPUT, where=where)
-  hidden = [sown["decoder_embedded"][0], *sown["decoder"]["hidden"][0][:-1], sown["decoder_final"][0]]
+  hidden = [sown["decoder_embed"][0], *sown["decoder"]["resid"][0][:-1], sown["decoder_final"][0]]
   for i, x in enumerate(hidden):
     if f"out/decoder_hidden_{i}" in case:
       case.compare(f"out/decoder_hidden_{i}", x, OUTPUT)

@@ -1,6 +1,6 @@
 """Softmax attention with masks and biases computed from positions."""
 
-from jaxlm.kernels.attention.api import attention
+from jaxlm.kernels.attention.api import attention, attention_weights
 from jaxlm.kernels.attention.bias import BucketBias, CoPE, KeyBias, LinearBias, relative_bucket
 
-__all__ = ["attention", "LinearBias", "KeyBias", "BucketBias", "CoPE", "relative_bucket"]
+__all__ = ["attention", "attention_weights", "LinearBias", "KeyBias", "BucketBias", "CoPE", "relative_bucket"]

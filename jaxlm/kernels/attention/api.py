@@ -46,10 +46,42 @@ def attention(q_BTNH, k_BSKH, v_BSKF, *, causal: bool = True, window: int | None
   spec: PartitionSpec of q under the context mesh (batch, None, heads, None), used by splash, which is not
     partitioned by the compiler.
   """
+  sight, biases, rule = _prepared(q_BTNH, k_BSKH, v_BSKF.shape, causal, window, q_segment_ids_BT, kv_segment_ids_BS,
+                                  q_index_BT, kv_index_BS, bias, softcap, scale, softmax1)
+  impl = implementation or best(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule)
+  if impl not in _supports:
+    raise ValueError(f"implementation {implementation!r} of attention; known: {', '.join(_supports)}")
+  reason = _supports[impl](q_BTNH, k_BSKH, v_BSKF, sight, biases, rule)
+  if reason is not None:
+    raise NotImplementedError(f"attention implementation {impl!r}: {reason}")
+  if impl == "splash":
+    return splash.attention(q_BTNH, k_BSKH, v_BSKF, q_segment_ids_BT, rule, spec)
+  if impl == "cudnn":
+    return cudnn.attention(q_BTNH, k_BSKH, v_BSKF, rule)
+  return (reference if impl == "reference" else xla).attention(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule)
+
+
+def attention_weights(q_BTNH, k_BSKH, *, causal: bool = True, window: int | None = None, q_segment_ids_BT=None,
+                      kv_segment_ids_BS=None, q_index_BT=None, kv_index_BS=None, bias=None, softcap: float | None = None,
+                      scale: float | None = None, softmax1: bool = False):
+  """p_ij of `attention`, whole: float32 (B, N, T, S). Rows without keys are 0; rows of softmax1 sum to less than 1.
+
+  Arguments as of `attention`. For looking at models: memory grows with T S.
+  """
+  sight, biases, rule = _prepared(q_BTNH, k_BSKH, k_BSKH.shape, causal, window, q_segment_ids_BT, kv_segment_ids_BS,
+                                  q_index_BT, kv_index_BS, bias, softcap, scale, softmax1)
+  s_BNTS = reference.scores(q_BTNH.swapaxes(1, 2), k_BSKH.swapaxes(1, 2), sight, biases, rule)
+  p_BNTS, l_BNT1, _ = reference.softmax(s_BNTS, rule.softmax1)
+  return p_BNTS / jnp.where(l_BNT1 == 0, 1.0, l_BNT1)
+
+
+def _prepared(q_BTNH, k_BSKH, v_shape, causal, window, q_segment_ids_BT, kv_segment_ids_BS, q_index_BT, kv_index_BS, bias,
+              softcap, scale, softmax1):
+  """(sight, biases, rule) of checked arguments."""
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
-  if k_BSKH.shape != (B, S, K, H) or v_BSKF.shape[:3] != (B, S, K) or N % K:
-    raise ValueError(f"q {q_BTNH.shape}, k {k_BSKH.shape}, v {v_BSKF.shape}: want (B, T, N, H), (B, S, K, H), "
+  if k_BSKH.shape != (B, S, K, H) or v_shape[:3] != (B, S, K) or N % K:
+    raise ValueError(f"q {q_BTNH.shape}, k {k_BSKH.shape}, v {v_shape}: want (B, T, N, H), (B, S, K, H), "
                      "(B, S, K, F) with K dividing N")
   if window is not None and window < 1:
     raise ValueError(f"window {window}: a query sees itself at least; use window >= 1 or None")
@@ -63,15 +95,4 @@ def attention(q_BTNH, k_BSKH, v_BSKF, *, causal: bool = True, window: int | None
   rule = Rule(scale=H**-0.5 if scale is None else float(scale), causal=causal, window=window, softcap=softcap,
               softmax1=softmax1, contiguous=contiguous)
   biases = () if bias is None else tuple(bias) if isinstance(bias, (tuple, list)) else (bias,)
-
-  impl = implementation or best(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule)
-  if impl not in _supports:
-    raise ValueError(f"implementation {implementation!r} of attention; known: {', '.join(_supports)}")
-  reason = _supports[impl](q_BTNH, k_BSKH, v_BSKF, sight, biases, rule)
-  if reason is not None:
-    raise NotImplementedError(f"attention implementation {impl!r}: {reason}")
-  if impl == "splash":
-    return splash.attention(q_BTNH, k_BSKH, v_BSKF, q_segment_ids_BT, rule, spec)
-  if impl == "cudnn":
-    return cudnn.attention(q_BTNH, k_BSKH, v_BSKF, rule)
-  return (reference if impl == "reference" else xla).attention(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule)
+  return sight, biases, rule

@@ -1,0 +1,69 @@
+"""Taps: named places of a network where an activation can be recorded, and changed, from outside.
+
+A tap is the identity. It records into the collection `intermediates` where that is mutable, and applies the edit that the
+collection `edits` holds for it. Neither adds a parameter, and without them the compiled program is the same. Both
+collections are stacked over layers like the parameters (`STACKED`), so one edit can differ from layer to layer.
+
+Sites of a block: attn_in, q, k, v, heads, attn_out, mlp_in, mlp_hidden, mlp_out, resid (T5's decoder also cross_in,
+cross_out). Of a model: embed, final. H-Net: boundary, of every chunking stage; MrT5: gate.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+#: Collections whose values have a leading layers axis under `nn.scan`, with that axis.
+STACKED = {"params": 0, "intermediates": 0, "edits": 0, "attention": 0}
+
+
+@struct.dataclass
+class Edit:
+  """x <- fn(where(mask, value, x) * scale + add, layer), in x's dtype. What is None is left out.
+
+  scale, add, value, mask: broadcast against x; under a stack they have a leading layers axis. mask None: everywhere.
+  layer: int32, the number of the layer, given to fn; fn: a function of (x, layer) that JAX can trace.
+  """
+
+  scale: Any = None
+  add: Any = None
+  value: Any = None
+  mask: Any = None
+  layer: Any = None
+  fn: Callable | None = struct.field(pytree_node=False, default=None)
+
+  def __call__(self, x):
+    y, like = x, lambda v, dtype=x.dtype: _of_rank(jnp.asarray(v, dtype), x.ndim)
+    if self.value is not None:
+      y = jnp.where(True if self.mask is None else like(self.mask, bool), like(self.value), y)
+    if self.scale is not None:
+      y = y * like(self.scale)
+    if self.add is not None:
+      y = y + like(self.add)
+    if self.fn is not None:
+      y = self.fn(y, self.layer)
+    if y.shape != x.shape:
+      raise ValueError(f"an edit turns an activation of shape {x.shape} into {y.shape}; scale, add, value and mask must "
+                       f"broadcast to it, and fn must keep it")
+    return y.astype(x.dtype)
+
+
+def _of_rank(v, rank: int):
+  """v with axes of size 1 in front: the last axes are aligned."""
+  return v.reshape((1,) * (rank - v.ndim) + v.shape)
+
+
+def tap(module: nn.Module, site: str, x: jax.Array) -> jax.Array:
+  """x, or what the edit of this site makes of it; recorded where `intermediates` is mutable."""
+  if module.has_variable("edits", site):
+    x = module.get_variable("edits", site)(x)
+  module.sow("intermediates", site, x)
+  return x
+
+
+def wants_attention(module: nn.Module) -> bool:
+  """Whether the whole attention matrix is asked for, which costs (T, S) memory: the collection `attention` is mutable."""
+  return module.is_mutable_collection("attention") and not module.is_initializing()
