@@ -131,7 +131,7 @@ def lm_given_tables(case):
   model, lexicon = Model(case), Lexicon(table_BVD=jnp.asarray(case["in/table"]))
   (loss, (nll_BT, _, sown)), grads = model.gradients(ids_BT, next_of(ids_BT), valid_BT, weight_BT, lexicon)
   case.compare("out/logits", model.logits(ids_BT, valid_BT, lexicon), OUTPUT)
-  case.compare("out/h_out", np.asarray(sown["embedded"]["h_out"][0]) * valid_BT[..., None], OUTPUT)
+  case.compare("out/h_out", np.asarray(sown["embed"]["h_out"][0]) * valid_BT[..., None], OUTPUT)
   for l, h_BTD in enumerate(sown["blocks"]["resid"][0]):
     case.compare(f"out/hidden.{l}", np.asarray(h_BTD) * valid_BT[..., None], OUTPUT)
   case.compare("out/nll", nll_BT, OUTPUT)
@@ -153,7 +153,7 @@ def lm_keyed(case):
   arguments = ids_BT, next_of(ids_BT), valid_BT, weight_BT, lexicon
   # Several stretches, the last one partly outside the vocabulary.
   (loss, (nll_BT, score, sown)), grads = Model(case, chunk=case.config["vocab_size"] // 3).gradients(*arguments)
-  case.compare("out/h_out", np.asarray(sown["embedded"]["h_out"][0]) * valid_BT[..., None], OUTPUT)
+  case.compare("out/h_out", np.asarray(sown["embed"]["h_out"][0]) * valid_BT[..., None], OUTPUT)
   case.compare("out/log_z", score.log_z_BT, OUTPUT, where=valid_BT > 0)
   case.compare("out/target_logit", score.log_prob_BT + score.log_z_BT, OUTPUT, where=weight_BT > 0)
   case.compare("out/nll", nll_BT, OUTPUT)
