@@ -136,8 +136,8 @@ TABLE = Table(
     claims={
         "ILM answers nearly every graph (at least 0.95)": lambda t: t["ilm", EXACT] >= 0.95,
         "left to right finds the goal about as often as a guess of the arm (within 0.1)":
-            lambda t: abs(t["arm", EXACT] - t["arm", CHANCE]) < 0.1,
-        "ILM beats left to right by at least 0.15": lambda t: t["ilm", EXACT] >= t["arm", EXACT] + 0.15,
+            lambda t: 0.1 - abs(t["arm", EXACT] - t["arm", CHANCE]),
+        "ILM beats left to right by at least 0.15": lambda t: t["ilm", EXACT] - (t["arm", EXACT] + 0.15),
         "ILM is at least as good as masked diffusion (within 0.01)": lambda t: alike(t, "ilm", "mdm", 0.01),
         "ILM beats the Insertion Transformer by at least 0.15": lambda t: alike(t, "ilm", "it", -0.15),
     })

@@ -48,8 +48,8 @@ TABLE = Table(
     source="arXiv 2505.05755, Table 2, as quoted in public reviews of the paper, not checked against it; nats, judge Llama-3.2-3B",
     claims={
         "left to right is likeliest, then ILM, then masked diffusion": lambda t: t["arm", NLL] <= t["ilm", NLL] <= t["mdm", NLL],
-        "ILM's texts are shorter than the data's": lambda t: t["ilm", LENGTH] < t["judge", LENGTH],
-        "masked diffusion's texts are longer than the data's": lambda t: t["mdm", LENGTH] > t["judge", LENGTH],
+        "ILM's texts are shorter than the data's": lambda t: t["judge", LENGTH] - t["ilm", LENGTH],
+        "masked diffusion's texts are longer than the data's": lambda t: t["mdm", LENGTH] - t["judge", LENGTH],
     })
 
 if __name__ == "__main__":

@@ -34,13 +34,13 @@ TABLE = Table(
     measure=loss_by_position({"start": (0, 1 / 8), "middle": (0.25, 0.5), "end": (0.75, 1)}),
     claims={
         "LaCT (Muon) still learns beyond the window: its last quarter is below window attention's by 0.2":
-            lambda t: t["lact_muon", "last quarter"] < t["swa", "last quarter"] - 0.2,
+            lambda t: t["swa", "last quarter"] - 0.2 - t["lact_muon", "last quarter"],
         "so does LaCT with plain gradient descent":
-            lambda t: t["lact_gd", "last quarter"] < t["swa", "last quarter"] - 0.2,
+            lambda t: t["swa", "last quarter"] - 0.2 - t["lact_gd", "last quarter"],
         "window attention does not: last quarter within 0.05 of the second":
-            lambda t: abs(t["swa", "last quarter"] - t["swa", "second quarter"]) < 0.05,
+            lambda t: 0.05 - abs(t["swa", "last quarter"] - t["swa", "second quarter"]),
         "LaCT (Muon) ends below GLA + window and DeltaNet + window":
-            lambda t: t["lact_muon", "last quarter"] < min(t["gla", "last quarter"], t["delta_rule", "last quarter"]),
+            lambda t: min(t["gla", "last quarter"], t["delta_rule", "last quarter"]) - t["lact_muon", "last quarter"],
         "Muon < momentum < gradient descent at the end": lambda t: (
             t["lact_muon", "last quarter"] < t["lact_momentum", "last quarter"] < t["lact_gd", "last quarter"]),
     },

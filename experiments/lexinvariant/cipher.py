@@ -35,9 +35,9 @@ TABLE = Table(
             f"{t['lexinvariant_prose', 'token, full, last quarter']:.1f} and "
             f"{t['standard_prose', 'token, full, last quarter']:.1f} %"),
         "and more than the commonest character would": lambda t:
-            t["lexinvariant_prose", "token, full, last quarter"] > t["lexinvariant_prose", "commonest character"],
+            t["lexinvariant_prose", "token, full, last quarter"] - t["lexinvariant_prose", "commonest character"],
         "more context deciphers more": lambda t:
-            t["lexinvariant_prose", "token, full, last quarter"] > t["lexinvariant_prose", "token, full"],
+            t["lexinvariant_prose", "token, full, last quarter"] - t["lexinvariant_prose", "token, full"],
     },
     figure=Figure("token@full", "Characters deciphered by position, full cipher", "position in the window (characters)",
                   "per cent right (token probe)", smooth=5))

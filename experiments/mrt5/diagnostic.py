@@ -75,10 +75,10 @@ TABLE = Table(
     claims={
         "MrT5 removes vowels with at least 99 % of tokens right while deleting at least 15 % of them":
             lambda t: t["vowel_target", ACCURACY] > 99 and t["vowel_target", DELETED] >= 15,
-        "the controller holds a deletion rate of 18 % within 2 points": lambda t: abs(t["vowel_target", DELETED] - 18) <= 2,
-        "the controller holds a deletion rate of 30 % within 2 points": lambda t: abs(t["vowel_target_30", DELETED] - 30) <= 2,
-        "a model at 18 % is brought to 30 % within 2 points": lambda t: abs(t["vowel_then_30", DELETED] - 30) <= 2,
-        "deleting as much at random costs more": lambda t: t["vowel_random", ACCURACY] < t["vowel_target", ACCURACY] - 1,
+        "the controller holds a deletion rate of 18 % within 2 points": lambda t: 2 - abs(t["vowel_target", DELETED] - 18),
+        "the controller holds a deletion rate of 30 % within 2 points": lambda t: 2 - abs(t["vowel_target_30", DELETED] - 30),
+        "a model at 18 % is brought to 30 % within 2 points": lambda t: 2 - abs(t["vowel_then_30", DELETED] - 30),
+        "deleting as much at random costs more": lambda t: t["vowel_target", ACCURACY] - 1 - t["vowel_random", ACCURACY],
     },
     source="arXiv 2410.20771, evaluation notebooks: hard deletion, 32,000 test examples, one seed")
 

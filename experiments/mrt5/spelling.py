@@ -42,9 +42,9 @@ TABLE = Table(
     measure=deletion(num_rows=2048, split="test", timed=True),
     published={(row, column): paper(value, "evaluation notebook, character tasks") for row, values in PUBLISHED.items()
                for column, value in zip((ACCURACY, REDUCTION, RUNTIME), values)},
-    claims={"spelling: MrT5 is more accurate than both poolings at half the sequence": lambda t: t["spelling_mrt5", ACCURACY] > max(
+    claims={"spelling: MrT5 is more accurate than both poolings at half the sequence": lambda t: t["spelling_mrt5", ACCURACY] - max(
                 t["spelling_bp", ACCURACY], t["spelling_cp", ACCURACY]),
-            "word search: boundary pooling is more accurate than MrT5": lambda t: t["search_bp", ACCURACY] > t["search_mrt5", ACCURACY]},
+            "word search: boundary pooling is more accurate than MrT5": lambda t: t["search_bp", ACCURACY] - t["search_mrt5", ACCURACY]},
     source="arXiv 2410.20771, evaluation notebooks; one seed")
 
 if __name__ == "__main__":

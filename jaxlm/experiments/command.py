@@ -70,7 +70,11 @@ def _run(table: Table, args, rows, seeds) -> int:
     for size in table.scales[args.scale].sizes:
       name = stem.name + (f"-{size}" if size and len(table.scales[args.scale].sizes) > 1 else "") + ".png"
       written.append(figure.draw(table, results, stem.with_name(name), size=size, scale=args.scale))
-  summary = report.summarise(table, args.scale, results, failed, runner.provenance())
+  made_by = runner.provenance()
+  if args.out and made_by["revision"].endswith("+") and not args.draft:
+    return _refuse(f"--out={args.out}: the files differ from revision {made_by['revision'].rstrip('+')}, so nobody could make this report "
+                   f"again; commit them first, or give --draft, which marks the report")
+  summary = report.summarise(table, args.scale, results, failed, made_by)
   written = report.write(table, summary, stem) + [p for p in written if p]
   report.show(table, summary)
   print("written: " + ", ".join(map(str, written)))
@@ -85,6 +89,7 @@ def _parser(prog: str, scales: Sequence[str]) -> argparse.ArgumentParser:
   parser.add_argument("--seeds", type=int, default=None, help="number of seeds, 0, 1, …; default: the scale's")
   parser.add_argument("--workdir", default=None, help="default: runs/<table, or what it calls its runs>/<scale>")
   parser.add_argument("--out", default=None, help="file stem of the .md, .json and .png; default: in the work folder")
+  parser.add_argument("--draft", action="store_true", help="with --out: write the report although files are not committed; it says so")
   parser.add_argument("--report", action="store_true", help="train nothing: write the table from what is finished")
   return parser
 

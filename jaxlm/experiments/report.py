@@ -6,7 +6,8 @@ import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 
-from jaxlm.experiments.table import Column, Means, Missing, Number, Table
+from jaxlm.experiments.table import Column, Means, Number, Table
+from jaxlm.experiments.verdict import sentence, verdict
 
 
 def summarise(table: Table, scale_name: str, results: Mapping[tuple[str, str, int], dict],
@@ -14,7 +15,7 @@ def summarise(table: Table, scale_name: str, results: Mapping[tuple[str, str, in
   """Everything the renderings print, as plain values. results: {(size, row, seed): result.json}."""
   scale, lines, claims = table.scales[scale_name], [], []
   for size in scale.sizes:
-    means = Means()
+    means, by_seed = Means(), {}
     for row in table.rows:
       seeds = {seed: r for (s, name, seed), r in results.items() if (s, name) == (size, row.name)}
       cells = {}
@@ -24,6 +25,8 @@ def summarise(table: Table, scale_name: str, results: Mapping[tuple[str, str, in
         if values:
           cells[column.title] = _spread(values)
           means[row.name, column.title] = cells[column.title]["mean"]
+          for seed, value in values.items():
+            by_seed.setdefault(seed, Means())[row.name, column.title] = value
         elif notes:
           cells[column.title] = {"note": "; ".join(notes)}
       error = next((m for (s, name, _), m in failed.items() if (s, name) == (size, row.name)), None)
@@ -35,16 +38,11 @@ def summarise(table: Table, scale_name: str, results: Mapping[tuple[str, str, in
                                   or scale_name != "paper"] for c in table.columns if table.numbers(row.name, c.title)},
           "seconds": [r["seconds"] for r in seeds.values()], "revisions": revisions,
           "devices": sorted({r["device"] for r in seeds.values()})} | ({"error": error} if error else {}))
-    for sentence, predicate in table.claims.items():
-      try:
-        found = predicate(means)
-        holds, said = found if isinstance(found, tuple) else (found, "")
-        claims.append({"claim": sentence, "size": size, "holds": None if holds is None else bool(holds)} | ({"figures": said} if said else {}))
-      except Missing:
-        claims.append({"claim": sentence, "size": size, "holds": None})
+    for claim, predicate in table.claims.items():
+      claims.append({"claim": claim, "size": size, **verdict(predicate, by_seed, means)})
   return {"table": table.name, "title": table.title, "scale": scale_name, "note": scale.note,
           "columns": [c.title for c in table.columns], "rows": lines, "claims": claims, "source": table.source,
-          **provenance}
+          "draft": provenance["revision"].endswith("+"), **provenance}
 
 
 def markdown(table: Table, summary: Mapping, figure: str = "") -> str:
@@ -52,7 +50,8 @@ def markdown(table: Table, summary: Mapping, figure: str = "") -> str:
   published = [c for c in table.columns if any(c.title in row["published"] for row in summary["rows"])]
   header = ["row", "scale", *[f"{c.title}, ours" for c in table.columns], *[f"{c.title}, paper" for c in published]]
   notes: list[str] = []
-  lines = [f"# {table.title}", "", f"Scale `{summary['scale']}`: {summary['note']}", "",
+  draft = ["**Draft: made from files that differ from the revision below.**", ""] if summary.get("draft") else []
+  lines = [f"# {table.title}", "", *draft, f"Scale `{summary['scale']}`: {summary['note']}", "",
            "| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
   for row in summary["rows"]:
     scale = " ".join(filter(None, (summary["scale"], row["size"])))
@@ -74,8 +73,9 @@ def markdown(table: Table, summary: Mapping, figure: str = "") -> str:
   lines += [f"Failed: {row['label']} {row['size']}: {row['error']}" for row in summary["rows"] if "error" in row]
   if summary["claims"]:
     lines += ["", "## Claims at this scale", ""]
-    lines += [f"- {c['claim']}{' (' + c['size'] + ')' if c['size'] else ''}: **{_verdict(c)}**"
-              + (f" ({c['figures']})" if c.get("figures") else "") for c in summary["claims"]]
+    lines += [f"- {c['claim']}{' (' + c['size'] + ')' if c['size'] else ''}: {sentence(c)}" for c in summary["claims"]]
+    lines += ["", "Rows are compared seed by seed. Shown: the 95 % interval of the margin lies above 0, or the claim holds in each of "
+              "at least 3 seeds. Fewer seeds show nothing."]
   if figure:
     lines += ["", f"![{table.figure.title}]({figure})"]
   lines += ["", "## Made by", "", f"    {summary['command']}", "",
@@ -121,13 +121,7 @@ def show(table: Table, summary: Mapping) -> None:
   for i, note in enumerate(notes, 1):
     console.print(f"[{i}] {note}", markup=False)
   for claim in summary["claims"]:
-    console.print(f"{claim['claim']}: {_verdict(claim)}", markup=False)
-
-
-def _verdict(claim: Mapping) -> str:
-  if claim["holds"] is None:
-    return "not comparable" if claim.get("figures") else "not measured"
-  return "holds" if claim["holds"] else "does not hold"
+    console.print(f"{claim['claim']}: {sentence(claim).replace('**', '')}", markup=False)
 
 
 def _ours(row: Mapping, column: Column, notes: list[str]) -> str:

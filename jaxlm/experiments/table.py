@@ -132,8 +132,9 @@ class Means(dict):
 class Table:
   """measure: (Trained, overrides_at) -> Measured, after training; overrides_at(multiple) as in Row.
 
-  claims: what the paper asserts, sentence -> predicate over `Means`; tested at every scale and size. It may return
-  (holds, the figures that say so), or (None, why the rows cannot be compared).
+  claims: what the paper asserts, sentence -> function of `Means`; judged at every scale and size, seed by seed
+  (`jaxlm.experiments.verdict`). It returns a margin (a float, positive where the claim holds), or a bool, or `Exact`; or
+  (one of them, the figures that say so), or (None, why the rows cannot be compared).
   runs: name of the work folder, for tables that measure the same trained rows; default the table's own.
   """
 
@@ -144,7 +145,7 @@ class Table:
   scales: Mapping[str, Scale]
   measure: Callable[[Trained, Callable[[float], Mapping]], Measured]
   published: Mapping[tuple[str, str], Number | Sequence[Number]] = dataclasses.field(default_factory=dict)
-  claims: Mapping[str, Callable[[Means], bool | tuple[bool | None, str]]] = dataclasses.field(default_factory=dict)
+  claims: Mapping[str, Callable[[Means], Any]] = dataclasses.field(default_factory=dict)
   figure: Figure | None = None
   source: str = ""           # where the paper's numbers come from, printed under the table
   runs: str = ""

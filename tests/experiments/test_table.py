@@ -151,7 +151,7 @@ def test_the_page_shows_ours_beside_theirs_with_scale_spread_and_reasons(table, 
   assert "| rope | smoke | 2.00 ± 1.00 | 4.00 ± 2.00 | 1.25 (s)<br>2.50 (m) |  |" in page
   assert "| learned | smoke | 2.00 ± 1.00 | n/a [1] |  |  |" in page and "[1] table of 4 positions" in page
   assert "9.00?" in page and "from memory" in page
-  assert "PI undoes the length: **holds**" in page
+  assert "PI undoes the length: **shown** (holds in 3 of 3 seeds)" in page
   assert "learned extrapolates: **not measured**" in page
   assert summary["revision"] in page and summary["versions"]["jax"] in page and "tiny, really" in page
   assert summary["rows"][0]["cells"]["1x"]["values"] == {"0": 1.0, "1": 2.0, "2": 3.0}
