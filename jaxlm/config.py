@@ -3,18 +3,23 @@
 Every room owns the dataclasses of its own fields. `build` turns a plain mapping into one of them; a wrong
 key is answered with the nearest right one, a wrong type with the type that was wanted. A field whose
 annotation is a `Kinds` table (`typing.Annotated[object, KINDS]`) is a tagged union: the mapping's `kind`
-picks the class. Impossible combinations are refused by the dataclass's own `__post_init__`.
+picks the class. Numbers stay in the range that the field's type declares (`jaxlm.ranges`), NaN and infinity are
+refused. Impossible combinations are refused by the dataclass's own `__post_init__`. A class under `@checked` has its
+ranges checked in Python too, whoever makes it.
 """
 
 import dataclasses
 import difflib
 import functools
 import importlib
+import numbers
 import re
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+from jaxlm.ranges import Range, Seed
 
 
 class ConfigError(ValueError):
@@ -26,6 +31,10 @@ def nearest(key: str, known) -> str:
   known = sorted(map(str, known))
   close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
   return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+class RangeError(ConfigError):
+  """A number outside its range."""
 
 
 class Kinds:
@@ -69,6 +78,62 @@ def _hints(cls: type) -> dict[str, Any]:
   return typing.get_type_hints(cls, include_extras=True)
 
 
+def checked(cls: type) -> type:
+  """Class decorator, below `dataclasses.dataclass`: every instance has its numbers in range before `__post_init__`."""
+  after = cls.__dict__.get("__post_init__")
+
+  def __post_init__(self):
+    for field in dataclasses.fields(type(self)):
+      _check_ranges(getattr(self, field.name), _hints(type(self))[field.name], field.name)
+    if after is not None:
+      after(self)
+    elif inherited := getattr(super(cls, self), "__post_init__", None):
+      inherited()
+
+  cls.__post_init__ = __post_init__
+  return cls
+
+
+def check_number(value, range_, name: str):
+  """The value, if it lies in the range. RangeError names it otherwise. range_: a Range, or a type of jaxlm.ranges."""
+  if not isinstance(range_, Range):
+    range_ = next(a for a in typing.get_args(range_)[1:] if isinstance(a, Range))
+  if value not in range_:
+    raise RangeError(f"{name} = {value!r}: wanted {range_}")
+  return value
+
+
+def check_seed(seed: int, name: str = "seed") -> int:
+  """The seed, if JAX's keys and NumPy's generators tell it from all others: a whole number in [0, 2^32)."""
+  if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+    raise RangeError(f"{name} = {seed!r}: wanted int, got {type(seed).__name__}")
+  return check_number(seed, Seed, name)
+
+
+def _check_ranges(value, hint, path: str) -> None:
+  """Checks the numbers in a value that is of its type already; other values are not looked at."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if origin is typing.Annotated:
+      if (range_ := next((a for a in args[1:] if isinstance(a, Range)), None)) is not None:
+        if args[0] is int and not isinstance(value, numbers.Integral):
+          raise RangeError(f"{path} = {value!r}: wanted int, got {type(value).__name__}")
+        check_number(value, range_, path)
+    elif origin in (typing.Union, types.UnionType):
+      for option in args:
+        _check_ranges(value, option, path)
+    elif hint is float:
+      check_number(value, Range(), path)
+  elif isinstance(value, tuple):
+    if origin in (typing.Union, types.UnionType):
+      for option in args:
+        _check_ranges(value, option, path)
+    elif origin is tuple:
+      inner = args[:1] * len(value) if len(args) == 2 and args[1] is Ellipsis else args
+      for i, (item, part) in enumerate(zip(value, inner)):
+        _check_ranges(item, part, f"{path}[{i}]")
+
+
 def build(cls: type, mapping: Mapping, path: str = ""):
   """cls(**mapping), strictly: unknown, missing and ill-typed keys raise ConfigError.
 
@@ -97,7 +162,11 @@ def _convert(value, hint, path: str):
   if origin is typing.Annotated:
     kinds = next((a for a in args[1:] if isinstance(a, Kinds)), None)
     if kinds is None:
-      return _convert(value, args[0], path)
+      range_ = next((a for a in args[1:] if isinstance(a, Range)), None)
+      if range_ is not None and args[0] is float and _is_number(value):
+        return check_number(float(value), range_, path)
+      value = _convert(value, args[0], path)
+      return value if range_ is None else check_number(value, range_, path)
     if value is None and type(None) in typing.get_args(args[0]):
       return None
     if isinstance(value, Mapping):
@@ -118,7 +187,7 @@ def _convert(value, hint, path: str):
         except ConfigError as error:
           errors.append(error)
     if len(errors) == 1:
-      raise errors[0]
+      raise RangeError(f"{errors[0]}, or None") if isinstance(errors[0], RangeError) and type(None) in args else errors[0]
     raise ConfigError(f"{path} = {value!r}: wanted {_type_name(hint)}")
   if origin is typing.Literal:
     if value in args:
@@ -146,11 +215,15 @@ def _convert(value, hint, path: str):
     if not isinstance(value, Mapping):
       raise ConfigError(f"{path} = {value!r}: wanted a mapping, got {type(value).__name__}")
     return build(hint, value, path)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+  if hint is float and _is_number(value):
+    return check_number(float(value), Range(), path)
   if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
     return value
   raise ConfigError(f"{path} = {value!r}: wanted {_type_name(hint)}, got {type(value).__name__}")
+
+
+def _is_number(value) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _type_name(hint) -> str:

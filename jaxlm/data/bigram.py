@@ -4,15 +4,17 @@ Small enough that the best possible predictor is known: `jaxlm.evaluation.bayes_
 """
 
 import dataclasses
+from typing import Annotated
 
 import grain
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import check_seed, checked
 from jaxlm.data.base import DataConfig
 from jaxlm.data.ciphers import full_cipher
 from jaxlm.data.pipeline import batches
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
+from jaxlm.ranges import Count, Positive, Range, Seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,26 +53,19 @@ class Bigram:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class BigramData(DataConfig):
   """source_seed draws the source, once and for all; every row is a new text under a new cipher.
 
   concentration: of the Dirichlet that the transitions come from; small ones make sharp sources. rows: of one pass.
   """
 
-  batch_size: int
-  seq_len: int
-  num_symbols: int = 5
-  concentration: float = 0.3
-  source_seed: int = 0
-  rows: int = 512
-
-  def __post_init__(self):
-    for name in ("batch_size", "seq_len", "rows"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
-    if self.num_symbols < 2 or self.concentration <= 0:
-      raise ConfigError(f"data.num_symbols = {self.num_symbols}, data.concentration = {self.concentration}: wanted at "
-                        "least 2 symbols and a concentration above 0")
+  batch_size: Count
+  seq_len: Count
+  num_symbols: Annotated[int, Range(2)] = 5
+  concentration: Positive = 0.3
+  source_seed: Seed = 0
+  rows: Count = 512
 
   @property
   def vocab_size(self) -> int:
@@ -88,7 +83,7 @@ class BigramData(DataConfig):
 
   def examples(self, split: str, seed: int) -> dict[str, np.ndarray]:
     """The first pass of a split as whole arrays, with `plain` (N, T + 1), what the texts say, and `cipher` (N, V)."""
-    texts = _Texts(self, split, seed)
+    texts = _Texts(self, split, check_seed(seed))
     drawn = [texts.draw(i) for i in range(self.rows)]
     return {k: np.stack([row[k] for row in drawn]) for k in drawn[0]}
 

@@ -5,12 +5,12 @@ Axes: N tokens of a chunk, L encoder, T decoder.
 
 import dataclasses
 import hashlib
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import grain
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.data import byte_t5
 from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
@@ -21,6 +21,7 @@ from jaxlm.data.span_corruption import check_spans, corrupt, lengths, noise_mask
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
 from jaxlm.data.store import token_store
 from jaxlm.data.tokenizers.bytes import ByteTokenizer, ByteTokenizerConfig
+from jaxlm.ranges import Count, Fraction, Inside, Range
 
 
 class ByT5Tokenizer(ByteTokenizer):
@@ -37,6 +38,7 @@ class ByT5Tokenizer(ByteTokenizer):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class SpanCorruptionData(DataConfig):
   """sources: as in `jaxlm.data.sources`, one per language, say. seq_len: of the encoder's input; the target's follows.
 
@@ -48,24 +50,16 @@ class SpanCorruptionData(DataConfig):
   batch_form: ClassVar[str] = "encoder_decoder"
 
   sources: tuple[str, ...]
-  seq_len: int
-  batch_size: int
-  noise_density: float = 0.15
-  mean_span: float = 20.0
-  exponent: float = 0.3
-  rows: int = 1024
+  seq_len: Count
+  batch_size: Count
+  noise_density: Inside = 0.15
+  mean_span: Annotated[float, Range(1)] = 20.0
+  exponent: Fraction = 0.3
+  rows: Count = 1024
 
   def __post_init__(self):
     if not self.sources:
       raise ConfigError("data.sources = (): name at least one source, for example 'mini:en'")
-    for name in ("seq_len", "batch_size", "rows"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
-    if not 0 < self.noise_density < 1 or self.mean_span < 1:
-      raise ConfigError(f"data.noise_density = {self.noise_density}, mean_span = {self.mean_span}: wanted a fraction inside "
-                        "(0, 1) and spans of 1 token or more")
-    if not 0 <= self.exponent <= 1:
-      raise ConfigError(f"data.exponent = {self.exponent}: wanted 0 (uniform) .. 1 (proportional to size)")
     check_spans(self.seq_len, self.noise_density, self.mean_span)
 
   @property

@@ -7,12 +7,13 @@ from typing import ClassVar, Literal
 import grain
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.data import byte_t5
 from jaxlm.data.base import DataConfig
 from jaxlm.data.pipeline import batches
 from jaxlm.data.span_corruption import shift_right
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
+from jaxlm.ranges import Count
 
 VOWELS = "aeiouAEIOU"
 CONSONANTS = "".join(c for c in string.ascii_letters if c not in VOWELS)
@@ -68,25 +69,21 @@ def row(task: str, rng: np.random.Generator, length: int = 64) -> tuple[np.ndarr
   return byte_t5.encode(text), byte_t5.pad([byte_t5.encode(answer)], length, byte_t5.IGNORED)[0]
 
 
-
-
 @dataclasses.dataclass(frozen=True)
+@checked
 class DiagnosticData(DataConfig):
   """Rows of one task, each a function of (seed, split, index). seq_len: of inputs and labels. rows: of one pass."""
 
   batch_form: ClassVar[str] = "encoder_decoder"
 
   task: Literal["copy", "vowel_removal", "contextual_vowel_removal", "merge_ABC"]
-  batch_size: int
-  seq_len: int = 64
-  rows: int = 16_000
+  batch_size: Count
+  seq_len: Count = 64
+  rows: Count = 16_000
 
   def __post_init__(self):
     if self.seq_len < 8:
       raise ConfigError(f"data.seq_len = {self.seq_len}: wanted 8 or more, room for '#', a text and the end")
-    for name in ("batch_size", "rows"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
 
   @property
   def vocab_size(self) -> int:

@@ -4,16 +4,17 @@ Axes: T token. Spec ilm, sections 5 and 7.3. Every example is a function of (see
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import check_seed, checked
 from jaxlm.data.errors import DataError
 from jaxlm.data.insertion import blocked_except_gaps
 from jaxlm.data.passages import PassageData, sentences
 from jaxlm.data.records import read_columns
 from jaxlm.data.splits import SPLIT_SEEDS
+from jaxlm.ranges import Inside, Range
 
 
 class Gapped(NamedTuple):
@@ -50,6 +51,7 @@ def cut_sentence(pieces: list[np.ndarray], rng: np.random.Generator) -> Gapped:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class InfillingSet:
   """kind: "single" or "multi" (`segments` runs) with `fraction` of the tokens removed, or one whole "sentence".
 
@@ -59,18 +61,13 @@ class InfillingSet:
 
   passages: PassageData
   kind: Literal["single", "multi", "sentence"] = "single"
-  fraction: float = 0.2
-  segments: int = 3
+  fraction: Inside = 0.2
+  segments: Annotated[int, Range(2)] = 3
   path: str | None = None
-
-  def __post_init__(self):
-    if not 0 < self.fraction < 1:
-      raise ConfigError(f"fraction = {self.fraction}: wanted a part of the tokens inside (0, 1)")
-    if self.segments < 2:
-      raise ConfigError(f"segments = {self.segments}: wanted 2 or more; one segment is kind 'single'")
 
   def examples(self, split: str, *, seed: int, number: int | None = None) -> list[Gapped]:
     """The first `number` texts of a split that can be cut (two tokens, or two sentences)."""
+    check_seed(seed)
     if self.path is not None:
       return self._published(number)
     passages, out = self.passages.passages(split), []

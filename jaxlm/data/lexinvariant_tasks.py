@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
+from jaxlm.ranges import Count
 
 
 class Prompts(NamedTuple):
@@ -38,10 +39,11 @@ def permutation_prompts(strings_BEN, sigma_BN, *, arrow: int, separator: int) ->
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class LookUp:
   """num_pairs distinct keys with distinct values, none of them a key; chance is 1 / num_pairs."""
 
-  num_pairs: int = 4
+  num_pairs: Count = 4
 
   def draw(self, symbols: np.ndarray, count: int, rng: np.random.Generator, *, arrow: int, separator: int) -> Prompts:
     K = self.num_pairs
@@ -50,11 +52,12 @@ class LookUp:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Permutation:
   """num_examples strings of `length` fresh symbols, the last unsolved, under one permutation; chance is 1 / length!."""
 
-  length: int = 4
-  num_examples: int = 5
+  length: Count = 4
+  num_examples: Count = 5
 
   def draw(self, symbols: np.ndarray, count: int, rng: np.random.Generator, *, arrow: int, separator: int) -> Prompts:
     N, E = self.length, self.num_examples

@@ -7,16 +7,17 @@ Every row is a function of (seed, split, index): nothing is stored. Tokens are b
 import dataclasses
 import functools
 import string
-from typing import Literal
+from typing import Annotated, Literal
 
 import grain
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.data.base import DataConfig
 from jaxlm.data.mini import mini
 from jaxlm.data.pipeline import batches
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
+from jaxlm.ranges import Count, Fraction, Range
 
 NOISE = b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 #: RULER's tasks: fields of NeedleData.
@@ -31,6 +32,7 @@ RULER = {
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class NeedleData(DataConfig):
   """Rows '... <key> is <value>. ... Now, <key> is <value>.' of exactly seq_len bytes; the last values are asked for.
 
@@ -43,27 +45,22 @@ class NeedleData(DataConfig):
   RULER's tasks as settings: RULER below.
   """
 
-  seq_len: int
-  batch_size: int
-  num_keys: int = 1
-  values_per_key: int = 1
-  num_queries: int = 1
+  seq_len: Count
+  batch_size: Count
+  num_keys: Count = 1
+  values_per_key: Count = 1
+  num_queries: Count = 1
   haystack: Literal["noise", "prose"] = "noise"
-  key_chars: int = 4
-  value_chars: int = 4
+  key_chars: Count = 4
+  value_chars: Count = 4
   value: Literal["digits", "hex"] = "digits"
   loss_on: Literal["answer", "all"] = "answer"
-  depth: float | None = None
-  rows: int = 512
+  depth: Fraction | None = None
+  rows: Count = 512
 
   def __post_init__(self):
-    for name in ("seq_len", "batch_size", "num_keys", "values_per_key", "num_queries", "key_chars", "value_chars", "rows"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
     if self.num_queries > self.num_keys:
       raise ConfigError(f"data.num_queries = {self.num_queries} asks for more keys than num_keys = {self.num_keys}")
-    if self.depth is not None and not 0 <= self.depth <= 1:
-      raise ConfigError(f"data.depth = {self.depth}: wanted a fraction of the haystack, or None for anywhere")
     if self.spoken > self.seq_len + 1:
       raise ConfigError(f"data.seq_len = {self.seq_len} has no room for its {self.spoken - 1} bytes of needles and questions")
 
@@ -87,6 +84,7 @@ class NeedleData(DataConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class RepeatedWordsData(DataConfig):
   """Rows of random words, `num_words` different ones of `word_chars` letters in each row: what was said once is the only
   help with saying it again, so the loss at a position tells how far a model remembers.
@@ -95,16 +93,12 @@ class RepeatedWordsData(DataConfig):
   per byte falls with position to about ln(num_words) / (word_chars + 1).
   """
 
-  seq_len: int
-  batch_size: int
-  num_words: int = 64
-  word_chars: int = 4
-  rows: int = 512
+  seq_len: Count
+  batch_size: Count
+  num_words: Count = 64
+  word_chars: Count = 4
+  rows: Count = 512
 
-  def __post_init__(self):
-    for name in ("seq_len", "batch_size", "num_words", "word_chars", "rows"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
 
   @property
   def vocab_size(self) -> int:
@@ -120,6 +114,7 @@ class RepeatedWordsData(DataConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class PairsData(DataConfig):
   """Rows of questions and answers about a table of the row's own: byte 240 + k asks for key k, the byte after it,
   16 k + value, answers. Keys come in random order, again and again; the loss is on the answers.
@@ -130,17 +125,10 @@ class PairsData(DataConfig):
   letter before, and the one that finds the same letters), which small models find only after thousands of steps.
   """
 
-  seq_len: int
-  batch_size: int
-  num_keys: int = 15
-  rows: int = 512
-
-  def __post_init__(self):
-    for name in ("seq_len", "batch_size", "num_keys", "rows"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
-    if self.num_keys > 15:
-      raise ConfigError(f"data.num_keys = {self.num_keys}: a byte has room for 15 keys of 16 values and their questions")
+  seq_len: Count
+  batch_size: Count
+  num_keys: Annotated[int, Range(1, 15)] = 15     # a byte has room for 15 keys of 16 values and their questions
+  rows: Count = 512
 
   @property
   def vocab_size(self) -> int:

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, NamedTuple
 import grain
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.data.base import FramedDataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
@@ -27,6 +27,7 @@ from jaxlm.data.splits import check_split
 from jaxlm.data.store import TokenStore, token_store
 from jaxlm.data.tokenizers import TOKENIZERS, Tokenizer
 from jaxlm.data.tokenizers.bytes import ByteTokenizerConfig
+from jaxlm.ranges import Count, Natural
 
 # A full stop (or the like) with what closes after it, then white space, then what opens a sentence.
 SENTENCE_END = re.compile(r"(?<=[.!?])([\"'”’)]*)\s+(?=[\"'“‘(]*[A-Z])")
@@ -48,6 +49,7 @@ class Ids(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class PassageData(FramedDataConfig):
   """source, tokenizer: as of "text". unit: what a row is. form: what the model's objective reads.
 
@@ -57,19 +59,17 @@ class PassageData(FramedDataConfig):
   """
 
   source: str
-  seq_len: int
-  batch_size: int
+  seq_len: Count
+  batch_size: Count
   form: Form = "insertion"
   unit: Literal["sentence", "paragraph", "document"] = "document"
   tokenizer: Annotated[object, TOKENIZERS] = ByteTokenizerConfig()
-  fold: tuple[int, int] | None = None
+  fold: tuple[Natural, Count] | None = None
   shuffle: bool = True
   constraint: bool = False
 
   def __post_init__(self):
     check_constraint(self.constraint, self.form)
-    if self.batch_size < 1:
-      raise ConfigError(f"data.batch_size = {self.batch_size}: wanted 1 or more")
     if self.seq_len < 3:
       raise ConfigError(f"data.seq_len = {self.seq_len}: wanted room for CLS, BOS and a token, 3 or more")
     if self.fold is not None and not 0 <= self.fold[0] < self.fold[1]:

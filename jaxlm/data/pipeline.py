@@ -11,6 +11,7 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
+from jaxlm.config import check_seed
 from jaxlm.data.errors import DataError
 from jaxlm.data.rows import Filled
 
@@ -25,6 +26,7 @@ def batches(rows, *, batch_size: int, seed: int = 0, shuffle: bool = True, repea
   stream (corruption, masking). limit: batches at most. fingerprint: what a saved position may be resumed on.
   """
   check_sizes(batch_size, process_index, process_count)
+  check_seed(seed)
   if num_workers < 0:
     raise DataError(f"data.num_workers = {num_workers}: wanted 0 (threads of this process) or more")
   data = grain.MapDataset.source(rows if repeat else Filled(rows, batch_size)).seed(seed)

@@ -11,18 +11,20 @@ from typing import ClassVar
 import grain
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import checked
 from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.pipeline import batches
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
 from jaxlm.paths import expand
+from jaxlm.ranges import Count, Positive
 
 CAMERA_FILE = "opencv_cameras.json"
 LIGHT = np.array([0.4, 0.3, 0.87])
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class SceneData(DataConfig):
   """num_inputs views teach, num_targets views are asked for; images are size x size (or height x width) pixels.
 
@@ -36,23 +38,16 @@ class SceneData(DataConfig):
 
   batch_form: ClassVar[str] = "views"
 
-  batch_size: int
-  num_inputs: int = 4
-  num_targets: int = 2
-  size: int = 32
-  width: int | None = None
+  batch_size: Count
+  num_inputs: Count = 4
+  num_targets: Count = 2
+  size: Count = 32
+  width: Count | None = None
   source: str = "toy"
-  num_shapes: int = 4
-  shape_scale: float = 1.0
+  num_shapes: Count = 4
+  shape_scale: Positive = 1.0
   centre_poses: bool = True
-  rows: int = 64
-
-  def __post_init__(self):
-    for name in ("batch_size", "num_inputs", "num_targets", "size", "num_shapes", "rows"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
-    if self.shape_scale <= 0:
-      raise ConfigError(f"data.shape_scale = {self.shape_scale}: wanted a positive factor")
+  rows: Count = 64
 
   @property
   def seq_len(self) -> int:

@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 import grain
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, check_seed, checked
 from jaxlm.data.base import FramedDataConfig
 from jaxlm.data.forms import Form, check_constraint, corrupted, framed, row
 from jaxlm.data.insertion import TARGET
 from jaxlm.data.pipeline import batches, seeded
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
+from jaxlm.ranges import Count
 
 
 class Graph(NamedTuple):
@@ -141,26 +142,24 @@ def encode(graph: Graph, ids: Ids, form: Form) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class StarGraphData(FramedDataConfig):
   """family: easy, medium or hard, or tiny, which is ours. form: what the model's objective reads. rows: graphs of the
   training split; 100 and 5,000 of validation and test, as the paper's, unless eval_rows is set. sequence_seeds: as in
   `data.text`. constraint: as in `forms.corrupted`.
   """
 
-  batch_size: int
+  batch_size: Count
   family: Literal["tiny", "easy", "medium", "hard"] = "easy"
   form: Form = "insertion"
-  rows: int = 50_000
-  eval_rows: int | None = None
-  seq_len: int | None = None
+  rows: Count = 50_000
+  eval_rows: Count | None = None
+  seq_len: Count | None = None
   # Not in the repr, which is the fingerprint: neither moves a position.
   sequence_seeds: bool = dataclasses.field(default=False, repr=False)
   constraint: bool = dataclasses.field(default=False, repr=False)
 
   def __post_init__(self):
-    for name in ("batch_size", "rows"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
     check_constraint(self.constraint, self.form)
     needed = FAMILIES[self.family].seq_len
     if self.seq_len is None:
@@ -195,6 +194,7 @@ class StarGraphData(FramedDataConfig):
   def problems(self, split: str, *, seed: int, number: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
     """(prompt up to BOS, answer without EOS) of the first `number` graphs of a split, as this form encodes them."""
     check_split(split)
+    check_seed(seed)
     graphs, out = Graphs(self, split, seed), []
     for index in range(min(len(graphs), number or len(graphs))):
       tokens, types = encode(graphs.graph(index), self.ids, self.form)

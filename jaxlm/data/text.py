@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import grain
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
@@ -19,9 +19,11 @@ from jaxlm.data.splits import check_split
 from jaxlm.data.store import TokenStore, token_store
 from jaxlm.data.tokenizers import TOKENIZERS, Tokenizer
 from jaxlm.data.tokenizers.bytes import ByteTokenizerConfig
+from jaxlm.ranges import Count, Natural
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class TextData(DataConfig):
   """source: see `jaxlm.data.sources`. batch_size: global, in sequences of seq_len tokens.
 
@@ -32,22 +34,17 @@ class TextData(DataConfig):
   """
 
   source: str
-  seq_len: int
-  batch_size: int
+  seq_len: Count
+  batch_size: Count
   tokenizer: Annotated[object, TOKENIZERS] = ByteTokenizerConfig()
   packing: Literal["windows", "packed"] = "windows"
   shuffle: bool = True
-  num_workers: int = 0
+  num_workers: Natural = 0
   sequence_seeds: bool = False
 
   def __post_init__(self):
-    for name in ("seq_len", "batch_size"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
     if self.packing == "packed" and self.seq_len < 2:
       raise ConfigError("data.seq_len = 1 leaves a packed segment no target; wanted 2 or more")
-    if self.num_workers < 0:
-      raise ConfigError(f"data.num_workers = {self.num_workers}: wanted 0 (threads of this process) or more")
 
   @property
   def vocab_size(self) -> int:

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 import grain
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.data import byte_t5
 from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
@@ -27,6 +27,7 @@ from jaxlm.data.sources import open_corpus
 from jaxlm.data.span_corruption import shift_right
 from jaxlm.data.splits import SPLIT_SEEDS, SPLITS, check_split
 from jaxlm.paths import expand
+from jaxlm.ranges import Count
 
 XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
 TYDIQA_LANGUAGES = ("russian", "arabic", "bengali", "telugu", "finnish", "swahili", "korean", "indonesian", "english")
@@ -35,6 +36,7 @@ XNLI_LABELS = {"entailment": 0, "neutral": 1, "contradiction": 2, "contradictory
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Pairs(DataConfig):
   """Base. seq_len, target_len: longest input and answer, the end included; longer ones are cut. A subclass gives `pairs`.
 
@@ -43,15 +45,11 @@ class Pairs(DataConfig):
 
   batch_form: ClassVar[str] = "encoder_decoder"
 
-  batch_size: int
-  seq_len: int
-  target_len: int
+  batch_size: Count
+  seq_len: Count
+  target_len: Count
   count_padding: bool = False
 
-  def __post_init__(self):
-    for name in ("batch_size", "seq_len", "target_len"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
 
   @property
   def vocab_size(self) -> int:
@@ -115,14 +113,15 @@ def _lines(path: pathlib.Path):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class XNLIData(Pairs):
   """'Premise: ... Hypothesis: ...' -> '0', '1' or '2'. Trained on English (multinli.train.en.tsv of XNLI-MT-1.0); validation
   and test in `languages` (xnli.dev.tsv, xnli.test.tsv of XNLI-1.0)."""
 
   folder: str = "XNLI"
   languages: tuple[str, ...] = ("en",)
-  seq_len: int = 1024
-  target_len: int = 2
+  seq_len: Count = 1024
+  target_len: Count = 2
 
   def __post_init__(self):
     super().__post_init__()
@@ -153,6 +152,7 @@ class XNLIData(Pairs):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class TyDiQAData(Pairs):
   """'Question: ... Context: ...' -> the first answer, of TyDiQA-GoldP (or SQuAD, XQuAD: one format).
 
@@ -161,8 +161,8 @@ class TyDiQAData(Pairs):
 
   folder: str = "tydiqa"
   languages: tuple[str, ...] = TYDIQA_LANGUAGES
-  seq_len: int = 2048
-  target_len: int = 256
+  seq_len: Count = 2048
+  target_len: Count = 256
 
   def questions(self, split: str) -> list[dict]:
     """[{id, question, context, answers}]; the language is the id's prefix."""
@@ -190,6 +190,7 @@ def _hash_side(key: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class SpellingData(Pairs):
   """A short phrase with one misspelt word -> the phrase: 'the actuall name' -> 'the actual name'.
 
@@ -201,8 +202,8 @@ class SpellingData(Pairs):
   misspellings: str = "prepared:spelling"
   contexts: str | None = "mini:en"
   which: Literal["all", "dependent", "independent"] = "all"
-  seq_len: int = 64
-  target_len: int = 64
+  seq_len: Count = 64
+  target_len: Count = 64
 
   def pairs(self, split, seed):
     return _spelling(self, split, seed)
@@ -240,6 +241,7 @@ def _spelling(cfg: SpellingData, split: str, seed: int) -> list[tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class WordSearchData(Pairs):
   """'definition: letters' -> the defined word, written backwards somewhere in the letters.
 
@@ -248,14 +250,12 @@ class WordSearchData(Pairs):
   """
 
   definitions: str = "prepared:definitions"
-  seq_len: int = 128
-  target_len: int = 16
-  rows: int = 4096
-  num_words: int = 4
+  seq_len: Count = 128
+  target_len: Count = 16
+  rows: Count = 4096
+  num_words: Count = 4
 
   def pairs(self, split, seed):
-    if self.num_words < 1:
-      raise ConfigError(f"data.num_words = {self.num_words}: wanted 1 or more")
     return _Searches(self, split, seed)
 
 

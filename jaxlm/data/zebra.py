@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import grain
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, check_seed, checked
 from jaxlm.data.base import FramedDataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.forms import Form, check_constraint, corrupted, framed, framed_length, prompt, row
@@ -20,6 +20,7 @@ from jaxlm.data.pipeline import batches
 from jaxlm.data.records import read_columns
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
 from jaxlm.data.zebra_puzzles import HOUSE, Clue, Puzzle, generate, solve
+from jaxlm.ranges import Count
 
 WORDS = ("PAD", "CLS", "MASK", "EOS", "BOS", "SEP", "UNK", "0", "1", "2", "3", "4", "5", "nbr", "left-of", "inbetween",
          "immediate-left", "ends", "!=", "=", "c", "n", "CLUE_END", "RHS", "LHS")
@@ -71,6 +72,7 @@ def encode(puzzle: Puzzle, order: str = "sorted") -> tuple[list[int], list[int]]
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class ZebraData(FramedDataConfig):
   """houses, attributes: of generated puzzles, at most 6. rows, eval_rows: puzzles of the training and of each other split.
   order: of the answer's triples; "solver" is the first of the two original data sets, "sorted" the second.
@@ -79,23 +81,20 @@ class ZebraData(FramedDataConfig):
   blanks, clues and answer, named by `columns`. constraint: as in `forms.corrupted`.
   """
 
-  batch_size: int
+  batch_size: Count
   form: Form = "insertion"
-  houses: int = 3
-  attributes: int = 3
-  rows: int = 50_000
-  eval_rows: int = 1_000
+  houses: Count = 3
+  attributes: Count = 3
+  rows: Count = 50_000
+  eval_rows: Count = 1_000
   order: Literal["sorted", "solver"] = "sorted"
-  seq_len: int = 460
+  seq_len: Count = 460
   path: str | None = None
   columns: tuple[str, str] = ("clues", "answer")
   constraint: bool = dataclasses.field(default=False, repr=False)   # not in the repr: it moves no position
 
   def __post_init__(self):
     check_constraint(self.constraint, self.form)
-    for name in ("batch_size", "rows", "eval_rows"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"data.{name} = {getattr(self, name)}: wanted 1 or more")
     for name, least in (("houses", 2), ("attributes", 1)):
       if not least <= getattr(self, name) <= MOST:
         raise ConfigError(f"data.{name} = {getattr(self, name)}: the vocabulary has the digits 0 to 5; wanted {least} to {MOST}")
@@ -116,6 +115,7 @@ class ZebraData(FramedDataConfig):
   def puzzles(self, split: str, seed: int) -> "Puzzles":
     """(question, answer) ids by index."""
     check_split(split)
+    check_seed(seed)
     return Puzzles(self, split, seed)
 
   def problems(self, split: str, *, seed: int, number: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:

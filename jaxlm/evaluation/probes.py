@@ -15,18 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxlm.config import check_seed, checked
 from jaxlm.data.ciphers import draw_ciphers, encipher, inverse
 from jaxlm.models.score import lexicon_of
+from jaxlm.ranges import Count, NonNegative, Steps
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Probing:
   """steps of Adam at learning_rate; positions: drawn from each text for the key probe. partial: the cipher moves letters
   only."""
 
-  steps: int = 10_000
-  learning_rate: float = 1e-3
-  positions: int = 4
+  steps: Steps = 10_000
+  learning_rate: NonNegative = 1e-3
+  positions: Count = 4
   partial: bool = False
 
 
@@ -86,7 +89,7 @@ def _reads(config, params, batch, at_BK):
 def train_probes(config, params, batches: Iterator[dict], probing: Probing, rng: np.random.Generator, seed: int = 0) -> dict:
   """The trained probes. batches: ciphered, without end."""
   optimizer = optax.adam(probing.learning_rate)
-  probes = init_probes(jax.random.key(seed), config.d_model, config.vocab_size)
+  probes = init_probes(jax.random.key(check_seed(seed)), config.d_model, config.vocab_size)
   state = optimizer.init(probes)
 
   @jax.jit

@@ -29,7 +29,7 @@ def deciphered(*, steps: Callable[[dict], int] | None = None, split: str = "vali
     for c in CIPHERS:
       probing = Probing(partial=c == "partial", **({} if steps is None else {"steps": steps(trained.config)}))
       rng = np.random.default_rng([cfg.seed, CIPHERS.index(c)])
-      texts = lambda split, repeat: ciphered(cfg.data.build(split, seed=cfg.seed + 1, repeat=repeat), characters, V, rng,
+      texts = lambda split, repeat: ciphered(cfg.data.build(split, seed=(cfg.seed + 1) % 2**32, repeat=repeat), characters, V, rng,
                                              probing.partial)
       probes = train_probes(cfg.model, trained.params, texts("train", True), probing, rng, seed=cfg.seed)
       held_out = (batch for batch, _ in zip(texts(split, False), range(num_batches)))

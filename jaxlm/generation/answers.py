@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.generation import masked_diffusion
 from jaxlm.generation.autoregressive import Generator
 from jaxlm.generation.insertion import Filter, Inserter, InsertionSampling
 from jaxlm.generation.sampling import Sampling
+from jaxlm.ranges import Count, Inside, Seed
 
 FORMS = ("insertion", "insertion_transformer", "causal", "masked_diffusion")
 
@@ -39,6 +40,7 @@ class Answers(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Answering:
   """How answers are made; every field is used by the forms that have it.
 
@@ -47,19 +49,15 @@ class Answering:
   diffusion; None: as many as the longest answer has tokens. order: of masked diffusion.
   """
 
-  max_len: int
-  batch_size: int = 100
+  max_len: Count
+  batch_size: Count = 100
   insertion: InsertionSampling = InsertionSampling(Filter(top_k=1), Filter(top_k=1))
   causal: Sampling = Sampling(temperature=0)
-  stop_threshold: float = 0.9
-  passes: int | None = None
+  stop_threshold: Inside = 0.9
+  passes: Count | None = None
   order: Literal["ancestral", "confidence"] = "ancestral"
-  seed: int = 0
+  seed: Seed = 0
 
-  def __post_init__(self):
-    for name in ("max_len", "batch_size"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"{name} = {getattr(self, name)}: wanted 1 or more")
 
   def answer(self, config, params, form: str, ids, prompts: Sequence[Sequence[int]],
              lengths: Sequence[int] | None = None, closed: Sequence[Sequence[bool]] | None = None) -> Answers:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, check_seed
 from jaxlm.generation.sampling import Sampling, sample
 
 PIECE = 64       # prompt tokens per prefill call; the cache grows in this unit
@@ -41,7 +41,7 @@ class Generator:
     _check_length(self.config, int(length_B.max()) + max_new_tokens)
     state = self.config.init_state(len(prompts), _round_up(int(length_B.max()) + max_new_tokens))
     logits_BV, state = prefill(self.config, self.params, tokens_BT, length_B, state)
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(prompts)))
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(check_seed(seed)), jnp.arange(len(prompts)))
     alive_B = np.ones(len(prompts), bool)
     token_B = _draw(keys_B, 0, logits_BV, sampling=self.sampling)
     for step in range(max_new_tokens):

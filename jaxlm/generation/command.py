@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, check_seed
 
 USAGE = """Continues prompts with a run's newest checkpoint; one prompt is printed token by token as it is drawn.
 
@@ -63,6 +63,7 @@ def run(argv: list[str]) -> int:
       raise ConfigError(f"--prompt {ascii(prompt)} holds bytes that are not UTF-8 text; give it re-encoded")
   if args.max_new_tokens < 1 or args.num_samples < 1:
     raise ConfigError("--max_new_tokens and --num_samples are at least 1")
+  check_seed(args.seed, "--seed")
   from jaxlm.generation.sampling import Sampling
   sampling = Sampling(0.8 if args.temperature is None else args.temperature, args.top_k, args.top_p)
   return _continue(config_of(args.run, spec, overrides), args, sampling)

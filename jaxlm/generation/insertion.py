@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.objectives.insertion import STOP, open_slots
+from jaxlm.ranges import Count, UpToOne
 
 # Steps of an eighth or more: a buffer costs its whole length at every pass, and one compilation.
 BUCKETS = (*range(32, 257, 32), *range(320, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256), *range(2560, 4097, 512))
@@ -26,20 +27,17 @@ FORBIDDEN = -1e30      # finite: an infinite bias would meet 0 * inf in a partit
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Filter:
   """Which of the candidates may be drawn. top_k: the k best (1 is greedy). top_p: in falling order, those whose
   inclusive cumulative probability is at most top_p, and the first: the one that crosses top_p is out, as released."""
 
-  top_k: int | None = None
-  top_p: float | None = None
+  top_k: Count | None = None
+  top_p: UpToOne | None = None
 
   def __post_init__(self):
     if self.top_k is not None and self.top_p is not None:
       raise ConfigError(f"top_k = {self.top_k} and top_p = {self.top_p}: choose one")
-    if self.top_k is not None and self.top_k < 1:
-      raise ConfigError(f"top_k = {self.top_k} keeps nothing; leave it out to keep all")
-    if self.top_p is not None and not 0 < self.top_p <= 1:
-      raise ConfigError(f"top_p = {self.top_p} is not a probability in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)

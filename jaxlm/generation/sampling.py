@@ -8,10 +8,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import checked
+from jaxlm.ranges import Count, NonNegative, UpToOne
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Sampling:
   """How the next token is drawn. Filters apply in the order temperature, top_k, top_p.
 
@@ -20,17 +22,9 @@ class Sampling:
   top_p: keep the smallest set of tokens whose probability reaches top_p (the one that crosses it included).
   """
 
-  temperature: float = 1.0
-  top_k: int | None = None
-  top_p: float | None = None
-
-  def __post_init__(self):
-    if self.temperature < 0:
-      raise ConfigError(f"temperature {self.temperature} is negative; 0 is greedy, 1 is the model's own distribution")
-    if self.top_k is not None and self.top_k < 1:
-      raise ConfigError(f"top_k {self.top_k} keeps no token; leave it out to keep all")
-    if self.top_p is not None and not 0 < self.top_p <= 1:
-      raise ConfigError(f"top_p {self.top_p} is not a probability in (0, 1]")
+  temperature: NonNegative = 1.0
+  top_k: Count | None = None
+  top_p: UpToOne | None = None
 
 
 def filter_logits(logits_BV, sampling: Sampling):

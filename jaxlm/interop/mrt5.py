@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, check_seed
 from jaxlm.interop.huggingface.architecture import Architecture
 from jaxlm.interop.huggingface.table import WeightsError
 from jaxlm.layers.byte_pooling import BoundaryPoolingConfig, StridedPoolingConfig
@@ -141,7 +141,7 @@ def add_gate(cfg: EncoderDecoderConfig, params, reduction: DeleteGateConfig, see
   if cfg.reduction is not None:
     raise ConfigError(f"the model has a reduction already: {cfg.reduction}")
   gated, g = dataclasses.replace(cfg, reduction=reduction), reduction.layer
-  w = nn.initializers.xavier_uniform()(jax.random.key(seed), (cfg.d_model, 1))      # as DeleteGate begins
+  w = nn.initializers.xavier_uniform()(jax.random.key(check_seed(seed)), (cfg.d_model, 1))      # as DeleteGate begins
   fresh = {"w": w, "b": jnp.ones(1)} | ({"norm": {"scale": jnp.ones(cfg.d_model)}} if reduction.norm else {})
   stack = params["encoder_front"]
   out = {k: v for k, v in params.items() if k != "encoder_front"} | {

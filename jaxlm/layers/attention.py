@@ -10,16 +10,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.attention import attention, attention_weights
 from jaxlm.layers.linear import linear
 from jaxlm.layers.norms import NORMS
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.taps import tap, wants_attention
 from jaxlm.layers.weights import normal, weights, zeros
+from jaxlm.ranges import Count, Positive
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class AttentionConfig:
   """num_kv_heads: default num_heads. head_dim: default d_model / num_heads.
 
@@ -30,28 +32,22 @@ class AttentionConfig:
   implementation: of the attention kernel; None = best for the platform.
   """
 
-  num_heads: int
-  num_kv_heads: int | None = None
-  head_dim: int | None = None
+  num_heads: Count
+  num_kv_heads: Count | None = None
+  head_dim: Count | None = None
   position: Annotated[object | None, POSITIONS] = None
-  window: int | None = None
+  window: Count | None = None
   use_bias: bool = False
   qk_norm: Annotated[object | None, NORMS] = None
-  softcap: float | None = None
-  scale: float | None = None
+  softcap: Positive | None = None
+  scale: Positive | None = None
   softmax1: bool = False
   implementation: str | None = None
   causal: bool = True
 
   def __post_init__(self):
-    if self.num_heads < 1:
-      raise ConfigError(f"num_heads = {self.num_heads}: wanted at least 1")
     if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
       raise ConfigError(f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}")
-    if self.window is not None and self.window < 1:
-      raise ConfigError(f"window = {self.window}: a query sees itself at least; use window >= 1, or None for all")
-    if self.softcap is not None and self.softcap <= 0:
-      raise ConfigError(f"softcap = {self.softcap}: wanted a positive limit, or None")
 
   def heads(self, d_model: int) -> Heads:
     if self.head_dim is None and d_model % self.num_heads:

@@ -9,16 +9,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.layers.delete_gate import PAD, Mode, Reduced
 from jaxlm.layers.t5 import Norm
 from jaxlm.layers.weights import normal, weights, zeros
 from jaxlm.parameter import matrix
+from jaxlm.ranges import Count, Inside, Natural, Positive
 
 xavier = nn.initializers.xavier_uniform()
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class BoundaryPoolingConfig:
   """Segments end where a relaxed Bernoulli says so (straight through); their states are averaged.
 
@@ -26,15 +28,11 @@ class BoundaryPoolingConfig:
   segments can be seen in the encoder's attention, as in the release.
   """
 
-  layer: int = 3
-  d_ff: int = 3584
-  temperature: float = 0.5
-  prior: float = 0.2
+  layer: Natural = 3
+  d_ff: Count = 3584
+  temperature: Positive = 0.5
+  prior: Inside = 0.2
   fillers_visible: bool = False
-
-  def __post_init__(self):
-    if not 0 < self.prior < 1:
-      raise ConfigError(f"prior = {self.prior}: wanted a share inside (0, 1)")
 
   def build(self, init: float, name=None) -> nn.Module:
     return BoundaryPooling(self, init, name=name)
@@ -95,15 +93,12 @@ class BoundaryPooling(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class StridedPoolingConfig:
   """gelu(conv(norm h)), kernel = stride = rate, without padding: a tail shorter than `rate` is dropped (CANINE)."""
 
-  layer: int = 3
-  rate: int = 4
-
-  def __post_init__(self):
-    if self.rate < 1:
-      raise ConfigError(f"rate = {self.rate}: wanted 1 or more tokens per slot")
+  layer: Natural = 3
+  rate: Count = 4
 
   def build(self, init: float, name=None) -> nn.Module:
     return StridedPooling(self, init, name=name)

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.compact import compact, gather
 from jaxlm.layers.t5 import Norm
 from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import weights
+from jaxlm.ranges import BelowOne, Natural, Negative
 
 PAD = 0
 #: ByT5 ids of tab, newline, space, ASCII punctuation, and the end.
@@ -103,6 +104,7 @@ def highest(x_BT, number: int):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class DeleteGateConfig:
   """G = k sigmoid(-z), z = w . norm(h) + b, at the start of encoder block `layer`; k < 0. Or G = log sigmoid(z).
 
@@ -110,16 +112,14 @@ class DeleteGateConfig:
   gumbel: in training -log(-log u) is added to z.
   """
 
-  layer: int = 3
-  scale: float = -30.0
-  threshold: float | None = None
+  layer: Natural = 3
+  scale: Negative = -30.0
+  threshold: Negative | None = None
   activation: Literal["scaled_sigmoid", "log_sigmoid"] = "scaled_sigmoid"
   norm: bool = True
   gumbel: bool = False
 
   def __post_init__(self):
-    if self.scale >= 0:
-      raise ConfigError(f"scale = {self.scale}: the gate is added to logits and must be negative; -30 is the paper's")
     if not self.scale < self.tau < 0:
       raise ConfigError(f"threshold = {self.threshold}: wanted a value inside ({self.scale}, 0), the gate's range")
 
@@ -158,16 +158,13 @@ def gumbel(u, eps: float = 1e-10):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class RandomDeletionConfig:
   """n = trunc(Normal(probability, 0.05) B L) positions of the batch, padding included, get G = scale; the others 0."""
 
-  layer: int = 3
-  probability: float = 0.5
-  scale: float = -30.0
-
-  def __post_init__(self):
-    if not 0 <= self.probability < 1:
-      raise ConfigError(f"probability = {self.probability}: wanted a rate inside [0, 1)")
+  layer: Natural = 3
+  probability: BelowOne = 0.5
+  scale: Negative = -30.0
 
   def build(self, init: float, name=None) -> nn.Module:
     return RandomDeletion(self, name=name)
@@ -194,21 +191,18 @@ class RandomDeletion(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class FixedDeletionConfig:
   """Of each segment, which a separator begins, the first ceil((1 - amount) length) tokens stay.
 
   pooled_counts: the release's rule, whose segment lengths are sums over the batch; for replay only.
   """
 
-  layer: int = 3
-  amount: float = 0.5
-  scale: float = -30.0
-  separators: tuple[int, ...] = SEPARATORS
+  layer: Natural = 3
+  amount: BelowOne = 0.5
+  scale: Negative = -30.0
+  separators: tuple[Natural, ...] = SEPARATORS
   pooled_counts: bool = False
-
-  def __post_init__(self):
-    if not 0 <= self.amount < 1:
-      raise ConfigError(f"amount = {self.amount}: wanted a rate inside [0, 1)")
 
   def build(self, init: float, name=None) -> nn.Module:
     return FixedDeletion(self, name=name)

@@ -10,32 +10,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.delta_rule import delta_rule
 from jaxlm.layers.causal_conv import causal_conv
 from jaxlm.layers.mamba2 import init_a_log, init_conv, init_dt_bias, last_inputs, starts
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.weights import normal, ones, weights
 from jaxlm.parameter import SPARED
+from jaxlm.ranges import Count, NonNegative, Positive
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class DeltaRuleConfig:
   """expand_k, expand_v: all heads' key and value channels over d_model. d_conv: taps of the short convolutions."""
 
-  num_heads: int = 4
-  expand_k: float = 1.0
-  expand_v: float = 1.0
-  d_conv: int = 4
-  norm_eps: float = 1e-5
-  chunk: int = 64
+  num_heads: Count = 4
+  expand_k: Positive = 1.0
+  expand_v: Positive = 1.0
+  d_conv: Count = 4
+  norm_eps: NonNegative = 1e-5
+  chunk: Count = 64
   implementation: str | None = None
 
   gated = False     # not a field: the class says it
-
-  def __post_init__(self):
-    if self.d_conv < 1:
-      raise ConfigError(f"d_conv = {self.d_conv}: wanted at least 1 tap")
 
   def widths(self, d_model: int) -> tuple[int, int]:
     """(H, E) of one head."""

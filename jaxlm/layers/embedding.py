@@ -13,9 +13,10 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxlm.config import Kinds
+from jaxlm.config import Kinds, checked
 from jaxlm.kernels.linear_cross_entropy import linear_cross_entropy
 from jaxlm.layers.weights import normal, weights
+from jaxlm.ranges import NonNegative
 
 EMBEDDINGS = Kinds("embedding", {
     "learned": "jaxlm.layers.embedding:EmbeddingConfig",
@@ -24,6 +25,7 @@ EMBEDDINGS = Kinds("embedding", {
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class EmbeddingConfig:
   """scale_by_width: multiply the vectors by sqrt(d_model), rounded to the compute dtype (Gemma).
 
@@ -31,7 +33,7 @@ class EmbeddingConfig:
   """
 
   scale_by_width: bool = False
-  init_std: float = 0.02
+  init_std: NonNegative = 0.02
 
   def build(self, vocab_size: int, d_model: int, dtype: str) -> nn.Module:
     return Embedding(self, vocab_size, d_model, dtype)

@@ -12,28 +12,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.fast_weight_chunk import (
-    Causal,
-    FastWeights,
-    Rule,
-    accumulate,
-    apply_update,
-    cannot_split,
-    fast_weight_chunk,
-    initial_state,
-    read,
+  Causal,
+  FastWeights,
+  Rule,
+  accumulate,
+  apply_update,
+  cannot_split,
+  fast_weight_chunk,
+  initial_state,
+  read,
 )
 from jaxlm.kernels.fast_weight_chunk.rule import MATRICES
 from jaxlm.kernels.newton_schulz import coefficients
 from jaxlm.layers.weights import normal, weights, zeros
 from jaxlm.parameter import matrix
+from jaxlm.ranges import Count, Natural, NonNegative, Positive
 
 #: Of initial fast weights, (N, out, in): one matrix per head.
 PER_HEAD = matrix((2,), (1,))
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class UpdateConfig:
   """How a chunk's step moves the weights.
 
@@ -43,14 +45,10 @@ class UpdateConfig:
 
   momentum: bool = True
   muon: Literal["language", "views"] | None = None
-  muon_steps: int = 5
+  muon_steps: Natural = 5
   muon_dtype: str | None = None       # None = the compute dtype
   prenorm: bool = False
   fused: bool = False
-
-  def __post_init__(self):
-    if self.muon_steps < 0:
-      raise ConfigError(f"muon_steps = {self.muon_steps}: wanted 0 (divide by the norm only) or more")
 
   def rule(self, network: str, dtype: str) -> Rule:
     low = None if dtype in ("float32", "float64") else dtype
@@ -59,6 +57,7 @@ class UpdateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class FastWeightConfig:
   """num_heads: each is d_model / num_heads wide. expansion: inner width over head width (the state's size).
 
@@ -69,30 +68,24 @@ class FastWeightConfig:
     one state through the whole row, as the official code does.
   """
 
-  num_heads: int = 4
-  chunk: int = 2048
-  expansion: float = 1.0
+  num_heads: Count = 4
+  chunk: Count = 2048
+  expansion: Positive = 1.0
   network: Literal["swiglu", "linear"] = "swiglu"
-  rank: int | None = None
-  init_gain: float = 0.5
-  rates_per_token: int = 1
-  base_rate: float = 0.001
+  rank: Count | None = None
+  init_gain: NonNegative = 0.5
+  rates_per_token: Count = 1
+  base_rate: Positive = 0.001
   update: UpdateConfig = UpdateConfig()
   documents: Literal["isolated", "shared"] = "isolated"
 
   def __post_init__(self):
-    if self.num_heads < 1 or self.chunk < 1:
-      raise ConfigError(f"num_heads = {self.num_heads}, chunk = {self.chunk}: wanted at least 1")
     if self.network not in MATRICES:
       raise ConfigError(f"network = {self.network!r}: no such fast weights; known: {', '.join(MATRICES)}")
-    if self.rank is not None and self.rank < 1:
-      raise ConfigError(f"rank = {self.rank}: wanted at least 1, or None for full matrices")
     if self.network == "linear" and self.rank is not None:
       raise ConfigError(f"rank = {self.rank}: a linear fast weight is one full matrix; leave rank out")
     if self.update.fused and self.rates_per_token != 1:
       raise ConfigError(f"rates_per_token = {self.rates_per_token}: the fused semantics know one rate per token")
-    if self.base_rate <= 0:
-      raise ConfigError(f"base_rate = {self.base_rate}: wanted a positive learning rate")
 
   def widths(self, d_model: int) -> tuple[int, int]:
     """(H, F) of one head."""

@@ -9,27 +9,29 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.gla import gla
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.weights import normal, ones, weights, zeros
 from jaxlm.parameter import matrix
+from jaxlm.ranges import Count, NonNegative, Positive
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class GLAConfig:
   """expand_k, expand_v: all heads' key and value channels over d_model. decay_rank: of the map to the decays.
 
   decay_temperature: log decay = log sigmoid(.) / temperature; 16 starts near exp(-0.04) per token.
   """
 
-  num_heads: int = 4
-  expand_k: float = 0.5
-  expand_v: float = 1.0
-  decay_rank: int = 16
-  decay_temperature: float = 16.0
-  norm_eps: float = 1e-5
-  chunk: int = 64
+  num_heads: Count = 4
+  expand_k: Positive = 0.5
+  expand_v: Positive = 1.0
+  decay_rank: Count = 16
+  decay_temperature: Positive = 16.0
+  norm_eps: NonNegative = 1e-5
+  chunk: Count = 64
   implementation: str | None = None
 
   def widths(self, d_model: int) -> tuple[int, int]:

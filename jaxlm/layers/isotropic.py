@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.layers.mixer import PatternConfig, check_width
@@ -24,6 +24,7 @@ from jaxlm.layers.positions import NoPosition
 from jaxlm.layers.stack import REMAT_POLICIES
 from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import ones, weights
+from jaxlm.ranges import Count, Natural, NonNegative
 
 LETTERS = {"m": "Mamba-2", "M": "Mamba-2 with MLP", "t": "attention", "T": "attention with MLP"}
 
@@ -120,6 +121,7 @@ def height(runs: tuple[Run, ...]) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class IsotropicConfig:
   """A stack of one width.
 
@@ -128,14 +130,14 @@ class IsotropicConfig:
   """
 
   runs: tuple[Run, ...]
-  d_model: int
-  d_ff: int | None = None
+  d_model: Count
+  d_ff: Natural | None = None
   attention: AttentionConfig | None = None
   mamba: object = Mamba2Config()
   final_norm: bool = True
-  norm_eps: float = 1e-5
+  norm_eps: NonNegative = 1e-5
   remat: str = "none"
-  unroll: int = 1
+  unroll: Count = 1
   dtype: str = "float32"
 
   def __post_init__(self):

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.attention import attention, attention_weights
 from jaxlm.layers.attention import AttentionConfig, Keys, KVCache, write
 from jaxlm.layers.fast_weights import FastWeightConfig, Memory, MemoryState
@@ -19,11 +19,13 @@ from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.layers.taps import tap, wants_attention
 from jaxlm.layers.weights import ones, weights, zeros
+from jaxlm.ranges import Count
 
 EPS = 1e-5      # of q and k norms, of the L2 norm (outside the root) and of the memory's output norm
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class LaCTConfig:
   """num_heads, window: of the attention; a query sees itself and the window - 1 keys before it, None = all.
 
@@ -34,8 +36,8 @@ class LaCTConfig:
   gate: a learned scale silu(x w + b) per token and head on the memory's output; it starts near 0.
   """
 
-  num_heads: int
-  window: int | None
+  num_heads: Count
+  window: Count | None
   fast: FastWeightConfig = FastWeightConfig()
   position: Annotated[object | None, POSITIONS] = None
   rotate_fast: bool = True
@@ -46,10 +48,6 @@ class LaCTConfig:
   implementation: str | None = None   # of the attention kernel; None = best for the platform
 
   def __post_init__(self):
-    if self.num_heads < 1:
-      raise ConfigError(f"num_heads = {self.num_heads}: wanted at least 1")
-    if self.window is not None and self.window < 1:
-      raise ConfigError(f"window = {self.window}: a query sees itself at least; use window >= 1, or None for all")
     if self.num_heads % self.fast.num_heads:
       raise ConfigError(f"fast.num_heads = {self.fast.num_heads} does not divide num_heads = {self.num_heads}: a fast-weight "
                         "head is a group of attention heads, which rotate together")

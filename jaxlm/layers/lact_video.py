@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.attention import attention
 from jaxlm.kernels.fast_weight_chunk import Rule, fast_weight_chunk, interleaved_video
 from jaxlm.kernels.phase import rotate
@@ -23,9 +23,11 @@ from jaxlm.layers.lact import unit
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.positions.rope import ladder
 from jaxlm.layers.weights import normal, ones, weights, zeros
+from jaxlm.ranges import Count, Natural, NonNegative, Positive
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class VideoLaCTConfig:
   """chunk: tokens of a chunk (3 latent frames of 1,560 in the paper). num_repeats: noise copies of each chunk.
 
@@ -33,19 +35,16 @@ class VideoLaCTConfig:
   qk_eps: from memory, unverified [M]; spec section 10 does not give it.
   """
 
-  num_heads: int = 12
-  chunk: int = 4680
-  num_repeats: int = 1
-  num_cached: int | None = None
-  num_fast_heads: int = 2
-  expansion: float = 2.0
-  base_rate: float = 0.001
-  qk_eps: float = 1e-6
+  num_heads: Count = 12
+  chunk: Count = 4680
+  num_repeats: Count = 1
+  num_cached: Natural | None = None
+  num_fast_heads: Count = 2
+  expansion: Positive = 2.0
+  base_rate: Positive = 0.001
+  qk_eps: NonNegative = 1e-6
 
   def __post_init__(self):
-    for name in ("num_heads", "chunk", "num_repeats", "num_fast_heads"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"{name} = {getattr(self, name)}: wanted at least 1")
     if self.num_heads % self.num_fast_heads:
       raise ConfigError(f"num_fast_heads = {self.num_fast_heads} does not divide num_heads = {self.num_heads}")
     if self.num_cached is not None and not 0 <= self.num_cached <= self.chunk:

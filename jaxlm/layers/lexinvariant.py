@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.random_head import TABLE, effective, fold_in, keyed_rows, random_head, random_logits, segment_seeds
 from jaxlm.layers import embedding
 from jaxlm.layers.weights import normal, weights, zeros
+from jaxlm.ranges import Count, Fraction
 
 MIN_ANALYTIC_VOCABULARY = 1024
 MAX_ANALYTIC_SIGMA = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class LexinvariantConfig:
   """x = E[token], logits = s <g(h), E[v]>, E drawn anew for each sequence, and for each document of a packed row.
 
@@ -34,20 +36,16 @@ class LexinvariantConfig:
   """
 
   row_law: Literal["gaussian", "rademacher"] = "gaussian"
-  random_prob: float = 1.0
+  random_prob: Fraction = 1.0
   match_norm: bool = True
   learned_scale: bool = False
   out_proj: bool = False
   remap: bool = False
   output: Literal["tied", "seen_or_new"] = "tied"
   absent: Literal["keyed", "analytic"] = "keyed"
-  chunk: int | None = None
+  chunk: Count | None = None
 
   def __post_init__(self):
-    if not 0 <= self.random_prob <= 1:
-      raise ConfigError(f"random_prob = {self.random_prob}: wanted a probability; 1 is lexinvariant, 0 is learned")
-    if self.chunk is not None and self.chunk < 1:
-      raise ConfigError(f"chunk = {self.chunk}: wanted a number of tokens, or None to choose by size")
     modes = {"random_prob < 1": self.random_prob < 1, "output = 'seen_or_new'": self.output != "tied",
              "absent = 'analytic'": self.absent != "keyed"}
     chosen = [name for name, on in modes.items() if on]

@@ -12,16 +12,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.ssd import ssd
 from jaxlm.layers.causal_conv import causal_conv
 from jaxlm.layers.linear import linear
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.weights import normal, ones, weights, zeros
 from jaxlm.parameter import SPARED
+from jaxlm.ranges import Count, NonNegative
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Mamba2Config:
   """d_inner = expand * d_model channels in heads of head_dim; d_state: E; d_conv: taps J.
 
@@ -30,21 +32,17 @@ class Mamba2Config:
   followed_by_mlp: the block has an MLP after this mixer (the layout letter M), or ends with it (m).
   """
 
-  d_state: int = 128
-  d_conv: int = 4
-  expand: int = 2
-  head_dim: int = 64
-  num_groups: int = 1
+  d_state: Count = 128
+  d_conv: Count = 4
+  expand: Count = 2
+  head_dim: Count = 64
+  num_groups: Count = 1
   norm_per_group: bool = True
-  norm_eps: float = 1e-5
+  norm_eps: NonNegative = 1e-5
   use_bias: bool = False
   followed_by_mlp: bool = False
   implementation: str | None = None
 
-  def __post_init__(self):
-    for name in ("d_state", "d_conv", "expand", "head_dim", "num_groups"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"{name} = {getattr(self, name)}: wanted at least 1")
 
   def num_heads(self, d_model: int) -> int:
     d_inner = self.expand * d_model

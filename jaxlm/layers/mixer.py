@@ -27,7 +27,8 @@ from typing import Annotated, Any
 import jax
 from flax import struct
 
-from jaxlm.config import ConfigError, Kinds
+from jaxlm.config import ConfigError, Kinds, checked
+from jaxlm.ranges import Natural
 
 MIXERS = Kinds("mixer", {
     "attention": "jaxlm.layers.attention:AttentionConfig",
@@ -73,6 +74,7 @@ class Context:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class PatternConfig:
   """Layers of several kinds in a repeating order.
 
@@ -81,7 +83,7 @@ class PatternConfig:
   """
 
   members: tuple[Annotated[object, MIXERS], ...]
-  order: tuple[int, ...] | None = None
+  order: tuple[Natural, ...] | None = None
 
   def __post_init__(self):
     if not self.members:

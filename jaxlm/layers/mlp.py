@@ -11,10 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import checked
 from jaxlm.layers.linear import linear
 from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, weights, zeros
+from jaxlm.ranges import Count
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -28,17 +29,14 @@ ACTIVATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class MLPConfig:
   """d_ff None: 4 d_model. gated: act(x w_gate) * (x w_in); SwiGLU is silu, GeGLU gelu_tanh."""
 
-  d_ff: int | None = None
+  d_ff: Count | None = None
   activation: Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu", "tanh"] = "gelu_tanh"
   gated: bool = False
   use_bias: bool = False
-
-  def __post_init__(self):
-    if self.d_ff is not None and self.d_ff < 1:
-      raise ConfigError(f"d_ff = {self.d_ff}: wanted a positive width, or None for 4 d_model")
 
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
     return MLP(self, d_model, dtype, name=name)

@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import Kinds
+from jaxlm.config import Kinds, checked
 from jaxlm.layers.weights import ones, weights, zeros
+from jaxlm.ranges import NonNegative
 
 NORMS = Kinds("norm", {
     "rms": "jaxlm.layers.norms:RMSNormConfig",
@@ -19,10 +20,11 @@ NORMS = Kinds("norm", {
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class RMSNormConfig:
   """unit_offset: the parameter is w - 1 and starts at 0 (Gemma); decaying it pulls the scale to 1."""
 
-  eps: float = 1e-6
+  eps: NonNegative = 1e-6
   unit_offset: bool = False
 
   def build(self, dtype, name=None, axis="embed") -> nn.Module:
@@ -30,8 +32,9 @@ class RMSNormConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class LayerNormConfig:
-  eps: float = 1e-5
+  eps: NonNegative = 1e-5
   use_bias: bool = True
 
   def build(self, dtype, name=None, axis="embed") -> nn.Module:

@@ -29,10 +29,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError, Kinds
+from jaxlm.config import Kinds, checked
 from jaxlm.kernels.route import Route, route
 from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import weights, zeros
+from jaxlm.ranges import Count
 
 ROUTERS = Kinds("router", {
     "learned": "jaxlm.layers.routers:Learned",
@@ -148,16 +149,13 @@ class DirectRouter(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Pool:
   """A boundary every `width` tokens of a document."""
 
-  width: int
+  width: Count
   learned = False
   level = None
-
-  def __post_init__(self):
-    if self.width < 1:
-      raise ConfigError(f"width = {self.width}: a pool holds at least one token")
 
   def build(self, d_model, dtype, name=None):
     return lambda x_BTD, view, state: (by_rule(view.positions_BT % self.width == 0, view), state)

@@ -15,9 +15,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlm.config import checked
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import NORMS
 from jaxlm.layers.taps import STACKED, tap
+from jaxlm.ranges import Count
 
 REMAT_POLICIES = {
     "full": None,
@@ -27,6 +29,7 @@ REMAT_POLICIES = {
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class BlockConfig:
   """What surrounds the mixers.
 
@@ -36,12 +39,12 @@ class BlockConfig:
     nothing. unroll: layer groups per step of the scan; as many as there are removes the loop.
   """
 
-  d_model: int
+  d_model: Count
   mlp: MLPConfig | None
   norm: Annotated[object, NORMS]
   residual: Literal["sequential", "parallel", "sandwich"] = "sequential"
   remat: Literal["none", "full", "minimal", "dots"] = "none"
-  unroll: int = 1
+  unroll: Count = 1
   dtype: str = "float32"
 
 

@@ -10,12 +10,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlm.config import checked
 from jaxlm.kernels.attention import BucketBias, KeyBias, attention, attention_weights
 from jaxlm.kernels.attention.reference import LOWEST_MAX, Rule, Sight, scores
 from jaxlm.layers.linear import linear
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.taps import tap, wants_attention
 from jaxlm.layers.weights import normal, weights
+from jaxlm.ranges import BelowOne, Count, Positive
 
 EPS = 1e-6
 #: Logits above this are pulled down by the score regulariser.
@@ -24,18 +26,19 @@ Measure = Literal["all", "seen"] | None
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class T5LayerConfig:
   """init: factor f of a stack's initial weights; from scratch 1 / sqrt(its layers), norm weights included."""
 
-  d_model: int
-  d_ff: int
-  num_heads: int
-  head_dim: int
+  d_model: Count
+  d_ff: Count
+  num_heads: Count
+  head_dim: Count
   gated: bool = True
   softmax1: bool = False
-  max_distance: int = 128
-  dropout: float = 0.0
-  init: float = 1.0
+  max_distance: Count = 128
+  dropout: BelowOne = 0.0
+  init: Positive = 1.0
   dtype: str = "float32"
   implementation: str | None = None
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import checked
 from jaxlm.layers import stack
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
 from jaxlm.layers.lexinvariant import check_embedding, check_packing
@@ -21,9 +21,11 @@ from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.taps import tap
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
+from jaxlm.ranges import Count, Positive
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class DecoderConfig(ModelConfig):
   """A stack of mixers and MLPs between an embedding and a softmax.
 
@@ -35,31 +37,24 @@ class DecoderConfig(ModelConfig):
   final_norm: False leaves out the norm in front of the head.
   """
 
-  vocab_size: int
-  d_model: int
-  num_layers: int
+  vocab_size: Count
+  d_model: Count
+  num_layers: Count
   mixer: Annotated[object, MIXERS]
   mlp: MLPConfig | None = MLPConfig()
   norm: Annotated[object, NORMS] = RMSNormConfig()
   position: Annotated[object, POSITIONS] = NoPosition()
   embedding: Annotated[object, EMBEDDINGS] = EmbeddingConfig()
   residual: Literal["sequential", "parallel", "sandwich"] = "sequential"
-  softcap: float | None = None
+  softcap: Positive | None = None
   tie_embeddings: bool = True
   remat: Literal["none", "full", "minimal", "dots"] = "none"
-  unroll: int = 1
+  unroll: Count = 1
   dtype: str = "float32"
-  loss_chunk: int | None = None
+  loss_chunk: Count | None = None
   final_norm: bool = True
 
   def __post_init__(self):
-    for name in ("vocab_size", "d_model", "num_layers", "unroll"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"{name} = {getattr(self, name)}: wanted at least 1")
-    if self.softcap is not None and self.softcap <= 0:
-      raise ConfigError(f"softcap = {self.softcap}: wanted a positive limit, or None")
-    if self.loss_chunk is not None and self.loss_chunk < 1:
-      raise ConfigError(f"loss_chunk = {self.loss_chunk}: wanted a number of positions, or None to choose by size")
     check_embedding(self.embedding, self.tie_embeddings)
     for mixer in self.mixers:
       if hasattr(mixer, "heads"):

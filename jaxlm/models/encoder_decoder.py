@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError, Kinds
+from jaxlm.config import ConfigError, Kinds, checked
 from jaxlm.layers.delete_gate import Mode, Reduced
 from jaxlm.layers.embedding import logits as head_logits
 from jaxlm.layers.embedding import score as head_score
@@ -20,6 +20,7 @@ from jaxlm.layers.weights import normal, weights
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
 from jaxlm.parameter import SPARED, TABLE, Role
+from jaxlm.ranges import BelowOne, Count, Range
 
 REDUCTIONS = Kinds("reduction", {
     "delete_gate": "jaxlm.layers.delete_gate:DeleteGateConfig",
@@ -31,6 +32,7 @@ REDUCTIONS = Kinds("reduction", {
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class EncoderDecoderConfig(ModelConfig):
   """ByT5-small by default. d_kv: width of a head, independent of d_model.
 
@@ -42,36 +44,31 @@ class EncoderDecoderConfig(ModelConfig):
 
   scores: ClassVar[str] = "target_sequence"
 
-  vocab_size: int = 384
-  d_model: int = 1472
-  d_ff: int = 3584
-  num_heads: int = 6
-  d_kv: int = 64
-  num_encoder_layers: int = 12
-  num_decoder_layers: int = 4
-  num_buckets: int = 32
-  max_distance: int = 128
-  max_positions: int | None = None
+  vocab_size: Count = 384
+  d_model: Count = 1472
+  d_ff: Count = 3584
+  num_heads: Count = 6
+  d_kv: Count = 64
+  num_encoder_layers: Count = 12
+  num_decoder_layers: Count = 4
+  num_buckets: Annotated[int, Range(2)] = 32
+  max_distance: Count = 128
+  max_positions: Count | None = None
   reduction: Annotated[object | None, REDUCTIONS] = None
   softmax1: bool = False
   gated: bool = True
   tie_embeddings: bool = False
-  dropout: float = 0.0
+  dropout: BelowOne = 0.0
   scratch: bool = True
   remat: bool = False
-  unroll: int = 1
+  unroll: Count = 1
   dtype: str = "float32"
   implementation: str | None = None
 
   def __post_init__(self):
-    for name in ("vocab_size", "d_model", "d_ff", "num_heads", "d_kv", "num_encoder_layers", "num_decoder_layers"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"{name} = {getattr(self, name)}: wanted at least 1")
     if self.reduction is not None and not 0 <= self.reduction.layer < self.num_encoder_layers:
       raise ConfigError(f"reduction.layer = {self.reduction.layer} lies outside the encoder; its blocks are 0 .. "
                         f"{self.num_encoder_layers - 1}")
-    if not 0 <= self.dropout < 1:
-      raise ConfigError(f"dropout = {self.dropout}: wanted a probability inside [0, 1)")
 
   def layer(self, num_layers: int) -> T5LayerConfig:
     return T5LayerConfig(self.d_model, self.d_ff, self.num_heads, self.d_kv, self.gated, self.softmax1,

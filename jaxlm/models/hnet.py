@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.compact import compact, gather
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.chunking import StageInfo, dechunk, inner_context, reads_its_own, stage_info
@@ -29,27 +29,31 @@ from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
+from jaxlm.ranges import Count, Natural, NonNegative
 
 #: From so many positions at once a stage that goes on runs its inner network on fewer slots where the chunks fit them.
 LONG = 32
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class StageConfig:
   """What one stage is made of, where its layout asks for it.
 
   attention: of t and T (its window counts positions of this stage). mamba: of m and M, Mamba-2 or any other mixer, with a
-  position of its own where it takes one. d_ff: of M and T, rounded up to a multiple of 128; None = 8/3 d_model. router: where the next stage's chunks start; unused in the innermost.
+  position of its own where it takes one. d_ff: of M and T, rounded up to a multiple of 128; None = 8/3 d_model, 0 where
+  there is no M or T. router: where the next stage's chunks start; unused in the innermost.
   """
 
-  d_model: int
-  d_ff: int | None = None
+  d_model: Count
+  d_ff: Natural | None = None
   attention: AttentionConfig | None = None
   mamba: Annotated[object, MIXERS.with_default("mamba2")] = Mamba2Config()
   router: Annotated[object, ROUTERS] = Learned()
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class JoinConfig:
   """How chunks rejoin their positions. All but the defaults are baselines and ablations of the paper.
 
@@ -62,14 +66,11 @@ class JoinConfig:
   smooth: bool = True
   confident: bool = True
   residual: Literal["projection", "identity"] = "projection"
-  rows_per_buffer: int = 1
-
-  def __post_init__(self):
-    if self.rows_per_buffer < 1:
-      raise ConfigError(f"rows_per_buffer = {self.rows_per_buffer}: a chunk buffer serves at least one row")
+  rows_per_buffer: Count = 1
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class HNetConfig(ModelConfig):
   """layout: 'm4 [T1m4 [T26] m4T1] m4', or the nested lists of an official config; one stage per level, outside in.
 
@@ -79,25 +80,22 @@ class HNetConfig(ModelConfig):
 
   layout: object
   stages: tuple[StageConfig, ...]
-  vocab_size: int = 256
+  vocab_size: Count = 256
   embedding: Annotated[object, EMBEDDINGS] = EmbeddingConfig(init_std=1.0)
   join: JoinConfig = JoinConfig()
   network_norm: bool = True
   tie_embeddings: bool = False
-  norm_eps: float = 1e-5
+  norm_eps: NonNegative = 1e-5
   remat: Literal["none", "full", "minimal", "dots"] = "none"
-  unroll: int = 1
+  unroll: Count = 1
   dtype: str = "float32"
-  loss_chunk: int | None = None
+  loss_chunk: Count | None = None
 
   float32_params = ("w_residual",)      # for train.gather_dtype: the residual projection is one of float32
 
   def __post_init__(self):
     if not isinstance(self.layout, str):
       object.__setattr__(self, "layout", write_layout(self.layout))     # configs are hashable
-    for name in ("vocab_size", "unroll"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"{name} = {getattr(self, name)}: wanted 1 or more")
     check_embedding(self.embedding, self.tie_embeddings)
     outer, _ = self.parsed
     if len(self.stages) != len(outer) + 1:

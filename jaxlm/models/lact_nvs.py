@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.attention import attention
 from jaxlm.kernels.fast_weight_chunk import Rule, fast_weight_chunk, read, view_synthesis
 from jaxlm.kernels.newton_schulz import coefficients
@@ -23,12 +23,14 @@ from jaxlm.layers.norms import LayerNormConfig, rms_norm
 from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import normal, ones, weights, zeros
 from jaxlm.models.base import ModelConfig, StackPart
+from jaxlm.ranges import Count, Natural, Positive
 
 QK_EPS = 1.1920929e-07      # float32's machine epsilon, the default of the official norm
 PLUCKER = 9                 # channels of a ray: origin, direction, origin x direction
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class NVSConfig(ModelConfig):
   """patch: pixels of a token's side. head_dim: of the attention within a view. fast_head_dim: default d_model.
 
@@ -40,15 +42,15 @@ class NVSConfig(ModelConfig):
   scores: ClassVar[str] = "views"
   flops_from_trace: ClassVar[bool] = True      # most products are with fast weights, which are no parameters
 
-  d_model: int = 768
-  num_layers: int = 24
-  patch: int = 8
-  head_dim: int = 64
-  fast_head_dim: int | None = None
-  expansion: float = 2.0
-  mlp_expansion: float = 4.0
-  muon_steps: int = 5
-  base_rate: float = 0.01
+  d_model: Count = 768
+  num_layers: Count = 24
+  patch: Count = 8
+  head_dim: Count = 64
+  fast_head_dim: Count | None = None
+  expansion: Positive = 2.0
+  mlp_expansion: Positive = 4.0
+  muon_steps: Natural = 5
+  base_rate: Positive = 0.01
   memory: Literal["fast_weights", "attention"] = "fast_weights"
   remat: bool = False
   dtype: str = "float32"
@@ -57,11 +59,6 @@ class NVSConfig(ModelConfig):
     for name, width in (("head_dim", self.head_dim), ("fast_head_dim", self.fast_width)):
       if width < 1 or self.d_model % width:
         raise ConfigError(f"{name} = {width} does not divide d_model = {self.d_model}")
-    for name in ("num_layers", "patch"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"{name} = {getattr(self, name)}: wanted at least 1")
-    if self.muon_steps < 0:
-      raise ConfigError(f"muon_steps = {self.muon_steps}: wanted 0 (divide by the norm only) or more")
 
   @property
   def fast_width(self) -> int:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import checked
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
 from jaxlm.layers.lexinvariant import check_embedding
@@ -26,33 +26,32 @@ from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.parameter import SPARED, matrix
+from jaxlm.ranges import Count
 
 SINUSOIDS = 256
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class MaskedDiffusionConfig(ModelConfig):
   """residual: "official" overwrites the residual stream with the modulated norm before attention, as the release does;
   "corrected" keeps it. d_cond: width of the conditioning. loss_chunk: as of the decoder."""
 
   scores: ClassVar[str] = "masked_tokens"
 
-  vocab_size: int
-  d_model: int
-  num_layers: int
-  num_heads: int
-  d_cond: int = 128
+  vocab_size: Count
+  d_model: Count
+  num_layers: Count
+  num_heads: Count
+  d_cond: Count = 128
   mlp: MLPConfig = MLPConfig(activation="relu", use_bias=True)
   position: Annotated[object, POSITIONS] = RoPE()
   embedding: Annotated[object, EMBEDDINGS] = EmbeddingConfig()
   residual: Literal["official", "corrected"] = "official"
   dtype: str = "float32"
-  loss_chunk: int | None = None
+  loss_chunk: Count | None = None
 
   def __post_init__(self):
-    for name in ("vocab_size", "d_model", "num_layers", "d_cond"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"{name} = {getattr(self, name)}: wanted at least 1")
     self.position.check(self.mixer.heads(self.d_model))
     check_embedding(self.embedding, tie_embeddings=False)
 

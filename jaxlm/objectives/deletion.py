@@ -4,11 +4,13 @@ Axes: B batch, L encoder length. Spec mrt5, section 3.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
+from jaxlm.ranges import BelowOne, NonNegative, Range
 
 #: Names of the release, longest first: they are matched by substring.
 REGULARISERS = ("clamped_logits_mean", "logits_mean", "gate_var", "gate_mean")
@@ -48,6 +50,7 @@ def entropy_regulariser(gate_BL, c1: float, c2: float):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Controller:
   """err = target - rate; p <- 0.9 p + 0.1 k_p err; i <- i + k_i err; alpha = max(0, p + i).
 
@@ -56,17 +59,11 @@ class Controller:
     evaluates and per process; neither is done here.)
   """
 
-  target: float
-  k_p: float = 0.5
-  k_i: float = 1e-5
-  every: int = 1
+  target: BelowOne
+  k_p: NonNegative = 0.5
+  k_i: NonNegative = 1e-5
+  every: Annotated[int, Range(1, 2**31 - 1)] = 1
   per_micro_batch: bool = False
-
-  def __post_init__(self):
-    if not 0 <= self.target < 1:
-      raise ConfigError(f"target = {self.target}: a deletion rate lies inside [0, 1)")
-    if self.every < 1:
-      raise ConfigError(f"every = {self.every}: wanted 1 step or more")
 
   def update(self, p, i, rate):
     """(alpha, p, i) after a step whose deletion rate was `rate`."""

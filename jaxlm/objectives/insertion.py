@@ -9,9 +9,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.models.score import lexicon_of
 from jaxlm.objectives.base import Objective, Pair
+from jaxlm.ranges import Inside, NonNegative
 
 STOP, CONTINUE = 0, 1      # of the stop head's two logits
 
@@ -51,6 +52,7 @@ def packed_nll(log_z_BT, open_BT, target_BM, weights_BM):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Insertion(Objective):
   """loss = mean over examples of joint_nll + stop_weight * stop_nll.
 
@@ -64,15 +66,9 @@ class Insertion(Objective):
   scores: ClassVar[str] = "inserted_tokens"
   batch_form: ClassVar[str] = "insertion"
 
-  stop_weight: float = 1.0
-  stop_class_weight: float | None = None
+  stop_weight: NonNegative = 1.0
+  stop_class_weight: Inside | None = None
   use_constraint: bool = False
-
-  def __post_init__(self):
-    if self.stop_weight < 0:
-      raise ConfigError(f"stop_weight = {self.stop_weight}: wanted a weight of 0 or more")
-    if self.stop_class_weight is not None and not 0 < self.stop_class_weight < 1:
-      raise ConfigError(f"stop_class_weight = {self.stop_class_weight}: wanted a number inside (0, 1), or None")
 
   def check(self, cfg) -> None:
     if self.use_constraint and not getattr(cfg.data, "constraint", False):

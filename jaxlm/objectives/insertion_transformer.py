@@ -8,10 +8,11 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.models.score import lexicon_of
 from jaxlm.objectives.base import Objective, Pair
 from jaxlm.objectives.insertion import open_slots
+from jaxlm.ranges import Natural, NonNegative
 
 
 def slot_nll(log_z_BT, target_BM, slots_BM, missing_BM, num_missing_B, *, eos: int, eos_weight: float = 1.0):
@@ -30,6 +31,7 @@ def slot_nll(log_z_BT, target_BM, slots_BM, missing_BM, num_missing_B, *, eos: i
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class InsertionTransformer(Objective):
   """loss = mean over visible slots (without CLS's) of slot_nll. eos: the token that says 'nothing missing here'.
 
@@ -39,8 +41,8 @@ class InsertionTransformer(Objective):
   scores: ClassVar[str] = "inserted_tokens"
   batch_form: ClassVar[str] = "insertion_transformer"
 
-  eos: int
-  eos_weight: float = 1.0
+  eos: Natural
+  eos_weight: NonNegative = 1.0
 
   def check(self, cfg):
     try:

@@ -12,8 +12,9 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.objectives.base import Objective, Pair
+from jaxlm.ranges import Natural
 
 K = 1 - math.exp(-10)
 MIN_T = 1e-3
@@ -38,6 +39,7 @@ def masked_nll(log_prob_BT, masked_BT, t_B, row_weight_B=None):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class MaskedDiffusion(Objective):
   """loss of one t ~ U(MIN_T, 1) per example.
 
@@ -52,12 +54,8 @@ class MaskedDiffusion(Objective):
   scores: ClassVar[str] = "masked_tokens"
   batch_form: ClassVar[str] = "masked_diffusion"
 
-  mask: int
+  mask: Natural
   variant: Literal["official", "corrected"] = "official"
-
-  def __post_init__(self):
-    if self.mask < 0:
-      raise ConfigError(f"mask = {self.mask}: wanted a token id")
 
   def check(self, cfg):
     try:

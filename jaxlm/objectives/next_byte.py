@@ -5,21 +5,23 @@ Axes: B batch, T time, S chunking stages, P groups of rows with statistics of th
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.layers.chunking import ratio_loss
 from jaxlm.models.hnet_rules import forward_flops
 from jaxlm.models.score import lexicon_of
 from jaxlm.objectives import ladder
 from jaxlm.objectives.base import Objective, Pair
+from jaxlm.ranges import Count, Fraction, NonNegative, Range
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class NextByte(Objective):
   """loss = mean CE + ratio_weight * sum_s ratio_s (paper, eq. 10; `specs/hnet.md` sections 10, 16).
 
@@ -34,28 +36,17 @@ class NextByte(Objective):
   slack: of the next step's capacity over the largest count of late. memory: per step, of that largest count.
   """
 
-  targets: tuple[float, ...] = ()
-  ratio_weight: float = 0.03
+  targets: tuple[Annotated[float, Range(1, open_low=True)], ...] = ()
+  ratio_weight: NonNegative = 0.03
   stats_scope: Literal["device", "global"] = "device"
   overflow: Literal["redo", "clip", "error"] = "redo"
-  capacities: tuple[tuple[int, ...], ...] | None = None
-  multiple: int = 128
-  rows_per_buffer: int = 1
-  slack: float = 1.05
-  memory: float = 0.98
+  capacities: tuple[tuple[Count, ...], ...] | None = None
+  multiple: Count = 128
+  rows_per_buffer: Count = 1
+  slack: Annotated[float, Range(1)] = 1.05
+  memory: Fraction = 0.98
 
   def __post_init__(self):
-    for s, target in enumerate(self.targets):
-      if target <= 1:
-        raise ConfigError(f"targets[{s}] = {target}: chunks must be longer than one token on average; give N > 1")
-    if not self.ratio_weight >= 0:
-      raise ConfigError(f"ratio_weight = {self.ratio_weight}: wanted a weight of 0 or more")
-    if not self.slack >= 1:
-      raise ConfigError(f"slack = {self.slack}: wanted 1 or more, room for this many times the largest count of late")
-    if not 0 <= self.memory <= 1:
-      raise ConfigError(f"memory = {self.memory}: wanted a fraction in [0, 1], what a step leaves of the largest count")
-    if self.rows_per_buffer < 1:
-      raise ConfigError(f"rows_per_buffer = {self.rows_per_buffer}: wanted 1 or more")
     ladder.check_capacities(self.capacities, self.multiple)
     for k, bucket in enumerate(self.capacities or ()):
       if len(bucket) != len(self.targets):

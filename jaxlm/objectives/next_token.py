@@ -7,12 +7,14 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import checked
 from jaxlm.models.score import lexicon_of
 from jaxlm.objectives.base import Objective, Pair
+from jaxlm.ranges import NonNegative
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class NextToken(Objective):
   """loss = sum w (-log p(target) + z_loss (log z)^2) / sum w.
 
@@ -20,11 +22,7 @@ class NextToken(Objective):
   where it is on, `z` (mean (log z)^2).
   """
 
-  z_loss: float = 0.0
-
-  def __post_init__(self):
-    if self.z_loss < 0:
-      raise ConfigError(f"z_loss = {self.z_loss}: wanted a weight of 0 or more; 1e-4 is usual")
+  z_loss: NonNegative = 0.0
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     score = model.apply({"params": params}, batch["tokens"], batch["targets"], batch["segment_ids"],

@@ -5,19 +5,21 @@ Axes: B batch, L encoder length, T decoder length. Spec mrt5, sections 3 and 6.
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.layers.delete_gate import PAD, DeleteGateConfig, Mode
 from jaxlm.objectives import ladder
 from jaxlm.objectives.base import Objective, Pair
 from jaxlm.objectives.deletion import REGULARISERS, Controller, entropy_regulariser, gate_regulariser
+from jaxlm.ranges import Count, Fraction, Natural, NonNegative, Range
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class SequenceToSequence(Objective):
   """loss = CE + alpha R + beta S (+ entropy terms; + the boundary predictor's prior).
 
@@ -34,31 +36,27 @@ class SequenceToSequence(Objective):
   scores: ClassVar[str] = "target_sequence"
   batch_form: ClassVar[str] = "encoder_decoder"
 
-  alpha: float = 0.0
-  beta: float = 0.0
+  alpha: NonNegative = 0.0
+  beta: NonNegative = 0.0
   regulariser: str = "gate_mean_loss"
-  entropy: tuple[float, float] = (0.0, 0.0)
+  entropy: tuple[NonNegative, NonNegative] = (0.0, 0.0)
   controller: Controller | None = None
-  delay: int = 0
-  hard_probability: float = 0.0
+  delay: Natural = 0
+  hard_probability: Fraction = 0.0
   hard_evaluation: bool = True
-  capacities: tuple[int, ...] | None = None
-  multiple: int = 128
-  rows_per_buffer: int = 1
+  capacities: tuple[Count, ...] | None = None
+  multiple: Count = 128
+  rows_per_buffer: Count = 1
   overflow: Literal["exact", "error", "drop"] = "exact"
-  slack: float = 1.05
-  memory: float = 0.98
+  slack: Annotated[float, Range(1)] = 1.05
+  memory: Fraction = 0.98
 
   def __post_init__(self):
     if not any(kind in self.regulariser for kind in REGULARISERS):
       raise ConfigError(f"regulariser = {self.regulariser!r} is none of {', '.join(REGULARISERS)}")
-    if not 0 <= self.hard_probability <= 1:
-      raise ConfigError(f"hard_probability = {self.hard_probability}: wanted a probability")
     ladder.check_capacities(self.capacities, self.multiple)
     if self.capacities is not None and (min(self.capacities) < 1 or list(self.capacities) != sorted(set(self.capacities))):
       raise ConfigError(f"capacities = {self.capacities}: wanted growing numbers of 1 or more slots")
-    if self.rows_per_buffer < 1:
-      raise ConfigError(f"rows_per_buffer = {self.rows_per_buffer}: wanted 1 or more")
     if self.overflow == "error" and (self.capacities is None or len(self.capacities) != 1):
       raise ConfigError("overflow = 'error' needs `capacities` with the one size that must suffice")
 

@@ -9,12 +9,14 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.models.lact_nvs import views_of
 from jaxlm.objectives.base import Objective, Pair
+from jaxlm.ranges import Natural, NonNegative
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class ViewSynthesis(Objective):
   """loss = mean squared error + perceptual_weight * perceptual distance, the latter from step perceptual_start on.
 
@@ -27,8 +29,8 @@ class ViewSynthesis(Objective):
   batch_form: ClassVar[str] = "views"
 
   perceptual: str | None = None
-  perceptual_weight: float = 1.0
-  perceptual_start: int = 5000
+  perceptual_weight: NonNegative = 1.0
+  perceptual_start: Natural = 5000
 
   def __post_init__(self):
     if self.perceptual is not None and ":" not in self.perceptual:

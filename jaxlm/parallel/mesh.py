@@ -10,32 +10,34 @@ import collections
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
+from jaxlm.ranges import Range
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH_AXES = ("data", "fsdp")
+#: Along one axis; -1: the rest.
+Devices = Annotated[int, Range(1, also=(-1,))]
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class MeshConfig:
   """Number of devices along each axis; one of them may be -1: whatever is left."""
 
-  data: int = 1
-  fsdp: int = -1
-  sequence: int = 1
-  tensor: int = 1
+  data: Devices = 1
+  fsdp: Devices = -1
+  sequence: Devices = 1
+  tensor: Devices = 1
 
   def __post_init__(self):
     sizes = dataclasses.asdict(self)
-    for name, size in sizes.items():
-      if size < 1 and size != -1:
-        raise ConfigError(f"mesh.{name} = {size}: wanted a positive number of devices, or -1 for the rest")
     if list(sizes.values()).count(-1) > 1:
       names = [name for name, size in sizes.items() if size == -1]
       raise ConfigError(f"mesh.{' and mesh.'.join(names)} are both -1; only one axis can take the rest")

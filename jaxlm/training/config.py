@@ -16,18 +16,20 @@ from typing import Annotated, Any, Literal, get_args
 
 import ml_collections
 
-from jaxlm.config import ConfigError, Kinds, build, nearest
+from jaxlm.config import ConfigError, Kinds, build, checked, nearest
 from jaxlm.data import DATA
 from jaxlm.data.base import FramedDataConfig
 from jaxlm.data.forms import Form
 from jaxlm.models import MODELS
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.parallel.mesh import MeshConfig
+from jaxlm.ranges import Cadence, Count, Inside, Natural, Seed, Steps
 from jaxlm.training.optimizers import OPTIMIZERS
 from jaxlm.training.schedules import SCHEDULES
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class TrainConfig:
   """steps: optimiser steps of the whole run. Cadences are in steps; 0 is never.
 
@@ -38,28 +40,21 @@ class TrainConfig:
   nothing else of it). debug: one device, every NaN raises where it arises, nothing asynchronous.
   """
 
-  steps: int
-  accumulation: int = 1
-  ema_decay: float | None = None
-  max_skipped: int = 10
-  log_every: int = 10
-  save_every: int = 1000
-  keep_last: int = 2
-  keep_every: int | None = None
+  steps: Steps
+  accumulation: Count = 1
+  ema_decay: Inside | None = None
+  max_skipped: Count = 10
+  log_every: Count = 10
+  save_every: Cadence = 1000
+  keep_last: Count = 2
+  keep_every: Count | None = None
   gather_dtype: str | None = None
   init: Literal["own", "torch", "torch_identical_layers"] = "own"
-  profile: tuple[int, int] | None = None
+  profile: tuple[Natural, Natural] | None = None
   init_from: str | None = None
   debug: bool = False
 
   def __post_init__(self):
-    for name in ("steps", "accumulation", "max_skipped", "log_every", "keep_last"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"train.{name} = {getattr(self, name)}: wanted 1 or more")
-    if self.save_every < 0:
-      raise ConfigError(f"train.save_every = {self.save_every}: wanted steps, or 0 to save only at the end")
-    if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-      raise ConfigError(f"train.ema_decay = {self.ema_decay}: wanted a number between 0 and 1, or None")
     if self.gather_dtype not in (None, "bfloat16", "float32"):
       raise ConfigError(f"train.gather_dtype = {self.gather_dtype!r}: wanted 'bfloat16', or None for float32")
     if self.profile is not None and not 0 <= self.profile[0] <= self.profile[1]:
@@ -67,27 +62,21 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class EvalConfig:
   """every: steps, 0 is never (the end of the run always counts as one if not). num_tokens: how much of the split, None
   for all. lengths: perplexity at these lengths besides the objective's own loss at data.seq_len. num_tables: tables
   over which a lexinvariant model's probabilities are averaged there; the objective's own loss has one."""
 
-  every: int = 0
-  num_tokens: int | None = 65_536
-  lengths: tuple[int, ...] = ()
+  every: Cadence = 0
+  num_tokens: Count | None = 65_536
+  lengths: tuple[Count, ...] = ()
   split: str = "validation"
-  num_tables: int = 1
-
-  def __post_init__(self):
-    if self.every < 0:
-      raise ConfigError(f"eval.every = {self.every}: wanted steps, or 0 for never")
-    if self.num_tokens is not None and self.num_tokens < 1:
-      raise ConfigError(f"eval.num_tokens = {self.num_tokens}: wanted 1 or more, or None for the whole split")
-    if self.num_tables < 1:
-      raise ConfigError(f"eval.num_tables = {self.num_tables}: wanted 1 or more")
+  num_tables: Count = 1
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class RunConfig:
   model: Annotated[object, MODELS]
   data: Annotated[object, DATA]
@@ -97,7 +86,7 @@ class RunConfig:
   objective: Annotated[object, OBJECTIVES]
   mesh: MeshConfig = MeshConfig()
   eval: EvalConfig = EvalConfig()
-  seed: int = 0
+  seed: Seed = 0
 
 
 def load_config(spec: str | pathlib.Path | Mapping | ml_collections.ConfigDict,

@@ -13,8 +13,9 @@ import jax
 import optax
 import optax.contrib
 
-from jaxlm.config import ConfigError, Kinds
+from jaxlm.config import ConfigError, Kinds, checked
 from jaxlm.parallel.rules import path_name
+from jaxlm.ranges import BelowOne, NonNegative, Positive
 
 OPTIMIZERS = Kinds("optimizer", {
     "adamw": "jaxlm.training.optimizers:AdamW",
@@ -25,23 +26,22 @@ OPTIMIZERS = Kinds("optimizer", {
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Optimizer:
   """decay: which parameters decay: "matrices" (matrices and tables, as each parameter's declaration says: `role` of
   jaxlm.parameter), "all", "none".
   decay_overrides, lr_multipliers: (regular expression, number) pairs searched in the path, the last match wins."""
 
-  learning_rate: float
-  weight_decay: float = 0.0
+  learning_rate: NonNegative
+  weight_decay: NonNegative = 0.0
   decay: str = "matrices"
-  clip_norm: float | None = 1.0
-  lr_multipliers: tuple[tuple[str, float], ...] = ()
-  decay_overrides: tuple[tuple[str, float], ...] = ()
+  clip_norm: Positive | None = 1.0
+  lr_multipliers: tuple[tuple[str, NonNegative], ...] = ()
+  decay_overrides: tuple[tuple[str, NonNegative], ...] = ()
 
   def __post_init__(self):
     if self.decay not in ("matrices", "all", "none"):
       raise ConfigError(f"decay = {self.decay!r}: wanted 'matrices', 'all' or 'none'; single parameters: decay_overrides")
-    if self.clip_norm is not None and self.clip_norm <= 0:
-      raise ConfigError(f"clip_norm = {self.clip_norm}: wanted a positive norm, or None for no clipping")
     for pattern, _ in self.lr_multipliers + self.decay_overrides:
       try:
         re.compile(pattern)
@@ -92,29 +92,32 @@ def _last_match(pairs, name: str, default: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@checked
 class AdamW(Optimizer):
   """m / (sqrt(v) + eps) with bias correction (Kingma & Ba 2015; Loshchilov & Hutter 2019)."""
 
-  b1: float = 0.9
-  b2: float = 0.95
-  eps: float = 1e-8
+  b1: BelowOne = 0.9
+  b2: BelowOne = 0.95
+  eps: NonNegative = 1e-8
 
   def direction(self, axes):
     return optax.scale_by_adam(self.b1, self.b2, self.eps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@checked
 class Lion(Optimizer):
   """sign(b1 m + (1 - b1) g) (Chen et al. 2023)."""
 
-  b1: float = 0.9
-  b2: float = 0.99
+  b1: BelowOne = 0.9
+  b2: BelowOne = 0.99
 
   def direction(self, axes):
     return optax.scale_by_lion(self.b1, self.b2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@checked
 class Muon(Optimizer):
   """Orthogonalised momentum for weight matrices (Jordan et al. 2024); Adam, with Nesterov momentum too, for the rest, embedding
   and head included.
@@ -122,11 +125,11 @@ class Muon(Optimizer):
   consistent_rms: scale matrices to this RMS per element, so that one learning rate serves both (0.2: Liu et al. 2025).
   """
 
-  momentum: float = 0.95
-  b1: float = 0.9
-  b2: float = 0.95
-  eps: float = 1e-8
-  consistent_rms: float | None = 0.2
+  momentum: BelowOne = 0.95
+  b1: BelowOne = 0.9
+  b2: BelowOne = 0.95
+  eps: NonNegative = 1e-8
+  consistent_rms: Positive | None = 0.2
 
   def direction(self, axes):
     dimensions = jax.tree.map(_muon_dimensions, axes)
@@ -145,10 +148,11 @@ def _muon_dimensions(axes):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@checked
 class SGD(Optimizer):
   """g, or its running sum with momentum."""
 
-  momentum: float = 0.0
+  momentum: BelowOne = 0.0
 
   def direction(self, axes):
     return optax.trace(self.momentum) if self.momentum else optax.identity()

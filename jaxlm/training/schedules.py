@@ -8,7 +8,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError, Kinds
+from jaxlm.config import ConfigError, Kinds, checked
+from jaxlm.ranges import Cadence, Fraction
 
 SCHEDULES = Kinds("schedule", {
     "cosine": "jaxlm.training.schedules:Cosine",
@@ -20,19 +21,12 @@ SCHEDULES = Kinds("schedule", {
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Schedule:
-  warmup_steps: int = 0
+  warmup_steps: Cadence = 0
 
   #: whether the factor at a step depends on num_steps: if not, a finished run may be extended
   needs_num_steps = True
-
-  def __post_init__(self):
-    if self.warmup_steps < 0:
-      raise ConfigError(f"warmup_steps = {self.warmup_steps}: wanted 0 or more")
-    for name in ("final_fraction", "decay_fraction"):
-      value = getattr(self, name, 0.0)
-      if not 0 <= value <= 1:
-        raise ConfigError(f"{name} = {value}: wanted a fraction in [0, 1]")
 
   def factor(self, step, num_steps):
     warmup = (step + 1.0) / max(self.warmup_steps, 1)
@@ -47,10 +41,11 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Cosine(Schedule):
   """final + (1 - final) (1 + cos(pi p)) / 2 with p the progress after warmup."""
 
-  final_fraction: float = 0.1
+  final_fraction: Fraction = 0.1
 
   def after_warmup(self, step, num_steps):
     wave = 0.5 * (1 + jnp.cos(jnp.pi * self.progress(step, num_steps)))
@@ -58,21 +53,23 @@ class Cosine(Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Linear(Schedule):
   """1 - (1 - final) p."""
 
-  final_fraction: float = 0.0
+  final_fraction: Fraction = 0.0
 
   def after_warmup(self, step, num_steps):
     return 1 - (1 - self.final_fraction) * self.progress(step, num_steps)
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class WarmupStableDecay(Schedule):
   """1 until the last `decay_fraction` of the steps, then linear (or 1 - sqrt) down to `final_fraction`."""
 
-  decay_fraction: float = 0.2
-  final_fraction: float = 0.0
+  decay_fraction: Fraction = 0.2
+  final_fraction: Fraction = 0.0
   decay: str = "linear"
 
   def __post_init__(self):

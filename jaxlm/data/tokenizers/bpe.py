@@ -6,15 +6,17 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import Annotated
 
 import numpy as np
 import tokenizers as hf
 
-from jaxlm.config import ConfigError
+from jaxlm.config import checked
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.paths import expand
+from jaxlm.ranges import Range
 
 END_OF_TEXT = "<|endoftext|>"
 SEPARATORS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
@@ -40,14 +42,11 @@ class BPEFileConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class TrainedBPEConfig:
   """Byte-level BPE of `vocab_size` entries, separator included, trained on the train split and kept in the cache."""
 
-  vocab_size: int
-
-  def __post_init__(self):
-    if self.vocab_size < 257:
-      raise ConfigError(f"tokenizer.vocab_size = {self.vocab_size}: wanted at least 257 (256 bytes and the separator)")
+  vocab_size: Annotated[int, Range(257)]
 
   def load(self, train_documents, content: str, folder: pathlib.Path) -> "BPETokenizer":
     path = folder / f"bpe-{self.vocab_size}-{content[:24]}" / "tokenizer.json"

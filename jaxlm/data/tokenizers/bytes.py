@@ -4,14 +4,16 @@ import dataclasses
 
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.data.errors import DataError
 from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.ranges import Count, Natural
 
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class ByteTokenizerConfig:
   """Byte b is id b + offset. The default has 257 ids: bytes, then the separator.
 
@@ -19,15 +21,11 @@ class ByteTokenizerConfig:
   offset=3, separator=1, size=384: ByT5's layout (pad 0, end 1, unknown 2, bytes, 125 extra ids).
   """
 
-  offset: int = 0
-  separator: int = 256
-  size: int | None = None
+  offset: Natural = 0
+  separator: Natural = 256
+  size: Count | None = None
 
   def __post_init__(self):
-    if self.offset < 0:
-      raise ConfigError(f"tokenizer.offset = {self.offset}: wanted 0 or more")
-    if self.separator < 0:
-      raise ConfigError(f"tokenizer.separator = {self.separator}: wanted an id of 0 or more")
     least = max(self.offset + 256, self.separator + 1)
     if self.size is not None and self.size < least:
       raise ConfigError(f"tokenizer.size = {self.size} does not hold bytes and separator; set it to {least} or more")

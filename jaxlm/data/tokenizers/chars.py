@@ -9,15 +9,17 @@ import pathlib
 
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.data.errors import DataError
 from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.ranges import Count
 
 NUM_SPECIAL = 2
 UNKNOWN_BYTES = "\N{REPLACEMENT CHARACTER}".encode()
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class CharTokenizerConfig:
   """vocab_size ids: the most frequent characters of the train split in code order, then `unknown`, then the separator.
 
@@ -25,7 +27,7 @@ class CharTokenizerConfig:
   one unknown, counted as 3 bytes: bits per byte are a little too good where there are many.
   """
 
-  vocab_size: int = 130
+  vocab_size: Count = 130
   always: str = ""
 
   def __post_init__(self):

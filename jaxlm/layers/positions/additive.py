@@ -4,14 +4,16 @@ Axes: B batch, T time, D d_model, M positions in the table.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.layers.positions import Position
 from jaxlm.layers.weights import weights
 from jaxlm.parameter import TABLE
+from jaxlm.ranges import Count, Range
 
 
 def sinusoids(positions, d_model: int, base: float = 10000.0):
@@ -22,24 +24,22 @@ def sinusoids(positions, d_model: int, base: float = 10000.0):
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Sinusoidal(Position):
   """x + PE, the fixed table of the first Transformer (spec carope section 7)."""
 
-  base: float = 10000.0
+  base: Annotated[float, Range(1, open_low=True)] = 10000.0
 
   def add(self, module, x_BTD, context):
     return x_BTD + sinusoids(context.positions_BT, x_BTD.shape[-1], self.base).astype(x_BTD.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Learned(Position):
   """x + E[m] with a learned (max_len, d_model) table, which has nothing to say beyond max_len."""
 
-  max_len: int
-
-  def __post_init__(self):
-    if self.max_len < 1:
-      raise ConfigError(f"max_len = {self.max_len}: the position table needs at least one row")
+  max_len: Count
 
   @property
   def max_positions(self):

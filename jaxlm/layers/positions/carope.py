@@ -5,18 +5,19 @@ Axes: B batch, T time, N query heads, K kv heads, H head_dim, D d_model, P rotat
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.phase import carope_rotate, cumulative_phase, rotate, sincos
 from jaxlm.layers.positions import Encoded, Position, check_even
 from jaxlm.layers.weights import normal, weights, zeros
 from jaxlm.parameter import matrix
+from jaxlm.ranges import Inside, NonNegative, Range
 
 
 def log_frequency(a):
@@ -31,6 +32,7 @@ def frequency_bias(f: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Ladder:
   """Which powers of f turn the pairs, and how the channels pair up.
 
@@ -38,13 +40,14 @@ class Ladder:
   inclusive: a token's own frequency counts in its phase (the paper); False: it counts from the next token on.
   """
 
-  rotary_dim: int | None = None
+  rotary_dim: Annotated[int, Range(2)] | None = None
   layout: Literal["half", "interleaved"] = "half"
   start: Literal[0, 1] = 0
   inclusive: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class CARoPE(Position):
   """q and k turned by phi_i(m) = sum_{t<=m} f(x_t)^i, f(x) = 1 / (softplus(x W + c) + 1), per kv head.
 
@@ -62,9 +65,9 @@ class CARoPE(Position):
   freq_source: Literal["attn_input", "token_embedding"] = "attn_input"
   share_across_layers: bool = False
   init: Literal["rope", "paper_literal", "constant"] = "rope"
-  theta: float = 10000.0
-  constant: tuple[float, ...] = ()
-  init_std: float | None = None
+  theta: Annotated[float, Range(1, open_low=True)] = 10000.0
+  constant: tuple[Inside, ...] = ()
+  init_std: NonNegative | None = None
   learn_kernel: bool = True
   decay_kernel: bool = True
   mask_increments: bool = True
@@ -75,8 +78,6 @@ class CARoPE(Position):
     if self.share_across_layers and self.freq_source != "token_embedding":
       raise ConfigError("share_across_layers needs freq_source = 'token_embedding': the layers' inputs differ, so "
                         "their phases cannot be the same")
-    if self.theta <= 1:
-      raise ConfigError(f"theta = {self.theta}: wanted a base above 1; 10000 is usual")
     if (self.init == "constant") != bool(self.constant):
       raise ConfigError(f"init = {self.init!r} with constant = {self.constant}: init 'constant' wants one frequency, "
                         "or one per kv head, and the others want none")

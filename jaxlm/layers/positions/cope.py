@@ -1,15 +1,18 @@
 """CoPE: positions counted by gates that look at content (arXiv 2405.18719). Axes: H head_dim, P positions."""
 
 import dataclasses
+from typing import Annotated
 
-from jaxlm.config import ConfigError
+from jaxlm.config import checked
 from jaxlm.kernels import attention
 from jaxlm.layers.positions import Position
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.parameter import SPARED
+from jaxlm.ranges import Range
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class CoPE(Position):
   """s_mn += (q_m E)[p_mn], p_mn = sum_{j=n..m} sigmoid(s_mj) (spec carope section 7); see kernels.attention.CoPE.
 
@@ -17,12 +20,8 @@ class CoPE(Position):
   so no fused attention covers it.
   """
 
-  num_positions: int = 64
+  num_positions: Annotated[int, Range(2)] = 64
   ordered_keys = True
-
-  def __post_init__(self):
-    if self.num_positions < 2:
-      raise ConfigError(f"num_positions = {self.num_positions}: CoPE interpolates between at least 2")
 
   def bias(self, module, heads, query_info, key_info, shared):
     table_HP = weights(module)("cope_table", (heads.head_dim, self.num_positions), ("head_dim", None), init=zeros,

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config import ConfigError, Kinds
+from jaxlm.config import Kinds, checked
 from jaxlm.kernels.phase import rotate
 from jaxlm.layers.positions import Encoded, Position, check_even
+from jaxlm.ranges import Count, Positive, Range
 
 SCALINGS = Kinds("RoPE scaling", {
     "interpolation": "jaxlm.layers.positions.rope:Interpolation",
@@ -28,26 +29,29 @@ def ladder(theta: float, rotary_dim: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Interpolation:
   """theta_i / s: positions squeezed into the trained range (PI)."""
 
-  factor: float
+  factor: Positive
 
   def __call__(self, theta: float, rotary_dim: int):
     return ladder(theta, rotary_dim) / self.factor, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class NTK:
   """theta' = theta s^(r / (r - 2)): the fastest pair unchanged, the slowest divided by s."""
 
-  factor: float
+  factor: Positive
 
   def __call__(self, theta: float, rotary_dim: int):
     return ladder(theta * self.factor ** (rotary_dim / max(rotary_dim - 2, 1)), rotary_dim), 1.0
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class YaRN:
   """theta'_i = (1 - g_i) theta_i / s + g_i theta_i; cos and sin times the attention factor.
 
@@ -55,11 +59,11 @@ class YaRN:
   original_len (spec carope section 7). attention_factor: default 0.1 ln(s) + 1. truncate: lo, hi are integers.
   """
 
-  factor: float
-  original_len: int
-  beta_fast: float = 32.0
-  beta_slow: float = 1.0
-  attention_factor: float | None = None
+  factor: Positive
+  original_len: Count
+  beta_fast: Positive = 32.0
+  beta_slow: Positive = 1.0
+  attention_factor: Positive | None = None
   truncate: bool = True
 
   def bounds(self, theta: float, rotary_dim: int) -> tuple[float, float]:
@@ -81,14 +85,15 @@ class YaRN:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Llama3:
   """Wavelengths above original_len / low_freq_factor are stretched by s, those below original_len /
   high_freq_factor kept, linear in original_len / wavelength between (Llama 3.1)."""
 
-  factor: float
-  original_len: int
-  low_freq_factor: float = 1.0
-  high_freq_factor: float = 4.0
+  factor: Positive
+  original_len: Count
+  low_freq_factor: Positive = 1.0
+  high_freq_factor: Positive = 4.0
 
   def __call__(self, theta: float, rotary_dim: int):
     theta_P = ladder(theta, rotary_dim)
@@ -98,6 +103,7 @@ class Llama3:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class RoPE(Position):
   """q and k turned by phi_i(m) = m theta_i (spec carope section 1).
 
@@ -105,14 +111,10 @@ class RoPE(Position):
   scaling: stretch for longer sequences, on a model trained without it or fine-tuned with it.
   """
 
-  theta: float = 10000.0
-  rotary_dim: int | None = None
+  theta: Annotated[float, Range(1, open_low=True)] = 10000.0
+  rotary_dim: Annotated[int, Range(2)] | None = None
   layout: Literal["half", "interleaved"] = "half"
   scaling: Annotated[object | None, SCALINGS] = None
-
-  def __post_init__(self):
-    if self.theta <= 1:
-      raise ConfigError(f"theta = {self.theta}: wanted a base above 1; 10000 is usual")
 
   def check(self, heads):
     check_even("rotary_dim", heads.head_dim if self.rotary_dim is None else self.rotary_dim, heads.head_dim)

@@ -1,19 +1,23 @@
 """T5's relative bias: one learned number per head and bucket of distances. Axes: N heads."""
 
 import dataclasses
+from typing import Annotated
 
+from jaxlm.config import checked
 from jaxlm.kernels.attention import BucketBias
 from jaxlm.layers.positions import Position
 from jaxlm.layers.weights import weights
 from jaxlm.parameter import SPARED
+from jaxlm.ranges import Count, Range
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class T5Bias(Position):
   """s_mn += table[bucket(m - n), head], causal buckets. share_across_layers: one table for the model, as in T5."""
 
-  num_buckets: int = 32
-  max_distance: int = 128
+  num_buckets: Annotated[int, Range(2)] = 32
+  max_distance: Count = 128
   share_across_layers: bool = True
 
   def _table(self, module, heads):
