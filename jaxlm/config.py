@@ -187,7 +187,8 @@ def _convert(value, hint, path: str):
         except ConfigError as error:
           errors.append(error)
     if len(errors) == 1:
-      raise RangeError(f"{errors[0]}, or None") if isinstance(errors[0], RangeError) and type(None) in args else errors[0]
+      own = isinstance(errors[0], RangeError) and str(errors[0]).startswith(f"{path} = ") and type(None) in args
+      raise RangeError(f"{errors[0]}, or None") if own else errors[0]
     raise ConfigError(f"{path} = {value!r}: wanted {_type_name(hint)}")
   if origin is typing.Literal:
     if value in args:

@@ -124,7 +124,7 @@ def test_a_byte_costs_what_the_paper_counts_at_the_target_not_every_parameter():
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(targets=(1.0,)), "targets\\[0\\] = 1.0"), (dict(targets=(4.0,), capacities=((0,),)), "at least one slot"),
+    (dict(targets=(1.0,)), "targets\\[0\\] = 1.0"), (dict(targets=(4.0,), capacities=((0,),)), "wanted 1 or more"),
     (dict(targets=(4.0,), capacities=((4, 4),)), "for each of the 1 `targets`"),
     (dict(targets=(4.0,), capacities=((8,), (4,))), "smallest first"),
     (dict(targets=(4.0,), capacities=()), "the ladder is empty"),

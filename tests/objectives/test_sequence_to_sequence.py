@@ -72,7 +72,7 @@ def config(**objective):
     (dict(capacities=(16, 32)), "ends below the 64 tokens of a buffer"),
     (dict(rows_per_buffer=4), "does not divide the 6 rows"),
     (dict(overflow="error"), "the one size that must suffice"),
-    (dict(controller=dict(target=1.0)), r"inside \[0, 1\)"),
+    (dict(controller=dict(target=1.0)), "target = 1.0: wanted 0 or more, below 1"),
 ])
 def test_impossible_settings_are_refused_before_anything_runs(objective, message):
   with pytest.raises(ConfigError, match=message):

@@ -35,7 +35,7 @@ def test_minus_one_takes_the_rest_and_all_axes_are_always_there():
     (dict(data=2, fsdp=2), "data=2 x fsdp=2 x sequence=1 x tensor=1 = 4 devices, but there are 8"),
     (dict(data=3), "the fixed axes need a multiple of 3 devices, there are 8"),
     (dict(data=-1), "mesh.data and mesh.fsdp are both -1"),
-    (dict(tensor=0), "mesh.tensor = 0: wanted a positive number"),
+    (dict(tensor=0), "tensor = 0: wanted 1 or more or -1"),
 ])
 def test_a_mesh_that_does_not_match_says_which_number(cfg, said):
   with pytest.raises(ConfigError, match=said):
