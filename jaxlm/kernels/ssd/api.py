@@ -27,6 +27,7 @@ def ssd(x_BTNH, dt_BTN, a_N, b_BTKE, c_BTKE, *, d_N=None, initial_state_BNHE=Non
   if initial_state_BNHE is None:
     initial_state_BNHE = jnp.zeros((batch, heads, head_dim, state_dim), jnp.float32)
   dt_BTN = dt_BTN.astype(jnp.float32)
+  a_N = jnp.maximum(a_N.astype(jnp.float32), jnp.finfo(jnp.float32).min)      # -inf: 0 x a must be 0, the token that is not there
   arguments = x_BTNH, dt_BTN * a_N[None, None], dt_BTN, b_BTKE, c_BTKE, initial_state_BNHE, reset_BT
   if implementation in (None, "xla"):
     chunk = chunk or blocks.chunk_length(target_platform(), head_dim, state_dim)

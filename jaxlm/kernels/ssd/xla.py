@@ -3,19 +3,16 @@
 Axes: as in api.py, with G heads of one group of K, and F their channels (G, H) side by side: products with the state
 are then plain ones of (Q, E) and (E, F). Q and R are two positions of one chunk (query and source).
 
-Within a chunk, with s = cumsum(log a) of a document and no reset between R and Q:
+Within a chunk, with a(R, Q] the product of a over R < t <= Q and no reset there, u = dt x, and 0 the chunk's start:
 
-  y_Q = sum_{R <= Q} exp(s_Q - s_R) (C_Q . B_R) u_R + exp(s_Q) C_Q S_in,       u = dt x
-  S_out = exp(s_last) S_in + sum_R exp(s_last - s_R) u_R (x) B_R
+  y_Q = sum_{R <= Q} a(R, Q] (C_Q . B_R) u_R + a(0, Q] C_Q S_in
+  S_out = a(0, last] S_in + sum_R a(R, last] u_R (x) B_R
 
-Chunks run in a scan: only one chunk's (N, Q, R) decays exist at a time, in either direction. The backward
-recomputes them from the inputs and the saved state at each chunk's start. For the decays it uses
-
-  d loss / d s_Q = dy_Q . y_Q - u_Q . du_Q,       d loss / d log a_t = sum_{Q >= t} of it,
-
-the sum over t's own document, since s_Q enters y_Q with sign + and u_Q's coefficients with sign -. What lies beyond the
-chunk adds <dS_out, S_out> once, so no difference of long sums is ever taken. s, too, is summed per document: what
-stands before in a row changes not one bit of a document.
+Each product is the exponential of a sum of its own terms (`kernels.interval_sums`), never of a difference of running sums.
+Chunks run in a scan: only one chunk's (N, Q, R) decays exist at a time, in either direction. The backward recomputes them from
+the inputs, the saved state at each chunk's start and what was read of it. d loss / d log a_t is the sum over pairs R < t <= Q of the pair's decay times
+its gradient, where R or Q may lie outside the chunk and stand in the states; again only of terms that span t. So a token that
+forgets all gets the zero that it should, and what stands before a document in a row changes not one bit of it.
 """
 
 import functools
@@ -23,6 +20,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxlm.kernels.interval_sums import (
+  FLOOR,
+  exclusive_prefix_sums,
+  padded,
+  pair_sums,
+  prefix_sums,
+  spanning_sums,
+  suffix_sums,
+)
 from jaxlm.kernels.sums import sum_of_products
 
 einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -39,40 +45,36 @@ def _join(v):
   return v.reshape(v.shape[0], -1, *v.shape[3:])
 
 
-def _runs(log_a_BQKG, reset_BQ):
+def _runs(chunk, reset_BQ):
   """same: R <= Q of one document (B or 1, Q, R); first, last: of the document that is there at the chunk's start, end.
 
   first and last are None without resets: then all are.
   """
-  same_BQR = jnp.tri(log_a_BQKG.shape[1], dtype=bool)[None]
+  same_BQR = jnp.tri(chunk, dtype=bool)[None]
   if reset_BQ is None:
     return same_BQR, None, None
   run_BQ = jnp.cumsum(reset_BQ, axis=1)
   return same_BQR & (run_BQ[:, :, None] == run_BQ[:, None]), run_BQ == 0, run_BQ == run_BQ[:, -1:]
 
 
-def _sums(same_BQR, v_BQKG, reverse=False):
-  """Of R <= Q, or of R >= Q, each within its own document. A product: a CPU's own form of a running sum is a loop."""
-  same_BQR = jnp.broadcast_to(same_BQR.astype(jnp.float32), (v_BQKG.shape[0], *same_BQR.shape[1:]))
-  return jnp.einsum("brq,brkg->bqkg" if reverse else "bqr,brkg->bqkg", same_BQR, v_BQKG, precision=jax.lax.Precision.HIGHEST)
+def _where(mask_BQ, v_BKGQ):
+  return v_BKGQ if mask_BQ is None else jnp.where(mask_BQ[:, None, None], v_BKGQ, 0)
 
 
-def _where(mask_BQ, v_BQKG):
-  return v_BQKG if mask_BQ is None else jnp.where(mask_BQ[..., None, None], v_BQKG, 0)
+def _last(v_BKGQ):
+  return jnp.moveaxis(v_BKGQ, 3, 1)
 
 
-def _decays(log_a_BQKG, reset_BQ, runs, transposed=False):
-  """Decays of one chunk: pair (B, K, G, Q, R), transposed (B, K, G, R, Q), from the start (B, Q, K, G), to the end."""
+def _decays(log_a_BQKG, runs, transposed=False):
+  """Decays of one chunk: pair (B, K, G, Q, R), transposed (B, K, G, R, Q), from the start and to the end (B, Q, K, G)."""
   same_BQR, first_BQ, last_BQ = runs
-  # A reset token's own decay is never used.
-  s_BQKG = _sums(same_BQR, log_a_BQKG if reset_BQ is None else _where(~reset_BQ, log_a_BQKG))
-  s_BKGQ = jnp.moveaxis(s_BQKG, 1, 3)
-  s_BKGQR, same_BKGQR = s_BKGQ[..., :, None] - s_BKGQ[..., None, :], same_BQR[:, None, None]
-  turn = (lambda v: jnp.swapaxes(v, -1, -2)) if transposed else (lambda v: v)
-  # Masked before exp: elsewhere the difference may be positive and could overflow.
-  pair = jnp.exp(jnp.where(turn(same_BKGQR), turn(s_BKGQR), -jnp.inf))
-  to_end_BQKG = s_BQKG[:, -1:] - s_BQKG
-  return pair, _where(first_BQ, jnp.exp(s_BQKG)), _where(last_BQ, jnp.exp(_where(last_BQ, to_end_BQKG)))
+  log_a_BKGQ = jnp.maximum(jnp.moveaxis(log_a_BQKG, 1, 3), FLOOR)
+  # Documents' own terms only: an interval within a document, or from the chunk's start, or to its end.
+  same = (jnp.swapaxes(same_BQR, 1, 2) if transposed else same_BQR)[:, None, None]
+  pair = jnp.where(same, jnp.exp(pair_sums(log_a_BKGQ, transposed=transposed)), 0)
+  start_BKGQ = _where(first_BQ, jnp.exp(prefix_sums(log_a_BKGQ)))
+  end_BKGQ = _where(last_BQ, jnp.exp(suffix_sums(log_a_BKGQ, inclusive=False)))
+  return pair, _last(start_BKGQ), _last(end_BKGQ)
 
 
 def _heads(v_F, num_heads):
@@ -100,24 +102,23 @@ def _chunk_forward(s_BKEF, inputs):
   x_BQKF, dt_BQKG, log_a_BQKG, b_BQKE, c_BQKE, reset_BQ = inputs
   dtype, G = x_BQKF.dtype, log_a_BQKG.shape[-1]
   u_BQKF = _scale(x_BQKF, dt_BQKG).astype(dtype)
-  pair_BKGQR, start_BQKG, end_BQKG = _decays(log_a_BQKG, reset_BQ, _runs(log_a_BQKG, reset_BQ))
+  pair_BKGQR, start_BQKG, end_BQKG = _decays(log_a_BQKG, _runs(log_a_BQKG.shape[1], reset_BQ))
   score_BKQR = einsum("bqke,brke->bkqr", c_BQKE, b_BQKE)
   m_BKGQR = (pair_BKGQR * score_BKQR[:, :, None]).astype(dtype)
   y_BQKF = _together(einsum("bkgqr,bkgrh->bkgqh", m_BKGQR, _apart(u_BQKF, G)))
-  y_BQKF += _scale(einsum("bqke,bkef->bqkf", c_BQKE.astype(jnp.float32), s_BKEF), start_BQKG)
+  read_BQKF = einsum("bqke,bkef->bqkf", c_BQKE.astype(jnp.float32), s_BKEF)      # of the old state, not decayed
+  y_BQKF += _scale(read_BQKF, start_BQKG)
   added_BKEF = einsum("brke,brkf->bkef", b_BQKE, _scale(u_BQKF, end_BQKG).astype(dtype))
-  return _scale(s_BKEF, start_BQKG[:, -1, :, None]) + added_BKEF, (y_BQKF, s_BKEF)
+  return _scale(s_BKEF, start_BQKG[:, -1, :, None]) + added_BKEF, (y_BQKF, s_BKEF, read_BQKF)
 
 
-def _chunk_backward(carry, inputs):
-  """carry: (gradient of the state after the chunk, <gradient, state> after it). Returns those before it."""
-  ds_BKEF, inner_BKG = carry
-  x_BQKF, dt_BQKG, log_a_BQKG, b_BQKE, c_BQKE, reset_BQ, s_BKEF, y_BQKF, dy_BQKF = inputs
+def _chunk_backward(ds_BKEF, inputs):
+  """ds: gradient of the state after the chunk. Returns that before it."""
+  x_BQKF, dt_BQKG, log_a_BQKG, b_BQKE, c_BQKE, reset_BQ, s_BKEF, read_BQKF, dy_BQKF = inputs
   dtype, G = x_BQKF.dtype, log_a_BQKG.shape[-1]
   u_BQKF = _scale(x_BQKF, dt_BQKG).astype(dtype)
-  runs = same_BQR, _, last_BQ = _runs(log_a_BQKG, reset_BQ)
   # Pairs are (R, Q) here: then the heads' products with them are plain ones, and only one of a whole group is not.
-  pair_BKGRQ, start_BQKG, end_BQKG = _decays(log_a_BQKG, reset_BQ, runs, transposed=True)
+  pair_BKGRQ, start_BQKG, end_BQKG = _decays(log_a_BQKG, _runs(log_a_BQKG.shape[1], reset_BQ), transposed=True)
   u_BKGRH, dy_BKGQH = _apart(u_BQKF, G), _apart(dy_BQKF.astype(dtype), G)
   in_BQKF, out_BQKF = _scale(dy_BQKF, start_BQKG), _scale(u_BQKF.astype(jnp.float32), end_BQKG)
   score_BKRQ = einsum("brke,bqke->bkrq", b_BQKE, c_BQKE)
@@ -125,26 +126,21 @@ def _chunk_backward(carry, inputs):
   # Heads of a group share B and C, so the scores' gradient is summed over heads before the products.
   dm_BKGRQ = einsum("bkgrh,bkgqh->bkgrq", u_BKGRH, dy_BKGQH)
   dscore_BKRQ = sum_of_products(pair_BKGRQ, dm_BKGRQ, axis=2).astype(dtype)
+  taught_BRKF = einsum("brke,bkef->brkf", b_BQKE.astype(jnp.float32), ds_BKEF)
   dc_BQKE = einsum("bkrq,brke->bqke", dscore_BKRQ, b_BQKE) + einsum("bqkf,bkef->bqke", in_BQKF, s_BKEF)
   db_BQKE = einsum("bkrq,bqke->brke", dscore_BKRQ, c_BQKE) + einsum("brkf,bkef->brke", out_BQKF, ds_BKEF)
-  du_BQKF = _together(einsum("bkgrq,bkgqh->bkgrh", m_BKGRQ, dy_BKGQH))
-  du_BQKF += _scale(einsum("brke,bkef->brkf", b_BQKE.astype(jnp.float32), ds_BKEF), end_BQKG)
+  du_BQKF = _together(einsum("bkgrq,bkgqh->bkgrh", m_BKGRQ, dy_BKGQH)) + _scale(taught_BRKF, end_BQKG)
   per_head = lambda a_BQKF, b_BQKF: sum_of_products(_heads(a_BQKF, G), _heads(b_BQKF.astype(jnp.float32), G), -1)
   ddt_BQKG = per_head(du_BQKF, x_BQKF)
-  # Not dt * ddt, which is the same only before u is rounded: terms that must cancel would leave their rounding.
-  each_BQKG = per_head(dy_BQKF, y_BQKF) - per_head(du_BQKF, u_BQKF)
-  beyond_BQKG = _where(last_BQ, jnp.broadcast_to(inner_BKG[:, None], each_BQKG.shape))
-  dlog_a_BQKG = _sums(same_BQR, each_BQKG, reverse=True) + beyond_BQKG
-  if reset_BQ is not None:
-    dlog_a_BQKG = _where(~reset_BQ, dlog_a_BQKG)
+  # Of log a_t: every pair that spans t. Both in the chunk; the old state and a later Q; an earlier R and the new state; both states.
+  both_BKGRQ = dm_BKGRQ * m_BKGRQ.astype(jnp.float32)
+  old_BKGQ, new_BKGR = (jnp.moveaxis(per_head(a, b), 1, 3) for a, b in ((in_BQKF, read_BQKF), (out_BQKF, taught_BRKF)))
+  through_BKG = start_BQKG[:, -1] * jnp.sum(_heads(sum_of_products(ds_BKEF, s_BKEF, axis=2), G), -1)
+  dlog_a_BKGQ = (spanning_sums(both_BKGRQ, transposed=True) + suffix_sums(old_BKGQ, inclusive=True)
+                 + exclusive_prefix_sums(new_BKGR) + through_BKG[..., None])
   ds_in_BKEF = (_scale(ds_BKEF, start_BQKG[:, -1, :, None])
                 + einsum("bqke,bqkf->bkef", c_BQKE.astype(jnp.float32), in_BQKF))
-  return (ds_in_BKEF, _inner(ds_in_BKEF, s_BKEF, G)), (_scale(du_BQKF, dt_BQKG), ddt_BQKG, dlog_a_BQKG, db_BQKE, dc_BQKE)
-
-
-def _inner(ds_BKEF, s_BKEF, num_heads):
-  """<gradient, state> of every head, (B, K, G)."""
-  return jnp.sum(_heads(sum_of_products(ds_BKEF, s_BKEF, axis=2), num_heads), -1)
+  return ds_in_BKEF, (_scale(du_BQKF, dt_BQKG), ddt_BQKG, _last(dlog_a_BKGQ), db_BQKE, dc_BQKE)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
@@ -155,16 +151,14 @@ def scan(x_BTKF, dt_BTKG, log_a_BTKG, b_BTKE, c_BTKE, state_BKEF, reset_BT, chun
 
 def _scan_fwd(x_BTKF, dt_BTKG, log_a_BTKG, b_BTKE, c_BTKE, state_BKEF, reset_BT, chunk):
   inputs = jax.tree.map(lambda v: _chunks(v, chunk), (x_BTKF, dt_BTKG, log_a_BTKG, b_BTKE, c_BTKE, reset_BT))
-  final_BKEF, (y, starts) = jax.lax.scan(_chunk_forward, state_BKEF, inputs)
-  return (_join(y), final_BKEF), (inputs, starts, y, final_BKEF)
+  final_BKEF, (y, *saved) = jax.lax.scan(_chunk_forward, state_BKEF, inputs)
+  return (_join(y), final_BKEF), (inputs, saved)
 
 
 def _scan_bwd(chunk, saved, cotangents):
-  inputs, starts, y, final_BKEF = saved
+  inputs, saved = saved
   dy_BTKF, dfinal_BKEF = cotangents
-  carry = dfinal_BKEF, _inner(dfinal_BKEF, final_BKEF, inputs[1].shape[-1])
-  (ds_BKEF, _), grads = jax.lax.scan(
-      _chunk_backward, carry, (*inputs, starts, y, _chunks(dy_BTKF, chunk)), reverse=True)
+  ds_BKEF, grads = jax.lax.scan(_chunk_backward, dfinal_BKEF, (*inputs, *saved, _chunks(dy_BTKF, chunk)), reverse=True)
   return *(_join(g.astype(v.dtype)) for g, v in zip(grads, inputs)), ds_BKEF, None
 
 
@@ -173,7 +167,7 @@ scan.defvjp(_scan_fwd, _scan_bwd)
 
 def ssd(x_BTNH, log_a_BTN, dt_BTN, b_BTKE, c_BTKE, state_BNHE, reset_BT, *, chunk):
   (B, T, N, H), K = x_BTNH.shape, b_BTKE.shape[2]
-  chunk = min(chunk, T)
+  chunk = padded(min(chunk, T))
   # Padding tokens have dt = 0 and log a = 0: they add nothing and forget nothing.
   pad = lambda v: jnp.pad(v, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (v.ndim - 2))
   grouped = lambda v: pad(v.reshape(B, T, K, -1))
