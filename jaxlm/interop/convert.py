@@ -1,7 +1,8 @@
 """`jaxlm convert`: Hugging Face checkpoints to jaxlm weights, and runs to Hugging Face checkpoints.
 
 A jaxlm weights folder is `model.json` (the model's configuration) and `model.safetensors` (names are paths in the
-parameter tree); see jaxlm.interop.weights. Nothing is written unless every name and shape has fitted.
+parameter tree); see jaxlm.interop.weights. Beside them lie the tokenizer's files and the token ids of the source
+(jaxlm.interop.companions). Nothing is written unless every name and shape has fitted.
 """
 
 import argparse
@@ -10,8 +11,12 @@ import pathlib
 import sys
 
 from jaxlm.config import ConfigError
+from jaxlm.interop import companions
+from jaxlm.interop.huggingface.dtypes import cast
 from jaxlm.interop.huggingface.files import CheckpointFileError, read_json, read_weights, write_weights
-from jaxlm.interop.huggingface.table import WeightsError
+from jaxlm.interop.huggingface.table import WeightsError, flatten, unflatten
+
+DEFAULT_LENGTH = 2048      # written as the longest input of a model without one
 
 USAGE = """Weights of other libraries in and out.
 
@@ -21,7 +26,7 @@ USAGE = """Weights of other libraries in and out.
 
 A Hugging Face folder holds config.json and model.safetensors, pytorch_model.bin or an index of shards of either.
 Architectures: GPT-2, Llama, Mistral, Qwen3, Gemma-2, GPT-NeoX, Mamba-2, LaCT, T5 and ByT5, MrT5; H-Net as released (its
-JSON as config.json beside the .pt file)."""
+JSON as config.json beside the .pt file); Mamba-2 as released by mamba_ssm (read only)."""
 
 
 def main(argv=None) -> int:
@@ -81,10 +86,9 @@ def _from_hf(source, target, args) -> None:
   if args.step is not None or args.ema or args.architecture:
     raise ConfigError("--step, --ema and --architecture are for a run that is exported, not for `--from hf`")
   config = read_json(source / "config.json")
-  cfg = huggingface.read_config(config, seq_len=args.seq_len, ignore=args.ignore_field)
+  cfg, params, notes = huggingface.read_checkpoint(config, read_weights(source), seq_len=args.seq_len,
+                                                   ignore=args.ignore_field, dtype=_numpy_dtype(args.dtype))
   table = huggingface.converter_of(config).table(cfg)
-  state = read_weights(source)
-  params = table.import_params(state, _numpy_dtype(args.dtype))
   if args.delete_gate is not None:
     import dataclasses
 
@@ -95,9 +99,12 @@ def _from_hf(source, target, args) -> None:
     cfg, params = add_gate(dataclasses.replace(cfg, softmax1=True), params, DeleteGateConfig(args.delete_gate))
   weights.check_params(cfg, params, str(source))
   _print_table(table)
+  for note in notes:
+    print(f"note: {note}")
   if not args.dry_run:
     files = weights.save(target, cfg, params, source=str(source))
-    _print_done(params, files, target)
+    beside = companions.copy_files(source, target)
+    _print_done(params, [*files, companions.keep_config(config, target), *beside], target)
 
 
 def _to_hf(source, target, args) -> None:
@@ -105,14 +112,37 @@ def _to_hf(source, target, args) -> None:
   if args.ignore_field:
     raise ConfigError("--ignore-field is for the config.json of `--from hf`")
   cfg, params, where = weights.load_any(source, step=args.step, ema=args.ema)
+  origin = companions.source_of(source)
+  kept = companions.kept_config(origin)
+  max_len = args.seq_len or companions.longest_input(kept)
   config, state = huggingface.export(cfg, params, name=args.architecture, dtype=_numpy_dtype(args.dtype),
-                                     max_len=args.seq_len or 2048)
-  print(f"{where} -> {huggingface.converter_of(config).name}")
-  _print_table(huggingface.converter_of(config).table(huggingface.read_config(config)))
+                                     max_len=max_len or DEFAULT_LENGTH)
+  arch = huggingface.converter_of(config)
+  print(f"{where} -> {arch.name}")
+  _print_table(arch.table(huggingface.read_config(config)))
+  config = companions.written_back(config, kept, arch)
+  for note in _not_written(config, kept, arch, cfg, max_len):
+    print(f"note: {note}")
   if not args.dry_run:
     files = write_weights(target, state)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    _print_done(params, [target / "config.json", *files], target)
+    beside = companions.copy_files(origin, target) if origin is not None else []
+    if not any("token" in file.name or "vocab" in file.name or "spiece" in file.name for file in beside):
+      print(f"note: no tokenizer is written: {origin or source} holds none; copy its files to {target}")
+    _print_done(params, [target / "config.json", *files, *beside], target)
+
+
+def _not_written(config, kept, arch, cfg, max_len) -> list[str]:
+  """Sentences about what config.json does not say or guesses."""
+  notes = []
+  if not arch.bare and not any(config.get(name) is not None for name in ("bos_token_id", "eos_token_id")):
+    notes.append("config.json names no bos_token_id and no eos_token_id: the source keeps none")
+  lost = [name for name in companions.TOKEN_IDS if kept.get(name) is not None and name not in config]
+  if lost:
+    notes.append(f"{', '.join(lost)}: the config.json of {arch.name} has no place for them")
+  if max_len is None and cfg.max_len is None and config.get("max_position_embeddings") == DEFAULT_LENGTH:
+    notes.append(f"max_position_embeddings = {DEFAULT_LENGTH} is a guess, the model has no limit; --seq-len says another")
+  return notes
 
 
 def _to_weights(source, target, args) -> None:
@@ -122,10 +152,13 @@ def _to_weights(source, target, args) -> None:
   cfg, params, where = weights.load_any(source, step=args.step, ema=args.ema)
   dtype = _numpy_dtype(args.dtype)
   if dtype is not None:
-    import jax
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    params = unflatten({name: cast(name, value, dtype) for name, value in flatten(params).items()})
   if not args.dry_run:
-    _print_done(params, weights.save(target, cfg, params, source=where), target)
+    files, origin = weights.save(target, cfg, params, source=where), companions.source_of(source)
+    if origin is not None:
+      kept = companions.kept_config(origin)
+      files += ([companions.keep_config(kept, target)] if kept else []) + companions.copy_files(origin, target)
+    _print_done(params, files, target)
 
 
 def _print_table(table) -> None:
@@ -136,7 +169,6 @@ def _print_table(table) -> None:
 
 
 def _print_done(params, files, target) -> None:
-  from jaxlm.interop.huggingface.table import flatten
   arrays = flatten(params).values()
   print(f"{sum(a.size for a in arrays):,} parameters in {len(arrays)} arrays: {target}/ "
         f"({', '.join(f.name for f in files)})")

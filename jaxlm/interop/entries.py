@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from jaxlm.interop.huggingface.dtypes import cast, check_floats
 from jaxlm.interop.huggingface.table import Rule, WeightsError, flatten, set_path, shape_of
+from jaxlm.interop.huggingface.ties import unequal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +47,24 @@ class Entry:
     return np.concatenate(parts).reshape(self.shape)
 
 
-def import_params(table: list[Entry], state: Mapping[str, np.ndarray], dtype=np.float32, ignore=()) -> dict:
-  """Official arrays -> our tree under `params`. Raises WeightsError that lists every misfit. dtype None: the file's."""
-  wanted = {entry.theirs: entry for entry in table}
+def import_params(table: list[Entry], state: Mapping[str, np.ndarray], dtype=np.float32, ignore=(), tied=None) -> dict:
+  """Official arrays -> our tree under `params`. Raises WeightsError that lists every misfit. dtype None: the file's.
+
+  ignore: names that are not read. tied: {name: the one that it must repeat}.
+  """
+  wanted, tied = {entry.theirs: entry for entry in table}, tied or {}
+  check_floats(state, wanted)
   lines = [f"  missing {name}" for name in wanted if name not in state]
-  lines += [f"  left over {name}" for name in state if name not in wanted and name not in ignore]
+  lines += [f"  left over {name}" for name in state if name not in wanted and name not in ignore and name not in tied]
   lines += [f"  {name} has shape {shape_of(state, name)}, wanted {entry.shape}" for name, entry in wanted.items()
             if name in state and shape_of(state, name) != entry.shape]
+  lines += [f"  {line}" for line in unequal(state, tied)]
   if lines:
     raise WeightsError("the checkpoint does not fit this model:\n" + "\n".join(lines))
   tree, layers = {}, {}
   for entry in table:
     for path, array in entry.to_ours(state[entry.theirs]):
-      array = array if dtype is None else array.astype(dtype)
+      array = cast(entry.theirs, array, dtype)
       if entry.layer is None:
         set_path(tree, path, np.ascontiguousarray(array))
       else:
@@ -104,17 +111,21 @@ def mamba_entries(m, d_model: int, theirs: str, ours: str, layer: int | None = N
 
 @dataclasses.dataclass(frozen=True)
 class EntryTable:
-  """Entries behind the interface of `huggingface.table.Table`. tied: official names that repeat another."""
+  """Entries behind the interface of `huggingface.table.Table`. tied: {official name: the one that it must repeat}."""
 
   entries: tuple[Entry, ...]
-  tied: tuple[str, ...] = ()
+  tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def canonical(self, state) -> dict[str, str]:
+    """{name the entries use: name in the file}."""
+    return {name: name for name in state}
 
   def import_params(self, state, dtype=None) -> dict:
-    return import_params(list(self.entries), state, dtype, ignore=self.tied)
+    return import_params(list(self.entries), state, dtype, tied=self.tied)
 
   def export_params(self, params, dtype=None) -> dict[str, np.ndarray]:
     state = export_params(list(self.entries), params)
-    return state if dtype is None else {name: array.astype(dtype) for name, array in state.items()}
+    return {name: cast(name, array, dtype) for name, array in state.items()}
 
   def lines(self) -> list[tuple[str, str, str]]:
     """(their name, their shape, ours) per array, for printing."""

@@ -108,7 +108,7 @@ def _shared(values: list):
 class HNetRelease(Architecture):
   """The released files: a JSON that names no architecture, and flat names."""
 
-  name, model_type, bare = "HNet", "hnet", True
+  name, model_type, bare, own_head = "HNet", "hnet", True, False
 
   def read(self, fields, seq_len):
     return read_config({key: fields.get(key) for key in FIELDS if key in fields.mapping})
@@ -119,10 +119,14 @@ class HNetRelease(Architecture):
     return write_config(cfg)
 
   def table(self, cfg):
-    return EntryTable(tuple(entries(cfg)), ("lm_head.weight",) if cfg.tie_embeddings else ())
+    return EntryTable(tuple(entries(cfg)), tied_names(cfg))
 
 
 HNET = HNetRelease()
+
+
+def tied_names(cfg: HNetConfig) -> dict[str, str]:
+  return {"lm_head.weight": "embeddings.weight"} if cfg.tie_embeddings else {}
 
 
 def entries(cfg: HNetConfig) -> list[Entry]:
@@ -194,6 +198,4 @@ def load(config_file, weights_file, **options) -> tuple[HNetConfig, dict]:
   """(model config, params) of an official config JSON and checkpoint (torch or safetensors)."""
   from jaxlm.interop.huggingface.files import read_weights
   cfg = read_config(json.loads(pathlib.Path(config_file).read_text()), **options)
-  state = read_weights(weights_file)
-  tied = ("lm_head.weight",) if cfg.tie_embeddings else ()
-  return cfg, import_params(entries(cfg), state, ignore=tied)
+  return cfg, import_params(entries(cfg), read_weights(weights_file), tied=tied_names(cfg))

@@ -16,7 +16,6 @@ def checkpoint_judge(folder, *, batch_size: int = 8) -> CausalJudge:
   folder = pathlib.Path(folder)
   config = read_json(folder / "config.json")
   tokenizer = BPEFileConfig(str(folder)).load()
-  cfg = huggingface.read_config(config)
-  params = huggingface.import_params(config, read_weights(folder), cfg=cfg)
+  cfg, params, _ = huggingface.read_checkpoint(config, read_weights(folder))
   start = config.get("bos_token_id")
   return CausalJudge(cfg, params, tokenizer, tokenizer.separator if start is None else int(start), batch_size)

@@ -24,7 +24,8 @@ IMPLEMENTATION = ("fuse_norm", "last_layer_fuse_norm", "fuse_swiglu", "fuse_cros
 class LaCTLM(Architecture):
   """The names are those of the official class; a config.json without them is recognised by model_type."""
 
-  name, model_type = "LaCTForCausalLM", "lact_swiglu"
+  name, model_type, own_head = "LaCTForCausalLM", "lact_swiglu", False
+  kept = IMPLEMENTATION
 
   def read(self, fields, seq_len):
     d_model = fields.size("hidden_size", 2048)
@@ -40,7 +41,7 @@ class LaCTLM(Architecture):
         tie_embeddings=fields.get("tie_word_embeddings", False))
 
   def write(self, cfg, max_len):
-    mixer = cfg.mixers[0]
+    mixer = cfg.mixers[0] if isinstance(cfg, DecoderConfig) else None
     if not isinstance(mixer, LaCTConfig) or any(m != mixer for m in cfg.mixers):
       raise ConfigError(f"{self.name} has the same LaCT mixer in every layer")
     if not isinstance(mixer.position, RoPE) or not cfg.mlp or not cfg.mlp.gated or cfg.mlp.activation != "silu":

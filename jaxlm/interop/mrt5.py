@@ -13,12 +13,16 @@ import numpy as np
 
 from jaxlm.config import ConfigError, check_seed
 from jaxlm.interop.huggingface.architecture import Architecture
-from jaxlm.interop.huggingface.table import WeightsError
+from jaxlm.interop.huggingface.dtypes import cast, check_floats
+from jaxlm.interop.huggingface.table import WeightsError, flatten, unflatten
+from jaxlm.interop.huggingface.ties import unequal
 from jaxlm.layers.byte_pooling import BoundaryPoolingConfig, StridedPoolingConfig
 from jaxlm.layers.delete_gate import DeleteGateConfig
 from jaxlm.models.encoder_decoder import EncoderDecoderConfig
 
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+#: Of old files; the library does not read it either.
+UNUSED_BIAS = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 def entries(cfg: EncoderDecoderConfig):
@@ -98,11 +102,17 @@ def _to_theirs(cfg, kind, x):
 def load_params(cfg: EncoderDecoderConfig, stored: dict) -> dict:
   """Official state dict -> params. Every tensor must be there and be used; WeightsError lists what does not fit."""
   names, rows, params = set(stored), {}, {}
-  for alias in ALIASES:
-    if alias in names and not np.array_equal(stored[alias], stored["shared.weight"]):
-      raise WeightsError(f"{alias} differs from shared.weight: this model has one embedding for both stacks")
   wanted = list(entries(cfg))
-  optional = {*ALIASES, *(["lm_head.weight"] if cfg.tie_embeddings else [])}
+  check_floats(stored, [name for name, *_ in wanted])
+  if "shared.weight" in names:
+    apart = unequal(stored, dict.fromkeys(ALIASES, "shared.weight"))
+    if apart:
+      raise WeightsError(f"{apart[0].split(' differs')[0]} differs from shared.weight: this model has one embedding for both "
+                         f"stacks")
+    apart = unequal(stored, StateDict(cfg).tied)
+    if apart:
+      raise WeightsError(apart[0])
+  optional = {*ALIASES, UNUSED_BIAS, *(["lm_head.weight"] if cfg.tie_embeddings else [])}
   missing = [name for name, *_ in wanted if name not in names]
   left = sorted(names - {name for name, *_ in wanted} - optional)
   width = cfg.num_heads * cfg.d_kv
@@ -120,7 +130,7 @@ def load_params(cfg: EncoderDecoderConfig, stored: dict) -> dict:
     at = params
     for part in path[:-1]:
       at = at.setdefault(part, {})
-    at[path[-1]] = jnp.asarray(np.stack(value) if isinstance(value, list) else value)
+    at[path[-1]] = np.stack(value) if isinstance(value, list) else np.ascontiguousarray(value)
   return params
 
 
@@ -155,13 +165,22 @@ class StateDict:
   def __init__(self, cfg: EncoderDecoderConfig):
     self.cfg = cfg
 
+  @property
+  def tied(self) -> dict[str, str]:
+    return dict.fromkeys(("lm_head.weight", *ALIASES) if self.cfg.tie_embeddings else ALIASES, "shared.weight")
+
+  def canonical(self, state) -> dict[str, str]:
+    """{name the entries use: name in the file}."""
+    return {name: name for name in state}
+
   def import_params(self, state, dtype=None) -> dict:
-    state = {name: np.asarray(state[name]) for name in state}
-    return load_params(self.cfg, state if dtype is None else {k: v.astype(dtype) for k, v in state.items()})
+    params = load_params(self.cfg, state)
+    if dtype is None:
+      return params
+    return unflatten({path: cast(path, value, dtype) for path, value in flatten(params).items()})
 
   def export_params(self, params, dtype=None) -> dict[str, np.ndarray]:
-    cast = lambda x: np.ascontiguousarray(x if dtype is None else x.astype(dtype))
-    return {name: cast(value) for name, value in store_params(self.cfg, params).items()}
+    return {name: np.ascontiguousarray(cast(name, value, dtype)) for name, value in store_params(self.cfg, params).items()}
 
   def lines(self) -> list[tuple[str, str, str]]:
     """(their name, layout, ours) per array."""
@@ -169,28 +188,34 @@ class StateDict:
 
 
 class T5(Architecture):
-  """T5 v1.0, v1.1 and ByT5. Dropout is a choice of training and is not read."""
+  """T5 v1.0, v1.1 and ByT5. Dropout is a choice of training and is not read.
 
-  name, model_type = "T5ForConditionalGeneration", "t5"
+  Version 5 of transformers writes tie_word_embeddings = true for every T5: whether the head is tied is seen from the
+  file, and `scale_decoder_outputs` says what `tie_word_embeddings` said before.
+  """
+
+  name, model_type, headless_ties = "T5ForConditionalGeneration", "t5", True
+  kept = ("dropout_rate", "n_positions", "output_past", "classifier_dropout")
 
   def read(self, fields, seq_len):
     layers, tied = fields.size("num_layers", 6), fields.get("tie_word_embeddings", True)
-    if fields.get("scale_decoder_outputs", tied) != tied:
-      raise ConfigError(f"{fields.what}: tie_word_embeddings = {tied}, but scale_decoder_outputs = {not tied}: version 5 of "
-                        f"transformers writes so for every T5; set tie_word_embeddings to {not tied} if the checkpoint has "
-                        f"{'a' if tied else 'no'} lm_head.weight of its own")
+    scaled = fields.get("scale_decoder_outputs", tied)
     fields.only("layer_norm_epsilon", 1e-6, "the norms' epsilon is fixed")
     fields.only("is_encoder_decoder", True, "an encoder alone is another model")
-    for name in ("dropout_rate", "dense_act_fn", "is_gated_act", "n_positions", "output_past", "gradient_checkpointing"):
-      fields.get(name)     # derived from others, or of training
+    fields.only("decoder_start_token_id", 0, "the decoder's input begins with token 0")
+    fields.only("pad_token_id", 0, "token 0 is padding, which attention does not see")
+    gated = fields.choice("feed_forward_proj", {"gated-gelu": True, "relu": False}, "relu")
+    fields.only("is_gated_act", gated, "it repeats feed_forward_proj, and the library takes this one")
+    fields.only("dense_act_fn", "gelu_new" if gated else "relu", "it repeats feed_forward_proj, and the library takes this one")
+    for name in ("dropout_rate", "n_positions", "output_past", "gradient_checkpointing"):
+      fields.get(name)     # of training, or unused
     return EncoderDecoderConfig(
         vocab_size=fields.size("vocab_size", 32128), d_model=fields.size("d_model", 512), d_ff=fields.size("d_ff", 2048),
         num_heads=fields.size("num_heads", 8), d_kv=fields.size("d_kv", 64), num_encoder_layers=layers,
         num_decoder_layers=fields.size("num_decoder_layers", layers),
         num_buckets=fields.size("relative_attention_num_buckets", 32),
         max_distance=fields.size("relative_attention_max_distance", 128),
-        gated=fields.choice("feed_forward_proj", {"gated-gelu": True, "relu": False}, "relu"),
-        tie_embeddings=tied, scratch=False, **self.read_more(fields, layers))
+        gated=gated, tie_embeddings=tied, scale_logits=scaled, scratch=False, **self.read_more(fields, layers))
 
   def read_more(self, fields, layers) -> dict:
     return {}
@@ -198,7 +223,8 @@ class T5(Architecture):
   def write(self, cfg, max_len):
     if not isinstance(cfg, EncoderDecoderConfig):
       raise ConfigError(f"{self.name} is an encoder-decoder")
-    return dict(
+    scaled = {} if cfg.scale_logits in (None, cfg.tie_embeddings) else {"scale_decoder_outputs": cfg.scale_logits}
+    return scaled | dict(
         vocab_size=cfg.vocab_size, d_model=cfg.d_model, d_ff=cfg.d_ff, num_heads=cfg.num_heads, d_kv=cfg.d_kv,
         num_layers=cfg.num_encoder_layers, num_decoder_layers=cfg.num_decoder_layers,
         relative_attention_num_buckets=cfg.num_buckets, relative_attention_max_distance=cfg.max_distance,
@@ -213,6 +239,7 @@ class MrT5(T5):
   """The release's model: T5 with softmax1, absolute positions and a delete gate. Its baselines come as state dicts only."""
 
   name, model_type = "MrT5ForConditionalGeneration", "mrt5"
+  own_head, headless_ties = False, False
 
   def read_more(self, fields, layers):
     absolute = fields.get("has_absolute_position_embeddings", False)

@@ -21,7 +21,7 @@ def weights(module: nn.Module, dtype=None, *, init=standard, param_dtype=jnp.flo
   """
 
   def w(name, shape, axes, init=init, role=None):
-    value = module.param(name, declared(init, axes, role), shape, param_dtype)
+    value = jnp.asarray(module.param(name, declared(init, axes, role), shape, param_dtype))    # NumPy arrays too
     return value if dtype is None else value.astype(dtype)
 
   return w

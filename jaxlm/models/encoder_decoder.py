@@ -38,6 +38,7 @@ class EncoderDecoderConfig(ModelConfig):
 
   reduction: what shortens the encoder's sequence, at the start of its block `reduction.layer`; None = T5.
   max_positions: learned absolute positions, one table per stack, instead of the relative bias.
+  scale_logits: states before the head are multiplied by d_model^-1/2; None: where the head is tied, as T5 v1.0 does.
   scratch: initial weights shrink with the depth of their stack, norms included; False: factor 1.
   dropout acts on embeddings, residual branches and the hidden layer of the MLP; not on attention probabilities.
   """
@@ -58,6 +59,7 @@ class EncoderDecoderConfig(ModelConfig):
   softmax1: bool = False
   gated: bool = True
   tie_embeddings: bool = False
+  scale_logits: bool | None = None
   dropout: BelowOne = 0.0
   scratch: bool = True
   remat: bool = False
@@ -293,9 +295,11 @@ class EncoderDecoder(nn.Module):
     return self.dropout(x_BTD.astype(cfg.dtype), deterministic=not train)
 
   def _head(self, h_BTD):
-    """(h, w): tied weights are the embedding's, and h is scaled by d_model^-1/2."""
-    w_VD = (self.embed if self.cfg.tie_embeddings else self.head)().astype(self.cfg.dtype)
-    return (h_BTD * self.cfg.d_model**-0.5 if self.cfg.tie_embeddings else h_BTD), w_VD
+    """(h, w): tied weights are the embedding's; h is scaled as `scale_logits` says."""
+    cfg = self.cfg
+    w_VD = (self.embed if cfg.tie_embeddings else self.head)().astype(cfg.dtype)
+    scaled = cfg.tie_embeddings if cfg.scale_logits is None else cfg.scale_logits
+    return (h_BTD * cfg.d_model**-0.5 if scaled else h_BTD), w_VD
 
   def _logits(self, h_BTD):
     return head_logits(*self._head(h_BTD))

@@ -18,8 +18,7 @@ def language_model(case):
   """(hnet, language_model): everything inside, loss and gradients, at three chunk capacities."""
   cfg = hnet.read_config(official_config(case))
   table, S = hnet.entries(cfg), cfg.num_chunkings
-  tied = ("lm_head.weight",) if cfg.tie_embeddings else ()
-  params = hnet.import_params(table, case.group("param"), ignore=tied)
+  params = hnet.import_params(table, case.group("param"), tied=hnet.tied_names(cfg))
   packed = case.config["packed"]
   lift = (lambda v: jnp.asarray(v)[None]) if packed else jnp.asarray
   drop = (lambda v: v[0]) if packed else (lambda v: v)
@@ -88,8 +87,7 @@ def inference(case):
   """(hnet, inference): the parallel pass; prefill and steps; steps alone; greedy continuation."""
   cfg = hnet.read_config(official_config(case))
   S, module = cfg.num_chunkings, cfg.build()
-  tied = ("lm_head.weight",) if cfg.tie_embeddings else ()
-  params = {"params": hnet.import_params(hnet.entries(cfg), case.group("param"), ignore=tied)}
+  params = {"params": hnet.import_params(hnet.entries(cfg), case.group("param"), tied=hnet.tied_names(cfg))}
   ids_BT, n = jnp.asarray(case["in/ids"]), case.config["prefill"]
   logits_BTV, infos = jax.jit(lambda ids: module.apply(params, ids, method="with_stages"))(ids_BT)
   case.compare("out/logits", logits_BTV, FORWARD)

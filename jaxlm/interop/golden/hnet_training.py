@@ -71,8 +71,7 @@ def train_steps(case):
     raise NotImplementedError(f"schedule {c['schedule']!r}, grad_clip {c['grad_clip']}: the format knows constant, none")
   cfg = hnet.read_config(official_config(case))
   table, module = hnet.entries(cfg), cfg.build()
-  tied = ("lm_head.weight",) if cfg.tie_embeddings else ()
-  params = hnet.import_params(table, case.group("param"), ignore=tied)
+  params = hnet.import_params(table, case.group("param"), tied=hnet.tied_names(cfg))
   groups, per_path = parameter_groups(cfg, table, c["lr_multiplier"], c["weight_decay"]), {}
   for entry in table:
     per_path |= {path: groups[entry.theirs] for rule in entry.rules for path in rule.paths}

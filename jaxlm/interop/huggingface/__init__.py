@@ -1,7 +1,8 @@
 """Hugging Face checkpoints in and out.
 
+  cfg, params, notes = read_checkpoint(config_json, state_dict)    notes: sentences about what was decided
   cfg = read_config(config_json)                     DecoderConfig; refuses what the decoder does not do
-  params = import_params(config_json, state_dict)    our tree, layers stacked
+  params = import_params(config_json, state_dict)    our tree, layers stacked; refuses a head beside a tied embedding
   config_json, state_dict = export(cfg, params)      the way back, bit for bit
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 from jaxlm.config import ConfigError, nearest
 from jaxlm.interop.huggingface.fields import Fields
+from jaxlm.interop.huggingface.ties import settle
 
 #: Name of the architecture in config.json -> where its `Architecture` is.
 ARCHITECTURES = {
@@ -25,6 +27,7 @@ ARCHITECTURES = {
     "T5ForConditionalGeneration": "jaxlm.interop.mrt5:T5_V1_1",
     "MrT5ForConditionalGeneration": "jaxlm.interop.mrt5:MRT5",
     "HNet": "jaxlm.interop.hnet:HNET",
+    "MambaLMHeadModel": "jaxlm.interop.mamba_ssm:MAMBA_SSM",
 }
 #: For files that name only their model type.
 MODEL_TYPES = {
@@ -33,6 +36,10 @@ MODEL_TYPES = {
     "mamba2": "Mamba2ForCausalLM", "lact_swiglu": "LaCTForCausalLM",
     "t5": "T5ForConditionalGeneration", "mrt5": "MrT5ForConditionalGeneration",
 }
+#: For releases that name neither: a field that only they have.
+RELEASES = {"arch_layout": "HNet", "ssm_cfg": "MambaLMHeadModel"}
+#: JSON has no infinity; transformers 5 writes {"__float__": "Infinity"}.
+SPECIAL_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 
 
 def converter(name: str):
@@ -45,10 +52,13 @@ def converter(name: str):
 
 
 def converter_of(config: Mapping[str, Any]):
-  """The converter that a config.json asks for, by `architectures` or `model_type`; H-Net's by its `arch_layout`."""
+  """The converter that a config.json asks for, by `architectures` or `model_type`; of releases without either by a field
+  of their own."""
   names = config.get("architectures") or []
-  if not names and "arch_layout" in config:
-    return converter("HNet")
+  if not names and "model_type" not in config:
+    found = next((name for field, name in RELEASES.items() if field in config), None)
+    if found is not None:
+      return converter(found)
   if len(names) > 1:
     raise ConfigError(f"config.json names several architectures: {names}")
   if names:
@@ -65,10 +75,35 @@ def read_config(config: Mapping[str, Any], *, seq_len: int | None = None, ignore
 
   seq_len: the length for which `dynamic` RoPE is fixed; default max_position_embeddings.
   """
+  config = _plain_floats(config)
+  quantised = config.get("quantization_config") or config.get("compression_config")
+  if quantised and not {"quantization_config", "compression_config"} & set(ignore):
+    method = quantised.get("quant_method", "unnamed") if isinstance(quantised, dict) else quantised
+    raise ConfigError(f"config.json: 'quantization_config' says that the weights are quantised (method {method!r}): they mean "
+                      f"nothing without their scales, which are not read; dequantise the checkpoint with the library that made "
+                      f"it and save it again")
   fields = Fields(config)
   cfg = converter_of(config).read(fields, seq_len)
-  fields.done(ignore)
+  fields.done([*ignore, *(name for name in ("quantization_config", "compression_config") if not config.get(name))])
   return cfg
+
+
+def read_checkpoint(config: Mapping[str, Any], state: Mapping, *, seq_len: int | None = None, ignore=(), dtype=None):
+  """(model config, parameters, notes) of a whole checkpoint. Its head is what the file holds (see `ties`).
+
+  notes: sentences for the user about what config.json and the file do not agree on.
+  """
+  cfg, arch = read_config(config, seq_len=seq_len, ignore=ignore), converter_of(config)
+  cfg, state, notes = settle(arch, cfg, state)
+  return cfg, arch.table(cfg).import_params(state, dtype), notes
+
+
+def _plain_floats(value):
+  if isinstance(value, Mapping):
+    if set(value) == {"__float__"} and value["__float__"] in SPECIAL_FLOATS:
+      return SPECIAL_FLOATS[value["__float__"]]
+    return {key: _plain_floats(item) for key, item in value.items()}
+  return [_plain_floats(item) for item in value] if isinstance(value, list) else value
 
 
 def import_params(config: Mapping[str, Any], state: Mapping, *, cfg=None, dtype=None) -> dict:

@@ -29,6 +29,12 @@ class Architecture:
   model_type: str
   #: A release of its own, whose config.json has neither of the two and no place for them.
   bare = False
+  #: A head that differs from the embedding it is tied to is read as a head of its own (transformers 5), not refused.
+  own_head = True
+  #: An untied configuration without a stored head means a tied one (T5 in transformers 5), not a missing array.
+  headless_ties = False
+  #: Fields that `read` knows to change nothing and that an export of an imported checkpoint writes back.
+  kept: tuple[str, ...] = ()
 
   def read(self, fields: Fields, seq_len: int | None) -> DecoderConfig:
     """config.json -> ours. Raises ConfigError for what the decoder does not do."""
@@ -48,6 +54,8 @@ class Architecture:
 
 def attention_of(cfg: DecoderConfig, name: str) -> AttentionConfig:
   """The attention that all layers share, up to window and scale. Raises ConfigError if they differ otherwise."""
+  if not isinstance(cfg, DecoderConfig):
+    raise ConfigError(f"{type(cfg).__name__} is no stack of one kind of layer")
   first, same = cfg.mixers[0], lambda m: getattr(m, "stack_key", m)
   if not isinstance(first, AttentionConfig) or any(same(m) != same(first) for m in cfg.mixers):
     kinds = sorted({type(m).__name__.removesuffix("Config") for m in cfg.mixers})

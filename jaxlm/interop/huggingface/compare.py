@@ -4,6 +4,7 @@ import dataclasses
 
 from jaxlm.interop.weights import tagged
 from jaxlm.models.decoder import DecoderConfig
+from jaxlm.models.encoder_decoder import EncoderDecoderConfig
 
 #: How it is computed, not what.
 EXECUTION = ("remat", "unroll", "dtype", "loss_chunk", "implementation")
@@ -13,8 +14,11 @@ TRAINING = ("scratch", "dropout")
 
 def spelled_out(cfg: DecoderConfig) -> dict:
   """{dotted field: value} with every default resolved and one mixer entry per layer."""
-  if not hasattr(cfg, "mixers"):
-    return {key: value for key, value in _flatten(tagged(cfg)).items() if key.split(".")[-1] not in (*EXECUTION, *TRAINING)}
+  if not isinstance(cfg, DecoderConfig):
+    if isinstance(cfg, EncoderDecoderConfig) and cfg.scale_logits is None:
+      cfg = dataclasses.replace(cfg, scale_logits=cfg.tie_embeddings)
+    return _one_group({key: value for key, value in _flatten(tagged(cfg)).items()
+                       if key.split(".")[-1] not in (*EXECUTION, *TRAINING)})
   layers = []
   for mixer in cfg.mixers:
     if hasattr(mixer, "heads"):
@@ -34,7 +38,13 @@ def spelled_out(cfg: DecoderConfig) -> dict:
   plain["mixer"] = {str(i): {"kind": type(m).__name__} | tagged(m) for i, m in enumerate(layers)}
   if position is None:    # each layer holds it
     plain.pop("position")
-  return {key: value for key, value in _flatten(plain).items() if key.split(".")[-1] not in EXECUTION}
+  return _one_group({key: value for key, value in _flatten(plain).items() if key.split(".")[-1] not in EXECUTION})
+
+
+def _one_group(spelled: dict) -> dict:
+  """With one group, a norm per group is a norm over all channels."""
+  single = {key.removesuffix("num_groups") for key, value in spelled.items() if key.endswith("num_groups") and value == 1}
+  return spelled | {f"{stem}norm_per_group": True for stem in single if f"{stem}norm_per_group" in spelled}
 
 
 def differences(ours: DecoderConfig, theirs: DecoderConfig) -> list[str]:

@@ -10,6 +10,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 SHARD_BYTES = 5_000_000_000
+#: Names in a safetensors header -> NumPy's.
+SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+                      "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn",
+                      "F8_E5M2": "float8_e5m2"}
 
 
 class CheckpointFileError(ValueError):
@@ -50,6 +54,11 @@ class Safetensors(Mapping):
   def __getitem__(self, name: str) -> np.ndarray:
     return self._where[name].get_tensor(name)
 
+  def dtype(self, name: str) -> str:
+    """'float32', 'int8', 'float8_e4m3fn' ..., without reading the array."""
+    found = self._where[name].get_slice(name).get_dtype()
+    return SAFETENSORS_DTYPES.get(found, found)
+
   def shape(self, name: str) -> tuple[int, ...]:
     return tuple(self._where[name].get_slice(name).get_shape())
 
@@ -80,13 +89,24 @@ def read_torch(files) -> dict[str, np.ndarray]:
     if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
       raise CheckpointFileError(f"{file} is not a state dict (name -> tensor)")
     for name, tensor in loaded.items():
-      tensor = tensor.detach().contiguous()
-      if tensor.dtype == torch.bfloat16:  # numpy has no such type
-        import ml_dtypes
-        state[name] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-      else:
-        state[name] = tensor.numpy()
+      state[name] = _to_numpy(tensor, name, file)
   return state
+
+
+def _to_numpy(tensor, name: str, file) -> np.ndarray:
+  import ml_dtypes
+  import torch
+  alone = {torch.bfloat16: (torch.int16, ml_dtypes.bfloat16), torch.float8_e4m3fn: (torch.int8, ml_dtypes.float8_e4m3fn),
+           torch.float8_e5m2: (torch.int8, ml_dtypes.float8_e5m2)}      # numpy has no such types
+  try:
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype in alone:
+      bits, ours = alone[tensor.dtype]
+      return tensor.view(bits).numpy().view(ours)
+    return tensor.numpy()
+  except (TypeError, RuntimeError, NotImplementedError):
+    raise CheckpointFileError(f"{file} holds {name} as {tensor.dtype}, {tensor.layout}: only plain floating-point tensors are "
+                              f"read; dequantise the checkpoint with the library that made it and save it again") from None
 
 
 def read_weights(path) -> Mapping[str, np.ndarray]:

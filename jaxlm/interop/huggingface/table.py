@@ -15,9 +15,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from jaxlm.interop.huggingface.dtypes import cast, check_floats
+from jaxlm.interop.huggingface.errors import WeightsError
+from jaxlm.interop.huggingface.ties import unequal
 
-class WeightsError(ValueError):
-  """Names or shapes of a checkpoint that do not fit the model. The message lists every one of them."""
+__all__ = ["Rule", "Table", "WeightsError", "flatten", "set_path", "shape_of", "unflatten"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +111,9 @@ class Table:
 
   def import_params(self, state: Mapping[str, np.ndarray], dtype=None) -> dict:
     """Foreign arrays -> our nested tree. dtype None keeps the file's. Raises WeightsError on any misfit."""
-    names = self._canonical(state)
+    names = self.canonical(state)
     wanted = {name: rule for rule in self.rules for name in rule.names(self.num_layers)}
+    check_floats(state, [names[name] for name in wanted if name in names])
     missing = [n for n in wanted if n not in names]
     left = [n for n in names if n not in wanted and n not in self.tied]
     shapes = []
@@ -118,17 +121,13 @@ class Table:
       if name in names and shape_of(state, names[name]) != rule.their_shape(self.sizes):
         shapes.append(f"{name} has shape {shape_of(state, names[name])}, wanted {rule.their_shape(self.sizes)} "
                       f"= {rule.explain(self.sizes)}")
-    unequal = [f"{copy} differs from {original}, but the configuration ties them"
-               for copy, original in self.tied.items()
-               if copy in names and original in names
-               and not np.array_equal(state[names[copy]], state[names[original]])]
-    _raise("the checkpoint does not fit this model", missing, left, shapes + unequal)
+    _raise("the checkpoint does not fit this model", missing, left, shapes + unequal(state, self.tied, names))
     tree: dict = {}
     for rule in self.rules:
       layers = [rule.to_ours(np.asarray(state[names[n]]), self.sizes) for n in rule.names(self.num_layers)]
       for path, arrays in zip(rule.paths, zip(*layers)):
         array = np.stack(arrays) if rule.stacked else np.ascontiguousarray(arrays[0])
-        set_path(tree, path, array if dtype is None else array.astype(dtype))
+        set_path(tree, path, cast(path, array, dtype))
     return tree
 
   def export_params(self, params: Mapping, dtype=None) -> dict[str, np.ndarray]:
@@ -146,14 +145,14 @@ class Table:
       arrays = [np.asarray(flat[path]) for path in rule.paths]
       for i, name in enumerate(rule.names(self.num_layers)):
         array = rule.to_theirs([a[i] for a in arrays] if rule.stacked else arrays, self.sizes)
-        state[name] = array if dtype is None else array.astype(dtype)
+        state[name] = cast(name, array, dtype)
     return state
 
   def lines(self) -> list[tuple[str, str, str]]:
     """(their name, their shape, ours) per rule, for printing."""
     return [(rule.theirs, rule.explain(self.sizes), ", ".join(rule.paths)) for rule in self.rules]
 
-  def _canonical(self, state: Iterable[str]) -> dict[str, str]:
+  def canonical(self, state: Iterable[str]) -> dict[str, str]:
     """{name the rules use: name in the file}, without the ignored ones."""
     names = {}
     for given in state:
