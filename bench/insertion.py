@@ -25,6 +25,8 @@ import sys
 import tempfile
 import time
 
+from jaxlm import json_text
+
 SIDES = ("ours", "dense")
 CLS, BOS, PAD, MASK, EOS = 30517, 30518, 30519, 30520, 30521
 VOCAB = 30522
@@ -110,7 +112,7 @@ def side(args) -> None:
     if args.compile_only:
       placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
       memory = program.step.lower(program.state, placed, bucket=None).compile().memory_analysis()
-      print(json.dumps({"temporaries": memory.temp_size_in_bytes}))
+      print(json_text.dumps({"temporaries": memory.temp_size_in_bytes}))
       state, batch = program.init(), placer(mesh)(batch)
       jax.block_until_ready(program.step(state, batch, bucket=None))
       return
@@ -123,7 +125,7 @@ def side(args) -> None:
       jax.block_until_ready(state)
       times.append((time.perf_counter() - wall, time.process_time() - cpu))
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  print(json.dumps({"wall": [w for w, _ in times[1:]], "cpu": [c for _, c in times[1:]], "losses": losses,
+  print(json_text.dumps({"wall": [w for w, _ in times[1:]], "cpu": [c for _, c in times[1:]], "losses": losses,
                     "peak": (peak - before) * 1024}))
 
 

@@ -20,6 +20,8 @@ import subprocess
 import sys
 import time
 
+from jaxlm import json_text
+
 SIDES = ("keyed", "table", "learned", "rows", "products")
 STRETCH = 512
 
@@ -100,7 +102,7 @@ def main():
   parser.add_argument("--what", choices=("memory", "time"), help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.side:
-    print(json.dumps(measure(args.side, args)))
+    print(json_text.dumps(measure(args.side, args)))
     return
   import jax
 

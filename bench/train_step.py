@@ -23,6 +23,8 @@ import sys
 import tempfile
 import time
 
+from jaxlm import json_text
+
 SIDES = ("jax-rope", "jax-carope", "torch-eager", "torch-compile")
 
 
@@ -172,13 +174,13 @@ def worker(side: str, shape: Shape) -> None:
     step, num_params = jax_step(shape, side.removeprefix("jax-"))
   start = time.perf_counter()
   loss = step()
-  print(json.dumps({"num_params": num_params, "first_step_s": time.perf_counter() - start, "loss": loss}), flush=True)
+  print(json_text.dumps({"num_params": num_params, "first_step_s": time.perf_counter() - start, "loss": loss}), flush=True)
   for line in sys.stdin:
     start, cpu = time.perf_counter(), time.process_time()
     for _ in range(int(line)):
       loss = step()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    print(json.dumps({"seconds": seconds, "cpu_s": cpu, "loss": loss, "peak_bytes": _peak_bytes() - before}), flush=True)
+    print(json_text.dumps({"seconds": seconds, "cpu_s": cpu, "loss": loss, "peak_bytes": _peak_bytes() - before}), flush=True)
 
 
 def measure(sides, shape: Shape, rounds: int, steps: int) -> dict:

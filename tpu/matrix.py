@@ -19,6 +19,8 @@ import pathlib
 import subprocess
 import sys
 
+from jaxlm import json_text
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
@@ -110,7 +112,7 @@ def main(argv: list[str]) -> int:
       known[key_of(row)] = found = compiled(row)
       # Read again: rows may be compiled side by side.
       others = json.loads(store.read_text()) if store.is_file() else {}
-      store.write_text(json.dumps(others | {key_of(row): found}, indent=1) + "\n")
+      store.write_text(json_text.dumps(others | {key_of(row): found}, indent=1) + "\n")
     results.append((row, known[key_of(row)]))
     print_line(row, known[key_of(row)])
   if args.write:
@@ -118,7 +120,7 @@ def main(argv: list[str]) -> int:
     known |= json.loads(store.read_text()) if store.is_file() else {}
     results = [(row, known[key_of(row)]) for row in ROWS if key_of(row) in known]
     keep = {key_of(row): found for row, found in results}
-    store.write_text(json.dumps(keep, indent=1) + "\n")
+    store.write_text(json_text.dumps(keep, indent=1) + "\n")
     (ROOT / "tpu" / "PREFLIGHT.md").write_text(page(results))
   return 1 if any(found["broken"] for _, found in results) else 0
 
@@ -155,7 +157,7 @@ def key_of(row: Row) -> str:
   path, _, argument = row.config.partition(":")
   config = load_config(f"{ROOT / path}:{argument}" if argument else str(ROOT / path), dict(row.overrides))
   said = [config.to_json(sort_keys=True), row.mesh, row.bucket, row.budget]
-  return f"{row.name} on {row.topology} {hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]}"
+  return f"{row.name} on {row.topology} {hashlib.sha256(json_text.dumps(said).encode()).hexdigest()[:12]}"
 
 
 def revision() -> str:

@@ -17,6 +17,8 @@ import pathlib
 
 import numpy as np
 
+from jaxlm import json_text
+
 SCRIPTS = {"eng": "English", "deu_1996": "German", "ell_monotonic": "Greek", "rus": "Russian", "hin": "Hindi",
            "cmn_hans": "Chinese", "jpn": "Japanese", "arb": "Arabic"}
 SIGNS = {" ": "␣", "\n": "↵"}
@@ -155,8 +157,8 @@ def main() -> int:
   picture(texts, measured[0][1], f"{args.out}.png", found[0]["run"])
   bars(found, f"{args.out}-shifts.png")
   pathlib.Path(f"{args.out}.json").write_text(
-      json.dumps({"runs": found, "texts": args.text or list(SCRIPTS), **provenance()}, indent=1) + "\n")
-  print(json.dumps(found, indent=1))
+      json_text.dumps({"runs": found, "texts": args.text or list(SCRIPTS), **provenance()}, indent=1) + "\n")
+  print(json_text.dumps(found, indent=1))
   print(f"written: {args.out}.png, {args.out}-shifts.png, {args.out}.json")
   return 0
 

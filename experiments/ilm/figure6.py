@@ -15,6 +15,8 @@ import json
 import pathlib
 import time
 
+from jaxlm import json_text
+
 LABELS = {"ilm": "insertion (ILM)", "arm": "left to right (ARM)", "mdm": "masked diffusion (MDM)"}
 NUCLEI, PASSES = (0.5, 0.9, None), (2, 4, 8, 16, 30)
 
@@ -99,7 +101,7 @@ def write(found, args) -> None:
   stem, origin = pathlib.Path(args.out), provenance()
   stem.parent.mkdir(parents=True, exist_ok=True)
   draw(found, stem.with_suffix(".png"), "Figure 6: time per token against likelihood")
-  stem.with_suffix(".json").write_text(json.dumps({"points": found, **origin}, indent=1) + "\n")
+  stem.with_suffix(".json").write_text(json_text.dumps({"points": found, **origin}, indent=1) + "\n")
   lines = ["# Insertion language models, Figure 6", "", f"{args.samples} unconditional samples a point.", "",
            "| model | setting | ms per token | NLL | entropy | length | tokens per pass |", "| --- | --- | ---: " + "| ---: " * 4 + "|"]
   lines += [f"| {LABELS[p['row']]} | {p['setting']} | {p['ms_per_token']:.3f} | {p['nll']:.3f} | {p['entropy']:.3f} | "

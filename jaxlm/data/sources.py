@@ -18,6 +18,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
+from jaxlm import json_text
 from jaxlm.config import nearest
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
@@ -193,7 +194,7 @@ def _prepared(source: str, name: str) -> Corpus:
     path = folder / entry["file"]
     if not path.is_file() or path.stat().st_size != entry["file_bytes"]:
       raise DataError(f"{path} does not match {manifest}; make it again with `jaxlm data prepare {name} --force`")
-  return Corpus(source, hashlib.sha256(json.dumps(described["splits"], sort_keys=True).encode()).hexdigest(),
+  return Corpus(source, hashlib.sha256(json_text.dumps(described["splits"], sort_keys=True).encode()).hexdigest(),
                 lambda split: read_records([str(folder / described["splits"][split]["file"])]))
 
 

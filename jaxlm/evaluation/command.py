@@ -1,11 +1,11 @@
 """`jaxlm eval --run DIR`: perplexity, bits per byte and loss by position of a run's newest checkpoint."""
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
 
+from jaxlm import json_text
 from jaxlm.config import ConfigError
 
 USAGE = """Perplexity, bits per byte and loss by position of a trained run, at any lengths.
@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
                                    ema=args.ema, num_tables=args.tables or cfg.eval.num_tables)
   if args.json:
     out = [e.to_json(by_position=args.by_position) for e in evaluations]
-    print(json.dumps({"run": args.run, "step": step, "split": args.split, "tables": args.tables or cfg.eval.num_tables, "lengths": out}))
+    print(json_text.dumps({"run": args.run, "step": step, "split": args.split, "tables": args.tables or cfg.eval.num_tables, "lengths": out}))
   else:
     _show(args, evaluations, step)
   return 0

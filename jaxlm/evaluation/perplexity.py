@@ -122,6 +122,12 @@ def evaluate(config, params, batches: Iterable[dict], *, length: int, batch_size
   return Evaluation(length, nll_T, weight_T, target_bytes)
 
 
+def at_length(data, length: int, ways: int = 1):
+  """The data cut into windows of `length`: about as many tokens per batch, whose rows are a multiple of `ways`."""
+  rows = max(data.batch_size * data.seq_len // length, 1)
+  return dataclasses.replace(data, seq_len=length, batch_size=-(-rows // ways) * ways)
+
+
 def evaluate_lengths(config, params, data, lengths: Sequence[int], *, split: str = "validation",
                      num_tokens: int | None = None, seed: int = 0, process_index: int = 0, process_count: int = 1,
                      place: Callable | None = None, num_tables: int = 1) -> list[Evaluation]:
@@ -136,10 +142,9 @@ def evaluate_lengths(config, params, data, lengths: Sequence[int], *, split: str
   mesh, out = jax.sharding.get_abstract_mesh(), []
   ways = math.lcm(math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES), process_count)
   for length in lengths:
-    rows = max(data.batch_size * data.seq_len // length, 1)
-    at_length = dataclasses.replace(data, seq_len=length, batch_size=-(-rows // ways) * ways)
-    batches = at_length.build(split, seed=seed, process_index=process_index, process_count=process_count, repeat=False)
-    out.append(evaluate(config, params, batches, length=length, batch_size=at_length.batch_size, place=place,
+    windows = at_length(data, length, ways)
+    batches = windows.build(split, seed=seed, process_index=process_index, process_count=process_count, repeat=False)
+    out.append(evaluate(config, params, batches, length=length, batch_size=windows.batch_size, place=place,
                         num_windows=None if num_tokens is None else num_tokens // length,
                         process_index=process_index, process_count=process_count, num_tables=num_tables))
   return out

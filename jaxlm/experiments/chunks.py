@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxlm.experiments.measures import perplexity_at
 from jaxlm.experiments.table import Measured
+from jaxlm.training import metrics
 
 
 def _alphanumeric(t):
@@ -116,10 +117,7 @@ def stages_on_validation(cfg, params, num_rows: int):
 
 def _training_curves(workdir) -> dict[str, list[float]]:
   """Bits per byte and tokens per chunk at every logged step."""
-  import json
-  import pathlib
-  rows = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
-  rows = [row for row in rows if "bits_per_byte" in row]
+  rows = [row for row in metrics.read(workdir) if "bits_per_byte" in row]
   curves = {"bits_per_byte": [row["bits_per_byte"] for row in rows]}
   if rows and "tokens_per_chunk_0" in rows[0]:
     curves["tokens_per_chunk"] = [row["tokens_per_chunk_0"] for row in rows]

@@ -3,12 +3,11 @@
 Axes: B batch, L encoder length, T decoder length.
 """
 
-import json
-import pathlib
 
 import numpy as np
 
 from jaxlm.experiments.table import Measured, Trained
+from jaxlm.training import metrics
 
 #: Logged at every log step of a run whose encoder has a gate.
 CURVES = ("deleted", "alpha", "loss")
@@ -212,7 +211,5 @@ def summary(sums) -> dict[str, float]:
 
 def training_curves(workdir, names=CURVES) -> dict[str, list[float]]:
   """Each of `names` at every log step, from the run's metrics."""
-  path = pathlib.Path(workdir) / "metrics.jsonl"
-  records = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-  records = [r for r in records if "loss" in r]
+  records = [r for r in metrics.read(workdir) if "loss" in r]
   return {name: [r.get(name) for r in records] for name in names if any(name in r for r in records)}

@@ -1,11 +1,11 @@
 """A table in Markdown, JSON and the terminal: ours beside theirs, the scale on every row, nothing invented."""
 
-import json
 import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 
+from jaxlm import json_text
 from jaxlm.experiments.table import Column, Means, Number, Table
 from jaxlm.experiments.verdict import sentence, verdict
 
@@ -90,7 +90,7 @@ def write(table: Table, summary: Mapping, stem) -> list[pathlib.Path]:
   stem.parent.mkdir(parents=True, exist_ok=True)
   png = stem.with_name(stem.name + ".png")
   page, data = stem.with_name(stem.name + ".md"), stem.with_name(stem.name + ".json")
-  data.write_text(json.dumps(summary, indent=1) + "\n")
+  data.write_text(json_text.dumps(summary, indent=1) + "\n")
   page.write_text(markdown(table, summary, png.name if png.exists() else ""))
   return [page, data]
 

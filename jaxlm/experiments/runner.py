@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 
+from jaxlm import json_text
 from jaxlm.config import ConfigError
 from jaxlm.experiments.table import Measured, Row, Scale, Table, Trained
 
@@ -46,7 +47,7 @@ def resolve(table: Table, row: Row, scale: Scale, size: str, seed: int) -> dict:
 
 def plain(config: Mapping) -> dict:
   """JSON's view of a configuration: dicts and lists, so that one from a file equals one read back."""
-  return json.loads(config.to_json() if hasattr(config, "to_json") else json.dumps(config))
+  return json.loads(config.to_json() if hasattr(config, "to_json") else json_text.dumps(config))
 
 
 def folder(workdir, size: str, row: str, seed: int) -> pathlib.Path:
@@ -109,7 +110,7 @@ def results(table: Table, scale_name: str, workdir) -> dict[tuple[str, str, int]
   for size in table.scales[scale_name].sizes:
     for row in table.rows:
       for path in sorted((pathlib.Path(workdir) / size / row.name).glob(f"seed*/{table.result_file}")):
-        out[size, row.name, int(path.parent.name.removeprefix("seed"))] = json.loads(path.read_text())
+        out[size, row.name, int(path.parent.name.removeprefix("seed"))] = _read(path)
   return out
 
 
@@ -158,13 +159,18 @@ def _digest(row: Row, config: dict) -> str:
   source = str(config.get("data", {}).get("source", ""))
   if source.startswith(("text:", "bytes:")):
     extra.append(open_corpus(source).fingerprint)
-  return hashlib.sha256(json.dumps([config, extra], sort_keys=True).encode()).hexdigest()[:16]
+  return hashlib.sha256(json_text.dumps([config, extra], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(path: pathlib.Path) -> dict:
+  result = json.loads(path.read_text())
+  return result | {name: json_text.number(result[name]) for name in ("numbers", "curves") if name in result}
 
 
 def _finished(path: pathlib.Path, identity: str | None) -> dict | None:
   if not path.exists():
     return None
-  result = json.loads(path.read_text())
+  result = _read(path)
   if identity is not None and result["identity"] != identity:
     raise ConfigError(f"{path.parent} holds this row's result under another configuration, or of another text; remove that folder to run it "
                       f"again, or give another --workdir")
@@ -176,7 +182,7 @@ def _write_result(path, identity, config, measured: Measured, scale: str, second
   result = dict(identity=identity, scale=scale, seconds=round(seconds, 1), **measured._asdict(), config=config,
                 **provenance())
   partial = path.with_name(path.name + ".tmp")
-  partial.write_text(json.dumps(result, indent=1))
+  partial.write_text(json_text.dumps(result, indent=1))
   partial.rename(path)      # a result is whole or absent
 
 

@@ -1,10 +1,10 @@
 """`jaxlm generate --run DIR --prompt TEXT`: continue prompts with a trained model, as they are written."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
+from jaxlm import json_text
 from jaxlm.config import ConfigError, check_seed
 
 USAGE = """Continues prompts with a run's newest checkpoint; one prompt is printed token by token as it is drawn.
@@ -117,7 +117,7 @@ def _continue(cfg, args, sampling) -> int:
     return 0
   for text, tokens in zip(texts, generator.generate(prompts, args.max_new_tokens, seed=args.seed)):
     new = tokenizer.decode(tokens.tolist())
-    print(json.dumps({"prompt": text, "continuation": new}) if args.json else f"{text}{new}\n{'-' * 40}")
+    print(json_text.dumps({"prompt": text, "continuation": new}) if args.json else f"{text}{new}\n{'-' * 40}")
   return 0
 
 
@@ -130,5 +130,5 @@ def _answer(cfg, args) -> int:
   params, _, _ = restore_params(args.run, step=args.step, ema=args.ema)
   prompts = args.prompt or [""]
   for text, answer in zip(prompts, answers(cfg.model.build(), params, prompts, args.max_new_tokens, evaluation_mode(cfg.model))):
-    print(json.dumps({"prompt": text, "continuation": answer}) if args.json else answer)
+    print(json_text.dumps({"prompt": text, "continuation": answer}) if args.json else answer)
   return 0

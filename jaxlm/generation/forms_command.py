@@ -4,7 +4,6 @@ Prompts of text are text; a gap of three underscores or more ("a ___ that lives 
 prompt without a gap is continued at its end. Prompts of tasks are token numbers between blanks.
 """
 
-import json
 import re
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxlm import json_text
 from jaxlm.config import ConfigError
 from jaxlm.data.forms import framed, prompt
 from jaxlm.generation.answers import Answering
@@ -48,7 +48,7 @@ def generate(cfg, params, args, sampling) -> int:
   say = speaker(data)
   for sequence in found.sequences:
     text = say(sequence)
-    print(json.dumps({"text": text}) if args.json else f"{text}\n{'-' * 40}")
+    print(json_text.dumps({"text": text}) if args.json else f"{text}\n{'-' * 40}")
   print(_speed(found.new_tokens, found.passes, found.tokens_per_pass, seconds, "compilation included"), file=sys.stderr)
   return 0
 

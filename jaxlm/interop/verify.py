@@ -11,13 +11,13 @@ import argparse
 import dataclasses
 import difflib
 import importlib
-import json
 import math
 import pathlib
 import sys
 import time
 import traceback
 
+from jaxlm import json_text
 from jaxlm.interop.golden import CHECKS
 from jaxlm.interop.golden.case import Case, Comparison, DamagedCase, read_config
 
@@ -168,7 +168,7 @@ def main(argv=None) -> int:
     return 2
   if args.json:
     rows = [(verify(path, allow_unread=args.allow_unread), name) for path, name in cases]
-    print(json.dumps({"passed": all(r.passed for r, _ in rows), "rows": [as_json(r, n) for r, n in rows]}, indent=1))
+    print(json_text.dumps({"passed": all(r.passed for r, _ in rows), "rows": [as_json(r, n) for r, n in rows]}, indent=1))
     return 0 if all(r.passed for r, _ in rows) else 1
 
   from rich.console import Console

@@ -6,12 +6,12 @@ needed to rebuild the model, and any safetensors reader can open it.
 """
 
 import dataclasses
-import json
 import pathlib
 import typing
 
 import numpy as np
 
+from jaxlm import json_text
 from jaxlm.config import ConfigError, Kinds
 from jaxlm.interop.huggingface.files import CheckpointFileError, read_json, read_weights, write_weights
 from jaxlm.interop.huggingface.table import WeightsError, flatten, unflatten
@@ -75,7 +75,7 @@ def save(folder, model, params, *, source: str = "") -> list[pathlib.Path]:
   folder = pathlib.Path(folder)
   files = write_weights(folder, {path: np.asarray(value) for path, value in flatten(params).items()})
   mapping = {"kind": MODELS.kind_of(model)} | tagged(model)
-  (folder / "model.json").write_text(json.dumps(FORMAT | {"source": source, "model": mapping}, indent=2) + "\n")
+  (folder / "model.json").write_text(json_text.dumps(FORMAT | {"source": source, "model": mapping}, indent=2) + "\n")
   return [folder / "model.json", *files]
 
 

@@ -2,11 +2,11 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import pathlib
 import sys
 
+from jaxlm import json_text
 from jaxlm.config import ConfigError, nearest
 
 AXES = ("data", "fsdp", "sequence", "tensor")
@@ -78,7 +78,7 @@ def run(argv: list[str]) -> int:
       if not args.json and not args.compare:
         show(report)
   if args.json:
-    print(json.dumps([r.to_json() for r in reports] if len(reports) > 1 else reports[0].to_json(), indent=1))
+    print(json_text.dumps([r.to_json() for r in reports] if len(reports) > 1 else reports[0].to_json(), indent=1))
   elif args.compare:
     from rich.console import Console
     Console().print(ranking(reports))

@@ -23,7 +23,7 @@ from jaxlm.data.forms import Form
 from jaxlm.models import MODELS
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.parallel.mesh import MeshConfig
-from jaxlm.ranges import Cadence, Count, Inside, Natural, Seed, Steps
+from jaxlm.ranges import Cadence, Count, Fraction, Inside, Natural, Seed, Steps
 from jaxlm.training.optimizers import OPTIMIZERS
 from jaxlm.training.schedules import SCHEDULES
 
@@ -33,7 +33,8 @@ from jaxlm.training.schedules import SCHEDULES
 class TrainConfig:
   """steps: optimiser steps of the whole run. Cadences are in steps; 0 is never.
 
-  accumulation: micro-batches per step. gather_dtype: large parameters are cast before they are gathered and their
+  accumulation: micro-batches per step. max_skipped: steps in a row without a finite loss and gradient, after which the run
+  fails; max_skipped_fraction: of all steps, above which it has failed at its end. gather_dtype: large parameters are cast before they are gathered and their
   gradients reduced in it ("bfloat16" halves the traffic of fsdp); None: float32. init: "own", as each parameter declares,
   or "torch", PyTorch's defaults (models.torch_init), with all layers alike on request. profile: first and last step of an
   XProf trace. init_from: run folder, or weights folder of `jaxlm convert`, whose parameters a new run begins with (and
@@ -44,6 +45,7 @@ class TrainConfig:
   accumulation: Count = 1
   ema_decay: Inside | None = None
   max_skipped: Count = 10
+  max_skipped_fraction: Fraction = 0.5
   log_every: Count = 10
   save_every: Cadence = 1000
   keep_last: Count = 2

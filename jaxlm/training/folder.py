@@ -5,12 +5,13 @@ kept on the local disk and uploaded: before every checkpoint, so that a checkpoi
 at most once a minute, and at the end.
 """
 
-import json
 import pathlib
 import tempfile
 import time
 
 from etils import epath
+
+from jaxlm import json_text
 
 UPLOAD_EVERY_S = 60
 
@@ -35,7 +36,7 @@ def write_text(path: epath.Path, text: str) -> None:
 
 
 def write_json(path: epath.Path, value) -> None:
-  write_text(path, json.dumps(value, indent=1) + "\n")
+  write_text(path, json_text.dumps(value, indent=1) + "\n")
 
 
 class Mirror:

@@ -3,6 +3,7 @@
 import json
 import math
 
+from jaxlm import json_text
 from jaxlm.config import ConfigError
 from jaxlm.training.folder import Mirror, folder_path, write_text
 
@@ -10,14 +11,14 @@ JSONL, EVENTS, CURVES = "metrics.jsonl", "events", "curves.png"
 
 
 def read(workdir) -> list[dict]:
-  """All records of a run, oldest first: {"step": 10, "loss": ...} and {"step": 10, "eval/loss": ...}."""
+  """All records of a run, oldest first: {"step": 10, "loss": ...} and {"step": 10, "eval/loss": ...}; nan is a float."""
   path = folder_path(workdir) / JSONL
   if not path.exists():
     return []
   records = []
   for number, line in enumerate(path.read_text().splitlines(), 1):
     try:
-      records.append(json.loads(line))
+      records.append(json_text.number(json.loads(line)))
     except json.JSONDecodeError:
       # The last line may be half written when a machine dies; anything else is not our doing.
       if number < len(path.read_text().splitlines()):
@@ -34,12 +35,12 @@ class Writer:
     self.mirror = Mirror(workdir)
     path = self.mirror.local / JSONL
     kept = [record for record in read(workdir) if record["step"] <= step]
-    write_text(folder_path(path), "".join(json.dumps(record) + "\n" for record in kept))
+    write_text(folder_path(path), "".join(json_text.dumps(record) + "\n" for record in kept))
     self.file = open(path, "a", buffering=1)
     self.events = SummaryWriter(str(self.mirror.local / EVENTS), purge_step=step + 1 if step else None)
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    self.file.write(json.dumps({"step": step, **{k: _json_number(v) for k, v in values.items()}}) + "\n")
+    self.file.write(json_text.dumps({"step": step, **values}) + "\n")
     for name, value in values.items():
       if math.isfinite(value):
         self.events.add_scalar(name, value, step)
@@ -57,11 +58,6 @@ class Writer:
     self.events.close()
     plot(self.mirror.local)
     self.mirror.close()
-
-
-def _json_number(value: float):
-  """JSON has no nan or infinity; they are written as text."""
-  return value if math.isfinite(value) else str(value)
 
 
 def plot(workdir) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxlm.config import ConfigError
 from jaxlm.evaluation.flops import traced_flops, train_flops_per_token
-from jaxlm.evaluation.perplexity import evaluate_lengths
+from jaxlm.evaluation.perplexity import at_length, evaluate_lengths
 from jaxlm.parallel.agree import from_first
 from jaxlm.parallel.chips import peak_flops
 from jaxlm.parallel.cpu import keep_memory
@@ -34,13 +34,13 @@ from jaxlm.parallel.rules import unsharded
 from jaxlm.training.checkpoints import Checkpoints, initial_params, restore_params
 from jaxlm.training.config import RunConfig, check, differences, load_config, plain, resolved, run_config
 from jaxlm.training.folder import folder_path, write_json
-from jaxlm.training.loop import BucketOverflow, StopSignal, run_steps
+from jaxlm.training.loop import BucketOverflow, NonFinite, StopSignal, run_steps
 from jaxlm.training.metrics import Writer, read
 from jaxlm.training.progress import Display, count, duration
 from jaxlm.training.step import Program, build_program
 
 #: What may change when a run is resumed: where and how often, never what is computed.
-FREE = ("mesh", "eval", "train.max_skipped", "train.log_every", "train.save_every", "train.keep_last",
+FREE = ("mesh", "eval", "train.max_skipped", "train.max_skipped_fraction", "train.log_every", "train.save_every", "train.keep_last",
         "train.keep_every", "train.profile", "train.debug")
 
 
@@ -87,6 +87,7 @@ def _train(cfg: RunConfig, mesh, folder, quiet: bool) -> Result:
   example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype),
                          next(iter(dataset)))
   iterator, place = iter(dataset), placer(mesh)
+  check_evaluation(cfg, hosts)
   program = build_program(cfg, mesh, example)
   peak_tokens = peak_tokens_per_s(cfg, mesh)
   with program.context(), StopSignal() as stop, Checkpoints(
@@ -130,12 +131,49 @@ def _train(cfg: RunConfig, mesh, folder, quiet: bool) -> Result:
       if writer:
         writer.close()
     last = last_metrics(folder, step) | report.last
+    skipped = int(state.skipped)
+    failed = None if early else too_many_skipped(skipped, step, cfg.train.max_skipped_fraction)
     if first:
-      write_json(folder / "result.json", {"step": step, "finished": not early, "stopped": stop.received if early else None,
-                                           "skipped": int(state.skipped), "metrics": last})
+      write_json(folder / "result.json", {
+          "step": step, "finished": not early and failed is None, "stopped": stop.received if early else None,
+          "failed": failed, "skipped": skipped, "metrics": last})
+    if failed:
+      raise NonFinite(failed)
     display.say(f"stopped by {stop.received} at step {step}, saved; the same command continues" if early else
                 f"finished {step} steps in {duration(time.perf_counter() - report.start)}; everything is in {folder}")
     return Result(step, last, str(folder), state.params, state.ema, stop.received if early else None)
+
+
+def too_many_skipped(skipped: int, steps: int, limit: float) -> str | None:
+  """Why a run that took all its steps has failed nevertheless, or None."""
+  if skipped <= limit * steps:
+    return None
+  return (f"{skipped} of {steps} steps were skipped, because their loss or gradient was not finite (limit "
+          f"train.max_skipped_fraction = {limit}); the parameters are what the others made of them. Lower "
+          f"optimizer.learning_rate or lengthen schedule.warmup_steps; --config.train.debug=True stops at the operation that "
+          f"makes the first NaN.")
+
+
+def check_evaluation(cfg: RunConfig, hosts: int) -> None:
+  """Refuses an evaluation that could only fail once the model is trained: nothing of its split is read but the start."""
+  refused = None
+  if cfg.eval.lengths and cfg.model.scores != "next_token":
+    raise ConfigError(f"eval.lengths = {cfg.eval.lengths}: the perplexity at a length is of models of the next token, and this one "
+                      f"scores {cfg.model.scores}; leave eval.lengths out")
+  if jax.process_index() == 0:
+    try:
+      for data in (cfg.data, *(at_length(cfg.data, length, hosts) for length in cfg.eval.lengths)):
+        batches = data.build(cfg.eval.split, seed=cfg.seed, process_index=0, process_count=hosts, repeat=False)
+        if not any(np.any(batch["loss_weights"]) for batch in batches):
+          refused = (f"eval.split = {cfg.eval.split!r} has no target to score at length {data.seq_len}, so that the run could not be "
+                     f"evaluated; choose another split or more text" + (
+                         ", or a shorter length in eval.lengths" if data is not cfg.data else ""))
+          break
+    except ConfigError as error:
+      refused = str(error) if "eval" in str(error) else f"eval.split = {cfg.eval.split!r}: {error}"
+  refused = from_first(refused)
+  if refused:
+    raise ConfigError(refused)
 
 
 def begin(program: Program):

