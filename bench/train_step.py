@@ -277,7 +277,7 @@ def _answer(process):
   line = process.stdout.readline()
   while line and not line.startswith("{"):
     line = process.stdout.readline()
-  return json.loads(line) if line else None
+  return json_text.number(json.loads(line)) if line else None
 
 
 def _cores() -> int:

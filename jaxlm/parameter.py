@@ -24,7 +24,7 @@ class Role:
     return bool(self.inputs)
 
 
-#: Biases, scales, rates, kernels of depthwise convolutions, tables of biases: neither decayed nor a matrix, of any shape.
+#: Biases, scales, rates, depthwise convolutions, tables of biases: neither decayed nor a matrix, whatever their shape.
 SPARED = Role(decays=False)
 #: Rows that are looked up or that a softmax chooses from: embeddings and heads.
 TABLE = Role(decays=True)

@@ -55,7 +55,7 @@ def classes():
 
   while waiting:
     cls = waiting.pop()
-    if cls not in found and dataclasses.is_dataclass(cls) and cls.__module__.startswith("jaxlm."):    # not those of tests
+    if cls not in found and dataclasses.is_dataclass(cls) and cls.__module__.startswith("jaxlm."):  # not of tests
       found[cls] = typing.get_type_hints(cls, include_extras=True)
       for field in dataclasses.fields(cls):
         inside(found[cls][field.name])
@@ -133,10 +133,12 @@ def test_an_optimiser_that_cannot_be_meant_is_refused_from_a_file_and_in_python(
     lambda: Sampling(top_p=0.0), lambda: Sampling(top_p=math.nan), lambda: Filter(top_p=1.5), lambda: Filter(top_k=0),
     lambda: Answering(max_len=0), lambda: Answering(4, seed=2**32), lambda: Answering(4, stop_threshold=math.nan),
     lambda: TrainConfig(steps=0), lambda: TrainConfig(steps=2**31), lambda: TrainConfig(5, ema_decay=math.nan),
-    lambda: EvalConfig(lengths=(8, 0)), lambda: EvalConfig(num_tokens=0), lambda: MeshConfig(fsdp=-2), lambda: MeshConfig(0),
-    lambda: Cosine(final_fraction=math.nan), lambda: WarmupStableDecay(decay_fraction=1.5), lambda: Cosine(warmup_steps=-1),
-    lambda: AttentionConfig(2, softcap=math.inf), lambda: AttentionConfig(2, scale=math.nan), lambda: AttentionConfig(2.5),
-    lambda: Probing(learning_rate=-1.0),
+    lambda: EvalConfig(lengths=(8, 0)), lambda: EvalConfig(num_tokens=0), lambda: MeshConfig(fsdp=-2),
+    lambda: MeshConfig(0),
+    lambda: Cosine(final_fraction=math.nan), lambda: WarmupStableDecay(decay_fraction=1.5),
+    lambda: Cosine(warmup_steps=-1),
+    lambda: AttentionConfig(2, softcap=math.inf), lambda: AttentionConfig(2, scale=math.nan),
+    lambda: AttentionConfig(2.5), lambda: Probing(learning_rate=-1.0),
 ])
 def test_numbers_are_checked_whoever_makes_the_configuration(make):
   with pytest.raises(ConfigError, match=" = .*: wanted "):

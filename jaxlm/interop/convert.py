@@ -6,10 +6,10 @@ parameter tree); see jaxlm.interop.weights. Beside them lie the tokenizer's file
 """
 
 import argparse
+import json
 import pathlib
 import sys
 
-from jaxlm import json_text
 from jaxlm.config import ConfigError
 from jaxlm.interop import companions
 from jaxlm.interop.huggingface.dtypes import cast
@@ -125,7 +125,7 @@ def _to_hf(source, target, args) -> None:
     print(f"note: {note}")
   if not args.dry_run:
     files = write_weights(target, state)
-    (target / "config.json").write_text(json_text.dumps(config, indent=2) + "\n")
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     beside = companions.copy_files(origin, target) if origin is not None else []
     if not any("token" in file.name or "vocab" in file.name or "spiece" in file.name for file in beside):
       print(f"note: no tokenizer is written: {origin or source} holds none; copy its files to {target}")

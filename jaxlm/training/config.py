@@ -33,12 +33,13 @@ from jaxlm.training.schedules import SCHEDULES
 class TrainConfig:
   """steps: optimiser steps of the whole run. Cadences are in steps; 0 is never.
 
-  accumulation: micro-batches per step. max_skipped: steps in a row without a finite loss and gradient, after which the run
-  fails; max_skipped_fraction: of all steps, above which it has failed at its end. gather_dtype: large parameters are cast before they are gathered and their
-  gradients reduced in it ("bfloat16" halves the traffic of fsdp); None: float32. init: "own", as each parameter declares,
-  or "torch", PyTorch's defaults (models.torch_init), with all layers alike on request. profile: first and last step of an
-  XProf trace. init_from: run folder, or weights folder of `jaxlm convert`, whose parameters a new run begins with (and
-  nothing else of it). debug: one device, every NaN raises where it arises, nothing asynchronous.
+  accumulation: micro-batches per step. max_skipped: steps in a row without a finite loss and gradient, at which the run
+  fails; max_skipped_fraction: of all steps, above which it has failed at its end. gather_dtype: large parameters are cast
+  before they are gathered and their gradients reduced in it ("bfloat16" halves the traffic of fsdp); None: float32.
+  init: "own", as each parameter declares, or "torch", PyTorch's defaults (models.torch_init), with all layers alike on
+  request. profile: first and last step of an XProf trace. init_from: run folder, or weights folder of `jaxlm convert`,
+  whose parameters a new run begins with (and nothing else of it). debug: one device, every NaN raises where it arises,
+  nothing asynchronous.
   """
 
   steps: Steps

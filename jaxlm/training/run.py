@@ -40,8 +40,8 @@ from jaxlm.training.progress import Display, count, duration
 from jaxlm.training.step import Program, build_program
 
 #: What may change when a run is resumed: where and how often, never what is computed.
-FREE = ("mesh", "eval", "train.max_skipped", "train.max_skipped_fraction", "train.log_every", "train.save_every", "train.keep_last",
-        "train.keep_every", "train.profile", "train.debug")
+FREE = ("mesh", "eval", "train.max_skipped", "train.max_skipped_fraction", "train.log_every", "train.save_every",
+        "train.keep_last", "train.keep_every", "train.profile", "train.debug")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,23 +150,23 @@ def too_many_skipped(skipped: int, steps: int, limit: float) -> str | None:
     return None
   return (f"{skipped} of {steps} steps were skipped, because their loss or gradient was not finite (limit "
           f"train.max_skipped_fraction = {limit}); the parameters are what the others made of them. Lower "
-          f"optimizer.learning_rate or lengthen schedule.warmup_steps; --config.train.debug=True stops at the operation that "
-          f"makes the first NaN.")
+          f"optimizer.learning_rate or lengthen schedule.warmup_steps; --config.train.debug=True stops at the operation "
+          f"that makes the first NaN.")
 
 
 def check_evaluation(cfg: RunConfig, hosts: int) -> None:
-  """Refuses an evaluation that could only fail once the model is trained: nothing of its split is read but the start."""
+  """Refuses an evaluation that would fail once the model is trained. Of its split only the start is read."""
   refused = None
   if cfg.eval.lengths and cfg.model.scores != "next_token":
-    raise ConfigError(f"eval.lengths = {cfg.eval.lengths}: the perplexity at a length is of models of the next token, and this one "
-                      f"scores {cfg.model.scores}; leave eval.lengths out")
+    raise ConfigError(f"eval.lengths = {cfg.eval.lengths}: the perplexity at a length is of models of the next token, and "
+                      f"this one scores {cfg.model.scores}; leave eval.lengths out")
   if jax.process_index() == 0:
     try:
       for data in (cfg.data, *(at_length(cfg.data, length, hosts) for length in cfg.eval.lengths)):
         batches = data.build(cfg.eval.split, seed=cfg.seed, process_index=0, process_count=hosts, repeat=False)
         if not any(np.any(batch["loss_weights"]) for batch in batches):
-          refused = (f"eval.split = {cfg.eval.split!r} has no target to score at length {data.seq_len}, so that the run could not be "
-                     f"evaluated; choose another split or more text" + (
+          refused = (f"eval.split = {cfg.eval.split!r} has no target to score at length {data.seq_len}, so that the run "
+                     f"could not be evaluated; choose another split or more text" + (
                          ", or a shorter length in eval.lengths" if data is not cfg.data else ""))
           break
     except ConfigError as error:

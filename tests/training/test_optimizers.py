@@ -38,7 +38,8 @@ def test_the_decay_mask_is_a_choice_and_a_declaration_may_spare_a_matrix():
   of = lambda axes=AXES, **kwargs: AdamW(learning_rate=1.0, weight_decay=0.1, **kwargs).weight_decays(axes)
   assert set(jax.tree.leaves(of(decay="all"))) == {0.1}
   assert set(jax.tree.leaves(of(decay="none"))) == {0.0}
-  assert of({"w": Axes(("embed", "kv_heads"), matrix(decays=False)), "v": Axes(("embed", "kv_heads"))}) == {"w": 0, "v": 0.1}
+  names = ("embed", "kv_heads")
+  assert of({"w": Axes(names, matrix(decays=False)), "v": Axes(names)}) == {"w": 0, "v": 0.1}
   overridden = of(decay_overrides=(("mixer/", 0.5), ("freq_", 0.0)))["blocks"]["mixer"]
   assert overridden["w_q"] == 0.5 and overridden["freq_kernel"] == 0     # the last match wins
 

@@ -1,7 +1,7 @@
 """What each registered component's parameters are to an optimiser, against the committed table parameter_roles.txt.
 
-A new component needs an entry in `components` below and a section in the table; the failure prints the section as it is,
-to be read before it is committed.
+A new component needs an entry in COMPONENTS below and a section in the table; the failure prints the section as it
+is, to be read before it is committed.
 """
 
 import functools
@@ -28,7 +28,9 @@ from jaxlm.training.optimizers import SGD, AdamW, Lion, Muon, _muon_dimensions
 
 TABLE = pathlib.Path(__file__).with_name("parameter_roles.txt")
 ATTENTION = dict(kind="attention", num_heads=2, use_bias=True)
-DECODER = dict(kind="decoder", vocab_size=11, d_model=8, num_layers=2, mlp=dict(d_ff=16, use_bias=True), mixer=ATTENTION)
+DECODER = dict(kind="decoder", vocab_size=11, d_model=8, num_layers=2, mlp=dict(d_ff=16, use_bias=True),
+               mixer=ATTENTION)
+NVS = dict(kind="lact_nvs", d_model=8, num_layers=2, patch=2, head_dim=4)
 T5 = dict(vocab_size=16, d_model=8, d_ff=16, num_heads=2, d_kv=4, num_encoder_layers=3, num_decoder_layers=2)
 LACT = dict(kind="lact", num_heads=4, window=4, qk_norm=True, use_bias=True, fast=dict(
     num_heads=2, chunk=4, update=dict(momentum=True)))
@@ -40,13 +42,15 @@ def hnet(router="learned", **more):
   return dict(kind="hnet", layout="m1 [T1] M1", stages=[STAGES[0] | {"router": router}, STAGES[1]], **more)
 
 
-#: section -> (what to build, the subtree that is the component's own). Of a position: what the decoder without it has not.
+#: section -> (what to build, the subtree that is the component's own). Of a position: what only the decoder with it has.
 COMPONENTS = {
     "mixer attention": (DECODER | dict(mixer=ATTENTION | dict(qk_norm="rms")), "blocks/mixer"),
     "mixer mamba2": (DECODER | dict(mixer=dict(kind="mamba2", num_groups=2) | MAMBA), "blocks/mixer"),
     "mixer lact": (DECODER | dict(mixer=LACT), "blocks/mixer"),
-    "mixer lact, low rank": (DECODER | dict(mixer=LACT | dict(fast=dict(num_heads=2, chunk=4, rank=2))), "blocks/mixer/fast"),
-    "mixer lact, linear": (DECODER | dict(mixer=LACT | dict(fast=dict(num_heads=2, network="linear"))), "blocks/mixer/fast"),
+    "mixer lact, low rank": (DECODER | dict(mixer=LACT | dict(fast=dict(num_heads=2, chunk=4, rank=2))),
+                             "blocks/mixer/fast"),
+    "mixer lact, linear": (DECODER | dict(mixer=LACT | dict(fast=dict(num_heads=2, network="linear"))),
+                           "blocks/mixer/fast"),
     "mixer gla": (DECODER | dict(mixer=dict(kind="gla", num_heads=2, decay_rank=2)), "blocks/mixer"),
     "mixer delta_rule": (DECODER | dict(mixer=dict(kind="delta_rule", num_heads=2)), "blocks/mixer"),
     "mixer gated_delta_rule": (DECODER | dict(mixer=dict(kind="gated_delta_rule", num_heads=2)), "blocks/mixer"),
@@ -56,7 +60,8 @@ COMPONENTS = {
                       "blocks"),
     "mixer video LaCT": (VideoLaCTConfig(num_heads=2, chunk=2), ""),
     **{f"position {kind}": (DECODER | dict(position=position), "") for kind, position in {
-        "none": "none", "sinusoidal": "sinusoidal", "learned": dict(kind="learned", max_len=8), "rope": "rope", "alibi": "alibi",
+        "none": "none", "sinusoidal": "sinusoidal", "learned": dict(kind="learned", max_len=8), "rope": "rope",
+        "alibi": "alibi",
         "t5": "t5", "carope, shared": dict(kind="carope", share_across_layers=True, freq_source="token_embedding"),
         "cable": "cable", "cope": "cope", "carope": "carope", "carope, decay_kernel = False": dict(
             kind="carope", decay_kernel=False), "t5, a table per layer": dict(kind="t5", share_across_layers=False),
@@ -69,19 +74,23 @@ COMPONENTS = {
     "norm rms": (DECODER | dict(norm="rms"), "blocks/norm"),
     "norm layer": (DECODER | dict(norm="layer"), "blocks/norm"),
     **{f"router {kind}": (hnet(router), "backbone/router") for kind, router in {
-        "learned": "learned", "direct": "direct", "pool": dict(kind="pool", width=2), "space": "space", "given": "given"}.items()},
+        "learned": "learned", "direct": "direct", "pool": dict(kind="pool", width=2), "space": "space",
+        "given": "given"}.items()},
     **{f"reduction {kind}": (T5 | dict(kind="encoder_decoder", reduction=dict(kind=kind, layer=1)), "reduction")
        for kind in ("delete_gate", "random", "fixed", "strided")},
-    "reduction boundaries": (T5 | dict(kind="encoder_decoder", reduction=dict(kind="boundaries", layer=1, d_ff=4)), "reduction"),
+    "reduction boundaries": (T5 | dict(kind="encoder_decoder", reduction=dict(kind="boundaries", layer=1, d_ff=4)),
+                             "reduction"),
     "model decoder": (DECODER | dict(tie_embeddings=False), ""),
-    "model insertion": (DECODER | dict(kind="insertion", mixer=ATTENTION | dict(causal=False), slot_embedding=True), ""),
-    "model masked_diffusion": (dict(kind="masked_diffusion", vocab_size=11, d_model=8, num_layers=2, num_heads=2, d_cond=4), ""),
+    "model insertion": (DECODER | dict(kind="insertion", mixer=ATTENTION | dict(causal=False), slot_embedding=True),
+                        ""),
+    "model masked_diffusion": (dict(kind="masked_diffusion", vocab_size=11, d_model=8, num_layers=2, num_heads=2,
+                                    d_cond=4), ""),
     "model encoder_decoder": (T5 | dict(kind="encoder_decoder"), ""),
-    "model encoder_decoder, absolute positions": (T5 | dict(kind="encoder_decoder", max_positions=8), "encoder_position"),
+    "model encoder_decoder, absolute positions": (T5 | dict(kind="encoder_decoder", max_positions=8),
+                                                  "encoder_position"),
     "model hnet": (hnet(), ""),
-    "model lact_nvs": (dict(kind="lact_nvs", d_model=8, num_layers=2, patch=2, head_dim=4), ""),
-    "model lact_nvs, attention": (dict(kind="lact_nvs", d_model=8, num_layers=2, patch=2, head_dim=4, memory="attention"),
-                                  "blocks/memory"),
+    "model lact_nvs": (NVS, ""),
+    "model lact_nvs, attention": (NVS | dict(memory="attention"), "blocks/memory"),
 }
 REGISTRIES = {"mixer": MIXERS, "position": POSITIONS, "embedding": EMBEDDINGS, "norm": NORMS, "router": ROUTERS,
               "reduction": REDUCTIONS, "model": MODELS}
@@ -188,7 +197,8 @@ def test_muon_orthogonalises_the_declared_matrices_and_leaves_the_rest_to_adam(s
     inputs, outputs = ([dims[n] for n in numbers] for numbers in (role.inputs, role.outputs))
     batch = [i for i in range(update.ndim) if i not in inputs + outputs]
     moved = np.transpose(np.asarray(update), (*batch, *inputs, *outputs))
-    matrices = moved.reshape(-1, np.prod([update.shape[i] for i in inputs]), np.prod([update.shape[i] for i in outputs]))
+    size = lambda dims: int(np.prod([update.shape[i] for i in dims]))
+    matrices = moved.reshape(-1, size(inputs), size(outputs))
     scale = max(1, matrices.shape[2] / matrices.shape[1])**0.5
     values = np.linalg.svd(matrices / scale, compute_uv=False)
     # Five Newton-Schulz iterations bring all but the smallest singular values between 0.7 and 1.2 (Jordan et al. 2024).
