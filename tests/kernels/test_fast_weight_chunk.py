@@ -98,6 +98,30 @@ def test_float64_derivative_agrees_with_finite_differences():
     check_grads(fn, (weights, q, k, v, eta, beta), order=1, modes=["rev"], atol=1e-5, rtol=1e-5, eps=1e-6)
 
 
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+@pytest.mark.parametrize("items", [
+    [(0, 8, True, True), (4, 12, False, True)],                          # tokens 4 .. 7 are read twice
+    [(12, 20, True, True), (0, 12, False, True)],                        # out of order
+    [(0, 20, False, True), (0, 20, True, False), (0, 20, False, True)],  # before and after learning
+    [(2, 5, True, False), (6, 9, False, True)],                          # some tokens are never read
+    [(0, 20, True, False)]])                                             # nothing is read
+def test_outputs_are_those_of_the_items_one_behind_the_other(items, implementation):
+  """As released: every applying item appends what it read, whatever other items read."""
+  weights, q, k, v, eta, beta = inputs(20)
+  run = lambda schedule: fast_weight_chunk(weights, q, k, v, eta, beta, schedule=schedule, implementation=implementation)
+  got, state = run(items)
+  want, learned = [], []
+  for start, stop, update, apply in items:
+    learned += [(start, stop, update, False)] if update else []
+    if apply:
+      want.append(run([*learned, (start, stop, False, True)])[0])
+  assert got.shape[2] == sum(stop - start for start, stop, _, apply in items if apply)
+  if want:
+    np.testing.assert_allclose(got, jnp.concatenate(want, 2), atol=1e-6)
+  final = run([*learned, (0, 1, False, True)])[1]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.current, final.current)
+
+
 @pytest.mark.parametrize("schedule", [
     bidirectional(20), view_synthesis(12, 20), interleaved_video(4, 1, 3), ((0, 8, True, True), (8, 20, True, True))])
 def test_listed_schedules_match_the_definition_with_gradients(schedule):

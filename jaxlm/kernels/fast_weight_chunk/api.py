@@ -20,7 +20,9 @@ def fast_weight_chunk(weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT=None, *, sc
     w2 (E = H), the hidden layer for w1 (E = F).
   beta_BNT: momentum of each token in [0, 1]; None: no momentum.
   schedule: `Causal(chunk)`, or a sequence of `Item`s, run in order with update before apply. See `bidirectional`,
-    `view_synthesis`, `interleaved_video`. Tokens that no item applies to get zeros.
+    `view_synthesis`, `interleaved_video`. The outputs of a listed schedule are those of its applying items, one behind the
+    other in their order, as released: one per token and in place if the applied ranges cover the sequence once and in
+    order; a token that two items apply to has two outputs, one that none applies to has none.
   segment_ids_BT: int32, causal only, 0 is padding. Given: fast weights start again with every document and padding
     does not teach. None: one state runs through the whole row whatever it holds, as the official code does.
   state: continue from here instead of from `weights` (listed schedules).

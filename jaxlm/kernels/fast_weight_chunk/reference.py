@@ -31,8 +31,8 @@ def step(rule, weights, k_BNTH, v_BNTH, eta):
 
 
 def fast_weight_chunk(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items):
-  """Items in order: learn a slice, read a slice. Returns (o_BNTH, state)."""
-  out_BNTH = jnp.zeros_like(v_BNTH)
+  """Items in order: learn a slice, read a slice. Returns (what was read, in the order of the items, state)."""
+  outs = []
   for start, stop, update, apply in items:
     part = slice(start, stop)
     if update:
@@ -41,8 +41,13 @@ def fast_weight_chunk(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items)
                    tuple(e[..., part, :] for e in eta))
       state = apply_update(rule, state, delta, m_BN, implementation="reference")
     if apply:
-      out_BNTH = out_BNTH.at[..., part, :].set(read(rule, state.current, q_BNTH[..., part, :]).astype(out_BNTH.dtype))
-  return out_BNTH, state
+      outs.append(read(rule, state.current, q_BNTH[..., part, :]).astype(v_BNTH.dtype))
+  return joined(outs, v_BNTH), state
+
+
+def joined(outs, v_BNTH):
+  """What the items read, one behind the other, as the released operator returns it; without any, no token."""
+  return jnp.concatenate(outs, -2) if outs else v_BNTH[..., :0, :]
 
 
 def causal_items(schedule: Causal, length: int):
@@ -68,7 +73,7 @@ def causal(rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, schedule, segme
   segment_ids_BT, outs, states = np.asarray(segment_ids_BT), [], []      # concrete: the loop below depends on them
   for row in range(q_BNTH.shape[0]):
     one = lambda tree, row=row: jax.tree.map(lambda x: x[row:row + 1], tree)
-    ids, out = segment_ids_BT[row], jnp.zeros_like(one(v_BNTH))
+    ids, out = segment_ids_BT[row], []
     bounds = [0] + [t for t in range(1, ids.shape[0]) if ids[t] != ids[t - 1]] + [ids.shape[0]]
     for start, stop in zip(bounds, bounds[1:]):
       state = initial_state(rule, one(weights), momentum=momentum)
@@ -81,8 +86,8 @@ def causal(rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, schedule, segme
         at = end
       part, state = fast_weight_chunk(rule, state, one(q_BNTH), one(k_BNTH), one(v_BNTH), one(eta), one(beta_BNT),
                                       items)
-      out = out + part
-    outs.append(out)
+      out.append(part)
+    outs.append(jnp.concatenate(out, -2))
     states.append(state)
   return jnp.concatenate(outs), jax.tree.map(lambda *x: jnp.concatenate(x), *states)
 

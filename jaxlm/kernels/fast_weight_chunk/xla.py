@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.kernels.fast_weight_chunk import reference
+from jaxlm.kernels.fast_weight_chunk.reference import joined
 from jaxlm.kernels.fast_weight_chunk.rule import (
     FastWeights,
     add_momentum,
@@ -132,7 +133,7 @@ def _silu(y):
 
 def listed(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items):
   """As `reference.fast_weight_chunk`; each item is rematerialised."""
-  out_BNTH = jnp.zeros_like(v_BNTH)
+  outs = []
   learn = jax.checkpoint(functools.partial(_learn, rule))
   look = jax.checkpoint(functools.partial(read, rule))
   for start, stop, update, apply in items:
@@ -141,8 +142,8 @@ def listed(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items):
       m_BN = None if beta_BNT is None else beta_BNT[..., part].mean(-1)
       state = learn(state, k_BNTH[..., part, :], v_BNTH[..., part, :], tuple(e[..., part, :] for e in eta), m_BN)
     if apply:
-      out_BNTH = out_BNTH.at[..., part, :].set(look(state.current, q_BNTH[..., part, :]).astype(out_BNTH.dtype))
-  return out_BNTH, state
+      outs.append(look(state.current, q_BNTH[..., part, :]).astype(v_BNTH.dtype))
+  return joined(outs, v_BNTH), state
 
 
 def _learn(rule, state, k_BNTH, v_BNTH, eta, m_BN):

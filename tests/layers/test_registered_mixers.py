@@ -1,0 +1,176 @@
+"""Every registered mixer, and an H-Net: packed documents are as if apart, streamed tokens as if whole; outputs and gradients.
+
+A mixer is in these tests by being registered: it needs a small configuration in FIELDS.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.layers.mixer import MIXERS, Context
+from jaxlm.models import MODELS
+
+CHUNK = 16
+FIELDS = {
+    "attention": dict(num_heads=2, position="rope"),
+    "mamba2": dict(d_state=4, head_dim=8, num_groups=2),
+    "gla": dict(num_heads=2, chunk=CHUNK),
+    "delta_rule": dict(num_heads=2, chunk=CHUNK),
+    "gated_delta_rule": dict(num_heads=2, chunk=CHUNK),
+    "lact": dict(num_heads=2, window=CHUNK, position="rope", fast=dict(num_heads=2, chunk=CHUNK)),
+    "hybrid": dict(members=(dict(kind="gla", num_heads=2, chunk=CHUNK), dict(kind="attention", num_heads=2, window=5))),
+}
+D, T = 16, 3 * CHUNK + 5
+# Lengths of the documents of each row, padding behind them: one token, around the chunk, a whole row, nothing.
+ROWS = [(1, CHUNK - 1, CHUNK, CHUNK + 1), (CHUNK, 1, 1, 2 * CHUNK - 1), (T,), ()]
+#: LaCT learns at the chunk boundaries of the row, so a document that does not begin at one is learned in other pieces.
+ON_A_GRID = ("lact",)
+
+
+def test_every_registered_mixer_has_a_configuration_here():
+  assert set(FIELDS) == set(MIXERS.table) - {"pattern"}      # a pattern is an order of mixers, not one
+
+
+class Stack:
+  """One mixer, its output and the gradient of a fixed functional of it."""
+
+  def __init__(self, kind):
+    cfg = MIXERS.build(dict(kind=kind, **FIELDS[kind]))
+    self.run = lambda module, x, context, state: module(x, context, state)
+    self.build = lambda: cfg.build(D, "float32")
+    x = jnp.zeros((1, 4, D))
+    ids = jnp.ones((1, 4), jnp.int32)
+    params = nn.unbox(nn.init(self.run, self.build())(jax.random.key(0), x, Context(ids, ids, packed=False), None))["params"]
+    self.params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    self.state = lambda rows: cfg.init_state(D, rows, T, "float32")
+
+  def apply(self, params, x, ids, positions, state=None, packed=True):
+    return nn.apply(self.run, self.build())({"params": params}, x, Context(ids, positions, packed=packed), state)
+
+  def inputs(self, rng, rows, length):
+    return jnp.asarray(rng.standard_normal((rows, length, D)), jnp.float32)
+
+
+class HNetStack(Stack):
+  """A whole H-Net, from bytes to logits: chunks, buffers, smoothing and its inner stacks."""
+
+  def __init__(self):
+    stage = dict(d_model=D, d_ff=16, attention=dict(num_heads=2, position="rope"), mamba=dict(d_state=4, head_dim=8))
+    cfg = MODELS.build(dict(kind="hnet", layout="m1 [T1] m1", stages=(stage, stage)))
+    self.model = cfg.build()
+    params = nn.unbox(jax.jit(self.model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+    self.params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    self.state = lambda rows: cfg.init_state(rows, T)
+
+  def apply(self, params, x, ids, positions, state=None, packed=True):
+    variables = {"params": params}
+    if state is None:
+      return self.model.apply(variables, x, ids if packed else None, positions if packed else None), None
+    return self.model.apply(variables, x, state, ids, method="extend")
+
+  def inputs(self, rng, rows, length):
+    return jnp.asarray(rng.integers(0, 256, (rows, length)), jnp.int32)
+
+
+@pytest.fixture(scope="module", params=[*FIELDS, "hnet"])
+def stack(request):
+  return request.param, HNetStack() if request.param == "hnet" else Stack(request.param)
+
+
+def packed_rows():
+  """(segment ids, positions), int32 (rows, T)."""
+  ids, positions = np.zeros((2, len(ROWS), T), np.int32)
+  for row, lengths in enumerate(ROWS):
+    at = 0
+    for number, length in enumerate(lengths, 1):
+      ids[row, at:at + length], positions[row, at:at + length] = number, np.arange(length)
+      at += length
+  return jnp.asarray(ids), jnp.asarray(positions)
+
+
+def close(got, want, tolerance=2e-5):
+  """Relative to the largest value of each array: float32 sums in another order."""
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1.0, float(np.abs(b).max())), err_msg=jax.tree_util.keystr(path))
+
+
+def test_packed_documents_are_as_if_apart(stack):
+  name, stack = stack
+  rng = np.random.default_rng(0)
+  x, (ids, positions) = stack.inputs(rng, len(ROWS), T), packed_rows()
+  weights = jnp.asarray(rng.standard_normal((len(ROWS), T, stack.apply(stack.params, x, ids, positions)[0].shape[-1])), jnp.float32)
+  weights *= (ids != 0)[..., None]
+
+  def packed(params, x):
+    y = stack.apply(params, x, ids, positions)[0]
+    return jnp.sum(y * weights), y
+
+  def apart(params, x):
+    total, out = 0.0, {}
+    for row, lengths in enumerate(ROWS):
+      at = 0
+      for length in lengths:
+        cut = slice(at, at + length)
+        # Documents of LaCT keep their place on the row's grid of chunks: what is in front is empty.
+        lead = at % CHUNK if name in ON_A_GRID else 0
+        piece = jnp.pad(x[row:row + 1, cut], [(0, 0), (lead, 0)] + [(0, 0)] * (x.ndim - 2))
+        there = jnp.pad(jnp.ones((1, length), jnp.int32), ((0, 0), (lead, 0)))
+        where = jnp.pad(jnp.arange(length, dtype=jnp.int32)[None], ((0, 0), (lead, 0)))
+        y = stack.apply(params, piece, there, where, packed=bool(lead))[0][:, lead:]
+        total += jnp.sum(y * weights[row:row + 1, cut])
+        out[row, at] = y
+        at += length
+    return total, out
+
+  differentiated = (0, 1) if jnp.issubdtype(x.dtype, jnp.floating) else (0,)
+  (_, y), grads = jax.jit(jax.value_and_grad(packed, differentiated, has_aux=True))(stack.params, x)
+  (_, want), want_grads = jax.jit(jax.value_and_grad(apart, differentiated, has_aux=True))(stack.params, x)
+  for (row, at), piece in want.items():
+    close(y[row:row + 1, at:at + piece.shape[1]], piece)
+  assert bool(jnp.all(jnp.isfinite(y)))      # the row of padding, too
+  close(grads, want_grads, 1e-4)      # sums over all tokens
+
+
+def test_padding_and_its_contents_change_nothing_and_get_no_gradient(stack):
+  name, stack = stack
+  rng = np.random.default_rng(1)
+  x, (ids, positions) = stack.inputs(rng, len(ROWS), T), packed_rows()
+  there = (ids != 0).reshape(*ids.shape, *[1] * (x.ndim - 2))
+  other = jnp.where(there, x, stack.inputs(rng, len(ROWS), T))
+  run = jax.jit(lambda x: stack.apply(stack.params, x, ids, positions)[0] * (ids != 0)[..., None])
+  np.testing.assert_array_equal(run(other), run(x))
+  if jnp.issubdtype(x.dtype, jnp.floating):
+    grad = jax.jit(jax.grad(lambda x: jnp.sum(run(x) ** 2)))(x)
+    assert not np.asarray(jnp.where(there, 0.0, grad)).any() and bool(jnp.all(jnp.isfinite(grad)))
+
+
+@pytest.mark.parametrize("cuts", [(1,), (CHUNK - 1, CHUNK, CHUNK + 1), (CHUNK, 2 * CHUNK), (2, 2 * CHUNK + 1)], ids=str)
+def test_streamed_tokens_are_as_if_whole(stack, cuts):
+  """Prefills that end around the chunk, then steps; a row of fewer tokens rests, a row without any stays as it was."""
+  name, stack = stack
+  rng, lengths = np.random.default_rng(2), np.array([T, 1, CHUNK + 1, 0])
+  x = stack.inputs(rng, len(lengths), T)
+  ids = jnp.asarray(np.arange(T)[None] < lengths[:, None], jnp.int32)
+  positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], ids.shape)
+  whole = jax.jit(lambda x: stack.apply(stack.params, x, ids, positions)[0])(x)
+  weights = jnp.asarray(rng.standard_normal(whole.shape), jnp.float32) * ids[..., None]
+
+  bounds = [0, *cuts, *range(cuts[-1] + 1, cuts[-1] + 4), T]
+
+  def streamed(params, x):
+    state, out = stack.state(len(lengths)), []
+    for a, b in zip(bounds, bounds[1:]):
+      y, state = stack.apply(params, x[:, a:b], ids[:, a:b], positions[:, a:b], state)
+      out.append(y)
+    y = jnp.concatenate(out, 1)
+    return jnp.sum(y * weights), y
+
+  if name == "hnet":      # decoding is not differentiated
+    y = jax.jit(streamed)(stack.params, x)[1]
+  else:
+    (_, y), grads = jax.jit(jax.value_and_grad(streamed, has_aux=True))(stack.params, x)
+    want = jax.jit(jax.grad(lambda params: jnp.sum(stack.apply(params, x, ids, positions)[0] * weights)))(stack.params)
+    close(grads, want, 1e-4)
+  close(y * ids[..., None], whole * ids[..., None])
