@@ -2,15 +2,18 @@
 
   mini:moby_dick           embedded (`jaxlm.data.mini`)
   text:books/**/*.txt      UTF-8 files, a document each; text:books is all files below that folder
+  text:dump/*.jsonl#body   JSON lines, also .jsonl.gz: a document each, the string in column `body` (default `text`)
   bytes:genome.bin         files of any bytes
-  array_record:c4/{split}-*.array_record    records of bytes, or TFDS/our records with a feature `text`
+  array_record:c4/{split}-*.array_record    records of bytes, or tf.train.Examples with a feature `text`; another one behind #
   tfds:lm1b  tfds:wiki40b/en#text           prepared TFDS data, after # the feature
   prepared:prose-small     made by `jaxlm data prepare prose-small`
 
-{split} in a pattern stands for train, validation or test; without it documents are split by hash (`jaxlm.data.splits`).
+{split} in a pattern stands for train, validation or test; without it documents are split by the hash of their content
+(`jaxlm.data.plain_files`), 5 % each for validation and test.
 """
 
 import dataclasses
+import functools
 import glob
 import hashlib
 import json
@@ -20,10 +23,15 @@ from collections.abc import Callable, Iterator
 
 from jaxlm import json_text
 from jaxlm.config import nearest
+from jaxlm.data import plain_files
+from jaxlm.data.array_records import read_records
+from jaxlm.data.digests import file_digest
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
-from jaxlm.data.splits import MIN_DOCUMENTS, SMALL_BYTES, SPLITS, cut_by_position, split_of
+from jaxlm.data.splits import SMALL_BYTES, SPLITS, split_of
 from jaxlm.paths import expand
+
+RULE = 2      # of the sides of documents (`plain_files`): another rule is another corpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,87 +62,36 @@ def _mini(source: str, name: str) -> Corpus:
 
 
 def _files(source: str, pattern: str) -> Corpus:
-  """Files, a document each. Few of them are cut by position, so that one book is enough to train and evaluate."""
+  """Files, a document each, or a line each of JSON lines. Few documents are cut by position, so that one book is enough."""
   text = source.startswith("text:")
-  read = lambda path: _read_file(path, text)
+  pattern, column = plain_files.with_column(pattern) if text else (pattern, None)
   if "{split}" in pattern:
     by_split = {split: _matching(source, pattern.replace("{split}", split)) for split in SPLITS}
-    everything = [path for paths in by_split.values() for path in paths]
-    return Corpus(source, _fingerprint(source, everything), lambda split: map(read, by_split[split]))
+    return Corpus(source, _fingerprint(source, by_split, column),
+                  lambda split: plain_files.documents_of(by_split[split], text=text, column=column))
   paths = _matching(source, pattern)
   if not paths:
     raise DataError(f"data.source = {source!r}: no file matches; the path is relative to {os.getcwd()}")
-  size = sum(os.path.getsize(p) for p in paths)
-  if not size:
+  if not any(map(os.path.getsize, paths)):
     raise DataError(f"data.source = {source!r}: the corpus is empty ({len(paths)} file(s) of 0 bytes)")
-  root = os.path.commonpath([os.path.dirname(p) for p in paths])
-  side = {p: split_of(pathlib.Path(p).relative_to(root).as_posix(), small=size < SMALL_BYTES) for p in paths}
-  if len(paths) < MIN_DOCUMENTS or len(set(side.values())) < len(SPLITS):
-    documents = lambda split: (cut_by_position(read(p))[split] for p in paths)
-  else:
-    documents = lambda split: (read(p) for p in paths if side[p] == split)
-  return Corpus(source, _fingerprint(source, paths), documents)
+  # Decided when a document is asked for: a fingerprint needs no text.
+  sides = functools.cache(lambda: plain_files.by_side(paths, text=text, column=column))
+  return Corpus(source, _fingerprint(source, {"all": paths}, column), lambda split: sides()(split))
 
 
 def _array_record(source: str, pattern: str) -> Corpus:
-  by_split = {split: _matching(source, pattern.replace("{split}", split), "**/*.array_record*") for split in SPLITS}
-  everything = sorted({path for paths in by_split.values() for path in paths})
-  if not everything:
+  pattern, feature = plain_files.with_column(pattern)
+  whole = "{split}" not in pattern
+  by_split = {split: _matching(source, pattern.replace("{split}", split), "**/*.array_record*")
+              for split in (SPLITS[:1] if whole else SPLITS)}
+  if not any(by_split.values()):
     raise DataError(f"data.source = {source!r}: no file matches; the path is relative to {os.getcwd()}")
-  fingerprint = _fingerprint(source, everything)
-  if "{split}" in pattern:
-    return Corpus(source, fingerprint, lambda split: read_records(by_split[split]))
-  return Corpus(source, fingerprint, lambda split: _by_content(read_records(everything), split,
-                                                               sum(map(os.path.getsize, everything))))
-
-
-def read_records(paths: list[str]) -> Iterator[bytes]:
-  """The texts in ArrayRecord files, in order: the feature `text` of a tf.train.Example, or the whole record."""
-  from array_record.python import array_record_module
-
-  for path in paths:
-    try:
-      reader = array_record_module.ArrayRecordReader(str(path))
-      for i in range(reader.num_records()):
-        yield _text_of(reader.read([i])[0])
-      reader.close()
-    except (RuntimeError, ValueError, IndexError) as error:
-      if isinstance(error, DataError):
-        raise
-      raise DataError(f"{path} is not an ArrayRecord file, or is damaged ({str(error).splitlines()[0][:120]}); "
-                      f"plain files are read with 'text:' or 'bytes:'") from None
-
-
-def _text_of(record: bytes) -> bytes:
-  """Feature `text` of a serialised tf.train.Example that has one; any other record is the text itself."""
-  try:
-    for features in _fields(record, 1):
-      for entry in _fields(features, 1):
-        if _fields(entry, 1) == [b"text"]:
-          return _fields(_fields(_fields(entry, 2)[0], 1)[0], 1)[0]
-  except IndexError:
-    pass
-  return record
-
-
-def _fields(message: bytes, number: int) -> list[bytes]:
-  """Values of a length-delimited protobuf field; IndexError if `message` holds anything else or ends early."""
-  out, at = [], 0
-  while at < len(message):
-    if message[at] & 7 != 2 or message[at] >> 3 not in (1, 2):
-      raise IndexError(at)
-    tag, at, size, shift = message[at] >> 3, at + 1, 0, 0
-    while True:
-      byte, at = message[at], at + 1
-      size, shift = size | (byte & 127) << shift, shift + 7
-      if byte < 128:
-        break
-    if at + size > len(message):
-      raise IndexError(at)
-    if tag == number:
-      out.append(message[at:at + size])
-    at += size
-  return out
+  fingerprint = _fingerprint(source, by_split, feature)
+  if not whole:
+    return Corpus(source, fingerprint, lambda split: read_records(by_split[split], feature))
+  # Records carry no name: their text is the key, so copies stay together and files may be added.
+  return Corpus(source, fingerprint, lambda split: (
+      record for record in read_records(by_split[SPLITS[0]], feature) if plain_files.side_of(record) == split))
 
 
 def _tfds(source: str, rest: str) -> Corpus:
@@ -170,7 +127,7 @@ def _tfds(source: str, rest: str) -> Corpus:
   sizes = {split: splits[split].num_bytes for split in splits}
   digest = hashlib.sha256(f"{builder.info.full_name} {feature} {sorted(sizes.items())}".encode())
   for path in sorted(pathlib.Path(builder.data_dir).glob("*.array_record*")):
-    digest.update(_hash_file(path).encode())
+    digest.update(file_digest(path).encode())
 
   def documents(split: str) -> Iterator[bytes]:
     # `train` keeps out what is carved from it for the splits that the data set does not have.
@@ -240,29 +197,16 @@ def _literal_start(pattern: str) -> str:
   return pattern
 
 
-def _read_file(path: str, text: bool) -> bytes:
-  raw = pathlib.Path(path).read_bytes()
-  if text:
-    try:
-      raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-      raise DataError(f"{path} is not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start}); convert it, or read "
-                      f"it as 'bytes:{path}'") from None
-  return raw
-
-
-def _by_content(texts: Iterator[bytes], split: str, size: int) -> Iterator[bytes]:
-  """Records carry no name: their text is the key, so copies stay together."""
-  return (t for t in texts if split_of(t.decode("utf-8", "surrogateescape"), small=size < SMALL_BYTES) == split)
-
-
-def _fingerprint(source: str, paths: list[str]) -> str:
-  digest = hashlib.sha256(source.partition(":")[0].encode())
-  for path in paths:
-    digest.update(f"{os.path.basename(path)} {_hash_file(path)}\n".encode())
+def _fingerprint(source: str, by_split: dict[str, list[str]], column: str | None) -> str:
+  """Of the scheme, the rule of sides, the column, and of each split's files in order. Names and folders do not enter: the order does."""
+  digest = hashlib.sha256(f"{source.partition(':')[0]} {RULE} {column}".encode())
+  for split, paths in by_split.items():
+    digest.update(f"\n{split}".encode())
+    for path in paths:
+      digest.update(f" {file_digest(path)}{_kind(path)}".encode())
   return digest.hexdigest()
 
 
-def _hash_file(path) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+def _kind(path: str) -> str:
+  """How a file is read, where its name decides."""
+  return next((end for end in plain_files.JSON_LINES if path.endswith(end)), "")

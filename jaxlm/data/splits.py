@@ -26,18 +26,20 @@ def split_of(key: str, *, small: bool) -> str:
   return "test" if value < step else "validation" if value < 2 * step else "train"
 
 
-def cut_by_position(text: bytes) -> dict[str, bytes]:
+def cut_by_position(document: bytes, *, text: bool = False) -> dict[str, bytes]:
   """First 80 % train, then 10 % validation, 10 % test; each cut falls after a line end where there is one.
 
-  The three concatenate to `text`.
+  text: UTF-8, so that a cut elsewhere falls between characters. The three concatenate to `document`.
   """
   cuts = [0]
   for fraction in (0.8, 0.9):
-    near = int(len(text) * fraction)
-    after = text.find(b"\n", near, near + len(text) // 20 + 1)
+    near = int(len(document) * fraction)
+    after = document.find(b"\n", near, near + len(document) // 20 + 1)
+    while text and after < 0 and near < len(document) and document[near] & 0xC0 == 0x80:
+      near += 1
     cuts.append(max(cuts[-1], after + 1 if after >= 0 else near))
-  bounds = [*cuts, len(text)]
-  return {split: text[a:b] for split, a, b in zip(SPLITS, bounds, bounds[1:])}
+  bounds = [*cuts, len(document)]
+  return {split: document[a:b] for split, a, b in zip(SPLITS, bounds, bounds[1:])}
 
 
 def split_documents(documents: Iterable[tuple[str, bytes]]) -> dict[str, list[bytes]]:

@@ -1,20 +1,20 @@
 """A corpus as one flat array of tokens on disk: tokenised once, mapped into memory, read by index.
 
 Every document is preceded by the separator: [s d0 d0 d0 s d1 d1 ...]. The folder's name is the hash of content and
-tokenizer, so a store is never stale; it appears by one rename, so it is never half there.
+tokenizer, so a store is never stale; it is made once (`made_once`), so it is never half there.
 """
 
 import functools
 import hashlib
 import os
 import pathlib
-import shutil
 import sys
 from collections.abc import Iterator
 
 import numpy as np
 
 from jaxlm.data.errors import DataError
+from jaxlm.data.made_once import made_once
 from jaxlm.data.sources import Corpus
 from jaxlm.data.tokenizers import Tokenizer
 
@@ -58,19 +58,7 @@ def token_store(corpus: Corpus, split: str, tokenizer: Tokenizer, cache: pathlib
   """The store of one split, from the cache or made now. Memory: one batch of documents."""
   key = hashlib.sha256(f"1 {corpus.fingerprint} {split} {tokenizer.fingerprint} {tokenizer.vocab_size}".encode())
   folder = cache / key.hexdigest()[:32]
-  if not folder.is_dir():
-    part = cache / f"{folder.name}.part{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-      _write(part, corpus, split, tokenizer)
-      part.rename(folder)
-    except OSError:
-      if not folder.is_dir():    # else another process was first, with the same bytes
-        raise
-    finally:
-      shutil.rmtree(part, ignore_errors=True)
-  return TokenStore(folder)
+  return TokenStore(made_once(folder, lambda part: _write(part, corpus, split, tokenizer)))
 
 
 def _write(folder: pathlib.Path, corpus: Corpus, split: str, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,65 @@
+"""SHA-256 of files, each computed once: remembered in the process, and for large files in the data folder.
+
+A file is known by its real path, size, inode and time of change (nanoseconds). One that changed within the last two seconds
+is hashed again each time, for a second change in the same instant would not show. What is changed with its time put back
+is not noticed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import uuid
+
+from jaxlm import json_text
+from jaxlm.data.folders import data_dir
+
+LARGE = 1 << 20      # bytes; smaller files are hashed faster than looked up
+RECENT_S = 2.0
+_known: dict[str, tuple[list, str]] = {}
+_read: set[str] = set()
+
+
+def file_digest(path: str | os.PathLike) -> str:
+  """Hexadecimal SHA-256 of a file's bytes."""
+  real = os.path.realpath(path)
+  stat = os.stat(real)
+  stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+  if stat.st_size >= LARGE:
+    _load()
+  if real in _known and _known[real][0] == stamp:
+    return _known[real][1]
+  with open(real, "rb") as file:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+  if abs(time.time() - stat.st_mtime) > RECENT_S:
+    _known[real] = (stamp, digest)
+    if stat.st_size >= LARGE:
+      _save()
+  return digest
+
+
+def _file() -> str:
+  return str(data_dir() / "digests.json")
+
+
+def _load() -> None:
+  """What other processes have found, once per data folder. A damaged or absent file is as an empty one."""
+  if _file() in _read:
+    return
+  _read.add(_file())
+  with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+    with open(_file(), encoding="utf-8") as file:
+      for path, (stamp, digest) in json.load(file).items():
+        _known.setdefault(path, (list(stamp), str(digest)))
+
+
+def _save() -> None:
+  """Atomically; of two processes that write at once, the later one's findings stay. A folder that cannot be written costs a hash."""
+  with contextlib.suppress(OSError):
+    os.makedirs(os.path.dirname(_file()), exist_ok=True)
+    large = {path: entry for path, entry in _known.items() if entry[0][0] >= LARGE}
+    part = f"{_file()}.{uuid.uuid4().hex}"
+    with open(part, "w", encoding="utf-8") as file:
+      file.write(json_text.dumps(large))
+    os.replace(part, _file())

@@ -1,0 +1,141 @@
+"""Plain files as documents: what their bytes are, and on which side each document is.
+
+Sides. A document's side is the hash of its own content (`jaxlm.data.splits`): other files, names, folders and the way in which a
+pattern is written do not move it, and copies stay together. Where there are fewer than MIN_DOCUMENTS documents, or one
+side would be empty, each document is cut by position instead, each by itself. A corpus that grows beyond that is another
+corpus: what was held out by position may be trained on then. To decide for good, write {split} into the pattern.
+"""
+
+import gzip
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+from jaxlm.config import nearest
+from jaxlm.data.digests import file_digest
+from jaxlm.data.errors import DataError
+from jaxlm.data.splits import MIN_DOCUMENTS, SPLITS, cut_by_position, split_of
+
+JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+#: First bytes of files that are no text -> what they are and what to do.
+MAGIC = {
+    b"\x1f\x8b": ("compressed by gzip", "unpack it (gunzip), or name it .jsonl.gz if its lines are JSON"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it (unzstd)"),
+    b"BZh": ("compressed by bzip2", "unpack it (bunzip2)"),
+    b"\xfd7zXZ\x00": ("compressed by xz", "unpack it (unxz)"),
+    b"PK\x03\x04": ("a zip archive", "unpack it"),
+    b"PAR1": ("a Parquet table", "write its text column as .jsonl"),
+    b"ARROW1": ("an Arrow table", "write its text column as .jsonl"),
+    b"%PDF": ("a PDF document", "extract its text"),
+    b"\xff\xfe": ("UTF-16", "convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+    b"\xfe\xff": ("UTF-16", "convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+}
+BOM = b"\xef\xbb\xbf"
+
+
+def documents_of(paths: list[str], *, text: bool, column: str | None) -> Iterator[bytes]:
+  """The documents of files in order: a file each, or a line each of JSON lines."""
+  for path in paths:
+    if text and (column is not None or path.endswith(JSON_LINES)):
+      yield from json_lines(path, column or "text")
+    else:
+      yield read_text(path) if text else pathlib.Path(path).read_bytes()
+
+
+def by_side(paths: list[str], *, text: bool, column: str | None) -> Callable[[str], Iterator[bytes]]:
+  """split -> its documents."""
+  if text and (column is not None or any(path.endswith(JSON_LINES) for path in paths)):
+    side = side_of
+  else:      # the content's hash is known already: no file of another side is read
+    side = None
+  read = lambda: documents_of(paths, text=text, column=column)
+  sides = map(side_of, read()) if side else (split_of(file_digest(path), small=True) for path in paths)
+  if not enough(sides):
+    return lambda split: (cut_by_position(document, text=text)[split] for document in read())
+  if side:
+    return lambda split: (document for document in read() if side_of(document) == split)
+  return lambda split: documents_of([path for path in paths if split_of(file_digest(path), small=True) == split],
+                                    text=text, column=column)
+
+
+def side_of(document: bytes) -> str:
+  return split_of(document.decode("utf-8", "surrogateescape"), small=True)
+
+
+def enough(sides: Iterator[str]) -> bool:
+  """Whether there are enough documents to put each whole on a side, and some on every side; looks no further than it must."""
+  seen = set()
+  for count, side in enumerate(sides, 1):
+    seen.add(side)
+    if count >= MIN_DOCUMENTS and len(seen) == len(SPLITS):
+      return True
+  return False
+
+
+def read_text(path: str) -> bytes:
+  """UTF-8 without a byte-order mark. Anything else is refused with what it is."""
+  raw = pathlib.Path(path).read_bytes()
+  for magic, (what, remedy) in MAGIC.items():
+    if raw.startswith(magic):
+      raise DataError(f"{path} is not text, it is {what}; {remedy}, or read its bytes as they are with 'bytes:{path}'")
+  raw = raw.removeprefix(BOM)
+  try:
+    raw.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise DataError(f"{path} is not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start}); convert it, or read "
+                    f"it as 'bytes:{path}'") from None
+  if _is_json_lines(raw):
+    raise DataError(f"{path} holds a JSON object in each line, and would be trained on with its braces; name the column of its "
+                    f"text, 'text:{path}#text', or read it as it is with 'bytes:{path}'")
+  return raw
+
+
+def _is_json_lines(raw: bytes) -> bool:
+  """Whether the first two lines are JSON objects."""
+  if not raw.startswith(b"{"):
+    return False
+  lines = raw[:1 << 20].split(b"\n", 2)[:2]
+  return len(lines) == 2 and all(isinstance(_parsed(line), dict) for line in lines)
+
+
+def _parsed(line: bytes):
+  try:
+    return json.loads(line)
+  except ValueError:
+    return None
+
+
+def json_lines(path: str, column: str) -> Iterator[bytes]:
+  """The string under `column` of each line's object. Empty lines are passed over."""
+  opened = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+  try:
+    with opened as lines:
+      for number, line in enumerate(lines, 1):
+        line = line.removeprefix(BOM) if number == 1 else line
+        if line.strip():
+          yield _text_of(path, number, line, column)
+  except (gzip.BadGzipFile, EOFError, OSError) as error:
+    if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+      raise
+    raise DataError(f"{path} is not a whole gzip file ({error}); fetch it again") from None
+
+
+def _text_of(path: str, number: int, line: bytes, column: str) -> bytes:
+  found = _parsed(line)
+  if not isinstance(found, dict):
+    raise DataError(f"{path}, line {number} is not a JSON object; every line of JSON lines is one")
+  if column not in found:
+    raise DataError(f"{path}, line {number} has no column {column!r}; {nearest(column, found)}; name it behind '#': "
+                    f"'text:{path}#{next(iter(found), 'text')}'")
+  if not isinstance(found[column], str):
+    raise DataError(f"{path}, line {number}: column {column!r} holds {type(found[column]).__name__}, wanted a string")
+  return found[column].encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
+
+
+def with_column(pattern: str) -> tuple[str, str | None]:
+  """('books/*.jsonl', 'body') of 'books/*.jsonl#body'. A file whose name has a '#' is meant as it is written."""
+  if "#" not in pattern or os.path.exists(os.path.expanduser(pattern)):
+    return pattern, None
+  pattern, _, column = pattern.rpartition("#")
+  return pattern, column or None
