@@ -62,6 +62,10 @@ def _run(table: Table, args, rows, seeds) -> int:
 
   logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax warns about what a reader leaves unread
   workdir = pathlib.Path(args.workdir or f"runs/{table.runs or table.name}/{args.scale}")
+  made_by = runner.provenance()
+  if args.out and made_by["revision"].endswith("+") and not args.draft:
+    return _refuse(f"--out={args.out}: the files differ from revision {made_by['revision'].rstrip('+')}, so nobody could make this report "
+                   f"again; commit them first, or give --draft, which marks the report")
   failed = {} if args.report else runner.run_rows(table, args.scale, rows=rows, seeds=seeds, workdir=workdir)
   results = runner.results(table, args.scale, workdir)
   stem = pathlib.Path(args.out or workdir / table.name)
@@ -70,10 +74,6 @@ def _run(table: Table, args, rows, seeds) -> int:
     for size in table.scales[args.scale].sizes:
       name = stem.name + (f"-{size}" if size and len(table.scales[args.scale].sizes) > 1 else "") + ".png"
       written.append(figure.draw(table, results, stem.with_name(name), size=size, scale=args.scale))
-  made_by = runner.provenance()
-  if args.out and made_by["revision"].endswith("+") and not args.draft:
-    return _refuse(f"--out={args.out}: the files differ from revision {made_by['revision'].rstrip('+')}, so nobody could make this report "
-                   f"again; commit them first, or give --draft, which marks the report")
   summary = report.summarise(table, args.scale, results, failed, made_by)
   written = report.write(table, summary, stem) + [p for p in written if p]
   report.show(table, summary)
