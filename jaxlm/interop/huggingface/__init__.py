@@ -42,8 +42,24 @@ RELEASES = {"arch_layout": "HNet", "ssm_cfg": "MambaLMHeadModel"}
 SPECIAL_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 
 
+#: Architectures that people ask for and the decoder does not have, with what it would need.
+NOT_READ = {
+    "PhiForCausalLM": "one norm is read by both attention and MLP of a block, and the head has a bias",
+    "Phi3ForCausalLM": "its projections are fused, and long contexts have a RoPE of their own (longrope)",
+    "OlmoForCausalLM": "its norms have no weights",
+    "Olmo2ForCausalLM": "its norms stand behind attention and MLP only, and those of q and k are over all heads",
+    "MixtralForCausalLM": "it is a mixture of experts", "Qwen2MoeForCausalLM": "it is a mixture of experts",
+    "FalconForCausalLM": "its norms and heads are laid out in several ways", "BloomForCausalLM": "its embedding has a norm",
+    "MambaForCausalLM": "it is Mamba-1, with decays per channel and state",
+    "BertForMaskedLM": "it is no causal model", "RobertaForMaskedLM": "it is no causal model",
+    "MT5ForConditionalGeneration": "save it as T5ForConditionalGeneration: the networks are the same",
+}
+
+
 def converter(name: str):
   """The converter of an architecture, by the name in config.json."""
+  if name in NOT_READ and name not in ARCHITECTURES:
+    raise ConfigError(f"architecture {name!r} is not supported: {NOT_READ[name]} (supported: {', '.join(ARCHITECTURES)})")
   if name not in ARCHITECTURES:
     raise ConfigError(f"architecture {name!r} is not supported; {nearest(name, ARCHITECTURES)} "
                       f"(supported: {', '.join(ARCHITECTURES)})")

@@ -1,5 +1,6 @@
 """Reading a foreign `config.json`: every field is used, known to be irrelevant, or refused."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,12 @@ IRRELEVANT = frozenset("""
   resid_pdrop embd_pdrop attn_pdrop attention_dropout hidden_dropout dropout chunk_size_feed_forward is_decoder
   summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
   gradient_checkpointing _attn_implementation attn_implementation reorder_and_upcast_attn cache_implementation
-  use_return_dict torchscript pruned_heads
+  use_return_dict torchscript pruned_heads tf_legacy_loss use_bfloat16 unsloth_version unsloth_fixed
+  n_special predict_special_tokens _num_labels max_sequence_length is_llama_config transformers.js_config
+  max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
+  typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+  num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+  exponential_decay_length_penalty suppress_tokens begin_suppress_tokens renormalize_logits
 """.split())
 
 
@@ -66,6 +72,11 @@ class Fields:
     """Refuses fields that nobody asked for. ignore: names the user vouches for."""
     extra = sorted(set(self.mapping) - self.read - IRRELEVANT - set(ignore))
     if extra:
-      raise ConfigError(f"{self.what}: field {extra[0]!r} = {self.mapping[extra[0]]!r} is unknown for this "
-                        f"architecture, so it might change what the model computes; {nearest(extra[0], self.read)}. "
-                        f"If it does not, name it as ignored")
+      listed = ", ".join(f"{name!r} = {self.mapping[name]!r}"[:120] + self._near(name) for name in extra)
+      fields, are, they = ("field", "is", "it does") if len(extra) == 1 else ("fields", "are", "they do")
+      raise ConfigError(f"{self.what}: {fields} {listed} {are} unknown for this architecture, so the model might compute something "
+                        f"else. If {they} not change it, say so: " + " ".join(f"--ignore-field={name}" for name in extra))
+
+  def _near(self, name: str) -> str:
+    close = difflib.get_close_matches(name, self.read, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

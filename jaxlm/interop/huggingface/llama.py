@@ -49,6 +49,7 @@ class Llama(Architecture):
     kv = fields.nullable("num_key_value_heads", default["num_key_value_heads"])
     heads = dict(num_heads=N, num_kv_heads=N if kv is None else fields.size("num_key_value_heads", kv),
                  head_dim=head_dim)
+    fields.only("rope_interleaved", False, "the released weights of this architecture turn halves")
     fields.only("pretraining_tp", 1, "it splits the sums of one matmul, which only changes rounding")
     if "mlp_bias" in fields.mapping and self.model_type != "llama":
       fields.only("mlp_bias", False, "the MLP of this architecture has no biases")
