@@ -25,7 +25,7 @@ USAGE = """Weights of other libraries in and out.
   jaxlm convert --from RUN --to OUT                   a run's parameters -> jaxlm weights folder
 
 A Hugging Face folder holds config.json and model.safetensors, pytorch_model.bin or an index of shards of either.
-Architectures: GPT-2, Llama, Mistral, Qwen3, Gemma-2, GPT-NeoX, Mamba-2, LaCT, T5 and ByT5, MrT5; H-Net as released (its
+Architectures: GPT-2, Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma-2, OLMo-2, GPT-NeoX, Mamba-2, LaCT, T5 and ByT5, MrT5; H-Net as released (its
 JSON as config.json beside the .pt file); Mamba-2 as released by mamba_ssm (read only)."""
 
 
@@ -83,6 +83,7 @@ def _numpy_dtype(name: str | None):
 
 def _from_hf(source, target, args) -> None:
   from jaxlm.interop import huggingface, weights
+  from jaxlm.interop.huggingface.rope import fixed_length
   if args.step is not None or args.ema or args.architecture:
     raise ConfigError("--step, --ema and --architecture are for a run that is exported, not for `--from hf`")
   config = read_json(source / "config.json")
@@ -99,6 +100,9 @@ def _from_hf(source, target, args) -> None:
     cfg, params = add_gate(dataclasses.replace(cfg, softmax1=True), params, DeleteGateConfig(args.delete_gate))
   weights.check_params(cfg, params, str(source))
   _print_table(table)
+  if (length := fixed_length(config, args.seq_len)) is not None:
+    notes = [*notes, f"the RoPE of this model is dynamic: it is fixed here as it is for inputs of {length} tokens, and longer ones would "
+                     f"be computed otherwise by the library; for another length give --seq-len"]
   for note in notes:
     print(f"note: {note}")
   if not args.dry_run:

@@ -4,7 +4,7 @@ Axes: B batch, T time, S cached keys, D d_model, N heads, K kv heads, H head_dim
 """
 
 import dataclasses
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,8 @@ class AttentionConfig:
 
   causal: False lets every token see both sides; there is no decoding state then.
   position: default the model's. window: a query sees itself and the window - 1 keys before it; None = all.
-  use_bias: on q, k, v and the output. qk_norm: of each head of q and k, before the position encoding.
+  use_bias: on q, k, v and the output; output_bias: on the output, None = as use_bias. qk_norm: of q and k before the position
+  encoding; qk_norm_over: its statistics are those of each head, or of all heads together.
   softcap: c tanh(score / c). scale: of the scores, default 1 / sqrt(head_dim).
   implementation: of the attention kernel; None = best for the platform.
   """
@@ -38,7 +39,9 @@ class AttentionConfig:
   position: Annotated[object | None, POSITIONS] = None
   window: Count | None = None
   use_bias: bool = False
+  output_bias: bool | None = None
   qk_norm: Annotated[object | None, NORMS] = None
+  qk_norm_over: Literal["head", "heads"] = "head"
   softcap: Positive | None = None
   scale: Positive | None = None
   softmax1: bool = False
@@ -133,8 +136,7 @@ class Attention(nn.Module):
 
     q_BTNH, k_BTKH, v_BTKH = project("q", N, "heads"), project("k", K, "kv_heads"), project("v", K, "kv_heads")
     if cfg.qk_norm is not None:
-      q_BTNH = cfg.qk_norm.build(self.dtype, "q_norm", "head_dim")(q_BTNH)
-      k_BTKH = cfg.qk_norm.build(self.dtype, "k_norm", "head_dim")(k_BTKH)
+      q_BTNH, k_BTKH = self._normed("q_norm", q_BTNH, "heads"), self._normed("k_norm", k_BTKH, "kv_heads")
 
     shared = context.shared
     if context.shared_by != (position, heads):
@@ -166,7 +168,14 @@ class Attention(nn.Module):
 
     w_o_NHD = w("w_o", (N, H, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5))
     y_BTD = linear(tap(self, "heads", o_BTNH.astype(self.dtype)), w_o_NHD, contract=2)
-    return (y_BTD + w("b_o", (D,), ("embed",), init=zeros)[None, None] if cfg.use_bias else y_BTD), state
+    biased = cfg.use_bias if cfg.output_bias is None else cfg.output_bias
+    return (y_BTD + w("b_o", (D,), ("embed",), init=zeros)[None, None] if biased else y_BTD), state
+
+  def _normed(self, name, x_BTNH, axis):
+    norm = self.cfg.qk_norm
+    if self.cfg.qk_norm_over == "head":
+      return norm.build(self.dtype, name, "head_dim")(x_BTNH)
+    return norm.build(self.dtype, name, axis)(x_BTNH.reshape(*x_BTNH.shape[:2], -1)).reshape(x_BTNH.shape)
 
   def _attend(self, q, k, v, bias, **sight):
     cfg = self.cfg

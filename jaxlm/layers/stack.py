@@ -34,7 +34,7 @@ class BlockConfig:
   """What surrounds the mixers.
 
   residual: "sequential" x += mixer(norm x), x += mlp(norm x); "parallel" x += mixer(norm x) + mlp(norm' x);
-    "sandwich" sequential, with a norm after each sublayer as well.
+    "sandwich" sequential, with a norm after each sublayer as well; "post" x += norm mixer(x), x += norm mlp(x).
   remat: what the backward pass recomputes; "minimal" keeps the results of weight matmuls, "dots" of all, "full"
     nothing. unroll: layer groups per step of the scan; as many as there are removes the loop.
   """
@@ -42,7 +42,7 @@ class BlockConfig:
   d_model: Count
   mlp: MLPConfig | None
   norm: Annotated[object, NORMS]
-  residual: Literal["sequential", "parallel", "sandwich"] = "sequential"
+  residual: Literal["sequential", "parallel", "sandwich", "post"] = "sequential"
   remat: Literal["none", "full", "minimal", "dots"] = "none"
   unroll: Count = 1
   dtype: str = "float32"
@@ -57,8 +57,9 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, context, state=None):
     cfg = self.cfg
-    norm = lambda name, x_BTD: cfg.norm.build(cfg.dtype, name)(x_BTD)
-    after = norm if cfg.residual == "sandwich" else lambda name, x_BTD: x_BTD
+    build = lambda name, x_BTD: cfg.norm.build(cfg.dtype, name)(x_BTD)
+    norm, after = (build if there else lambda name, x_BTD: x_BTD for there in (
+        cfg.residual != "post", cfg.residual in ("sandwich", "post")))
 
     mixer = self.mixer.build(cfg.d_model, cfg.dtype, "mixer")
     y_BTD, state = mixer(tap(self, "attn_in", norm("norm", x_BTD)), context, state)

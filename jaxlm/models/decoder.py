@@ -45,7 +45,7 @@ class DecoderConfig(ModelConfig):
   norm: Annotated[object, NORMS] = RMSNormConfig()
   position: Annotated[object, POSITIONS] = NoPosition()
   embedding: Annotated[object, EMBEDDINGS] = EmbeddingConfig()
-  residual: Literal["sequential", "parallel", "sandwich"] = "sequential"
+  residual: Literal["sequential", "parallel", "sandwich", "post"] = "sequential"
   softcap: Positive | None = None
   tie_embeddings: bool = True
   remat: Literal["none", "full", "minimal", "dots"] = "none"

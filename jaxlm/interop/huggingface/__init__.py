@@ -19,7 +19,10 @@ ARCHITECTURES = {
     "GPT2LMHeadModel": "jaxlm.interop.huggingface.gpt2:GPT2_LM",
     "LlamaForCausalLM": "jaxlm.interop.huggingface.llama:LLAMA",
     "MistralForCausalLM": "jaxlm.interop.huggingface.llama:MISTRAL",
+    "Qwen2ForCausalLM": "jaxlm.interop.huggingface.llama:QWEN2",
     "Qwen3ForCausalLM": "jaxlm.interop.huggingface.llama:QWEN3",
+    "GemmaForCausalLM": "jaxlm.interop.huggingface.llama:GEMMA",
+    "Olmo2ForCausalLM": "jaxlm.interop.huggingface.llama:OLMO2",
     "Gemma2ForCausalLM": "jaxlm.interop.huggingface.llama:GEMMA2",
     "GPTNeoXForCausalLM": "jaxlm.interop.huggingface.gpt_neox:GPT_NEOX",
     "Mamba2ForCausalLM": "jaxlm.interop.huggingface.mamba2:MAMBA2_LM",
@@ -32,7 +35,7 @@ ARCHITECTURES = {
 #: For files that name only their model type.
 MODEL_TYPES = {
     "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
-    "qwen3": "Qwen3ForCausalLM", "gemma2": "Gemma2ForCausalLM", "gpt_neox": "GPTNeoXForCausalLM",
+    "qwen2": "Qwen2ForCausalLM", "gemma": "GemmaForCausalLM", "olmo2": "Olmo2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "gemma2": "Gemma2ForCausalLM", "gpt_neox": "GPTNeoXForCausalLM",
     "mamba2": "Mamba2ForCausalLM", "lact_swiglu": "LaCTForCausalLM",
     "t5": "T5ForConditionalGeneration", "mrt5": "MrT5ForConditionalGeneration",
 }
@@ -47,7 +50,6 @@ NOT_READ = {
     "PhiForCausalLM": "one norm is read by both attention and MLP of a block, and the head has a bias",
     "Phi3ForCausalLM": "its projections are fused, and long contexts have a RoPE of their own (longrope)",
     "OlmoForCausalLM": "its norms have no weights",
-    "Olmo2ForCausalLM": "its norms stand behind attention and MLP only, and those of q and k are over all heads",
     "MixtralForCausalLM": "it is a mixture of experts", "Qwen2MoeForCausalLM": "it is a mixture of experts",
     "FalconForCausalLM": "its norms and heads are laid out in several ways", "BloomForCausalLM": "its embedding has a norm",
     "MambaForCausalLM": "it is Mamba-1, with decays per channel and state",

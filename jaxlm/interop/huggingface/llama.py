@@ -1,4 +1,4 @@
-"""Llama, Mistral, Qwen3 and Gemma-2: one family of names, with differences that are settings."""
+"""Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma-2 and OLMo-2: one family of names, with differences that are settings."""
 
 from jaxlm.config import ConfigError
 from jaxlm.interop.huggingface.architecture import (
@@ -23,7 +23,8 @@ from jaxlm.models.decoder import DecoderConfig
 
 class Llama(Architecture):
   name, model_type = "LlamaForCausalLM", "llama"
-  act, unit_offset, sandwich = "hidden_act", False, False
+  act, residual, eps = "hidden_act", "sequential", 1e-6
+  gemma = False      # embeddings times sqrt(d_model), norms of 1 + w, a tied head
 
   def attention(self, fields, heads: dict, norm: RMSNormConfig, num_layers: int):
     """The mixer, given its sizes and position."""
@@ -45,7 +46,7 @@ class Llama(Architecture):
       head_dim = D // N
     max_len = size("max_position_embeddings")
     rope = read_rope(fields, head_dim, max_len=max_len, seq_len=seq_len)
-    norm = RMSNormConfig(eps=float(fields.number("rms_norm_eps", 1e-6)), unit_offset=self.unit_offset)
+    norm = RMSNormConfig(eps=float(fields.number("rms_norm_eps", self.eps)), unit_offset=self.gemma)
     kv = fields.nullable("num_key_value_heads", default["num_key_value_heads"])
     heads = dict(num_heads=N, num_kv_heads=N if kv is None else fields.size("num_key_value_heads", kv),
                  head_dim=head_dim)
@@ -58,9 +59,9 @@ class Llama(Architecture):
         mixer=self.attention(fields, heads, norm, L),
         mlp=MLPConfig(d_ff=size("intermediate_size"), gated=True, use_bias=fields.get("mlp_bias", False),
                       activation=fields.choice(self.act, ACTIVATIONS, self.default_act)),
-        norm=norm, position=rope, embedding=EmbeddingConfig(scale_by_width=self.sandwich),
-        residual="sandwich" if self.sandwich else "sequential", softcap=self.final_softcap(fields),
-        tie_embeddings=fields.get("tie_word_embeddings", self.sandwich))
+        norm=norm, position=rope, embedding=EmbeddingConfig(scale_by_width=self.gemma),
+        residual=self.residual, softcap=self.final_softcap(fields),
+        tie_embeddings=fields.get("tie_word_embeddings", self.gemma))
 
   default_act = "silu"
 
@@ -90,9 +91,10 @@ class Llama(Architecture):
       if attention.use_bias:
         rules.append(Rule(f"{name}.bias", f"{ours}/b_{letter}", f"({count} h) -> {count} h"))
       if attention.qk_norm is not None and letter in "qk":
-        rules.append(Rule(f"{layer}.self_attn.{letter}_norm.weight", f"{ours}/{letter}_norm/scale", "h -> h"))
+        axis = "h" if attention.qk_norm_over == "head" else "a" if letter == "q" else "c"
+        rules.append(Rule(f"{layer}.self_attn.{letter}_norm.weight", f"{ours}/{letter}_norm/scale", f"{axis} -> {axis}"))
     rules.append(Rule(f"{layer}.self_attn.o_proj.weight", f"{block}/mixer/w_o", "d (n h) -> n h d"))
-    if attention.use_bias:
+    if attention.use_bias if attention.output_bias is None else attention.output_bias:
       rules.append(Rule(f"{layer}.self_attn.o_proj.bias", f"{block}/mixer/b_o", "d -> d"))
     for theirs, ours, axes, bias in (("gate_proj", "gate", "f d -> d f", "f"), ("up_proj", "in", "f d -> d f", "f"),
                                      ("down_proj", "out", "d f -> f d", "d")):
@@ -104,7 +106,9 @@ class Llama(Architecture):
     rules += norm_rules("model.norm", "final_norm")
     if not cfg.tie_embeddings:
       rules.append(Rule("lm_head.weight", "head/w_out", "v d -> v d"))
-    return Table(tuple(rules), sizes_of(cfg, attention), cfg.num_layers, ignore=(r".*rotary_emb\.inv_freq",),
+    sizes = sizes_of(cfg, attention)
+    sizes |= {"a": sizes["n"] * sizes["h"], "c": sizes["k"] * sizes["h"]}
+    return Table(tuple(rules), sizes, cfg.num_layers, ignore=(r".*rotary_emb\.inv_freq",),
                  tied={"lm_head.weight": "model.embed_tokens.weight"} if cfg.tie_embeddings else {})
 
   norms = {"input_layernorm": "norm", "post_attention_layernorm": "mlp_norm"}
@@ -144,9 +148,10 @@ class Qwen3(Llama):
     if any(sliding) and window is None:
       raise ConfigError(f"{fields.what}: layer_types asks for sliding_attention, but there is no window: "
                         f"use_sliding_window is false or sliding_window null")
-    make = lambda window: AttentionConfig(**heads, window=window, qk_norm=norm,
-                                          use_bias=fields.get("attention_bias", False))
-    return pattern([make(window if s else None) for s in sliding])
+    return pattern([AttentionConfig(**heads, window=window if s else None, **self.more(fields, norm)) for s in sliding])
+
+  def more(self, fields, norm) -> dict:
+    return dict(qk_norm=norm, use_bias=fields.get("attention_bias", False))
 
   def write_more(self, cfg, attention):
     types, window = write_layer_types(cfg)
@@ -154,9 +159,67 @@ class Qwen3(Llama):
                 sliding_window=window)
 
 
+class Qwen2(Qwen3):
+  """Biases on q, k and v, none on the output, and no norms of q and k."""
+
+  name, model_type = "Qwen2ForCausalLM", "qwen2"
+
+  def defaults(self):
+    return super().defaults() | dict(head_dim=None)
+
+  def more(self, fields, norm):
+    return dict(use_bias=True, output_bias=False)
+
+  def write_more(self, cfg, attention):
+    out = super().write_more(cfg, attention)
+    del out["attention_bias"]      # always there
+    return out
+
+
+class Olmo2(Llama):
+  """Norms behind attention and MLP, and of q and k over all heads."""
+
+  name, model_type, residual, eps = "Olmo2ForCausalLM", "olmo2", "post", 1e-5
+  norms = {"post_attention_layernorm": "norm_out", "post_feedforward_layernorm": "mlp_norm_out"}
+
+  def defaults(self):
+    return super().defaults() | dict(vocab_size=50304)
+
+  def attention(self, fields, heads, norm, num_layers):
+    return AttentionConfig(**heads, qk_norm=norm, qk_norm_over="heads", use_bias=fields.get("attention_bias", False))
+
+  def write_more(self, cfg, attention):
+    return dict(attention_bias=attention.use_bias)
+
+
+class Gemma(Llama):
+  name, model_type, gemma, default_act = "GemmaForCausalLM", "gemma", True, "gelu_pytorch_tanh"
+
+  def defaults(self):
+    return dict(hidden_size=3072, intermediate_size=24576, num_hidden_layers=28, num_attention_heads=16,
+                num_key_value_heads=16, head_dim=256, vocab_size=256000, max_position_embeddings=8192)
+
+  def read(self, fields, seq_len):
+    # The released files say "gelu" and mean the tanh form, as the library does; later ones have a second field.
+    act = fields.get("hidden_activation") or fields.get("hidden_act", self.default_act)
+    mapping = fields.mapping
+    fields.mapping = mapping | {"hidden_act": self.default_act if act == "gelu" else act}
+    try:
+      return super().read(fields, seq_len)
+    finally:
+      fields.mapping = mapping
+
+  def attention(self, fields, heads, norm, num_layers):
+    fields.only("use_bidirectional_attention", False, "the decoder is causal")
+    return AttentionConfig(**heads, use_bias=fields.get("attention_bias", False))
+
+  def write_more(self, cfg, attention):
+    return dict(attention_bias=attention.use_bias)
+
+
 class Gemma2(Llama):
   name, model_type = "Gemma2ForCausalLM", "gemma2"
-  act, unit_offset, sandwich, default_act = "hidden_activation", True, True, "gelu_pytorch_tanh"
+  act, residual, gemma, default_act = "hidden_activation", "sandwich", True, "gelu_pytorch_tanh"
   norms = {"input_layernorm": "norm", "post_attention_layernorm": "norm_out",
            "pre_feedforward_layernorm": "mlp_norm", "post_feedforward_layernorm": "mlp_norm_out"}
 
@@ -203,4 +266,5 @@ def _cap(fields, name: str, default: float) -> float | None:
   return None if cap is None else float(cap)
 
 
-LLAMA, MISTRAL, QWEN3, GEMMA2 = Llama(), Mistral(), Qwen3(), Gemma2()
+LLAMA, MISTRAL, QWEN2, QWEN3 = Llama(), Mistral(), Qwen2(), Qwen3()
+GEMMA, GEMMA2, OLMO2 = Gemma(), Gemma2(), Olmo2()

@@ -45,6 +45,13 @@ def _rotary_dim(rope: Fields, head_dim: int, partial: float, scaling) -> int | N
   return dim
 
 
+def fixed_length(config: Mapping, seq_len: int | None = None) -> int | None:
+  """The length of input for which a `dynamic` RoPE is fixed, None for any other: beyond it the library would go on stretching."""
+  given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+  kind = given.get("rope_type", given.get("type")) if isinstance(given, Mapping) else None
+  return max(seq_len or 0, config.get("max_position_embeddings") or 0) if kind == "dynamic" else None
+
+
 def _default(rope, dim, max_len, seq_len):
   return None
 
