@@ -2,7 +2,8 @@
 
 A golden file is an `.npz` with arrays and a JSON string `config`; `config.system` and `config.kind` choose the
 check in `jaxlm.interop.golden.CHECKS`. A row passes when every comparison is within its tolerance and every
-stored result was compared or left out with a reason.
+stored result was compared or left out with a reason. A result that is not stored is not compared, and the row says so:
+a file may hold outputs without gradients.
 
 Exit code: 0 all rows pass, 1 some row fails (a damaged file and an unknown kind are rows), 2 nothing to verify.
 """
@@ -31,6 +32,7 @@ class Row:
   kind: str = "?"
   comparisons: tuple[Comparison, ...] = ()
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+  absent: tuple[str, ...] = ()      # results that the file does not hold
   unread: tuple[str, ...] = ()
   message: str = ""       # why it failed, when it is not (only) a number out of tolerance
   trace: str = ""
@@ -101,7 +103,9 @@ def verify(path, *, allow_unread: bool = False, checks=CHECKS) -> Row:
   if not message and unread and not allow_unread:
     some = ", ".join(unread[:3]) + (", ..." if len(unread) > 3 else "")
     message = f"{len(unread)} stored results were never compared: {some}"
-  return Row(path, system, kind, tuple(case.comparisons), dict(case.skipped), unread, message, trace,
+  if not message and case.torn:
+    message = f"damaged: {case.torn[0]} is not stored, although other gradients are"
+  return Row(path, system, kind, tuple(case.comparisons), dict(case.skipped), tuple(case.absent), unread, message, trace,
              time.perf_counter() - start, passed=case.passed and not message)
 
 
@@ -127,6 +131,8 @@ def print_row(console, row: Row, name: str, widths, verbose: bool) -> None:
                 f"{ratio_text(row.worst('ratio')):>8}  {verdict:<4}     {len(row.comparisons):>8}  {skipped:>7}")
   if row.message:
     console.print(f"    [red]{escape(row.message)}[/]")
+  if row.absent:
+    console.print(f"    [yellow]not stored[/], so not compared: {escape(absent_text(row.absent))}")
   for c in row.comparisons:
     if verbose or not c.passed:
       console.print(f"    {'pass' if c.passed else '[red]FAIL[/]'}  error {number(c.error):>8}  "
@@ -140,6 +146,13 @@ def print_row(console, row: Row, name: str, widths, verbose: bool) -> None:
       console.print(escape(row.trace.rstrip()))
 
 
+def absent_text(absent) -> str:
+  """'gradients; out/loss, out/hidden_0, 2 more'."""
+  outputs = [key for key in absent if not key.startswith("grad")]
+  some = ", ".join(outputs[:4]) + (f", {len(outputs) - 4} more" if len(outputs) > 4 else "")
+  return "; ".join(part for part in ("gradients" if len(outputs) < len(absent) else "", some) if part)
+
+
 def as_json(row: Row, name: str) -> dict:
   """JSON form of a row; a number that is not finite becomes null, and `passed` says what it meant."""
   finite = lambda x: x if x is not None and math.isfinite(x) else None
@@ -150,7 +163,7 @@ def as_json(row: Row, name: str) -> dict:
           "ratio": finite(row.worst("ratio"))},
       "comparisons": [{"key": c.key, "error": finite(c.error), "ratio": finite(c.ratio), "passed": c.passed,
                        "message": c.message} for c in row.comparisons],
-      "skipped": row.skipped, "unread": list(row.unread)}
+      "skipped": row.skipped, "absent": list(row.absent), "unread": list(row.unread)}
 
 
 def main(argv=None) -> int:

@@ -3,7 +3,9 @@
 A check is a function `check(case)`: it reads inputs and weights with `case["in/x"]`, `case.group("param")`, runs
 our code, and calls `case.compare("out/y", y, tolerance)` for each stored result. Results that are never compared
 are counted as skipped, so a check must say why it leaves one out: `case.skip("out/z", "why")`. Read sizes and
-options from `case.config`, never from the file's name: the same format comes with other sizes.
+options from `case.config`, never from the file's name: the same format comes with other sizes. A result that is not stored
+is not compared (`case.has`); what the results depend on must be stored (`case[...]`), unless no stored result needs it
+(`case.given`).
 """
 
 CHECKS: dict[tuple[str, str], str] = {

@@ -120,12 +120,12 @@ def attention_block(case):
   """Every intermediate of one layer, and the gradients of loss = sum(out cotangent)."""
   stored = case.group("param")
   layer = Layer(attention_of(case.config, stored), case.config, stored)
-  valid_BT, cotangent = case["in/valid"], case["in/cotangent"].astype(np.float64)
+  valid_BT, cotangent = case["in/valid"], case.given("in/cotangent", case["in/x"]).astype(np.float64)
 
   @jax.jit
   def run(params, x_BTD):
     y_BTD, pull, sown = jax.vjp(lambda params, x_BTD: layer(params, x_BTD, valid_BT), params, x_BTD, has_aux=True)
-    return y_BTD, pull(jnp.asarray(case["in/cotangent"])), sown
+    return y_BTD, pull(jnp.asarray(cotangent, jnp.float32)), sown
 
   y_BTD, (grads, dx_BTD), sown = run(layer.params, jnp.asarray(case["in/x"]))
 
@@ -191,6 +191,8 @@ def properties(case):
   tail_TKP = layer.phases(layer.run(longer)[1])[0, start:]
   compare_phase(case, "out/rel_phase_all", tail_TKP[:, None] - tail_TKP[None])
 
+  if not case.has("out/x_perturbed_pos"):
+    return
   position = int(case["out/x_perturbed_pos"])
   changed = x.copy()
   changed[:, position] += 1.0
@@ -327,7 +329,8 @@ def long_phase(case):
                                      inclusive=config["cumsum"] == "inclusive")
     phase = phase_BTKP[0, at]
     sin, cos = sincos(phase)
-    return jnp.sum(case["in/w_cos"] * cos + case["in/w_sin"] * sin), (phase, cos, sin)
+    w_cos, w_sin = (case.given(f"in/w_{name}", cos) for name in ("cos", "sin"))
+    return jnp.sum(w_cos * cos + w_sin * sin), (phase, cos, sin)
 
   (value, (phase, cos, sin)), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(case["in/freq"]))
   compare_phase(case, "out/phase", np.asarray(phase), LONG_PHASE)
@@ -364,7 +367,7 @@ def neighbours(case):
 
   def cope(q, k, v, table_HP):
     out = op.attention(q, k, v, bias=op.CoPE(table_HP))
-    return jnp.sum(out * time_first(case["in/cotangent"])), out
+    return jnp.sum(out * time_first(case.given("in/cotangent", time_first(out), ("grad/", "out/cope_loss")))), out
 
   grad = jax.value_and_grad(cope, argnums=(0, 1, 2, 3), has_aux=True)
   (value, out), grads = grad(q, k, v, jnp.asarray(case["in/cope_pos_emb"]))
@@ -400,6 +403,8 @@ def compare_cope_positions(case, q_BTNH, k_BTNH, num_positions: int):
 
 def compare_phase(case, key: str, phase, tolerance=PHASE, where=None):
   """Modulo 2 pi: the stored value plus the wrapped difference."""
+  if not case.has(key):
+    return
   want = case[key].astype(np.float64)
   difference = np.asarray(phase, np.float64) - want
   case.compare(key, want + difference - 2 * np.pi * np.round(difference / (2 * np.pi)), tolerance, where=where)

@@ -35,6 +35,8 @@ def arlm(case):
   case.compare("out/loss", value, LOSS)
   compare_gradients(case, table, grads)
 
+  if not case.has("out/greedy_ids"):
+    return
   prompt_BT, width = case["in/prompt_ids"], case["out/greedy_ids"].shape[1]
   extend = jax.jit(lambda t, s, valid: model.apply({"params": params}, t, s, valid, method="extend"))
   logits, state = extend(prompt_BT, cfg.init_state(len(prompt_BT), width), case["in/prompt_mask"].astype(np.int32))
@@ -80,6 +82,8 @@ def mdlm(case):
   case.compare("out/loss", value, LOSS)
   compare_gradients(case, table, grads)
 
+  if not (case.has("out/sample_x") or case.has("out/sample_t")):
+    return
   dt = diffusion_sampler.step_size(c["max_steps"])
   x_BT, seen_BT, times, found = jnp.asarray(case["in/sample_init"]), np.asarray(case["in/sample_mask"], bool), [], []
   forward = jax.jit(lambda x, t: model.apply({"params": params}, x, masked_diffusion.total_noise(t), seen_BT))

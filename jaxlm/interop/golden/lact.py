@@ -159,7 +159,7 @@ def layer(case):
     y_BTD, vjp, sown = jax.vjp(forward, params, x_BTD, has_aux=True)
     return y_BTD, sown, vjp(cotangent)
 
-  y_BTD, sown, (grads, x_grad) = jax.device_get(run(params, x_BTD, jnp.asarray(case["in/cotangent"])))
+  y_BTD, sown, (grads, x_grad) = jax.device_get(run(params, x_BTD, jnp.asarray(case.given("in/cotangent", x_BTD, ("grad/",)))))
   muon = cfg["use_muon"]
   out = relative(1e-4 if muon else 1e-5)
   valid = np.asarray(ids_BT) > 0
@@ -241,7 +241,7 @@ def nvs_model(case):
   def run(params):
     def loss(params):
       image, sown = model.apply({"params": params}, given, wanted, mutable=["intermediates"])
-      return jnp.mean(jnp.square(image - case["in/target_image"])), (image, sown["intermediates"]["blocks"]["resid"][0])
+      return jnp.mean(jnp.square(image - case.given("in/target_image", image))), (image, sown["intermediates"]["blocks"]["resid"][0])
     apply = lambda *args, method: model.apply({"params": params}, *args, method=method)
     state = apply(given, method="reconstruct")
     return jax.value_and_grad(loss, has_aux=True)(params), state, apply(wanted, state, *size, method="render")
@@ -264,7 +264,7 @@ def nvs_model(case):
 
 def _gradients(case, grads, limit):
   """lr_proj.bias and its like are cancelling sums (spec trap 9): measured against the largest lr_proj gradient."""
-  sizes = [np.abs(case[f"grad/{name}"]).max() for name in grads if "lr_proj" in name]
+  sizes = [np.abs(case[f"grad/{name}"]).max() for name in grads if "lr_proj" in name and f"grad/{name}" in case]
   floor = 1e-4 * max(sizes) if case.config["use_muon"] and sizes else 0.0
   for name, value in grads.items():
     tolerance = Tolerance(rtol_max=limit, atol=floor if "lr_proj" in name else 0.0)
@@ -289,7 +289,7 @@ def _operator(case, rule, schedule, names, *, transposed=False, bfloat16=False, 
   with jax.enable_x64(double):
     arrays = {name: jnp.asarray(case[f"in/{name}"]) for name in names}
     out, vjp, state = jax.vjp(run, arrays, has_aux=True)
-    grads, = vjp(jnp.asarray(case["in/cotangent"]))
+    grads, = vjp(jnp.asarray(case.given("in/cotangent", out, ("grad/",)), out.dtype))
     out, grads, state = jax.device_get((out, grads, state))
 
   muon = rule.muon is not None and len(rule.muon) > 0
@@ -306,7 +306,8 @@ def _operator(case, rule, schedule, names, *, transposed=False, bfloat16=False, 
   if bfloat16 and muon:                               # chaotic: norms and direction only
     _statistical(case, "out/o", out, cosine=0.9)
     for name in names:
-      case.require(f"grad/{name}", bool(np.all(np.isfinite(grads[name]))), "not finite")
+      if case.has(f"grad/{name}"):
+        case.require(f"grad/{name}", bool(np.all(np.isfinite(grads[name]))), "not finite")
     return
   case.compare("out/o", out, relative(out_limit))
   for field, trees in (("w", state.current), ("m", state.momentum), ("main", state.master)):
@@ -315,13 +316,15 @@ def _operator(case, rule, schedule, names, *, transposed=False, bfloat16=False, 
       if key in case:
         case.compare(key, turn(value[:, 0]), relative(out_limit))
   for name in names:
-    if grad_limit is None:
+    if grad_limit is None and f"grad/{name}" in case:
       case.skip(f"grad/{name}", "gradients of bfloat16 Newton-Schulz are not compared (golden README)")
     else:
-      case.compare(f"grad/{name}", grads[name], relative(grad_limit))
+      case.compare(f"grad/{name}", grads[name], relative(grad_limit or 0.0))
 
 
 def _statistical(case, key, got, cosine):
+  if not case.has(key):
+    return
   got, want = np.asarray(got, np.float64).ravel(), np.asarray(case[key], np.float64).ravel()
   size = np.linalg.norm(got) / np.linalg.norm(want)
   align = got @ want / (np.linalg.norm(got) * np.linalg.norm(want))

@@ -15,7 +15,8 @@ def recurrence(case):
   """(mixers, gla | delta_rule | gated_delta_rule): output, final state and every gradient of the chunked form."""
   kind = case.config["kind"]
   arrays = {name: jnp.asarray(x) for name, x in case.group("in").items() if not name.startswith("cotangent")}
-  arrays.setdefault("initial_state", jnp.zeros_like(case["out/final_state"]))
+  (B, _, N, H), E = case["in/k"].shape, case["in/v"].shape[-1]
+  arrays.setdefault("initial_state", jnp.zeros((B, N, H, E), case["in/v"].dtype))
 
   @jax.jit
   def run(arrays, cotangents):
@@ -26,8 +27,11 @@ def recurrence(case):
     outputs, vjp = jax.vjp(forward, arrays)
     return outputs, vjp(cotangents)[0]
 
-  (output, state), grads = run(arrays, (jnp.asarray(case["in/cotangent_output"]), jnp.asarray(case["in/cotangent_state"])))
+  (output, state), grads = run(arrays, tuple(
+      jnp.asarray(case.given(f"in/cotangent_{name}", like, ("grad/",))) for name, like in (
+          ("output", arrays["v"]), ("state", arrays["initial_state"]))))
   case.compare("out/output", output, OUTPUT)
   case.compare("out/final_state", state, OUTPUT)
-  for name in case.group("grad"):
+  stored = case.group("grad")
+  for name in stored or grads:
     case.compare(f"grad/{name}", grads[name], GRADIENT)

@@ -66,7 +66,10 @@ def model_of(case):
       num_buckets=config["relative_attention_num_buckets"], max_distance=config["relative_attention_max_distance"],
       max_positions=config.get("max_position_embeddings") if config.get("has_absolute_position_embeddings") else None,
       reduction=reduction, softmax1=config.get("use_softmax1", False),
-      gated=config["feed_forward_proj"].startswith("gated"), tie_embeddings=config["tie_word_embeddings"])
+      gated=config["feed_forward_proj"].startswith("gated"),
+      scale_logits=config.get("scale_decoder_outputs", config["tie_word_embeddings"]),
+      tie_embeddings=config["tie_word_embeddings"] and np.array_equal(
+          stored.get("lm_head.weight", stored["shared.weight"]), stored["shared.weight"]))
   return cfg, load_params(cfg, stored)
 
 
@@ -81,7 +84,8 @@ def encoder_decoder(case):
   """Logits, losses, hidden states, gates, slots, probabilities and every gradient, of any model of the family."""
   config, (cfg, params) = case.config, model_of(case)
   model = cfg.build()
-  tokens_BL, valid_BL = jnp.asarray(case["in/input_ids"]), jnp.asarray(case["in/attention_mask"])
+  tokens_BL = jnp.asarray(case["in/input_ids"])
+  valid_BL = jnp.asarray(case["in/attention_mask"]) if "in/attention_mask" in case else (tokens_BL != 0).astype(jnp.int32)
   labels_BT = jnp.asarray(case["in/labels"])
   decoder_BT = jnp.asarray(span_corruption.shift_right(case["in/labels"]))
   hard, soft_pool = bool(config.get("hard_delete")), isinstance(cfg.reduction, BoundaryPoolingConfig)
@@ -125,10 +129,8 @@ def encoder_decoder(case):
   compare_outputs(case, cfg, out, memory, sown, hard, W)
   if "out/decoder_input_ids" in case:
     case.compare("out/decoder_input_ids", decoder_BT)
-  wanted = case.group("grad")
-  if wanted:
-    for name, value in store_params(cfg, grads).items():
-      case.compare(f"grad/{name}", value, GRADIENT)
+  for name, value in store_params(cfg, grads).items():
+    case.compare(f"grad/{name}", value, GRADIENT)
   for name in [k for k in case.unread if "delete_gate" in k and k.startswith("grad/")]:
     case.skip(name, "weights that this baseline does not use")
   if hard:
@@ -139,13 +141,16 @@ def encoder_decoder(case):
     steps = config["max_new_tokens"]
     decoded = jax.jit(functools.partial(greedy, model, max_len=steps, with_logits=True))(params, tokens_BL, valid_BL=valid_BL)
     case.compare("out/greedy_sequences", decoded.tokens_BT[:, :case["out/greedy_sequences"].shape[1]])
-    case.compare("out/greedy_scores", decoded.logits_BTV[:, :case["out/greedy_scores"].shape[1]], OUTPUT)
+    if case.has("out/greedy_scores"):
+      case.compare("out/greedy_scores", decoded.logits_BTV[:, :case["out/greedy_scores"].shape[1]], OUTPUT)
 
 
 def compare_outputs(case, cfg, out, memory, sown, hard, W):
   reduced = memory.reduced
   tokens_BL = case["in/input_ids"]
-  for name in ("logits", "loss", "total_loss", "delete_gate_loss_times_alpha", "gate_mean_nonpad"):
+  for name in ("logits", "loss"):
+    case.compare(f"out/{name}", out[name], OUTPUT)
+  for name in ("total_loss", "delete_gate_loss_times_alpha", "gate_mean_nonpad"):
     if f"out/{name}" in case:
       case.compare(f"out/{name}", out[name], OUTPUT)
   if "out/scores_loss" in case:
@@ -214,7 +219,7 @@ def compare_gate(case, cfg, reduced, W):
 def compare_attention(case, cfg, sown, memory, slots, W, n_d):
   """Probabilities and scores from the sown queries and keys."""
   params = case.group("param")
-  valid_BL = jnp.asarray(case["in/attention_mask"]).astype(bool)
+  valid_BL = jnp.asarray(case["in/attention_mask"] if "in/attention_mask" in case else case["in/input_ids"] != 0).astype(bool)
   full = Keys(valid_BL)
   back = full if memory.reduced is None else Keys(memory.reduced.valid_BC, memory.reduced.gate_BC, memory.reduced.index_BC)
 
