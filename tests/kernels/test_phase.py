@@ -218,3 +218,42 @@ def test_wrong_arguments_are_named():
     carope_rotate(q, q, log_f, rotary_dim=10)
   with pytest.raises(NotImplementedError, match="'pallas'"):
     cumulative_phase(log_f, 4, implementation="pallas")
+
+
+@pytest.mark.parametrize("inclusive", [True, False])
+@pytest.mark.parametrize("segments", [
+    [1] * 5 + [2] * 11 + [3] * 8, [1] * 8 + [2] * 8 + [3] * 8, [0] * 3 + [1] + [2] * 20, [1] * 23 + [2],
+    [1] * 9 + [0] * 2 + [2] * 7 + [0] * 6])
+def test_packed_segments_agree_with_the_definition_and_its_gradients(segments, inclusive):
+  """Starts within a chunk of 8, at its edges, several in one; padding; an initial phase and a final one."""
+  segments = jnp.asarray([segments], jnp.int32)
+  log_f, initial = draw_log_f(1, 24, 2), jax.random.normal(jax.random.key(1), (1, 2, 3))
+  weights, final_weights = jax.random.normal(jax.random.key(2), (1, 24, 2, 3)), jax.random.normal(jax.random.key(3), (1, 2, 3))
+
+  def loss(log_f, initial, implementation):
+    phase, final = cumulative_phase(log_f, 3, initial_BKP=initial, inclusive=inclusive, segment_ids_BT=segments, chunk=8,
+                                    increments_mask_BT=segments > 0, implementation=implementation)
+    return jnp.sum(weights * phase) + jnp.sum(final_weights * final), (phase, final)
+
+  (_, (phase, final)), got = jax.value_and_grad(loss, (0, 1), has_aux=True)(log_f, initial, "xla")
+  (_, (want_phase, want_final)), want = jax.value_and_grad(loss, (0, 1), has_aux=True)(log_f, initial, "reference")
+  assert angle_error(phase, want_phase) < 5e-6 and angle_error(final, want_final) < 5e-6
+  for g, w in zip(got, want):
+    np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5 * float(jnp.abs(w).max()))
+
+
+def test_a_segment_beside_another_has_the_bits_that_it_has_beside_zeros():
+  """Phases and gradients of one document do not depend on how large another's are."""
+  rng, T = np.random.default_rng(0), 80
+  segments = jnp.asarray([[1] * 37 + [2] * 43], jnp.int32)
+  log_f = jnp.asarray(-rng.uniform(0, 1, (1, T, 1)), jnp.float32)
+  weights = rng.standard_normal((1, T, 1, 4)).astype(np.float32)
+
+  def run(first, second):
+    """Gradient with the two documents' weights scaled by these."""
+    scale = jnp.asarray([first] * 37 + [second] * 43, jnp.float32)[None, :, None, None]
+    return jax.grad(lambda log_f: jnp.sum(phases(log_f, 4, segment_ids_BT=segments, chunk=16)[0] * weights * scale))(log_f)
+
+  np.testing.assert_array_equal(run(1.0, 1e6)[:, :37], run(1.0, 0.0)[:, :37])
+  np.testing.assert_array_equal(run(1e6, 1.0)[:, 37:], run(0.0, 1.0)[:, 37:])
+  assert np.abs(run(1.0, 0.0)[:, :37]).max() > 0.1

@@ -10,7 +10,7 @@ from jaxlm.kernels.phase.circle import turn, wrap
 
 
 def segment_starts(segment_ids_BT):
-  """(start_BT, next_BT): where each token's phase was last reset (0: never) and will be reset next (T: never).
+  """Where each token's phase was last reset (0: never), (B, T).
 
   A reset is at the first token of every segment but the row's first. Padding (id 0) belongs to the segment
   before it, so that the last column holds the phase after the last valid token. Ids do not fall along T.
@@ -20,9 +20,7 @@ def segment_starts(segment_ids_BT):
   before = shifted(jax.lax.cummax(segment_ids_BT, axis=1), 0)
   reset = (segment_ids_BT > before) & (before > 0)
   here = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), reset.shape)
-  start_BT = jax.lax.cummax(jnp.where(reset, here, 0), axis=1)
-  upcoming = jax.lax.cummin(jnp.where(reset, here, T), axis=1, reverse=True)
-  return start_BT, jnp.concatenate([upcoming[:, 1:], jnp.full_like(upcoming[:, :1], T)], axis=1)
+  return jax.lax.cummax(jnp.where(reset, here, 0), axis=1)
 
 
 def cumulative_phase(log_f_BTK, mask_BT, segment_ids_BT, initial_BKP, *, num_pairs, ladder_start, inclusive, chunk):
@@ -36,7 +34,7 @@ def cumulative_phase(log_f_BTK, mask_BT, segment_ids_BT, initial_BKP, *, num_pai
   phase_BTKP = after_BTKP if inclusive else after_BTKP - step_BTKP
   final_BKP = after_BTKP[:, -1]
   if segment_ids_BT is not None:
-    start_BT, _ = segment_starts(segment_ids_BT)
+    start_BT = segment_starts(segment_ids_BT)
     before_BTKP = jnp.take_along_axis(after_BTKP, jnp.maximum(start_BT - 1, 0)[:, :, None, None], axis=1)
     before_BTKP = jnp.where((start_BT > 0)[:, :, None, None], before_BTKP, 0.0)
     phase_BTKP, final_BKP = phase_BTKP - before_BTKP, final_BKP - before_BTKP[:, -1]
