@@ -15,6 +15,7 @@ from jaxlm.layers.mixer import Context
 from jaxlm.layers.positions import Encoded, Position
 from jaxlm.layers.positions.additive import sinusoids
 from jaxlm.layers.positions.alibi import alibi_slopes
+from jaxlm.layers.positions.cable import CABLE, running_sum
 from jaxlm.layers.positions.rope import NTK, Interpolation, Llama3, RoPE, YaRN, ladder
 from jaxlm.layers.weights import ones, weights
 from jaxlm.models.decoder import DecoderConfig
@@ -90,3 +91,31 @@ def test_sinusoids_at_zero_alternate_zero_and_one():
 def test_a_base_of_one_is_refused():
   with pytest.raises(ConfigError, match="theta = 1.0"):
     RoPE(theta=1.0)
+
+
+def test_the_penalty_of_a_pair_does_not_depend_on_what_stands_before_it():
+  """CABLE: sums of 30,000 as exact as sums of 3, with their gradient."""
+  rng, length, late = np.random.default_rng(0), 64, 4000
+  near = rng.uniform(0, 1, (1, length, 2)).astype(np.float32)
+  far = np.concatenate([np.full((1, late, 2), 7.3, np.float32), near], 1)
+  biases = lambda total: CABLE().bias(None, None, total, total, None)
+  scores = lambda total: -sum(bias.add(jnp.zeros((1, 2, 1, 1)), None) for bias in biases(jax.tree.map(jnp.negative, total)))
+  pairs = lambda steps, start: scores(jax.tree.map(lambda x_BTN: x_BTN[:, start:], running_sum(jnp.asarray(steps), None)))
+  sums = np.cumsum(near.astype(np.float64), 1).swapaxes(1, 2)
+  want = sums[..., :, None] - sums[..., None, :]
+  for got in (pairs(near, 0), pairs(far, late)):
+    np.testing.assert_allclose(got, want, atol=1e-5)      # of sums to 30: 1e-6 each; a float32 running sum is wrong by 2e-3
+  weights = rng.standard_normal(want.shape)
+  grad = jax.grad(lambda steps: jnp.sum(pairs(steps, late) * weights))(far)[:, late:]
+  t, q, k = np.ogrid[:length, :length, :length]
+  spans = ((k < t) & (t <= q)).astype(np.float64) - ((q < t) & (t <= k))
+  np.testing.assert_allclose(grad, np.einsum("bnqk,tqk->btn", weights, spans), rtol=1e-4, atol=1e-4)
+
+
+def test_sums_continue_from_a_state():
+  steps = jnp.asarray(np.random.default_rng(0).uniform(0, 3, (2, 20, 3)), jnp.float32)
+  whole, first = running_sum(steps, None), running_sum(steps[:, :13], None)
+  second = running_sum(steps[:, 13:], jax.tree.map(lambda x_BTN: x_BTN[:, -1], first))
+  assert bool(jnp.all(jnp.floor(whole.whole) == whole.whole)) and bool(jnp.all((whole.rest >= 0) & (whole.rest < 1)))
+  total = lambda x: x.whole + x.rest
+  np.testing.assert_allclose(jnp.concatenate([total(first), total(second)], 1), total(whole), atol=1e-5)

@@ -80,10 +80,10 @@ class KeyBias(Bias):
     return KeyBias(jnp.pad(self.q_BTN, ((0, 0), (0, length - self.q_BTN.shape[1]), (0, 0))), self.k_BSN)
 
   def add(self, s_BNTS, block):
-    s_BNTS = s_BNTS - self.k_BSN.astype(jnp.float32).swapaxes(1, 2)[:, :, None, :]
-    if self.q_BTN is not None:
-      s_BNTS = s_BNTS + self.q_BTN.astype(jnp.float32).swapaxes(1, 2)[:, :, :, None]
-    return s_BNTS
+    bias_BNTS = -self.k_BSN.astype(jnp.float32).swapaxes(1, 2)[:, :, None, :]
+    if self.q_BTN is not None:      # before the score is added: q and k may be large and their difference small
+      bias_BNTS = bias_BNTS + self.q_BTN.astype(jnp.float32).swapaxes(1, 2)[:, :, :, None]
+    return s_BNTS + bias_BNTS
 
 
 def relative_bucket(relative_position, *, num_buckets=32, max_distance=128, bidirectional=True):
