@@ -1,10 +1,13 @@
-"""`jaxlm COMMAND ...`: each command is a module with `main(argv) -> exit code`, imported only when called."""
+"""`jaxlm COMMAND ...`: each command is a module with `main(argv) -> exit code`, imported only when called.
+
+The exit codes are listed in `jaxlm.commands.exits`."""
 
 import importlib
 import logging
 import sys
 
 from jaxlm import __version__
+from jaxlm.commands.exits import WRONG, command, refuse
 
 COMMANDS = {
     "train": ("jaxlm.training.command", "train a model, or resume its run"),
@@ -23,8 +26,8 @@ def usage() -> str:
   return f"jaxlm {__version__}\n\nusage: jaxlm COMMAND ...\n\n{rows}\n\njaxlm COMMAND --help says more."
 
 
-def main(argv: list[str] | None = None) -> int:
-  argv = sys.argv[1:] if argv is None else list(argv)
+@command("jaxlm")
+def main(argv: list[str]) -> int:
   if not argv or argv[0] in ("-h", "--help", "help"):
     print(usage())
     return 0 if argv else 2
@@ -34,8 +37,7 @@ def main(argv: list[str] | None = None) -> int:
   if argv[0] not in COMMANDS:
     from jaxlm.config import nearest
 
-    print(f"jaxlm: no command {argv[0]!r}; {nearest(argv[0], COMMANDS)}", file=sys.stderr)
-    return 2
+    return refuse("jaxlm", f"no command {argv[0]!r}; {nearest(argv[0], COMMANDS)}", WRONG)
   logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax and Grain warn about what a reader leaves unread
   return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
 

@@ -37,6 +37,10 @@ class RangeError(ConfigError):
   """A number outside its range."""
 
 
+#: How people write a yes and a no on a command line.
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
 class Kinds:
   """A tagged union: kind -> 'module:Class', imported only when chosen.
 
@@ -179,6 +183,8 @@ def _convert(value, hint, path: str):
   if origin in (typing.Union, types.UnionType):
     if value is None and type(None) in args:
       return None
+    if type(None) in args and isinstance(value, str) and value.lower() in ("none", "null"):
+      return None
     errors = []
     for option in args:
       if option is not type(None):
@@ -198,7 +204,9 @@ def _convert(value, hint, path: str):
     return value
   if origin is tuple:
     if not isinstance(value, (tuple, list)):
-      raise ConfigError(f"{path} = {value!r}: wanted a tuple, got {type(value).__name__}")
+      if len(args) == 2 and args[1] is Ellipsis and not isinstance(value, Mapping):      # one value for a list of one
+        return (_convert(value, args[0], path),)
+      raise ConfigError(f"{path} = {value!r}: wanted a tuple like (64, 128), got {type(value).__name__}")
     if len(args) == 2 and args[1] is Ellipsis:
       return tuple(_convert(v, args[0], f"{path}[{i}]") for i, v in enumerate(value))
     if args and len(args) != len(value):
@@ -218,9 +226,14 @@ def _convert(value, hint, path: str):
     return build(hint, value, path)
   if hint is float and _is_number(value):
     return check_number(float(value), Range(), path)
+  if hint is int and isinstance(value, float) and value.is_integer():      # 1e3
+    return int(value)
+  if hint is bool and isinstance(value, str) and value.lower() in BOOLEANS:
+    return BOOLEANS[value.lower()]
   if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
     return value
-  raise ConfigError(f"{path} = {value!r}: wanted {_type_name(hint)}, got {type(value).__name__}")
+  spelling = {bool: " (True or False)", int: " (a whole number, like 1000 or 1e3)", float: " (a number, like 3e-4)"}.get(hint, "")
+  raise ConfigError(f"{path} = {value!r}: wanted {_type_name(hint)}{spelling}, got {type(value).__name__}")
 
 
 def _is_number(value) -> bool:

@@ -13,6 +13,7 @@ OPEN = {"config", "parameter", "paths", "ranges", "json_text"}
 # room -> rooms it may import.
 MAY_IMPORT = {
     "kernels": set(),
+    "commands": {"data"},      # shared by the arms of cli.py: how they read flags, end and print
     "layers": {"kernels"},
     "models": {"kernels", "layers"},
     "objectives": {"kernels", "layers", "models"},
@@ -22,8 +23,8 @@ MAY_IMPORT = {
     "generation": {"kernels", "layers", "models", "objectives", "data"},
     "evaluation": {"models", "objectives", "generation", "data", "parallel"},
     "analysis": {"kernels", "layers", "models"},
-    "interop": {"kernels", "layers", "models", "objectives", "data", "generation", "evaluation"},
-    "preflight": {"training", "parallel", "models", "objectives", "data", "generation", "evaluation"},
+    "interop": {"commands", "kernels", "layers", "models", "objectives", "data", "generation", "evaluation"},
+    "preflight": {"commands", "training", "parallel", "models", "objectives", "data", "generation", "evaluation"},
     "experiments": {"training", "evaluation", "preflight", "generation", "models", "objectives", "data", "parallel"},
 }
 

@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from jaxlm.config import ConfigError
+
 #: Form of a batch -> the fields that its objectives read (`jaxlm.data.forms` for the framed ones).
 BATCH_FORMS = {
     "causal": "tokens, targets, segment_ids, positions, loss_weights (B, T)",
@@ -20,6 +22,11 @@ class DataConfig:
   """
 
   batch_form: ClassVar[str] = "causal"
+
+  def load_tokenizer(self):
+    """The tokenizer of the rows. ConfigError for data that are no text."""
+    raise ConfigError(f"data.kind of this run makes {type(self).__name__.removesuffix('Data')} rows of token ids, which are no text: "
+                      f"there is nothing to read a prompt with; `jaxlm eval` scores it, and its tables are in experiments/")
 
   def check(self, cfg) -> None:
     """Raises ConfigError for what does not fit the other sections of `cfg` (a RunConfig)."""

@@ -1,12 +1,13 @@
 """`jaxlm data list | info NAME | prepare NAME`: corpora made on this machine from package managers."""
 
-import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 
-from jaxlm.config import ConfigError
+from jaxlm.commands.exits import FAILED, FULL, INTERRUPTED, command, explain, refuse
+from jaxlm.commands.flags import Parser
+from jaxlm.commands.tables import print_table
+from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 
 USAGE = """Corpora by name, fetched with pip, npm and apt (never by address), split by document hash.
@@ -18,23 +19,20 @@ USAGE = """Corpora by name, fetched with pip, npm and apt (never by address), sp
 Stopping is safe at any time: the same command goes on. Files go to $JAXLM_DATA, else ~/.cache/jaxlm."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser("jaxlm data", description=USAGE,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  actions = parser.add_subparsers(dest="action", required=True)
+@command("jaxlm data")
+def main(argv: list[str]) -> int:
+  parser = Parser("jaxlm data", description=USAGE, example="jaxlm data list")
+  actions = parser.add_subparsers(dest="action", required=True, metavar="list | info | prepare", parser_class=Parser)
   for action, what in (("list", "all corpora, and which are here"), ("info", "what a corpus holds"),
                        ("prepare", "make a corpus, or go on making it")):
-    sub = actions.add_parser(action, help=what)
+    sub = actions.add_parser(action, help=what, example=f"jaxlm data {action}" + " prose-small" * (action != "list"))
     sub.add_argument("--data-dir", default=None, help="default: $JAXLM_DATA, else ~/.cache/jaxlm")
     if action != "list":
       sub.add_argument("names" if action == "prepare" else "name", nargs="+" if action == "prepare" else None)
     if action == "prepare":
       sub.add_argument("--force", action="store_true", help="throw away what is there and begin anew")
       sub.add_argument("--quiet", action="store_true", help="no progress bar")
-  try:
-    args = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
-  except SystemExit as end:      # argparse has printed its sentence
-    return int(end.code or 0)
+  args = parser.parse_args(argv)
   folder = data_dir(args.data_dir)
   try:
     if args.action == "list":
@@ -44,38 +42,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
       for name in args.names:
         _prepare(folder, name, args.force, args.quiet)
-  except ConfigError as error:
-    print(error, file=sys.stderr)
-    return 2
+  except BrokenPipeError:
+    raise
   except OSError as error:
-    print(f"{folder}: {error.strerror or error}; free some space or choose another folder with --data-dir. What is "
-          f"written so far stays good", file=sys.stderr)
-    return 2
+    if error.errno in FULL:
+      return refuse("jaxlm data", f"{explain(error)}. What is written so far stays good; --data-dir names another folder", FAILED)
+    raise
   except KeyboardInterrupt:
-    print("\nstopped; the same command goes on from here", file=sys.stderr)
-    return 130
+    return refuse("jaxlm data", "stopped; the same command goes on from here", INTERRUPTED)
   return 0
 
 
 def _manifest(folder, name: str) -> dict | None:
   path = folder / "prepared" / name / "manifest.json"
-  return json.loads(path.read_text()) if path.is_file() else None
+  if not path.is_file():
+    return None
+  try:
+    manifest = json.loads(path.read_text())
+    if all(entry["bytes"] >= 0 for entry in manifest["splits"].values()):
+      return manifest
+  except (ValueError, KeyError, TypeError, AttributeError):
+    pass
+  raise DataError(f"{path} is damaged; make the corpus again with `jaxlm data prepare {name} --force`")
 
 
 def _list(folder) -> None:
-  from rich.console import Console
-  from rich.table import Table
-
   from jaxlm.data.prepare.catalog import CATALOG
 
-  grid = Table(title=f"corpora ({folder})", box=None, title_justify="left")
-  for column in ("name", "what", "here"):
-    grid.add_column(column, no_wrap=column == "name", justify="right" if column == "here" else "left")
+  rows = []
   for name, corpus in CATALOG.items():
-    manifest = _manifest(folder, name)
-    size = sum(entry["bytes"] for entry in manifest["splits"].values()) if manifest else 0
-    grid.add_row(name, corpus.what, (f"{size / 1e6:,.1f} MB" if size else "yes") if manifest else "")
-  Console().print(grid)
+    try:
+      manifest = _manifest(folder, name)
+      size = sum(entry["bytes"] for entry in manifest["splits"].values()) if manifest else 0
+      here = (f"{size / 1e6:,.1f} MB" if size else "yes") if manifest else ""
+    except DataError:
+      here = "damaged"
+    rows.append([name, corpus.what, here])
+  print_table(("name", "what", "here"), rows, title=f"corpora ({folder})", words=("what",), box=False)
 
 
 def _info(folder, name: str) -> None:

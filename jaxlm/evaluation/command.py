@@ -1,11 +1,12 @@
 """`jaxlm eval --run DIR`: perplexity, bits per byte and loss by position of a run's newest checkpoint."""
 
-import argparse
 import logging
-import sys
 from collections.abc import Sequence
 
 from jaxlm import json_text
+from jaxlm.commands.exits import command
+from jaxlm.commands.flags import CONFIG, Parser, whole
+from jaxlm.commands.tables import print_table
 from jaxlm.config import ConfigError
 
 USAGE = """Perplexity, bits per byte and loss by position of a trained run, at any lengths.
@@ -16,40 +17,31 @@ USAGE = """Perplexity, bits per byte and loss by position of a trained run, at a
 Every length scores the same text. A length that the model cannot read is answered with the reason, not a number."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  try:
-    return run(list(sys.argv[1:] if argv is None else argv))
-  except ConfigError as error:
-    print(error, file=sys.stderr)
-    return 2
+EPILOG = """\
+--config.KEY=VALUE changes the run's configuration for this evaluation; --config=FILE replaces it,
+and is asked for with a weights folder, which has only its model."""
 
 
-def run(argv: list[str]) -> int:
-  parser = argparse.ArgumentParser("jaxlm eval", description=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command("jaxlm eval")
+def main(argv: list[str]) -> int:
+  parser = Parser("jaxlm eval", description=USAGE, epilog=EPILOG, others=CONFIG,
+                  example="jaxlm eval --run runs/tiny --lengths=128,256")
   parser.add_argument("--run", required=True, help="run folder, or weights folder of `jaxlm convert`")
-  parser.add_argument("--step", type=int, default=None, help="checkpoint; default: the newest")
+  parser.add_argument("--step", type=whole, default=None, help="checkpoint; default: the newest")
   parser.add_argument("--ema", action="store_true", help="the average of the parameters instead of the last ones")
   parser.add_argument("--lengths", default=None, help="comma-separated tokens; default: the training length")
   parser.add_argument("--split", default="validation")
-  parser.add_argument("--num_tokens", type=int, default=None, help="score the first so many tokens; default: all")
-  parser.add_argument("--tables", type=int, default=None,
+  parser.add_argument("--num_tokens", type=whole, default=None, help="score the first so many tokens; default: all")
+  parser.add_argument("--tables", type=whole, default=None,
                       help="lexinvariant models: tables averaged per sequence; default: eval.num_tables of the run, 1")
   parser.add_argument("--by-position", action="store_true", help="loss at each position too")
   parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-  if "-h" in argv or "--help" in argv:
-    parser.print_help()
-    print("\n--config.KEY=VALUE changes the run's configuration for this evaluation; --config=FILE replaces it,\n"
-          "and is asked for with a weights folder, which has only its model.")
-    return 0
 
   from jaxlm.training.config import parse_flags
   from jaxlm.training.weights_folder import config_of
 
   spec, overrides, rest = parse_flags(argv)
-  try:
-    args = parser.parse_args(rest)
-  except SystemExit as end:      # argparse has printed its sentence
-    return int(end.code or 0)
+  args = parser.parse_args(rest)
   logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax warns about what a reader leaves unread
   cfg = config_of(args.run, spec, overrides)
   lengths = _lengths(args.lengths, cfg.data.seq_len)
@@ -97,7 +89,7 @@ def evaluate_run(cfg, folder: str, lengths: Sequence[int], *, split="validation"
 
 def _lengths(text: str | None, default: int) -> list[int]:
   try:
-    lengths = [int(part) for part in text.split(",")] if text else [default]
+    lengths = [default] if text is None else [whole(part) for part in text.split(",")]
   except ValueError:
     raise ConfigError(f"--lengths={text}: wanted token counts like 512,1024") from None
   if min(lengths) < 1:
@@ -106,19 +98,14 @@ def _lengths(text: str | None, default: int) -> list[int]:
 
 
 def _show(args, evaluations, step: int | None) -> None:
-  from rich.console import Console
-  from rich.table import Table
-
-  grid = Table(title=", ".join([args.run, *([] if step is None else [f"step {step}"]), args.split]))
-  for name in ("length", "tokens", "loss, nats/token", "perplexity", "bits per byte"):
-    grid.add_column(name, justify="right")
+  rows = []
   for e in evaluations:
     cells = [f"{e.loss:.4f}", f"{e.perplexity:.3f}", f"{e.bits_per_byte:.4f}" if e.target_bytes else ""]
-    grid.add_row(str(e.length), f"{e.tokens:,.0f}" if e.tokens else "", *(["n/a", "n/a", "n/a"] if e.note else cells))
-  console = Console()
-  console.print(grid)
+    rows.append([str(e.length), f"{e.tokens:,.0f}" if e.tokens else "", *(["n/a", "n/a", "n/a"] if e.note else cells)])
+  print_table(("length", "tokens", "loss, nats/token", "perplexity", "bits per byte"), rows,
+              title=", ".join([args.run, *([] if step is None else [f"step {step}"]), args.split]))
   for e in evaluations:
     if e.note:
-      console.print(f"{e.length}: {e.note}", markup=False)
+      print(f"{e.length}: {e.note}")
     elif args.by_position:
-      console.print(f"loss by position at {e.length}: " + " ".join(f"{x:.3f}" for x in e.loss_by_position), markup=False)
+      print(f"loss by position at {e.length}: " + " ".join(f"{x:.3f}" for x in e.loss_by_position))

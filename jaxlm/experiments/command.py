@@ -1,29 +1,27 @@
 """`jaxlm table FILE --scale …`: runs a table's rows, resumes what was begun, prints ours beside theirs."""
 
-import argparse
 import logging
 import pathlib
 import sys
 from collections.abc import Sequence
 from importlib import util
 
+from jaxlm.commands.exits import command
+from jaxlm.commands.flags import Parser, whole
 from jaxlm.config import ConfigError, nearest
 from jaxlm.experiments.table import Table
+from jaxlm.paths import expand
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """`jaxlm table`. Exit code 2 for a wrong request, 1 if a row failed, else 0."""
-  argv = list(sys.argv[1:] if argv is None else argv)
+@command("jaxlm table")
+def main(argv: list[str]) -> int:
+  """`jaxlm table`. Exit codes: `jaxlm.commands.exits`; 1 if a row failed."""
   files = [a for a in argv if a.endswith(".py") and not a.startswith("-")]
   if not files:
-    parser = _parser("jaxlm table FILE.py", ("smoke", "small", "paper"))
-    parser.parse_args([a for a in argv if a in ("-h", "--help")])
-    return _refuse("no table: name its script, for example experiments/carope/table1.py")
-  rest = [a for a in argv if a != files[0]]
-  try:
-    return run_table(load(files[0]), rest)
-  except ConfigError as error:
-    return _refuse(str(error))
+    _parser("jaxlm table FILE.py", ("smoke", "small", "paper")).parse_args([a for a in argv if a in ("-h", "--help")] or
+                                                                          ["--scale=smoke"])
+    raise ConfigError("no table: name its script, for example experiments/carope/table1.py")
+  return run_table(load(expand(files[0])), [a for a in argv if a != files[0]])
 
 
 def load(path: str) -> Table:
@@ -42,18 +40,19 @@ def load(path: str) -> Table:
 
 def run_table(table: Table, argv: Sequence[str] | None = None) -> int:
   """What `python experiments/<paper>/<table>.py` does; same arguments and exit codes as `jaxlm table`."""
+  return command("jaxlm table")(lambda argv: _run_table(table, argv))(argv)
+
+
+def _run_table(table: Table, argv: list[str]) -> int:
   args = _parser(f"{table.name}: {table.title}", tuple(table.scales)).parse_args(argv)
-  try:
-    if args.scale not in table.scales:
-      raise ConfigError(f"table {table.name} has no scale {args.scale!r}; {nearest(args.scale, table.scales)}")
-    rows = [name for given in args.row for name in given.split(",")] or [row.name for row in table.rows]
-    for name in rows:
-      table.row(name)
-    num_seeds = table.scales[args.scale].num_seeds if args.seeds is None else args.seeds
-    if num_seeds < 1:
-      raise ConfigError(f"--seeds={num_seeds}: at least one seed is needed")
-  except ConfigError as error:
-    return _refuse(str(error))
+  if args.scale not in table.scales:
+    raise ConfigError(f"table {table.name} has no scale {args.scale!r}; {nearest(args.scale, table.scales)}")
+  rows = [name for given in args.row for name in given.split(",")] or [row.name for row in table.rows]
+  for name in rows:
+    table.row(name)
+  num_seeds = table.scales[args.scale].num_seeds if args.seeds is None else args.seeds
+  if num_seeds < 1:
+    raise ConfigError(f"--seeds={num_seeds}: at least one seed is needed")
   return _run(table, args, rows, range(num_seeds))
 
 
@@ -61,14 +60,14 @@ def _run(table: Table, args, rows, seeds) -> int:
   from jaxlm.experiments import figure, report, runner
 
   logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax warns about what a reader leaves unread
-  workdir = pathlib.Path(args.workdir or f"runs/{table.runs or table.name}/{args.scale}")
+  workdir = pathlib.Path(expand(args.workdir) if args.workdir else f"runs/{table.runs or table.name}/{args.scale}")
   made_by = runner.provenance()
   if args.out and made_by["revision"].endswith("+") and not args.draft:
     return _refuse(f"--out={args.out}: the files differ from revision {made_by['revision'].rstrip('+')}, so nobody could make this report "
                    f"again; commit them first, or give --draft, which marks the report")
   failed = {} if args.report else runner.run_rows(table, args.scale, rows=rows, seeds=seeds, workdir=workdir)
   results = runner.results(table, args.scale, workdir)
-  stem = pathlib.Path(args.out or workdir / table.name)
+  stem = pathlib.Path(expand(args.out) if args.out else workdir / table.name)
   written = []
   if table.figure:
     for size in table.scales[args.scale].sizes:
@@ -81,12 +80,12 @@ def _run(table: Table, args, rows, seeds) -> int:
   return 1 if failed else 0
 
 
-def _parser(prog: str, scales: Sequence[str]) -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(description=prog, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=(
+def _parser(prog: str, scales: Sequence[str]) -> Parser:
+  parser = Parser(prog, example="jaxlm table experiments/carope/table1.py --scale smoke", epilog=(
       "Finished (row, seed) pairs in the work folder are kept, interrupted ones are resumed. Rows with 'n/a' say why."))
   parser.add_argument("--scale", required=True, help=f"one of: {', '.join(scales)}")
   parser.add_argument("--row", action="append", default=[], help="only this row; may be repeated or comma-separated")
-  parser.add_argument("--seeds", type=int, default=None, help="number of seeds, 0, 1, …; default: the scale's")
+  parser.add_argument("--seeds", type=whole, default=None, help="number of seeds, 0, 1, …; default: the scale's")
   parser.add_argument("--workdir", default=None, help="default: runs/<table, or what it calls its runs>/<scale>")
   parser.add_argument("--out", default=None, help="file stem of the .md, .json and .png; default: in the work folder")
   parser.add_argument("--draft", action="store_true", help="with --out: write the report although files are not committed; it says so")

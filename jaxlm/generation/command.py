@@ -1,10 +1,8 @@
 """`jaxlm generate --run DIR --prompt TEXT`: continue prompts with a trained model, as they are written."""
 
-import argparse
-import sys
-from collections.abc import Sequence
-
 from jaxlm import json_text
+from jaxlm.commands.exits import command
+from jaxlm.commands.flags import CONFIG, Parser, whole
 from jaxlm.config import ConfigError, check_seed
 
 USAGE = """Continues prompts with a run's newest checkpoint; one prompt is printed token by token as it is drawn.
@@ -22,42 +20,29 @@ Insertion models fill gaps of a prompt; the sentence is shown after every insert
   jaxlm generate --run runs/ilm-text --prompt "a ___ used for ___" --top_p 0.9 --slot_top_k 1"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  try:
-    return run(list(sys.argv[1:] if argv is None else argv))
-  except ConfigError as error:
-    print(error, file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print(file=sys.stderr)
-    return 130
-
-
-def run(argv: list[str]) -> int:
-  parser = argparse.ArgumentParser("jaxlm generate", description=USAGE,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+@command("jaxlm generate")
+def main(argv: list[str]) -> int:
+  parser = Parser("jaxlm generate", description=USAGE, others=CONFIG,
+                  example='jaxlm generate --run runs/tiny --prompt "Call me"')
   parser.add_argument("--run", required=True, help="run folder, or weights folder of `jaxlm convert` with --config=FILE for its `data`")
   parser.add_argument("--prompt", action="append", default=[], help="text to continue; repeat for a batch")
-  parser.add_argument("--max_new_tokens", type=int, default=200)
+  parser.add_argument("--max_new_tokens", type=whole, default=200)
   parser.add_argument("--temperature", type=float, default=None, help="0 is greedy; default 0.8, of insertion 1")
-  parser.add_argument("--top_k", type=int, default=None)
+  parser.add_argument("--top_k", type=whole, default=None)
   parser.add_argument("--top_p", type=float, default=None)
-  parser.add_argument("--slot_top_k", type=int, default=None, help="insertion: of the slots, before the token is drawn")
+  parser.add_argument("--slot_top_k", type=whole, default=None, help="insertion: of the slots, before the token is drawn")
   parser.add_argument("--slot_top_p", type=float, default=None)
   parser.add_argument("--stop_threshold", type=float, default=None, help="insertion ends at this probability; default 0.9")
-  parser.add_argument("--num_samples", type=int, default=1, help="continuations of each prompt")
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--step", type=int, default=None, help="checkpoint; default: the newest")
+  parser.add_argument("--num_samples", type=whole, default=1, help="continuations of each prompt")
+  parser.add_argument("--seed", type=whole, default=0)
+  parser.add_argument("--step", type=whole, default=None, help="checkpoint; default: the newest")
   parser.add_argument("--ema", action="store_true", help="the average of the parameters")
   parser.add_argument("--json", action="store_true", help="one JSON object per continuation")
   from jaxlm.training.config import parse_flags
   from jaxlm.training.weights_folder import config_of
 
   spec, overrides, rest = parse_flags(argv)
-  try:
-    args = parser.parse_args(rest)
-  except SystemExit as end:      # argparse has printed its sentence
-    return int(end.code or 0)
+  args = parser.parse_args(rest)
   for prompt in args.prompt:
     if not _encodes(prompt):
       raise ConfigError(f"--prompt {ascii(prompt)} holds bytes that are not UTF-8 text; give it re-encoded")
@@ -102,7 +87,8 @@ def _continue(cfg, args, sampling) -> int:
   if hasattr(cfg.model, "num_decoder_layers"):
     return _answer(cfg, args)
   if not cfg.model.decodes:
-    raise ConfigError(f"model {type(cfg.model).__name__} does not decode token by token")
+    raise ConfigError(f"a model that scores {cfg.model.scores} does not decode token by token; what it makes is measured by its tables "
+                      f"in experiments/")
   params, _ = load(cfg, args.run, step=args.step, ema=args.ema)
   tokenizer = cfg.data.load_tokenizer()
   texts = [text for text in (args.prompt or [""]) for _ in range(args.num_samples)]

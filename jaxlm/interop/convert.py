@@ -5,16 +5,18 @@ parameter tree); see jaxlm.interop.weights. Beside them lie the tokenizer's file
 (jaxlm.interop.companions). Nothing is written unless every name and shape has fitted.
 """
 
-import argparse
 import json
 import pathlib
 import sys
 
+from jaxlm.commands.exits import command
+from jaxlm.commands.flags import Parser, whole
 from jaxlm.config import ConfigError
 from jaxlm.interop import companions
 from jaxlm.interop.huggingface.dtypes import cast
 from jaxlm.interop.huggingface.files import CheckpointFileError, read_json, read_weights, write_weights
 from jaxlm.interop.huggingface.table import WeightsError, flatten, unflatten
+from jaxlm.paths import expand
 
 DEFAULT_LENGTH = 2048      # written as the longest input of a model without one
 
@@ -29,46 +31,39 @@ Architectures: GPT-2, Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma-2, OLMo-2, GPT-
 JSON as config.json beside the .pt file); Mamba-2 as released by mamba_ssm (read only)."""
 
 
-def main(argv=None) -> int:
-  parser = argparse.ArgumentParser("jaxlm convert", description=USAGE,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+@command("jaxlm convert", refusals=(CheckpointFileError, WeightsError))
+def main(argv: list[str]) -> int:
+  parser = Parser("jaxlm convert", description=USAGE, example="jaxlm convert --from hf DIR --to weights/DIR")
   parser.add_argument("--from", dest="source", nargs="+", required=True, metavar=("[hf] DIR", ""))
   parser.add_argument("--to", dest="target", nargs="+", required=True, metavar=("[hf] DIR", ""))
   parser.add_argument("--dry-run", action="store_true", help="check everything and print the mapping, write nothing")
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of what is written; default: as read")
   parser.add_argument("--architecture", help="Hugging Face name to write; default: the one that fits")
-  parser.add_argument("--step", type=int, help="checkpoint of a run; default: the newest")
+  parser.add_argument("--step", type=whole, help="checkpoint of a run; default: the newest")
   parser.add_argument("--ema", action="store_true", help="the average of a run's parameters")
-  parser.add_argument("--seq-len", type=int, help="length for which `dynamic` RoPE is fixed, and the limit that is "
+  parser.add_argument("--seq-len", type=whole, help="length for which `dynamic` RoPE is fixed, and the limit that is "
                       "written for a model without one")
   parser.add_argument("--ignore-field", action="append", default=[], metavar="NAME",
                       help="a field of config.json that you know to change nothing")
-  parser.add_argument("--delete-gate", type=int, metavar="BLOCK", help="of a T5 that becomes an MrT5: a fresh gate before "
+  parser.add_argument("--delete-gate", type=whole, metavar="BLOCK", help="of a T5 that becomes an MrT5: a fresh gate before "
                       "this encoder block, and softmax1; what train.init_from then continues")
   args = parser.parse_args(argv)
-  try:
-    source, from_hf = _place(args.source, "--from")
-    target, to_hf = _place(args.target, "--to")
-    if from_hf and to_hf:
-      raise ConfigError("both ends are Hugging Face folders: there is nothing to convert")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not args.dry_run:
-      raise ConfigError(f"{target} exists and is not an empty folder; choose another place")
-    (_from_hf if from_hf else _to_hf if to_hf else _to_weights)(source, target, args)
-  except (ConfigError, CheckpointFileError, WeightsError) as error:
-    print(f"jaxlm convert: {error}", file=sys.stderr)
-    return 2
-  except OSError as error:
-    print(f"jaxlm convert: {error.filename or target}: {error.strerror or error}", file=sys.stderr)
-    return 2
+  source, from_hf = _place(args.source, "--from")
+  target, to_hf = _place(args.target, "--to")
+  if from_hf and to_hf:
+    raise ConfigError("both ends are Hugging Face folders: there is nothing to convert")
+  if target.exists() and (not target.is_dir() or any(target.iterdir())) and not args.dry_run:
+    raise ConfigError(f"{target} exists and is not an empty folder; choose another place")
+  (_from_hf if from_hf else _to_hf if to_hf else _to_weights)(source, target, args)
   return 0
 
 
 def _place(words: list[str], flag: str) -> tuple[pathlib.Path, bool]:
   """(folder, whether it is a Hugging Face one) of 'hf DIR' or 'DIR'."""
   if len(words) == 2 and words[0] == "hf":
-    return pathlib.Path(words[1]), True
+    return pathlib.Path(expand(words[1])), True
   if len(words) == 1 and words[0] != "hf":
-    return pathlib.Path(words[0]), False
+    return pathlib.Path(expand(words[0])), False
   raise ConfigError(f"{flag} {' '.join(words)}: wanted `{flag} hf DIR` for a Hugging Face folder or `{flag} DIR` for one "
                     f"of ours")
 

@@ -8,7 +8,6 @@ a file may hold outputs without gradients.
 Exit code: 0 all rows pass, 1 some row fails (a damaged file and an unknown kind are rows), 2 nothing to verify.
 """
 
-import argparse
 import dataclasses
 import difflib
 import importlib
@@ -19,8 +18,11 @@ import time
 import traceback
 
 from jaxlm import json_text
+from jaxlm.commands.exits import command
+from jaxlm.commands.flags import Parser
 from jaxlm.interop.golden import CHECKS
 from jaxlm.interop.golden.case import Case, Comparison, DamagedCase, read_config
+from jaxlm.paths import expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,19 +168,17 @@ def as_json(row: Row, name: str) -> dict:
       "skipped": row.skipped, "absent": list(row.absent), "unread": list(row.unread)}
 
 
-def main(argv=None) -> int:
-  parser = argparse.ArgumentParser("jaxlm verify", description="Compare our numbers with golden arrays (.npz).")
+@command("jaxlm verify", refusals=(FileNotFoundError,))
+def main(argv: list[str]) -> int:
+  parser = Parser("jaxlm verify", description="Compare our numbers with golden arrays (.npz).",
+                  example="jaxlm verify tests/golden/carope")
   parser.add_argument("paths", nargs="+", metavar="DIR_OR_FILE", help="folders are searched for .npz files")
   parser.add_argument("--verbose", action="store_true", help="a line per array, reasons of skips, tracebacks")
   parser.add_argument("--json", action="store_true", help="the whole report as one JSON document on stdout")
   parser.add_argument("--allow-unread", action="store_true",
                       help="pass although stored results were neither compared nor skipped with a reason")
   args = parser.parse_args(argv)
-  try:
-    cases = find_cases(args.paths)
-  except FileNotFoundError as error:
-    print(f"jaxlm verify: {error}", file=sys.stderr)
-    return 2
+  cases = find_cases([expand(path) for path in args.paths])
   if args.json:
     rows = [(verify(path, allow_unread=args.allow_unread), name) for path, name in cases]
     print(json_text.dumps({"passed": all(r.passed for r, _ in rows), "rows": [as_json(r, n) for r, n in rows]}, indent=1))

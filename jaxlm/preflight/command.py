@@ -1,38 +1,34 @@
 """jaxlm preflight --config=... --topology=v5e:16x16 [--mesh=data=4,fsdp=64]: learn here what the pod would tell you."""
 
-import argparse
 import dataclasses
 import os
 import pathlib
 import sys
 
 from jaxlm import json_text
+from jaxlm.commands.exits import FAILED, GOOD, command
+from jaxlm.commands.flags import CONFIG, Parser, whole
 from jaxlm.config import ConfigError, nearest
+from jaxlm.paths import expand
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
 
+@command("jaxlm preflight")
 def main(argv: list[str]) -> int:
-  try:
-    return run(argv)
-  except ConfigError as error:
-    print(f"jaxlm preflight: {error}", file=sys.stderr)
-    return 2
-
-
-def run(argv: list[str]) -> int:
-  """0 when everything fits, 1 when something does not."""
+  """Exit code 0 when everything fits, 1 when something does not."""
   os.environ.setdefault("JAX_PLATFORMS", "cpu")     # the compiler for the chip lives in libtpu; nothing runs on one here
-  parser = argparse.ArgumentParser(prog="jaxlm preflight", description=__doc__)
+  parser = Parser("jaxlm preflight", description=__doc__, others=CONFIG,
+                  example="jaxlm preflight --config=configs/carope/tiny.py --cpu=4")
   parser.add_argument("--topology", help="slice to compile for, chip:AxB or chip:AxBxC (v5e:16x16, v5p:4x4x4)")
-  parser.add_argument("--num_slices", type=int, default=1, help="slices joined over the data-centre network")
+  parser.add_argument("--num_slices", type=whole, default=1, help="slices joined over the data-centre network")
   parser.add_argument("--mesh", action="append", default=[], help="data=4,fsdp=64; the config's own when left out")
   parser.add_argument("--compare", action="append", default=[], metavar="MESH", help="rank several meshes; repeat it")
   parser.add_argument("--program", default="train", help="train, eval, decode, or several: train,eval")
-  parser.add_argument("--decode_rows", type=int, help="sequences decoded at once (default: one per data x fsdp device)")
-  parser.add_argument("--bucket", type=int, help="which of the objective's chunk capacities, 0 the smallest (default: the "
+  parser.add_argument("--decode_rows", type=whole, help="sequences decoded at once (default: one per data x fsdp device)")
+  parser.add_argument("--bucket", type=whole, help="which of the objective's chunk capacities, 0 the smallest (default: the "
                       "largest)")
-  parser.add_argument("--cpu", type=int, metavar="N", help="compile for N simulated CPU devices instead")
+  parser.add_argument("--cpu", type=whole, metavar="N", help="compile for N simulated CPU devices instead")
   parser.add_argument("--gpu", action="store_true", help="compile for the GPUs of this machine instead")
   parser.add_argument("--hlo", metavar="FILE", help="keep the compiled text")
   parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -41,12 +37,9 @@ def run(argv: list[str]) -> int:
 
   from jaxlm.training.config import load_config, parse_flags, run_config
   spec, overrides, rest = parse_flags(argv)
-  try:
-    args = parser.parse_args(rest)
-  except SystemExit as end:      # argparse has printed its sentence
-    return int(end.code or 0)
+  args = parser.parse_args(rest)
   if spec is None:
-    raise ConfigError("preflight needs --config=FILE")
+    raise ConfigError(f"no configuration; give --config=FILE; for example: {parser.example}")
   if sum((args.topology is not None, args.cpu is not None, args.gpu)) != 1:
     raise ConfigError("give one target: --topology=chip:AxB, --cpu=N or --gpu")
   programs = args.program.split(",")
@@ -61,6 +54,7 @@ def run(argv: list[str]) -> int:
   cfg = run_config(load_config(spec, overrides))
 
   devices, chip, target = _target(args)
+  from jaxlm.commands.tables import print_table
   from jaxlm.preflight.run import preflight
   from jaxlm.preflight.show import ranking, show
   options = dict(_option(o) for o in args.option) or None
@@ -74,15 +68,14 @@ def run(argv: list[str]) -> int:
       reports.append(report)
       if args.hlo:
         suffix = "" if len(meshes) * len(programs) == 1 else f".{len(reports)}"
-        pathlib.Path(args.hlo + suffix).write_text(text)
+        pathlib.Path(expand(args.hlo) + suffix).write_text(text)
       if not args.json and not args.compare:
         show(report)
   if args.json:
     print(json_text.dumps([r.to_json() for r in reports] if len(reports) > 1 else reports[0].to_json(), indent=1))
   elif args.compare:
-    from rich.console import Console
-    Console().print(ranking(reports))
-  return 0 if all(r.fits for r in reports) else 1
+    print_table(*ranking(reports), words=("dominating",), box=False)
+  return GOOD if all(r.fits for r in reports) else FAILED
 
 
 def parse_mesh(text: str) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from rich.console import Console, Group
 from rich.table import Table
 
+from jaxlm.commands.tables import console_for
 from jaxlm.preflight.report import Report
 
 NOTE = ("Memory, matmul FLOPs and collectives are read off the compiled program. Seconds and utilisation are estimates "
@@ -13,8 +14,9 @@ LIBRARIES = " Products in library calls (cuBLAS, cuDNN, a CPU's) are not counted
 
 
 def show(report: Report, console: Console | None = None) -> None:
-  console = console or Console()
-  console.print(Group(*_tables(report)))
+  parts = list(_tables(report))
+  console = console or console_for(*parts)
+  console.print(Group(*parts))
   note = NOTE + (SLICES if " x v" in report.topology else "") + (LIBRARIES if report.chip is None else "")
   console.print(f"[dim]{note}[/dim]")
 
@@ -86,17 +88,17 @@ def _estimates(r: Report):
     yield "estimate: model-FLOPs utilisation", f"{r.utilisation[0]:.2f} to {r.utilisation[1]:.2f}"
 
 
-def ranking(reports: list[Report]) -> Table:
-  """Layouts side by side, those that fit first, by the pessimistic step time."""
-  table = Table("mesh", "program", "fits", "peak GiB", "matmul s", "wire GB", "x minimum", "step s (estimate)", "dominating", box=None)
+def ranking(reports: list[Report]) -> tuple[tuple[str, ...], list[list[str]]]:
+  """(columns, rows): layouts side by side, those that fit first, by the pessimistic step time."""
+  columns, rows = ("mesh", "program", "fits", "peak GiB", "matmul s", "wire GB", "x minimum", "step s (estimate)", "dominating"), []
   for r in sorted(reports, key=lambda r: (not r.fits, r.seconds.get("worst", float("inf")))):
     mesh = ",".join(f"{a}={n}" for a, n in r.mesh.items() if n > 1) or "1"
     s = r.seconds
-    table.add_row(mesh, r.program, "yes" if r.fits else "no", _gib(r.memory["peak"]) if r.memory else "-",
-                  f"{s['matmul']:.3f}" if s else "-", f"{r.wire_bytes / 1e9:.3f}",
-                  f"{r.wire_ratio:.2f}" if r.wire_ratio else "-",
-                  f"{s['best']:.3f} to {s['worst']:.3f}" if s else "-", r.dominating if not r.error else "-")
-  return table
+    rows.append([mesh, r.program, "yes" if r.fits else "no", _gib(r.memory["peak"]) if r.memory else "-",
+                 f"{s['matmul']:.3f}" if s else "-", f"{r.wire_bytes / 1e9:.3f}",
+                 f"{r.wire_ratio:.2f}" if r.wire_ratio else "-",
+                 f"{s['best']:.3f} to {s['worst']:.3f}" if s else "-", r.dominating if not r.error else "-"])
+  return columns, rows
 
 
 def _gib(size: float) -> str:

@@ -1,11 +1,11 @@
 """`jaxlm train --config=configs/x.py --workdir=runs/x [--config.train.steps=100] [--new]`."""
 
-import argparse
 import logging
 import pathlib
-import sys
 import traceback
 
+from jaxlm.commands.exits import FAILED, INTERRUPTED, PATH_ERRORS, WRONG, command, ending, explain, refuse
+from jaxlm.commands.flags import CONFIG, Parser
 from jaxlm.config import ConfigError
 
 EPILOG = """\
@@ -16,30 +16,26 @@ A work folder that holds this run already is resumed. Ctrl-C or SIGTERM saves an
 Several hosts run the same command; tpu/README.md says how they find each other."""
 
 
+@command("jaxlm train")
 def main(argv: list[str]) -> int:
   from jaxlm.training.config import parse_flags
 
-  parser = argparse.ArgumentParser(prog="jaxlm train", epilog=EPILOG, allow_abbrev=False,
-                                   description="Train a model, or resume its run.",
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser("jaxlm train", epilog=EPILOG, others=CONFIG, description="Train a model, or resume its run.",
+                  example="jaxlm train --config=configs/carope/tiny.py --workdir=runs/tiny")
   parser.add_argument("--workdir", required=True, help="the run's folder")
   parser.add_argument("--new", action="store_true", help="refuse a folder that holds a run, rather than resume it")
   parser.add_argument("--quiet", action="store_true", help="no progress")
-  try:
-    spec, overrides, rest = parse_flags(argv)
-    args = parser.parse_args(rest)
-    if spec is None:
-      raise ConfigError("no configuration; give --config=configs/carope/tiny.py, say")
-    return run(spec, overrides, args)
-  except ConfigError as error:
-    return _failed(error, 2)
+  spec, overrides, rest = parse_flags(argv)
+  args = parser.parse_args(rest)
+  if spec is None:
+    raise ConfigError("no configuration; give --config=configs/carope/tiny.py, say")
+  return run(spec, overrides, args)
 
 
 def _failed(error, code: int) -> int:
   from jaxlm.parallel.start import finish
 
-  print(f"jaxlm train: {error}", file=sys.stderr)
-  return finish(code)
+  return finish(refuse("jaxlm train", error, code))
 
 
 def _is_ours(error: Exception) -> bool:
@@ -49,7 +45,7 @@ def _is_ours(error: Exception) -> bool:
 
 
 def run(spec, overrides, args) -> int:
-  """0 finished, or stopped by a signal and saved; 1 the run failed, and says why."""
+  """The exit code; the other processes of the run are told of a failure."""
   import absl.logging
 
   from jaxlm.parallel.start import ProcessLost, explained, finish, start
@@ -64,9 +60,9 @@ def run(spec, overrides, args) -> int:
     start()
     train(spec, args.workdir, overrides, new=args.new, quiet=args.quiet)
   except (ConfigError, ProcessLost) as error:
-    return _failed(error, 2 if isinstance(error, ConfigError) else 1)
+    return _failed(error, WRONG if isinstance(error, ConfigError) else FAILED)
   except KeyboardInterrupt:
-    return _failed("aborted; the same command resumes from the newest checkpoint", 130)
+    return _failed("aborted; the same command resumes from the newest checkpoint", INTERRUPTED)
   except Exception as error:
     other = explained(error)    # a failure here may be the echo of one elsewhere
     if other:
@@ -80,6 +76,10 @@ def run(spec, overrides, args) -> int:
     if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():
       return _failed(f"out of memory: {str(error).splitlines()[0][:300]}\nRaise train.accumulation (smaller "
                      f"micro-batches), set model.remat or model.loss_chunk, or shard over more devices (mesh.fsdp).", 1)
+    if isinstance(error, BrokenPipeError):     # nobody reads what is printed
+      return finish(ending("jaxlm train", error))
+    if isinstance(error, OSError):
+      return _failed(explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)
     traceback.print_exc()
-    return finish(1)
+    return finish(FAILED)
   return finish(0)

@@ -5,6 +5,7 @@ kept on the local disk and uploaded: before every checkpoint, so that a checkpoi
 at most once a minute, and at the end.
 """
 
+import json
 import pathlib
 import tempfile
 import time
@@ -12,13 +13,27 @@ import time
 from etils import epath
 
 from jaxlm import json_text
+from jaxlm.config import ConfigError
+from jaxlm.paths import expand
 
 UPLOAD_EVERY_S = 60
 
 
 def folder_path(workdir) -> epath.Path:
   """Absolute, as Orbax wants it."""
-  return epath.Path(workdir) if is_remote(workdir) else epath.Path(pathlib.Path(workdir).absolute())
+  return epath.Path(workdir) if is_remote(workdir) else epath.Path(pathlib.Path(expand(workdir)).absolute())
+
+
+def read_json(path: epath.Path, kind: type = dict):
+  """The value of a JSON file. ConfigError where it is damaged: empty, no JSON, or not a `kind`."""
+  try:
+    value = json.loads(path.read_text())
+  except (UnicodeDecodeError, ValueError) as error:
+    what = f"no JSON ({error})" if path.read_bytes().strip() else "empty"
+    raise ConfigError(f"{path} is damaged: it is {what}; put back a copy of it") from None
+  if not isinstance(value, kind):
+    raise ConfigError(f"{path} is damaged: it holds a {type(value).__name__}, wanted a {kind.__name__}; put back a copy of it")
+  return value
 
 
 def is_remote(workdir) -> bool:

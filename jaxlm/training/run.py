@@ -8,7 +8,6 @@
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import shlex
@@ -33,7 +32,7 @@ from jaxlm.parallel.place import host_rows, placer
 from jaxlm.parallel.rules import unsharded
 from jaxlm.training.checkpoints import Checkpoints, initial_params, restore_params
 from jaxlm.training.config import RunConfig, check, differences, load_config, plain, resolved, run_config
-from jaxlm.training.folder import folder_path, write_json
+from jaxlm.training.folder import folder_path, read_json, write_json
 from jaxlm.training.loop import BucketOverflow, NonFinite, StopSignal, run_steps
 from jaxlm.training.metrics import Writer, read
 from jaxlm.training.progress import Display, count, duration
@@ -191,7 +190,7 @@ def restore(workdir, *, step: int | None = None, ema: bool = False):
   folder = folder_path(workdir)
   if not (folder / "config.json").exists():
     raise ConfigError(f"{folder} is not a run folder: it holds no config.json")
-  config = json.loads((folder / "config.json").read_text())
+  config = read_json(folder / "config.json")
   return config, restore_params(folder, step=step, ema=ema)[0]
 
 
@@ -336,14 +335,22 @@ def _open(folder, cfg: RunConfig, new: bool) -> None:
   if path.exists() and begun:     # a run that was refused before it had its data has left nothing to protect
     if new:
       raise ConfigError(f"{folder} holds a run already; leave out --new to resume it, or choose another --workdir")
-    _refuse_other_config(folder, json.loads(path.read_text()), cfg)
+    _refuse_other_config(folder, read_json(path), cfg)
   elif begun:
     raise ConfigError(f"{folder} exists, is not empty and is not a run folder; choose another --workdir")
   folder.mkdir(parents=True, exist_ok=True)
   write_json(path, now)
-  starts = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else []
+  starts = _starts(folder / "run.json")
   write_json(folder / "run.json", [*starts, provenance()])
   (folder / "result.json").unlink(missing_ok=True)
+
+
+def _starts(path) -> list:
+  """The starts so far. They are provenance only: a damaged file is begun anew and does not stop a run."""
+  try:
+    return read_json(path, list) if path.exists() else []
+  except ConfigError:
+    return []
 
 
 def _refuse_other_config(folder, stored: dict, cfg: RunConfig) -> None:

@@ -1,6 +1,5 @@
 """Weights folders of `jaxlm convert` (model.json, safetensors in one file or shards) where a run's folder would do."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 
 from jaxlm.config import ConfigError
 from jaxlm.training.config import RunConfig, load_config, plain, run_config
-from jaxlm.training.folder import folder_path
+from jaxlm.training.folder import folder_path, read_json
 
 
 def is_weights_folder(folder) -> bool:
@@ -46,8 +45,8 @@ def config_of(folder, spec=None, overrides: Mapping[str, Any] | None = None) -> 
     if spec is None:
       raise ConfigError(f"{folder} is a weights folder and says nothing about text: give --config=FILE whose `data` it is to "
                         f"read with; the model is the folder's own")
-    model = json.loads((path / "model.json").read_text())["model"]
+    model = read_json(path / "model.json").get("model")
     return run_config(load_config(plain(load_config(spec)) | {"model": model}, overrides))
   if spec is None and not (path / "config.json").is_file():
-    raise ConfigError(f"{folder} is not a run folder: it holds no config.json")
-  return run_config(load_config(spec or json.loads((path / "config.json").read_text()), overrides))
+    raise ConfigError(f"{folder} is not a run folder: " + ("it holds no config.json" if path.exists() else "it does not exist"))
+  return run_config(load_config(spec or read_json(path / "config.json"), overrides))

@@ -1,0 +1,180 @@
+"""How a command ends.
+
+  0        good; also a training run that a signal has stopped and that is saved (result.json: finished false)
+  1        the request was right and it failed: a row, a check, a step, a full disk
+  2        the request was wrong: a flag, a key, a path
+  128 + n  signal n ended it: 130 Ctrl-C, 141 nobody reads its output any more (`jaxlm eval ... | head -1`)
+
+What a person or the system has refused is one sentence on standard error. Any other exception is a fault of this library
+and keeps its traceback. With JAXLM_DEBUG=1 the sentences have theirs, too.
+"""
+
+import errno
+import functools
+import io
+import os
+import pathlib
+import select
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from jaxlm.config import ConfigError
+
+GOOD, FAILED, WRONG = 0, 1, 2
+INTERRUPTED, UNREAD = 128 + 2, 128 + 13
+#: What a path can be wrong in; any other errno is a failure of a right request.
+PATH_ERRORS = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS,
+               errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTEMPTY}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def command(name: str, *, refusals: tuple[type[Exception], ...] = ()):
+  """Decorator of a command's `main(argv) -> code`. refusals: exceptions besides ConfigError whose text is for the user."""
+  def decorate(main: Callable[[list[str]], int | None]) -> Callable[[Sequence[str] | None], int]:
+    @functools.wraps(main)
+    def guarded(argv: Sequence[str] | None = None) -> int:
+      try:
+        _print_anything()
+        code = main(list(sys.argv[1:] if argv is None else argv)) or GOOD
+        if sys.stdout is not None:
+          sys.stdout.flush()     # at the interpreter's end it would be too late for a sentence
+        return code
+      except (Exception, KeyboardInterrupt, SystemExit) as error:
+        return ending(name, error, refusals)
+    return guarded
+  return decorate
+
+
+def ending(name: str, error: BaseException, refusals: tuple[type[Exception], ...] = ()) -> int:
+  """The exit code of what a command has raised; its sentence is printed. What is not for the user is raised again."""
+  if _caused_by(error, BrokenPipeError) and (isinstance(error, SystemExit) or _reader_gone()):     # SystemExit: rich's
+    _silence()
+    return UNREAD
+  if _caused_by(error, KeyboardInterrupt):     # also where a library has met it while it was imported
+    return INTERRUPTED
+  if isinstance(error, SystemExit):
+    if isinstance(error.code, str):
+      return refuse(name, error.code, WRONG)
+    return int(error.code or GOOD)
+  if isinstance(error, (ConfigError, *refusals)):
+    return refuse(name, error, WRONG)
+  if isinstance(error, OSError):
+    return refuse(name, explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)
+  if isinstance(error, MemoryError):
+    return refuse(name, f"out of memory: {error}" if str(error) else "out of memory", FAILED)
+  raise error
+
+
+def refuse(name: str, sentence, code: int) -> int:
+  """Prints 'jaxlm train: sentence' on standard error; returns the code."""
+  if os.environ.get("JAXLM_DEBUG", "0") not in ("", "0") and sys.exc_info()[0] is not None:
+    traceback.print_exc()
+  try:
+    print(f"{name}: {sentence}", file=sys.stderr, flush=True)
+  except BrokenPipeError:
+    _silence()
+  return code
+
+
+def explain(error: OSError) -> str:
+  """One sentence: which file, what is wrong with it, what to do."""
+  path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else None
+  if error.errno in FULL:
+    where = f"the disk of {path}" if path else "a disk"
+    return f"{where} is full ({error.strerror}); free space there, and give the same command again"
+  if error.errno in (errno.EMFILE, errno.ENFILE):
+    return f"too many files are open{f' ({path})' if path else ''}; raise the limit with `ulimit -n 65536`"
+  if path is None:
+    return str(error) or type(error).__name__
+  at, choose = pathlib.Path(path), _choose(path)
+  blocked = _file_on_the_way(at)
+  if error.errno in (errno.ENOTDIR, errno.EEXIST) and blocked is not None:
+    below = "" if blocked == at else f", and {path} would be below it"
+    return f"{blocked} is a file where a folder is wanted{below}; {choose}"
+  if error.errno == errno.EISDIR:
+    return f"{path} is a folder where a file is wanted; {choose}"
+  if error.errno in (errno.EACCES, errno.EPERM):
+    return f"{path} is not open to you ({error.strerror}); change its permissions, or {choose}"
+  if error.errno == errno.EROFS:
+    return f"{path} cannot be written: its file system is read-only; {choose}"
+  if error.errno == errno.ENOENT:
+    broken = next((p for p in (at, *at.parents) if p.is_symlink() and not p.exists()), None)
+    if broken is not None:
+      return f"{broken} is a link to {os.readlink(broken)}, which does not exist; mend the link, or {choose}"
+    return f"{path} does not exist, or cannot be made; {choose}"
+  if error.errno == errno.ELOOP:
+    return f"{path} is a link that leads back to itself; mend the link, or {choose}"
+  if error.errno == errno.ENAMETOOLONG:
+    return f"a name in {path[:80]}... is too long for its file system; {choose}"
+  return f"{path}: {error.strerror or error}"
+
+
+def _choose(path: str) -> str:
+  """The remedy that fits the place: the cache has a variable of its own."""
+  from jaxlm.data.folders import data_dir
+  try:
+    cached = pathlib.Path(path).absolute().is_relative_to(data_dir())
+  except ConfigError:
+    cached = False
+  return "set JAXLM_DATA to another folder" if cached else "choose another path"
+
+
+def _file_on_the_way(path: pathlib.Path) -> pathlib.Path | None:
+  """The first of the path and what is above it that exists, if it is no folder."""
+  for at in (path, *path.parents):
+    try:
+      if at.exists():
+        return None if at.is_dir() else at
+    except OSError:      # below a file, below a folder that may not be read
+      continue
+  return None
+
+
+def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+  """Whether it is of this kind, or was raised because of one that is."""
+  seen = set()
+  while error is not None and id(error) not in seen:
+    if isinstance(error, kind):
+      return True
+    seen.add(id(error))
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _reader_gone() -> bool:
+  """Whether nobody reads standard output or standard error any more."""
+  for stream in (sys.stdout, sys.stderr):
+    if stream is None:
+      continue
+    try:
+      stream.flush()
+      poll = select.poll()
+      poll.register(stream.fileno(), 0)
+      if any(event & select.POLLERR for _, event in poll.poll(0)):
+        return True
+    except BrokenPipeError:
+      return True
+    except (OSError, ValueError, AttributeError):      # no file descriptor: replaced by a program, closed; no poll here
+      continue
+  return False
+
+
+def _silence() -> None:
+  """What is still in the buffers goes nowhere, rather than into an error when the interpreter ends."""
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except BrokenPipeError:
+      try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+      except (OSError, ValueError):
+        pass
+    except (OSError, ValueError, AttributeError):
+      pass
+
+
+def _print_anything() -> None:
+  """A character that the terminal's encoding has not is printed as its escape; a name on disk may be no text at all."""
+  if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,0 +1,170 @@
+"""What a person mistypes, loses or damages is one sentence with a remedy and the right exit code, in every command."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from jaxlm import cli
+from jaxlm.config import ConfigError
+from jaxlm.training.config import load_config, parse_flags, run_config
+from jaxlm.training.run import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = str(ROOT / "configs" / "carope" / "tiny.py")
+SMALL = {"model.d_model": 32, "model.num_layers": 1, "model.mixer.num_heads": 2, "data.seq_len": 16, "data.batch_size": 8,
+         "train.steps": 1, "eval.num_tokens": 64, "eval.every": 0}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("runs") / "tiny"
+  train(TINY, folder, SMALL, quiet=True)
+  return folder
+
+
+@pytest.fixture
+def place(tmp_path, run, monkeypatch):
+  """A folder with everything that the commands below name."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "file").write_text("a file")
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+  for name, text in (("config-empty", ""), ("config-list", "[]"), ("config-torn", '{"model": {'), ("config-none", "{}")):
+    shutil.copytree(run, tmp_path / name)
+    (tmp_path / name / "config.json").write_text(text)
+  shutil.copytree(run, tmp_path / "no-checkpoints")
+  shutil.rmtree(tmp_path / "no-checkpoints" / "checkpoints")
+  (tmp_path / "tiny").symlink_to(run)
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+TRAIN = ["train", f"--config={TINY}", *(f"--config.{key}={value}" for key, value in SMALL.items())]
+WRONG = [
+    (["train"], "--workdir is missing; for example: jaxlm train --config="),
+    (["train", "--workdir", "w"], "no configuration; give --config="),
+    (["train", "--config=nothing.py", "--workdir=w"], "config file nothing.py does not exist"),
+    ([*TRAIN, "--workdir=w", "--wrokdir=x"], "unknown flag --wrokdir; did you mean --workdir?"),
+    ([*TRAIN, "--workdir=file"], "is a file where a folder is wanted"),
+    ([*TRAIN, "--workdir=file/below"], "file is a file where a folder is wanted"),
+    ([*TRAIN, "--workdir=/proc/nothing"], "/proc/nothing"),
+    ([*TRAIN, "--workdir=empty", "--config.train.step=3"], "unknown key --config.train.step; did you mean 'steps'?"),
+    ([*TRAIN, "--workdir=w", "--config.train.steps=1.5"], "train.steps = 1.5: wanted int (a whole number, like 1000 or 1e3)"),
+    ([*TRAIN, "--workdir=w", "--config.train.steps=many"], "wanted int (a whole number"),
+    ([*TRAIN, "--workdir=w", "--config.optimizer.learning_rate=-0.1"], "learning_rate = -0.1"),
+    ([*TRAIN, "--workdir=w", "--config.train.debug=perhaps"], "wanted bool (True or False)"),
+    ([*TRAIN, "--workdir=w", "--config.seed=-1"], "seed = -1"),
+    ([*TRAIN, "--workdir=config-empty"], "config.json is damaged: it is empty"),
+    ([*TRAIN, "--workdir=config-list"], "config.json is damaged: it holds a list"),
+    ([*TRAIN, "--workdir=w", "--config.train.init_from=nowhere"], "nowhere"),
+    ([*TRAIN, "--workdir=w", "--config.data.source=text:nothing*.txt"], "no file matches"),
+    ([*TRAIN, "--workdir=w", "--config.data.source=text:empty"], "empty is a folder"),
+    (["eval"], "--run is missing; for example: jaxlm eval --run"),
+    (["eval", "--run", "nowhere"], "nowhere is not a run folder: it does not exist"),
+    (["eval", "--run", "empty"], "holds no config.json"),
+    (["eval", "--run", "file"], "file"),
+    (["eval", "--run", "config-empty"], "config.json is damaged: it is empty"),
+    (["eval", "--run", "config-torn"], "config.json is damaged: it is no JSON"),
+    (["eval", "--run", "config-list"], "it holds a list, wanted a dict"),
+    (["eval", "--run", "config-none"], "missing key 'model'"),
+    (["eval", "--run", "no-checkpoints"], "has no complete checkpoint"),
+    (["eval", "--run", "tiny", "--step", "77"], "no complete checkpoint of step 77"),
+    (["eval", "--run", "tiny", "--lengths", "a,b"], "wanted token counts like 512,1024"),
+    (["eval", "--run", "tiny", "--num_token=3"], "unknown flag --num_token; did you mean --num_tokens?"),
+    (["eval", "--run", "tiny", "--step"], "--step has no value"),
+    (["generate"], "--run is missing"),
+    (["generate", "--run", "nowhere"], "nowhere is not a run folder"),
+    (["generate", "--run", "config-torn"], "config.json is damaged"),
+    (["generate", "--run", "no-checkpoints"], "has no complete checkpoint"),
+    (["generate", "--run", "tiny", "--seed", "-1"], "-1"),
+    (["generate", "--run", "tiny", "--temperature", "nan"], "temperature"),
+    (["generate", "--run", "tiny", "--temperature", "hot"], "--temperature=hot: wanted a number, like 0.9"),
+    (["generate", "--run", "tiny", "--promt", "a"], "unknown flag --promt; did you mean --prompt?"),
+    (["table"], "no table: name its script"),
+    (["table", "nothing.py", "--scale=smoke"], "no table script 'nothing.py'"),
+    (["table", str(ROOT / "experiments/carope/table1.py")], "--scale is missing; for example"),
+    (["table", str(ROOT / "experiments/carope/table1.py"), "--scale=smok"], "no scale 'smok'; did you mean 'smoke'?"),
+    (["table", str(ROOT / "experiments/carope/table1.py"), "--scale=smoke", "--row=rpe"], "no row 'rpe'; did you mean 'rope'?"),
+    (["convert"], "are missing; for example"),
+    (["convert", "--from", "hf", "nowhere", "--to", "out"], "nowhere"),
+    (["convert", "--from", "hf", "empty", "--to", "out"], "config.json"),
+    (["convert", "--from", "hf", "empty", "--to", "hf", "out"], "nothing to convert"),
+    (["convert", "--from", "tiny", "--to", "tiny"], "is not an empty folder"),
+    (["convert", "--from", "file", "--to", "out"], "file is neither a run folder"),
+    (["verify"], "is missing; for example: jaxlm verify"),
+    (["verify", "nowhere"], "nowhere"),
+    (["data"], "for example: jaxlm data list"),
+    (["data", "lst"], "did you mean"),
+    (["data", "info", "nothing"], "nothing"),
+    (["preflight"], "no configuration; give --config=FILE"),
+    (["preflight", f"--config={TINY}", "--topology=v9:4x4"], "v9"),
+    (["trian"], "no command 'trian'; did you mean 'train'?"),
+]
+
+
+@pytest.mark.parametrize("argv, said", WRONG, ids=lambda x: " ".join(map(str, x))[-60:] if isinstance(x, list) else "")
+def test_a_mistake_is_one_sentence(place, argv, said, capsys):
+  code = cli.main(argv)
+  out = capsys.readouterr()
+  assert code in (1, 2), (code, out)
+  assert said in out.err, out.err
+  assert "Traceback" not in out.err + out.out
+  assert len(out.err.strip().splitlines()) <= 3, out.err
+
+
+@pytest.mark.parametrize("written, key, value", [
+    ("--config.train.steps=1e3", "steps", 1000), ("--config.train.steps=1_000", "steps", 1000), ("--config.train.debug=yes", "debug", True),
+    ("--config.train.debug=False", "debug", False), ("--config.train.keep_every=none", "keep_every", None),
+    ("--config.train.keep_every=null", "keep_every", None), ("--config.train.profile=(1, 2)", "profile", (1, 2))])
+def test_values_may_be_spelled_as_people_do(written, key, value):
+  spec, overrides, rest = parse_flags([f"--config={TINY}", written])
+  assert not rest and getattr(run_config(load_config(spec, overrides)).train, key) == value
+
+
+def test_one_value_is_a_list_of_one():
+  cfg = run_config(load_config(TINY, {"eval.lengths": 64}))
+  assert cfg.eval.lengths == (64,)
+  with pytest.raises(ConfigError, match=r"eval.lengths = 'a': wanted int"):
+    run_config(load_config(TINY, {"eval.lengths": "a"}))
+
+
+def test_a_home_is_expanded_wherever_a_path_is_given(place, capsys):
+  assert cli.main(["eval", "--run", "~/tiny", "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)
+  assert cli.main(["convert", "--from", "~/tiny", "--to", "~/weights"]) == 0 and (place / "weights" / "model.json").is_file()
+  assert cli.main([*TRAIN, "--workdir=~/again", "--quiet", "--config.train.init_from=~/tiny"]) == 0
+  assert (place / "again" / "result.json").is_file() and not (place / "~").exists()
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, None])
+def test_figures_are_whole_at_any_width(place, width, capsys, monkeypatch):
+  monkeypatch.setenv("COLUMNS", str(width)) if width else monkeypatch.delenv("COLUMNS", raising=False)
+  assert cli.main(["eval", "--run", "tiny", "--lengths=8,16"]) == 0
+  out = capsys.readouterr().out
+  assert "…" not in out and out.count(".") >= 6      # loss, perplexity and bits per byte of two lengths
+
+
+@pytest.mark.parametrize("damage", ["", "no JSON", '{"a": 1}'])
+def test_a_damaged_list_of_starts_does_not_stop_a_run(place, run, damage):
+  shutil.copytree(run, place / "resumed")
+  (place / "resumed" / "run.json").write_text(damage)
+  assert cli.main([*TRAIN, "--workdir=resumed", "--quiet"]) == 0
+  assert len(json.loads((place / "resumed" / "run.json").read_text())) == 1
+
+
+def test_a_reader_that_goes_away_ends_a_command_quietly(place):
+  env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+  script = f"{sys.executable} -c 'import sys; from jaxlm.cli import main; sys.exit(main())' verify {ROOT}/tests/golden/carope/rope_equivalence.npz --verbose"
+  done = subprocess.run(["bash", "-c", f"{script} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, env=env)
+  assert "Traceback" not in done.stderr and done.stdout.strip() in ("0", "141"), done
+
+
+def test_a_fault_of_the_library_keeps_its_traceback(monkeypatch):
+  monkeypatch.setattr("jaxlm.evaluation.command.main", lambda argv: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    cli.main(["eval"])
