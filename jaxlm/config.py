@@ -233,7 +233,7 @@ def _convert(value, hint, path: str):
   if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
     return value
   spelling = {bool: " (True or False)", int: " (a whole number, like 1000 or 1e3)", float: " (a number, like 3e-4)"}.get(hint, "")
-  raise ConfigError(f"{path} = {value!r}: wanted {_type_name(hint)}{spelling}, got {type(value).__name__}")
+  raise ConfigError(f"{path} = {value!r}: wanted {_type_name(hint)}, got {type(value).__name__}{spelling}")
 
 
 def _is_number(value) -> bool:

@@ -90,7 +90,7 @@ def main():
 
   cfg = run_config(json.loads((pathlib.Path(args.run) / "config.json").read_text()))
   params = restore(args.run, ema=cfg.train.ema_decay is not None)[1]
-  text = hasattr(cfg.data, "load_tokenizer")
+  text = cfg.data.has_text
   if text:
     frames = [frame(cfg.data, prompt, cfg.data.seq_len) for prompt in args.prompt or [""] for _ in range(args.samples)]
   else:

@@ -23,6 +23,11 @@ class DataConfig:
 
   batch_form: ClassVar[str] = "causal"
 
+  @property
+  def has_text(self) -> bool:
+    """Whether rows are text, so that `load_tokenizer` reads a prompt and writes an answer."""
+    return type(self).load_tokenizer is not DataConfig.load_tokenizer
+
   def load_tokenizer(self):
     """The tokenizer of the rows. ConfigError for data that are no text."""
     raise ConfigError(f"data.kind of this run makes {type(self).__name__.removesuffix('Data')} rows of token ids, which are no text: "

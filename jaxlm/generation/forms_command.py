@@ -65,7 +65,7 @@ def insertion_sampling(args) -> InsertionSampling:
 
 def frame(data, text: str, max_new_tokens: int, seed: int = 0) -> Frame:
   """seed: of the run, whose test problems a task without a prompt reads."""
-  if not hasattr(data, "load_tokenizer"):
+  if not data.has_text:
     return _task_frame(data, text, seed)
   tokenizer = data.load_tokenizer()
   pieces = [tokenizer.encode(piece.strip() if i == 0 else piece.rstrip()).tolist() if piece.strip() else []
@@ -101,7 +101,7 @@ def _task_frame(data, text: str, seed: int) -> Frame:
 def speaker(data) -> Callable[[Sequence[int]], str]:
   """tokens -> their text, blanks at the ends included; of tasks, numbers between blanks with `:` for BOS."""
   ids = data.ids
-  if hasattr(data, "load_tokenizer"):
+  if data.has_text:
     tokenizer = data.load_tokenizer()
     return lambda tokens: tokenizer.decode(int(t) for t in tokens if t < tokenizer.vocab_size)
   silent = (ids.cls, ids.pad, ids.mask, ids.eos)
@@ -122,7 +122,7 @@ def _grow(cfg, params, answering: Answering, begun: Frame) -> int:
   def shown(tokens: np.ndarray, new: int | None) -> Text:
     if new is None:
       return Text(say(tokens))
-    join = "" if hasattr(cfg.data, "load_tokenizer") else " "
+    join = "" if cfg.data.has_text else " "
     before, middle, after = (say(t) for t in (tokens[:new], tokens[new:new + 1], tokens[new + 1:]))
     return Text.assemble(before, join, (middle, "bold reverse" if console.is_terminal else ""), join, after)
 
