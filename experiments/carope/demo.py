@@ -41,7 +41,7 @@ def sample(workdir: pathlib.Path, row: str, num_tokens: int, seed: int = 0) -> s
   cfg = run_config(config)
   tokenizer = cfg.data.load_tokenizer()
   generator = Generator(cfg.model, params, Sampling(temperature=0.7, top_p=0.95))
-  prompt = [tokenizer.separator, *map(int, tokenizer.encode(PROMPT))]    # as every document begins
+  prompt = tokenizer.prompt(PROMPT).tolist()
   [new] = generator.generate([prompt], num_tokens, seed=seed)
   return tokenizer.decode([*prompt[1:], *map(int, new)])
 

@@ -40,7 +40,7 @@ def row(tokens: np.ndarray, types: np.ndarray, *, form: Form, seq_len: int, pad:
         pad_left: bool = False) -> dict[str, np.ndarray]:
   """The fields of one row of `seq_len` places; insertion forms are whole and still to be `corrupted`.
 
-  num_bytes: of each token id; None counts one per target. pad_left: causal rows are padded in front, as the release
+  num_bytes: of each token; None counts one per target. pad_left: causal rows are padded in front, as the release
   trains star graphs.
   """
   T, n, weight = seq_len, len(tokens), np.ones(1, np.float32)
@@ -53,6 +53,7 @@ def row(tokens: np.ndarray, types: np.ndarray, *, form: Form, seq_len: int, pad:
                 maskable=fill(types == TARGET, 1), loss_weights=weight, target_bytes=np.ones(1, np.int32))
   short = T + 1 - n
   wide = lambda x, value: np.pad(x, (short, 0) if pad_left else (0, short), constant_values=value)
+  num_bytes = None if num_bytes is None else wide(np.asarray(num_bytes), 0)
   tokens, types, inside = wide(tokens, pad), wide(types, GIVEN), wide(np.ones(n, np.int32), 0)
   # A padded place in front stands at position 0, one behind at the last token's: nothing looks at either.
   positions = np.maximum(np.cumsum(inside)[:-1] - 1, 0)
@@ -60,7 +61,7 @@ def row(tokens: np.ndarray, types: np.ndarray, *, form: Form, seq_len: int, pad:
   return dict(tokens=tokens[:-1].astype(np.int32), targets=tokens[1:].astype(np.int32),
               segment_ids=inside[:-1].astype(np.int32), positions=positions.astype(np.int32),
               loss_weights=counted.astype(np.float32),
-              target_bytes=np.ones(T, np.int32) if num_bytes is None else (num_bytes[tokens[1:]] * counted).astype(np.int32))
+              target_bytes=np.ones(T, np.int32) if num_bytes is None else (num_bytes[1:] * counted).astype(np.int32))
 
 
 def check_constraint(constraint: bool, form: Form) -> None:

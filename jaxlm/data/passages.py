@@ -7,7 +7,6 @@ Five ids follow the tokenizer's: CLS, BOS, EOS, PAD, MASK.
 """
 
 import dataclasses
-import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -46,6 +45,9 @@ class Ids(NamedTuple):
   @classmethod
   def after(cls, vocab_size: int) -> "Ids":
     return cls(*range(vocab_size, vocab_size + 5))
+
+
+NO_BYTES = Ids(0, 0, 0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +138,8 @@ class Passages:
 
   def __init__(self, store: TokenStore, longest: int):
     self.store, self.longest = store, longest
-    lengths = np.diff(store.starts) - 1      # the separator in front is no part of the passage
+    # The tokenizer's frame is no part of the passage.
+    lengths = np.diff(store.starts) - len(store.front) - len(store.behind)
     self.index = np.flatnonzero((lengths <= longest) & (lengths > 0))
     if not len(self.index):
       raise DataError(f"no passage has at most {longest} tokens (the shortest has {lengths.min()}); raise data.seq_len or "
@@ -146,8 +149,16 @@ class Passages:
     return len(self.index)
 
   def __getitem__(self, i: int) -> np.ndarray:
-    at = self.index[int(i)]
-    return np.asarray(self.store.tokens[self.store.starts[at] + 1:self.store.starts[at + 1]], np.int32)
+    start, stop = self._span(i)
+    return np.asarray(self.store.tokens[start:stop], np.int32)
+
+  def num_bytes(self, i: int) -> np.ndarray:
+    """int32: bytes of the text that each token of passage i stands for."""
+    return self.store.bytes_between(*self._span(i))
+
+  def _span(self, i: int) -> tuple[int, int]:
+    at, store = self.index[int(i)], self.store
+    return store.starts[at] + len(store.front), store.starts[at + 1] - len(store.behind)
 
 
 class Rows:
@@ -159,14 +170,11 @@ class Rows:
   def __len__(self) -> int:
     return len(self.passages)
 
-  @functools.cached_property
-  def num_bytes(self) -> np.ndarray:
-    return np.concatenate([self.passages.store.num_bytes, np.zeros(5, np.int32)])
-
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     cfg = self.cfg
     tokens, types = framed([], self.passages[index], cfg.ids, cfg.form)
-    return row(tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, num_bytes=self.num_bytes)
+    num_bytes = framed([], self.passages.num_bytes(index), NO_BYTES, cfg.form)[0]
+    return row(tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, num_bytes=num_bytes)
 
 
 def cut(documents: Iterator[bytes], unit: str, fold: tuple[int, int] | None = None) -> Iterator[bytes]:

@@ -20,6 +20,9 @@ class Windows:
 
   whole: leave out a last window that is not full (training); otherwise it is padded and scored (evaluation), so that
   every token but the first is a target exactly once whatever T is.
+
+  Where the tokenizer begins every text with a token of its own (<s>), every row begins with it, in place of its first
+  token; as a target between documents it weighs 0, for a model is told it.
   """
 
   def __init__(self, store: TokenStore, seq_len: int, *, whole: bool = True):
@@ -35,13 +38,14 @@ class Windows:
 
   def __getitem__(self, index: int) -> Row:
     start = int(index) * self.seq_len
-    return _row([self.store.tokens[start:start + self.seq_len + 1]], self.seq_len, self.store.num_bytes)
+    return _row(self.store, [(start, start + self.seq_len + 1)], self.seq_len)
 
 
 class Packed:
   """Documents share rows without seeing each other: segment_ids 1, 2, .., positions from 0 in each segment.
 
-  A document (its separator first) longer than T is cut into pieces of T. Pieces go, in an order drawn from `seed`
+  A document (its frame included) longer than T is cut into pieces of T; where the tokenizer begins every text with a token of
+  its own (<s>), each piece does: it stands in place of the token that ends the piece before. Pieces go, in an order drawn from `seed`
   (None: corpus order), each into the first open row with room. The last token of a segment has no target there:
   weight 0. Which pieces share a row is fixed; epochs shuffle rows.
   """
@@ -52,7 +56,7 @@ class Packed:
   @functools.cached_property
   def _plan(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(first piece of each row, start of each piece, its length), pieces in row order."""
-    starts, lengths = pieces(np.asarray(self.store.starts), self.seq_len)
+    starts, lengths = pieces(np.asarray(self.store.starts), self.seq_len, overlap=int(bool(self.store.given)))
     order = np.arange(len(starts))
     if self.seed is not None:
       order = np.random.default_rng([self.seed, 0x7061636B]).permutation(order)
@@ -70,8 +74,7 @@ class Packed:
   def __getitem__(self, index: int) -> Row:
     first, starts, lengths = self._plan
     a, b = first[index], first[index + 1]
-    return _row([self.store.tokens[s:s + n] for s, n in zip(starts[a:b], lengths[a:b])], self.seq_len,
-                self.store.num_bytes)
+    return _row(self.store, [(s, s + n) for s, n in zip(starts[a:b], lengths[a:b])], self.seq_len)
 
 
 class Filled:
@@ -90,11 +93,15 @@ class Filled:
     return row | {k: np.zeros_like(row[k]) for k in ("loss_weights", "target_bytes")}
 
 
-def pieces(starts: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-  """(start, length) of every piece of at most seq_len tokens, in corpus order; together they are all tokens."""
-  counts = -(-np.diff(starts) // seq_len)
+def pieces(starts: np.ndarray, seq_len: int, overlap: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """(start, length) of every piece of at most seq_len tokens, in corpus order; together they are all tokens.
+
+  overlap: tokens that a piece has in common with the one before it of its document.
+  """
+  stride = seq_len - overlap
+  counts = np.maximum(-(-(np.diff(starts) - overlap) // stride), 1)
   within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-  begin = np.repeat(starts[:-1], counts) + within * seq_len
+  begin = np.repeat(starts[:-1], counts) + within * stride
   return begin, np.minimum(np.repeat(starts[1:], counts) - begin, seq_len)
 
 
@@ -115,18 +122,22 @@ def first_fit(lengths: np.ndarray, seq_len: int, open_rows: int = OPEN_ROWS) -> 
   return np.unique(out, return_inverse=True)[1]
 
 
-def _row(segments: list[np.ndarray], seq_len: int, num_bytes: np.ndarray) -> Row:
-  """A row of segments. One of seq_len + 1 tokens carries the last position's target."""
+def _row(store: TokenStore, spans: list[tuple[int, int]], seq_len: int) -> Row:
+  """A row of the spans of a store as segments. One of seq_len + 1 tokens carries the last position's target."""
   row = {k: np.zeros(seq_len, np.int32) for k in ("tokens", "targets", "segment_ids", "positions", "target_bytes")}
   row["loss_weights"] = np.zeros(seq_len, np.float32)
   at = 0
-  for number, segment in enumerate(segments, 1):
+  for number, (start, stop) in enumerate(spans, 1):
+    segment = store.tokens[start:stop]
     n, t = min(len(segment), seq_len), len(segment) - 1
     row["tokens"][at:at + n] = segment[:n]
     row["targets"][at:at + t] = segment[1:]
     row["segment_ids"][at:at + n] = number
     row["positions"][at:at + n] = np.arange(n)
     row["loss_weights"][at:at + t] = 1.0
-    row["target_bytes"][at:at + t] = num_bytes[segment[1:]]
+    row["target_bytes"][at:at + t] = store.bytes_between(start + 1, stop)
+    if store.given:
+      row["tokens"][at] = store.given[-1]
+      row["loss_weights"][at:at + t][np.isin(segment[1:], store.given)] = 0.0
     at += n
   return row

@@ -52,12 +52,13 @@ def bits_under_noise(*, num_chars: int = 16_384):
     score = jax.jit(lambda x, y: module.apply({"params": trained.params}, x, y, method="score").log_prob_BT)
 
     def bits_per_byte(noisy: str) -> float:
-      ids = np.asarray(tokenizer.encode_batch([noisy])[0], np.int32)
+      [(ids, num_bytes)] = tokenizer.encode_counted([noisy])
+      ids = np.asarray(ids, np.int32)
       rows = len(ids) // (T + 1)
       rows_BT = ids[:rows * (T + 1)].reshape(rows, T + 1)
       log_prob = np.asarray(score(rows_BT[:, :-1], rows_BT[:, 1:]))
-      num_bytes = sum(len(tokenizer.token_bytes(int(t))) for t in rows_BT[:, 1:].ravel())
-      return float(-log_prob.sum() / np.log(2) / num_bytes)
+      scored = num_bytes[:rows * (T + 1)].reshape(rows, T + 1)[:, 1:].sum()
+      return float(-log_prob.sum() / np.log(2) / scored)
 
     numbers = {"clean": bits_per_byte(text)}
     numbers |= {name: bits_per_byte(noise(text, random.Random(0))) for name, noise in PERTURBATIONS.items()}

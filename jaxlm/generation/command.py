@@ -92,7 +92,7 @@ def _continue(cfg, args, sampling) -> int:
   params, _ = load(cfg, args.run, step=args.step, ema=args.ema)
   tokenizer = cfg.data.load_tokenizer()
   texts = [text for text in (args.prompt or [""]) for _ in range(args.num_samples)]
-  prompts = [[tokenizer.separator, *tokenizer.encode(text).tolist()] for text in texts]   # as every document begins
+  prompts = [tokenizer.prompt(text).tolist() for text in texts]
   generator = Generator(cfg.model, params, sampling, stop_tokens=tokenizer.stops)
   if len(prompts) == 1 and not args.json:
     text = tokenizer.stream()

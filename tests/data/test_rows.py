@@ -13,7 +13,10 @@ class Store:
   def __init__(self, lengths):
     self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     self.tokens = np.arange(self.starts[-1], dtype=np.uint32)
-    self.num_bytes = np.ones(self.starts[-1], np.int32)
+    self.given = ()
+
+  def bytes_between(self, start, stop):
+    return np.ones(len(self.tokens[start:stop]), np.int32)
 
   def __len__(self):
     return len(self.tokens)

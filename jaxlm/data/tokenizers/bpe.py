@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
+import uuid
 from typing import Annotated
 
 import numpy as np
@@ -16,11 +16,13 @@ from jaxlm.config import checked
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.data.tokenizers.byte_counts import by_offsets, by_spelling
+from jaxlm.data.tokenizers.cuts import may_be_cut, spells_exactly
+from jaxlm.data.tokenizers.marks import Marks, read_marks
 from jaxlm.paths import expand
 from jaxlm.ranges import Range
 
 END_OF_TEXT = "<|endoftext|>"
-SEPARATORS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 ENCODE_BYTES = 100_000    # longer texts are encoded in pieces: a third faster, and all cores share them
 
 
@@ -28,18 +30,24 @@ ENCODE_BYTES = 100_000    # longer texts are encoded in pieces: a third faster, 
 class BPEFileConfig:
   """path: a `tokenizer.json`; a folder that holds one, or GPT-2's `encoder.json` + `vocab.bpe`; or 'prepared:NAME'.
 
-  separator: the special token before each document; None looks for the usual names.
+  begin: the token in front of every document and prompt. end: the token that ends a text; generation stops at it.
+  separator: the token between documents of training rows; generation stops at it too.
+  None: what the file's post-processor and the files beside it say (`jaxlm.data.tokenizers.marks`). begin = "" and end = "":
+  none. A prompt is encoded as Hugging Face's tokenizer of the folder does, special tokens that it spells included; in a
+  document they are letters.
   """
 
   path: str = "prepared:gpt2-tokenizer"
   separator: str | None = None
+  begin: str | None = None
+  end: str | None = None
 
   @property
   def vocab_size(self) -> int:
     return self.load().vocab_size
 
   def load(self, train_documents=None, content: str = "", folder=None) -> "BPETokenizer":
-    return _load(str(_resolve(self.path)), self.separator)
+    return _load(str(_resolve(self.path)), self.separator, self.begin, self.end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +62,10 @@ class TrainedBPEConfig:
     if not path.is_file():
       trained = train_bpe((text.decode("utf-8", "replace") for text in train_documents()), self.vocab_size)
       path.parent.mkdir(parents=True, exist_ok=True)
-      part = path.with_name(f"tokenizer.json.{os.getpid()}")
+      part = path.with_name(f"tokenizer.json.{uuid.uuid4().hex}")
       trained.save(str(part))
       part.rename(path)
-    return _load(str(path), END_OF_TEXT, self.vocab_size)
+    return _load(str(path), END_OF_TEXT, END_OF_TEXT, END_OF_TEXT, self.vocab_size)
 
 
 def train_bpe(texts, vocab_size: int) -> hf.Tokenizer:
@@ -74,20 +82,23 @@ def train_bpe(texts, vocab_size: int) -> hf.Tokenizer:
 class BPETokenizer(Tokenizer):
   """size: entries of the table that the model should have, where training found fewer merges than it was allowed."""
 
-  def __init__(self, tokenizer: hf.Tokenizer, separator: str | None, fingerprint: str, where: str,
-               size: int | None = None):
+  def __init__(self, tokenizer: hf.Tokenizer, marks: Marks, fingerprint: str, size: int | None = None):
     # A document may contain the letters of a special token; they are letters there.
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    self._tokenizer, self.fingerprint = tokenizer, fingerprint
-    names = [separator] if separator else SEPARATORS
-    ids = [i for i in map(tokenizer.token_to_id, names) if i is not None]
-    if not ids:
-      raise DataError(f"{where} has no token {' or '.join(map(repr, names))}; name its end-of-text token in "
-                      f"tokenizer.separator")
-    self.separator = ids[0]
+    self._tokenizer, self._marks = tokenizer, marks
+    self.separator, self.closing = marks.separator, marks.closing
+    self.fingerprint = f"{fingerprint} {marks.begin} {marks.closing} {marks.separator}"
     self.vocab_size = size or tokenizer.get_vocab_size(with_added_tokens=True)
+
+  @property
+  def begin(self):
+    return self._marks.begin
+
+  @property
+  def stops(self):
+    return tuple(dict.fromkeys([*self._marks.ends, self.separator]))
 
   @functools.cached_property
   def _described(self) -> dict:
@@ -98,23 +109,32 @@ class BPETokenizer(Tokenizer):
     return any('"ByteLevel"' in json_text.dumps(self._described.get(part)) for part in ("decoder", "pre_tokenizer"))
 
   @functools.cached_property
+  def exact_bytes(self):
+    return spells_exactly(self._described, set(byte_letters()))
+
+  @functools.cached_property
+  def _may_be_cut(self) -> bool:
+    return may_be_cut(self._described)
+
+  @functools.cached_property
   def _word_pieces(self) -> bool:
     return (self._described.get("decoder") or {}).get("type") == "WordPiece"
 
   @functools.cached_property
   def _bytes(self) -> list[bytes]:
-    """Bytes of each id. Byte-level tables spell bytes as printable letters; byte fallback writes <0xNN>, '▁' is space.
+    """Bytes of each id. Byte-level tables spell bytes as printable letters, but for added tokens, which are their own text;
+    byte fallback writes <0xNN>, '▁' is space.
 
     WordPiece (BERT) begins a word with a blank unless the piece says '##': its texts come back lower case, blanks around
     every mark.
     """
-    special = {t["id"] for t in self._described["added_tokens"] if t["special"]}
+    added = {t["id"]: t["special"] for t in self._described["added_tokens"]}
     byte_level = self._byte_level
     letters, out = byte_letters(), [b""] * self.vocab_size
     for token, i in self._tokenizer.get_vocab(with_added_tokens=True).items():
-      if i in special:
+      if added.get(i):
         continue
-      if byte_level and all(c in letters for c in token):
+      if byte_level and i not in added and all(c in letters for c in token):
         out[i] = bytes(letters[c] for c in token)
       elif self._word_pieces:
         out[i] = (token[2:] if token.startswith("##") else f" {token}").encode()
@@ -125,15 +145,43 @@ class BPETokenizer(Tokenizer):
     return out
 
   def encode_batch(self, texts):
-    pieces, owners = [], []
-    for i, text in enumerate(texts):
-      for piece in _pieces(_text(text)) if self._byte_level else [_text(text)]:
-        pieces.append(piece)
-        owners.append(i)
-    found = [[] for _ in texts]
-    for owner, encoding in zip(owners, self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)):
-      found[owner].append(np.asarray(encoding.ids, np.int32))
-    return [np.concatenate(parts) if parts else np.zeros(0, np.int32) for parts in found]
+    texts = list(map(_text, texts))
+    return self._whole(texts, lambda pieces: [
+        np.asarray(encoding.ids, np.int32)
+        for encoding in self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)])
+
+  def encode_counted(self, texts):
+    texts = list(map(_text, texts))
+    found = self.encode_batch(texts)
+    counts = [by_spelling(text.encode(), ids, self._bytes, self._sizes) for text, ids in zip(texts, found)]
+    # Offsets cost more than tokens, and few tokenizers need them for every text.
+    unclear = [i for i, count in enumerate(counts) if count is None]
+    for i, count in zip(unclear, self._whole([texts[i] for i in unclear], self._count)):
+      counts[i] = count
+    return list(zip(found, counts))
+
+  def _count(self, pieces: list[str]) -> list[np.ndarray]:
+    encodings = self._tokenizer.encode_batch(pieces, add_special_tokens=False)
+    return [by_offsets(piece, e.offsets, self._sizes[np.asarray(e.ids, np.int32)]) for piece, e in zip(pieces, encodings)]
+
+  @functools.cached_property
+  def _sizes(self) -> np.ndarray:
+    return self.num_bytes()
+
+  def _whole(self, texts: list[str], of_pieces) -> list[np.ndarray]:
+    """`of_pieces` of the texts, each in the pieces that it may be cut into, put together again."""
+    owned = [_pieces(text) if self._may_be_cut else [text] for text in texts]
+    done = iter(of_pieces([piece for pieces in owned for piece in pieces]))
+    return [np.concatenate([next(done) for _ in pieces]) for pieces in owned]
+
+  def prompt(self, text):
+    self._tokenizer.encode_special_tokens = False
+    try:
+      own = self._tokenizer.encode(text, add_special_tokens=False).ids
+    finally:
+      self._tokenizer.encode_special_tokens = True
+    ids = [*self.begin, *own, *self.closing]
+    return np.asarray(ids or self.frame[0], np.int32)
 
   def token_bytes(self, token):
     if not 0 <= token < self.vocab_size:
@@ -184,7 +232,8 @@ def _resolve(path: str) -> pathlib.Path:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, separator: str | None, size: int | None = None) -> BPETokenizer:
+def _load(path: str, separator: str | None = None, begin: str | None = None, end: str | None = None,
+          size: int | None = None) -> BPETokenizer:
   path = pathlib.Path(path)
   if path.is_dir():
     files = [path / "tokenizer.json"]
@@ -203,7 +252,8 @@ def _load(path: str, separator: str | None, size: int | None = None) -> BPEToken
     tokenizer = hf.Tokenizer.from_file(str(files[0])) if len(files) == 1 else gpt2_tokenizer(*files)
   except Exception as error:    # the library raises a bare Exception
     raise DataError(f"{path} is not a tokenizer: {str(error).splitlines()[0]}") from None
-  return BPETokenizer(tokenizer, separator, f"bpe-{digest[:24]}", str(path), size)
+  marks = read_marks(tokenizer, files[0].parent, str(path), begin=begin, end=end, separator=separator)
+  return BPETokenizer(tokenizer, marks, f"bpe-{digest[:24]}", size)
 
 
 def gpt2_tokenizer(encoder: pathlib.Path, merges: pathlib.Path) -> hf.Tokenizer:

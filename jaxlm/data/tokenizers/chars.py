@@ -4,8 +4,8 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
+import uuid
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from jaxlm import json_text
 from jaxlm.config import ConfigError, checked
 from jaxlm.data.errors import DataError
 from jaxlm.data.tokenizers.base import Tokenizer
+from jaxlm.data.tokenizers.byte_counts import of_characters
 from jaxlm.ranges import Count
 
 NUM_SPECIAL = 2
@@ -25,7 +26,7 @@ class CharTokenizerConfig:
   """vocab_size ids: the most frequent characters of the train split in code order, then `unknown`, then the separator.
 
   always: characters that have an id even if the text never uses them (a task's symbols). Every other character is the
-  one unknown, counted as 3 bytes: bits per byte are a little too good where there are many.
+  one unknown, which decodes to U+FFFD; its bytes are counted as they stand in the text.
   """
 
   vocab_size: Count = 130
@@ -45,7 +46,7 @@ class CharTokenizerConfig:
         counts.update(_text(text))
       chosen = vocabulary(counts, self.vocab_size - NUM_SPECIAL, self.always)
       path.parent.mkdir(parents=True, exist_ok=True)
-      part = path.with_name(f"characters.json.{os.getpid()}")
+      part = path.with_name(f"characters.json.{uuid.uuid4().hex}")
       part.write_text(json_text.dumps(chosen))
       part.rename(path)
     return CharTokenizer(json.loads(path.read_text()), self.vocab_size)
@@ -60,6 +61,8 @@ def vocabulary(counts: collections.Counter, number: int, always: str = "") -> li
 class CharTokenizer(Tokenizer):
   """Id of characters[i] is i; ids between the last character and `unknown` are never used."""
 
+  exact_bytes = False
+
   def __init__(self, characters: list[str], vocab_size: int):
     self.characters, self.vocab_size = characters, vocab_size
     self.unknown, self.separator = vocab_size - 2, vocab_size - 1
@@ -73,6 +76,10 @@ class CharTokenizer(Tokenizer):
       at = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
       out.append(np.where(self._codes[at] == codes, at, self.unknown).astype(np.int32))
     return out
+
+  def encode_counted(self, texts):
+    codes = [np.frombuffer(_text(text).encode("utf-32-le"), np.uint32) for text in texts]
+    return list(zip(self.encode_batch(texts), map(of_characters, codes)))
 
   def token_bytes(self, token):
     if not 0 <= token < self.vocab_size:
