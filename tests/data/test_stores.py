@@ -251,7 +251,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 @pytest.mark.parametrize("raw, said", [
     ("text".encode("utf-16"), "UTF-16; convert it"), (gzip.compress(b"text"), "compressed by gzip; unpack it"),
     (b"\x28\xb5\x2f\xfdx", "zstd"), (b"PAR1xx", "Parquet"), (b"PK\x03\x04", "zip archive"), (b"BZh9", "bzip2"),
-    (b'{"text": "a"}\n{"text": "b"}\n', r"JSON object in each line.*text:.*a\.txt#text"), (b"\xff\x00text", "not UTF-8")])
+    (b'{"text": "a"}\n{"text": "b"}\n', r"JSON object in each line.*text:.*a\.txt#text"), (b"\xff\x00text", "not UTF-8")], ids=range(8))
 def test_bytes_that_are_no_text_are_refused_with_what_they_are(tmp_path, raw, said):
   (tmp_path / "a.txt").write_bytes(raw)
   with pytest.raises(DataError, match=said):
