@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.kernels.ssd.blocks import chunk_length
 from jaxlm.layers.mixer import MIXERS, Context
 from jaxlm.models import MODELS
 
@@ -22,11 +23,17 @@ FIELDS = {
     "lact": dict(num_heads=2, window=CHUNK, position="rope", fast=dict(num_heads=2, chunk=CHUNK)),
     "hybrid": dict(members=(dict(kind="gla", num_heads=2, chunk=CHUNK), dict(kind="attention", num_heads=2, window=5))),
 }
-D, T = 16, 3 * CHUNK + 5
-# Lengths of the documents of each row, padding behind them: one token, around the chunk, a whole row, nothing.
-ROWS = [(1, CHUNK - 1, CHUNK, CHUNK + 1), (CHUNK, 1, 1, 2 * CHUNK - 1), (T,), ()]
+D = 16
+#: Of the mixers whose chunk is the kernel's own choice.
+KERNEL_CHUNK = {name: chunk_length("cpu", 8, 4) for name in ("mamba2", "hnet")}
 #: LaCT learns at the chunk boundaries of the row, so a document that does not begin at one is learned in other pieces.
 ON_A_GRID = ("lact",)
+
+
+def rows_of(chunk):
+  """Lengths of the documents of each row, padding behind them: one token, around the chunk, a whole row, nothing; and T."""
+  T = 3 * chunk + 5
+  return [(1, chunk - 1, chunk, chunk + 1), (chunk, 1, 1, 2 * chunk - 1), (T,), ()], T
 
 
 def test_every_registered_mixer_has_a_configuration_here():
@@ -44,7 +51,7 @@ class Stack:
     ids = jnp.ones((1, 4), jnp.int32)
     params = nn.unbox(nn.init(self.run, self.build())(jax.random.key(0), x, Context(ids, ids, packed=False), None))["params"]
     self.params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params)
-    self.state = lambda rows: cfg.init_state(D, rows, T, "float32")
+    self.state = lambda rows, length: cfg.init_state(D, rows, length, "float32")
 
   def apply(self, params, x, ids, positions, state=None, packed=True):
     return nn.apply(self.run, self.build())({"params": params}, x, Context(ids, positions, packed=packed), state)
@@ -62,7 +69,7 @@ class HNetStack(Stack):
     self.model = cfg.build()
     params = nn.unbox(jax.jit(self.model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
     self.params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
-    self.state = lambda rows: cfg.init_state(rows, T)
+    self.state = cfg.init_state
 
   def apply(self, params, x, ids, positions, state=None, packed=True):
     variables = {"params": params}
@@ -76,13 +83,15 @@ class HNetStack(Stack):
 
 @pytest.fixture(scope="module", params=[*FIELDS, "hnet"])
 def stack(request):
-  return request.param, HNetStack() if request.param == "hnet" else Stack(request.param)
+  stack = HNetStack() if request.param == "hnet" else Stack(request.param)
+  stack.chunk = KERNEL_CHUNK.get(request.param, CHUNK)
+  return request.param, stack
 
 
-def packed_rows():
+def packed_rows(rows, T):
   """(segment ids, positions), int32 (rows, T)."""
-  ids, positions = np.zeros((2, len(ROWS), T), np.int32)
-  for row, lengths in enumerate(ROWS):
+  ids, positions = np.zeros((2, len(rows), T), np.int32)
+  for row, lengths in enumerate(rows):
     at = 0
     for number, length in enumerate(lengths, 1):
       ids[row, at:at + length], positions[row, at:at + length] = number, np.arange(length)
@@ -98,47 +107,45 @@ def close(got, want, tolerance=2e-5):
 
 def test_packed_documents_are_as_if_apart(stack):
   name, stack = stack
-  rng = np.random.default_rng(0)
-  x, (ids, positions) = stack.inputs(rng, len(ROWS), T), packed_rows()
-  weights = jnp.asarray(rng.standard_normal((len(ROWS), T, stack.apply(stack.params, x, ids, positions)[0].shape[-1])), jnp.float32)
+  rng, (rows, T) = np.random.default_rng(0), rows_of(stack.chunk)
+  x, (ids, positions) = stack.inputs(rng, len(rows), T), packed_rows(rows, T)
+  weights = jnp.asarray(rng.standard_normal((len(rows), T, stack.apply(stack.params, x, ids, positions)[0].shape[-1])), jnp.float32)
   weights *= (ids != 0)[..., None]
 
   def packed(params, x):
     y = stack.apply(params, x, ids, positions)[0]
     return jnp.sum(y * weights), y
 
+  # Every document in a row of its own, without segments: what is behind it is zeros, which nothing before them reads.
+  # Documents of LaCT keep their place on the row's grid of chunks: what is in front of them is padding.
+  places = [(row, sum(lengths[:n]), length) for row, lengths in enumerate(rows) for n, length in enumerate(lengths)]
+  leads = [at % stack.chunk if name in ON_A_GRID else 0 for _, at, _ in places]
+  width = T + max(leads)
+  there = jnp.asarray([np.arange(width) >= lead for lead in leads], jnp.int32)
+  where = jnp.asarray([np.maximum(np.arange(width) - lead, 0) for lead in leads], jnp.int32)
+
   def apart(params, x):
-    total, out = 0.0, {}
-    for row, lengths in enumerate(ROWS):
-      at = 0
-      for length in lengths:
-        cut = slice(at, at + length)
-        # Documents of LaCT keep their place on the row's grid of chunks: what is in front is empty.
-        lead = at % CHUNK if name in ON_A_GRID else 0
-        piece = jnp.pad(x[row:row + 1, cut], [(0, 0), (lead, 0)] + [(0, 0)] * (x.ndim - 2))
-        there = jnp.pad(jnp.ones((1, length), jnp.int32), ((0, 0), (lead, 0)))
-        where = jnp.pad(jnp.arange(length, dtype=jnp.int32)[None], ((0, 0), (lead, 0)))
-        y = stack.apply(params, piece, there, where, packed=bool(lead))[0][:, lead:]
-        total += jnp.sum(y * weights[row:row + 1, cut])
-        out[row, at] = y
-        at += length
-    return total, out
+    alone = lambda v, place, lead: jnp.zeros((width, *v.shape[2:]), v.dtype).at[lead:lead + place[2]].set(
+        v[place[0], place[1]:place[1] + place[2]])
+    each = lambda v: jnp.stack([alone(v, *one) for one in zip(places, leads)])
+    y = stack.apply(params, each(x), there, where, packed=any(leads))[0]
+    return jnp.sum(y * each(weights)), [y[n, lead:lead + place[2]] for n, (place, lead) in enumerate(zip(places, leads))]
 
   differentiated = (0, 1) if jnp.issubdtype(x.dtype, jnp.floating) else (0,)
   (_, y), grads = jax.jit(jax.value_and_grad(packed, differentiated, has_aux=True))(stack.params, x)
   (_, want), want_grads = jax.jit(jax.value_and_grad(apart, differentiated, has_aux=True))(stack.params, x)
-  for (row, at), piece in want.items():
-    close(y[row:row + 1, at:at + piece.shape[1]], piece)
+  for (row, at, length), piece in zip(places, want):
+    close(y[row, at:at + length], piece)
   assert bool(jnp.all(jnp.isfinite(y)))      # the row of padding, too
   close(grads, want_grads, 1e-4)      # sums over all tokens
 
 
 def test_padding_and_its_contents_change_nothing_and_get_no_gradient(stack):
   name, stack = stack
-  rng = np.random.default_rng(1)
-  x, (ids, positions) = stack.inputs(rng, len(ROWS), T), packed_rows()
+  rng, (rows, T) = np.random.default_rng(1), rows_of(stack.chunk)
+  x, (ids, positions) = stack.inputs(rng, len(rows), T), packed_rows(rows, T)
   there = (ids != 0).reshape(*ids.shape, *[1] * (x.ndim - 2))
-  other = jnp.where(there, x, stack.inputs(rng, len(ROWS), T))
+  other = jnp.where(there, x, stack.inputs(rng, len(rows), T))
   run = jax.jit(lambda x: stack.apply(stack.params, x, ids, positions)[0] * (ids != 0)[..., None])
   np.testing.assert_array_equal(run(other), run(x))
   if jnp.issubdtype(x.dtype, jnp.floating):
@@ -146,11 +153,14 @@ def test_padding_and_its_contents_change_nothing_and_get_no_gradient(stack):
     assert not np.asarray(jnp.where(there, 0.0, grad)).any() and bool(jnp.all(jnp.isfinite(grad)))
 
 
-@pytest.mark.parametrize("cuts", [(1,), (CHUNK - 1, CHUNK, CHUNK + 1), (CHUNK, 2 * CHUNK), (2, 2 * CHUNK + 1)], ids=str)
+@pytest.mark.parametrize("cuts", [
+    lambda C: (1,), lambda C: (C - 1, C, C + 1), lambda C: (C, 2 * C), lambda C: (2, 2 * C + 1)],
+    ids=["one", "around the chunk", "on chunks", "behind a chunk"])
 def test_streamed_tokens_are_as_if_whole(stack, cuts):
   """Prefills that end around the chunk, then steps; a row of fewer tokens rests, a row without any stays as it was."""
   name, stack = stack
-  rng, lengths = np.random.default_rng(2), np.array([T, 1, CHUNK + 1, 0])
+  cuts, (_, T) = cuts(stack.chunk), rows_of(stack.chunk)
+  rng, lengths = np.random.default_rng(2), np.array([T, 1, stack.chunk + 1, 0])
   x = stack.inputs(rng, len(lengths), T)
   ids = jnp.asarray(np.arange(T)[None] < lengths[:, None], jnp.int32)
   positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], ids.shape)
@@ -160,7 +170,7 @@ def test_streamed_tokens_are_as_if_whole(stack, cuts):
   bounds = [0, *cuts, *range(cuts[-1] + 1, cuts[-1] + 4), T]
 
   def streamed(params, x):
-    state, out = stack.state(len(lengths)), []
+    state, out = stack.state(len(lengths), T), []
     for a, b in zip(bounds, bounds[1:]):
       y, state = stack.apply(params, x[:, a:b], ids[:, a:b], positions[:, a:b], state)
       out.append(y)
