@@ -12,6 +12,7 @@ from jaxlm.config import ConfigError
 from jaxlm.data.ciphers import encipher, full_cipher, move_rows
 from jaxlm.kernels.random_head import keyed_rows
 from jaxlm.layers.lexinvariant import Lexicon
+from jaxlm.models import MODELS
 from jaxlm.training.config import check, load_config, run_config
 
 CHARS = pathlib.Path(__file__).parents[2] / "configs" / "lexinvariant" / "chars.py"
@@ -47,7 +48,7 @@ def moved(table=TABLE):
 
 
 def test_an_insertion_network_is_invariant_and_reads_its_keyed_table():
-  model = config(INSERTION).build()
+  model = MODELS.build(INSERTION, "model").build()
   params = init(model, jnp.asarray(IDS))
   slots, missing = jnp.asarray([[1, 3, 3], [2, 5, 9]]), jnp.asarray(IDS[:, :3])
   segments = jnp.asarray(np.arange(T)[None] < np.array([[T], [T - 3]])).astype(jnp.int32)
