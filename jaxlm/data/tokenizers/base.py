@@ -63,7 +63,8 @@ class Tokenizer:
     return np.array([len(self.token_bytes(i)) for i in range(self.vocab_size)], np.int32)
 
   def decode_bytes(self, tokens: Iterable[int]) -> bytes:
-    return b"".join(self.token_bytes(int(t)) for t in tokens)
+    """Ids behind the vocabulary, which a model with a larger table may draw, stand for nothing."""
+    return b"".join(self.token_bytes(int(t)) for t in tokens if t < self.vocab_size)
 
   def decode(self, tokens: Iterable[int]) -> str:
     """Text of the tokens; specials vanish, bytes that are not UTF-8 become U+FFFD."""
@@ -85,7 +86,7 @@ class TextStream:
     self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
   def push(self, token: int) -> str:
-    return self._decoder.decode(self.tokenizer.token_bytes(int(token)))
+    return self._decoder.decode(self.tokenizer.decode_bytes([token]))
 
   def close(self) -> str:
     """What is left of an unfinished character (U+FFFD)."""

@@ -18,7 +18,8 @@ from jaxlm.data.folders import data_dir
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.byte_counts import by_offsets, by_spelling
 from jaxlm.data.tokenizers.cuts import may_be_cut, spells_exactly
-from jaxlm.data.tokenizers.marks import Marks, read_marks
+from jaxlm.data.tokenizers.letters import for_documents
+from jaxlm.data.tokenizers.marks import COMPANIONS, Marks, declared_specials, read_marks
 from jaxlm.paths import expand
 from jaxlm.ranges import Range
 
@@ -47,7 +48,8 @@ class BPEFileConfig:
     return self.load().vocab_size
 
   def load(self, train_documents=None, content: str = "", folder=None) -> "BPETokenizer":
-    return _load(str(_resolve(self.path)), self.separator, self.begin, self.end)
+    path = _resolve(self.path)
+    return _load(str(path), self.separator, self.begin, self.end, state=_state(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +86,11 @@ class BPETokenizer(Tokenizer):
 
   def __init__(self, tokenizer: hf.Tokenizer, marks: Marks, fingerprint: str, size: int | None = None):
     # A document may contain the letters of a special token; they are letters there.
-    tokenizer.encode_special_tokens = True
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    self._tokenizer, self._marks = tokenizer, marks
+    self._tokenizer, self._documents, self._marks = tokenizer, for_documents(tokenizer), marks
     self.separator, self.closing = marks.separator, marks.closing
-    self.fingerprint = f"{fingerprint} {marks.begin} {marks.closing} {marks.separator}"
-    self.vocab_size = size or tokenizer.get_vocab_size(with_added_tokens=True)
+    letters = "" if self._documents is tokenizer else " letters"
+    self.fingerprint = f"{fingerprint}{letters} {marks.begin} {marks.closing} {marks.separator}"
+    self.vocab_size = size or 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())      # ids may have gaps
 
   @property
   def begin(self):
@@ -148,7 +148,7 @@ class BPETokenizer(Tokenizer):
     texts = list(map(_text, texts))
     return self._whole(texts, lambda pieces: [
         np.asarray(encoding.ids, np.int32)
-        for encoding in self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)])
+        for encoding in self._documents.encode_batch_fast(pieces, add_special_tokens=False)])
 
   def encode_counted(self, texts):
     texts = list(map(_text, texts))
@@ -161,7 +161,7 @@ class BPETokenizer(Tokenizer):
     return list(zip(found, counts))
 
   def _count(self, pieces: list[str]) -> list[np.ndarray]:
-    encodings = self._tokenizer.encode_batch(pieces, add_special_tokens=False)
+    encodings = self._documents.encode_batch(pieces, add_special_tokens=False)
     return [by_offsets(piece, e.offsets, self._sizes[np.asarray(e.ids, np.int32)]) for piece, e in zip(pieces, encodings)]
 
   @functools.cached_property
@@ -231,9 +231,17 @@ def _resolve(path: str) -> pathlib.Path:
   return pathlib.Path(expand(path))
 
 
+def _state(path: pathlib.Path) -> tuple:
+  """Names, sizes and times of the files that say what a tokenizer is."""
+  folder = path if path.is_dir() else path.parent
+  files = {path, *(folder / name for name in ("tokenizer.json", "encoder.json", "vocab.bpe", *COMPANIONS))}
+  return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file())
+
+
 @functools.lru_cache(maxsize=4)
 def _load(path: str, separator: str | None = None, begin: str | None = None, end: str | None = None,
-          size: int | None = None) -> BPETokenizer:
+          size: int | None = None, state: tuple = ()) -> BPETokenizer:
+  """state: of the files, so that changed ones are read again."""
   path = pathlib.Path(path)
   if path.is_dir():
     files = [path / "tokenizer.json"]
@@ -252,6 +260,10 @@ def _load(path: str, separator: str | None = None, begin: str | None = None, end
     tokenizer = hf.Tokenizer.from_file(str(files[0])) if len(files) == 1 else gpt2_tokenizer(*files)
   except Exception as error:    # the library raises a bare Exception
     raise DataError(f"{path} is not a tokenizer: {str(error).splitlines()[0]}") from None
+  # A file may hold the length to which its owner padded or cut batches.
+  tokenizer.no_padding()
+  tokenizer.no_truncation()
+  tokenizer.add_special_tokens(declared_specials(tokenizer, files[0].parent))
   marks = read_marks(tokenizer, files[0].parent, str(path), begin=begin, end=end, separator=separator)
   return BPETokenizer(tokenizer, marks, f"bpe-{digest[:24]}", size)
 

@@ -28,11 +28,12 @@ def spells_exactly(described: dict, letters: set[str]) -> bool:
 
   letters: those that stand for the 256 bytes.
   """
-  steps = _steps(described.get("pre_tokenizer"), "pretokenizers")
-  return (described["model"].get("type") == "BPE" and described.get("normalizer") is None
+  steps, model = _steps(described.get("pre_tokenizer"), "pretokenizers"), described["model"]
+  return (model.get("type") == "BPE" and described.get("normalizer") is None
+          and not model.get("end_of_word_suffix") and not model.get("continuing_subword_prefix")
           and any(step["type"] == "ByteLevel" for step in steps) and not any(map(_adds_blank, steps))
           and all(step["type"] in ("ByteLevel", "Digits") or _keeps_all(step) for step in steps)
-          and letters <= described["model"]["vocab"].keys()
+          and letters <= model["vocab"].keys()
           and not any(t["lstrip"] or t["rstrip"] for t in described["added_tokens"] if not t["special"]))
 
 

@@ -17,6 +17,7 @@ import tokenizers as hf
 from jaxlm.data.errors import DataError
 
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
 PROBES = ("a", "1", ".", "A", "é")      # texts of which a tokenizer knows at least one
 
 
@@ -54,6 +55,14 @@ def read_marks(tokenizer: hf.Tokenizer, folder: pathlib.Path, where: str, *, beg
   return Marks(front, behind, tuple(dict.fromkeys(ends)), between)
 
 
+def declared_specials(tokenizer: hf.Tokenizer, folder: pathlib.Path) -> list[str]:
+  """Tokens of the vocabulary that the files beside it name as begin, end, unknown, .. and that are no special tokens in it."""
+  special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+  named = [name for file in COMPANIONS[:2] for key, value in _read(folder / file).items() if key.endswith("_token")
+           for name in [_name(value)] if name is not None]
+  return [name for name in dict.fromkeys(named) if name not in special and tokenizer.token_to_id(name) is not None]
+
+
 def _usual(tokenizer: hf.Tokenizer) -> list[int]:
   """Ids of the usual names, special tokens where any of them is one."""
   special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
@@ -74,14 +83,19 @@ def _around(tokenizer: hf.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _declared_ends(folder: pathlib.Path) -> tuple[list[str], list[int]]:
   """(names, ids) of the end tokens that the files beside tokenizer.json declare."""
   names = []
-  for file in ("tokenizer_config.json", "special_tokens_map.json"):
-    token = _read(folder / file).get("eos_token")
-    name = token.get("content") if isinstance(token, dict) else token
-    if isinstance(name, str):
+  for file in COMPANIONS[:2]:
+    name = _name(_read(folder / file).get("eos_token"))
+    if name is not None:
       names.append(name)
   file = folder / "generation_config.json"
   ids = _read(file if file.is_file() else folder / "config.json").get("eos_token_id")
   return names, [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
+
+
+def _name(token) -> str | None:
+  """Of an entry of these files: a text, or a mapping that holds it."""
+  name = token.get("content") if isinstance(token, dict) else token
+  return name if isinstance(name, str) else None
 
 
 def _read(file: pathlib.Path) -> dict:
