@@ -1,11 +1,13 @@
 """ArrayRecord files as documents: records of text, or serialised tf.train.Examples with a text feature."""
 
+import os
 from collections.abc import Iterator
 
 from jaxlm.config import nearest
 from jaxlm.data.errors import DataError
 
-AT_ONCE = 1024      # records per call: a call decodes every group that it touches, and a group may hold thousands
+# Per call: a call decodes every group that it touches, and a group may hold 65,536 short records.
+AT_ONCE, MOST_AT_ONCE, BYTES_AT_ONCE = 1024, 1 << 16, 1 << 24      # records; at most; of the file
 
 
 def read_records(paths: list[str], feature: str | None = None) -> Iterator[bytes]:
@@ -16,8 +18,9 @@ def read_records(paths: list[str], feature: str | None = None) -> Iterator[bytes
     try:
       reader = array_record_module.ArrayRecordReader(str(path))
       count = reader.num_records()
-      for start in range(0, count, AT_ONCE):
-        for offset, record in enumerate(reader.read(list(range(start, min(start + AT_ONCE, count))))):
+      step = min(max(BYTES_AT_ONCE * count // max(os.path.getsize(path), 1), 1), MOST_AT_ONCE)
+      for start in range(0, count, step):
+        for offset, record in enumerate(reader.read(list(range(start, min(start + step, count))))):
           yield text_of(record, feature, f"{path}, record {start + offset}")
       reader.close()
     except (RuntimeError, ValueError, IndexError) as error:

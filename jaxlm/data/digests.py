@@ -1,8 +1,8 @@
 """SHA-256 of files, each computed once: remembered in the process, and for large files in the data folder.
 
-A file is known by its real path, size, inode and time of change (nanoseconds). One that changed within the last two seconds
-is hashed again each time, for a second change in the same instant would not show. What is changed with its time put back
-is not noticed.
+A file is known by its real path, size, inode, and the times of its last change and of the last change of its entry (nanoseconds;
+the second one cannot be put back). A second change within one tick of the clock would not show, so a file that has just changed
+is hashed a tick later. Where times are whole seconds, one that changed within the last two is hashed again each time.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from jaxlm import json_text
 from jaxlm.data.folders import data_dir
 
 LARGE = 1 << 20      # bytes; smaller files are hashed faster than looked up
+TICK_S = 0.02
 RECENT_S = 2.0
 _known: dict[str, tuple[list, str]] = {}
 _read: set[str] = set()
@@ -25,14 +26,16 @@ def file_digest(path: str | os.PathLike) -> str:
   """Hexadecimal SHA-256 of a file's bytes."""
   real = os.path.realpath(path)
   stat = os.stat(real)
-  stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+  stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
   if stat.st_size >= LARGE:
     _load()
   if real in _known and _known[real][0] == stamp:
     return _known[real][1]
+  if 0 <= (age := time.time() - stat.st_ctime_ns / 1e9) < TICK_S:
+    time.sleep(TICK_S - age)
   with open(real, "rb") as file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
-  if abs(time.time() - stat.st_mtime) > RECENT_S:
+  if stat.st_ctime_ns % 1_000_000_000 or abs(time.time() - stat.st_ctime) > RECENT_S:
     _known[real] = (stamp, digest)
     if stat.st_size >= LARGE:
       _save()
@@ -55,7 +58,9 @@ def _load() -> None:
 
 
 def _save() -> None:
-  """Atomically; of two processes that write at once, the later one's findings stay. A folder that cannot be written costs a hash."""
+  """Adds to what other processes have written, atomically. A folder that cannot be written costs a hash."""
+  _read.discard(_file())
+  _load()
   with contextlib.suppress(OSError):
     os.makedirs(os.path.dirname(_file()), exist_ok=True)
     large = {path: entry for path, entry in _known.items() if entry[0][0] >= LARGE}

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -38,9 +39,11 @@ def made_once(folder: pathlib.Path, make: Callable[[pathlib.Path], None]) -> pat
       make(part)
       sizes = {file.name: file.stat().st_size for file in part.iterdir()}
       (part / SIZES).write_text(json_text.dumps(sizes))
+      old = folder.parent / f"{folder.name}.part-{uuid.uuid4().hex}"
       if folder.exists():      # damaged: other processes may have it mapped, so it is moved and not written over
-        folder.rename(part.with_suffix(f".part-{uuid.uuid4().hex}"))
+        folder.rename(old)
       part.rename(folder)
+      shutil.rmtree(old, ignore_errors=True)
     except OSError:
       if not whole(folder):
         raise
@@ -53,7 +56,7 @@ def whole(folder: pathlib.Path) -> bool:
   """Whether every file of a made folder has the size that it was made with. No file is read but the list of sizes."""
   try:
     sizes = json.loads((folder / SIZES).read_text())
-    return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
   except (OSError, ValueError, AttributeError):
     return False
 
@@ -67,7 +70,7 @@ def remove_leftovers(cache: pathlib.Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-_held: set[str] = set()      # by this process: a second lock of one's own file would be granted by some systems
+_held: dict[str, int] = {}      # lock file -> the thread of this process that holds it
 
 
 def _lock_of(folder: pathlib.Path) -> pathlib.Path:
@@ -76,26 +79,30 @@ def _lock_of(folder: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, *, wait: bool = True) -> Iterator[bool]:
-  """Holds a lock file; yields whether it is held. A file system without locks counts as held, so that work goes on."""
-  if str(path) in _held:
-    yield True
+  """Holds a lock file; yields whether it is held. On a file system without locks, who would wait goes on without one, and who
+  would not is told that it is not held: nothing is removed there."""
+  owner = _held.get(str(path))
+  if owner == threading.get_ident() or (owner is not None and not wait):
+    yield owner == threading.get_ident()
     return
   handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     held = True
-    if fcntl is not None:
+    if fcntl is None:
+      held = wait
+    else:
       try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
       except BlockingIOError:
         held = False
       except OSError:
-        pass
+        held = wait
     if held:
-      _held.add(str(path))
+      _held[str(path)] = threading.get_ident()
     try:
       yield held
     finally:
       if held:
-        _held.discard(str(path))
+        _held.pop(str(path), None)
   finally:
     os.close(handle)

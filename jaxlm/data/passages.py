@@ -56,8 +56,8 @@ class PassageData(FramedDataConfig):
   """source, tokenizer: as of "text". unit: what a row is. form: what the model's objective reads.
 
   seq_len: places of a row, special tokens included; longer passages are left out (`PassageData.left_out` counts them),
-  never cut. fold: (k, n) keeps the documents k, k + n, .. of every split: (0, 2) and (1, 2) have no document in common,
-  so that a judge can be trained on what the judged model never saw. constraint: as in `forms.corrupted`.
+  never cut. fold: (k, n) keeps the documents k, k + n, .. of every split, copies with the first of them: (0, 2) and (1, 2)
+  have no document in common, so that a judge can be trained on what the judged model never saw. constraint: as in `forms.corrupted`.
   """
 
   source: str
@@ -179,9 +179,12 @@ class Rows:
 
 def cut(documents: Iterator[bytes], unit: str, fold: tuple[int, int] | None = None) -> Iterator[bytes]:
   """The units of a fold's documents, white space run together; documents are taken as they are."""
+  first: dict[bytes, int] = {}      # copies of a document are in the fold of the first one
   for number, document in enumerate(documents):
-    if fold is not None and number % fold[1] != fold[0]:
-      continue
+    if fold is not None:
+      number = first.setdefault(hashlib.sha256(document).digest()[:16], number)
+      if number % fold[1] != fold[0]:
+        continue
     if unit == "document":
       yield document.strip()
       continue

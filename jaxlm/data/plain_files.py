@@ -1,9 +1,10 @@
 """Plain files as documents: what their bytes are, and on which side each document is.
 
-Sides. A document's side is the hash of its own content (`jaxlm.data.splits`): other files, names, folders and the way in which a
-pattern is written do not move it, and copies stay together. Where there are fewer than MIN_DOCUMENTS documents, or one
-side would be empty, each document is cut by position instead, each by itself. A corpus that grows beyond that is another
-corpus: what was held out by position may be trained on then. To decide for good, write {split} into the pattern.
+Sides. A document of BOOK_BYTES or more is cut by position, by itself. The side of a smaller one is the hash of its own content
+(`jaxlm.data.splits`). Either way other files, names, folders and the way in which a pattern is written do not move it, and
+copies stay together. Only where all documents are small, and they are fewer than MIN_DOCUMENTS or leave one side empty,
+each of them is cut by position as well. A corpus that grows beyond that is another corpus: what was held out by position may
+be trained on then. To decide for good, write {split} into the pattern.
 """
 
 import gzip
@@ -11,12 +12,15 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 from jaxlm.config import nearest
 from jaxlm.data.digests import file_digest
 from jaxlm.data.errors import DataError
 from jaxlm.data.splits import MIN_DOCUMENTS, SPLITS, cut_by_position, split_of
+from jaxlm.paths import expand
 
+BOOK_BYTES = 1 << 16      # a document from here on is cut by position, whatever else there is
 JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 #: First bytes of files that are no text -> what they are and what to do.
 MAGIC = {
@@ -27,7 +31,11 @@ MAGIC = {
     b"PK\x03\x04": ("a zip archive", "unpack it"),
     b"PAR1": ("a Parquet table", "write its text column as .jsonl"),
     b"ARROW1": ("an Arrow table", "write its text column as .jsonl"),
-    b"%PDF": ("a PDF document", "extract its text"),
+    b"%PDF-": ("a PDF document", "extract its text"),
+    b"\x04\x22\x4d\x18": ("compressed by lz4", "unpack it (unlz4)"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
+    b"SQLite format 3\x00": ("an SQLite database", "write its text column as .jsonl"),
+    b"\xff\xfe\x00\x00": ("UTF-32", "convert it to UTF-8 (iconv -f UTF-32 -t UTF-8)"),
     b"\xff\xfe": ("UTF-16", "convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"),
     b"\xfe\xff": ("UTF-16", "convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"),
 }
@@ -46,27 +54,35 @@ def documents_of(paths: list[str], *, text: bool, column: str | None) -> Iterato
 def by_side(paths: list[str], *, text: bool, column: str | None) -> Callable[[str], Iterator[bytes]]:
   """split -> its documents."""
   if text and (column is not None or any(path.endswith(JSON_LINES) for path in paths)):
-    side = side_of
-  else:      # the content's hash is known already: no file of another side is read
-    side = None
-  read = lambda: documents_of(paths, text=text, column=column)
-  sides = map(side_of, read()) if side else (split_of(file_digest(path), small=True) for path in paths)
-  if not enough(sides):
-    return lambda split: (cut_by_position(document, text=text)[split] for document in read())
-  if side:
-    return lambda split: (document for document in read() if side_of(document) == split)
-  return lambda split: documents_of([path for path in paths if split_of(file_digest(path), small=True) == split],
-                                    text=text, column=column)
+    sources = lambda: documents_of(paths, text=text, column=column)
+    size, side, read = len, side_of, lambda document: document
+  else:      # size and content's hash of a file are known: no file of another side is read
+    sources = lambda: filter(os.path.getsize, paths)
+    size, side = os.path.getsize, lambda path: split_of(file_digest(path), small=True)
+    read = lambda path: next(documents_of([path], text=text, column=column))
+  whole = enough(None if size(source) >= BOOK_BYTES else side(source) for source in sources())
+
+  def documents(split: str) -> Iterator[bytes]:
+    for source in sources():
+      if size(source) >= BOOK_BYTES or not whole:
+        yield cut_by_position(read(source), text=text)[split]
+      elif side(source) == split:
+        yield read(source)
+
+  return documents
 
 
 def side_of(document: bytes) -> str:
   return split_of(document.decode("utf-8", "surrogateescape"), small=True)
 
 
-def enough(sides: Iterator[str]) -> bool:
-  """Whether there are enough documents to put each whole on a side, and some on every side; looks no further than it must."""
+def enough(sides: Iterator[str | None]) -> bool:
+  """Whether small documents can be whole, each on a side: there are many, and some on every side. None: a document that is cut
+  in any case, and so is on every side. Looks no further than it must."""
   seen = set()
   for count, side in enumerate(sides, 1):
+    if side is None:
+      return True
     seen.add(side)
     if count >= MIN_DOCUMENTS and len(seen) == len(SPLITS):
       return True
@@ -76,9 +92,7 @@ def enough(sides: Iterator[str]) -> bool:
 def read_text(path: str) -> bytes:
   """UTF-8 without a byte-order mark. Anything else is refused with what it is."""
   raw = pathlib.Path(path).read_bytes()
-  for magic, (what, remedy) in MAGIC.items():
-    if raw.startswith(magic):
-      raise DataError(f"{path} is not text, it is {what}; {remedy}, or read its bytes as they are with 'bytes:{path}'")
+  check_magic(path, raw[:300])
   raw = raw.removeprefix(BOM)
   try:
     raw.decode("utf-8")
@@ -89,6 +103,20 @@ def read_text(path: str) -> bytes:
     raise DataError(f"{path} holds a JSON object in each line, and would be trained on with its braces; name the column of its "
                     f"text, 'text:{path}#text', or read it as it is with 'bytes:{path}'")
   return raw
+
+
+def check_magic(path: str, start: bytes) -> None:
+  """Refuses a file whose first bytes are those of another format."""
+  found = [magic for magic in MAGIC if start.startswith(magic)]
+  if found:
+    what, remedy = MAGIC[max(found, key=len)]
+  elif start[257:262] == b"ustar":
+    what, remedy = "a tar archive", "unpack it (tar -xf)"
+  elif start.count(0) * 4 > len(start):
+    what, remedy = "binary, or UTF-16 without a mark, for it holds zero bytes", "convert it (iconv -f UTF-16LE -t UTF-8)"
+  else:
+    return
+  raise DataError(f"{path} is not text, it is {what}; {remedy}, or read its bytes as they are with 'bytes:{path}'")
 
 
 def _is_json_lines(raw: bytes) -> bool:
@@ -108,9 +136,8 @@ def _parsed(line: bytes):
 
 def json_lines(path: str, column: str) -> Iterator[bytes]:
   """The string under `column` of each line's object. Empty lines are passed over."""
-  opened = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
   try:
-    with opened as lines:
+    with _unpacked(path) as lines:
       for number, line in enumerate(lines, 1):
         line = line.removeprefix(BOM) if number == 1 else line
         if line.strip():
@@ -119,6 +146,16 @@ def json_lines(path: str, column: str) -> Iterator[bytes]:
     if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
       raise
     raise DataError(f"{path} is not a whole gzip file ({error}); fetch it again") from None
+
+
+def _unpacked(path: str) -> BinaryIO:
+  """The lines of a file, through gzip where its content says so, whatever its name."""
+  with open(path, "rb") as file:
+    start = file.read(300)
+  if start.startswith(b"\x1f\x8b"):
+    return gzip.open(path, "rb")
+  check_magic(path, start)
+  return open(path, "rb")
 
 
 def _text_of(path: str, number: int, line: bytes, column: str) -> bytes:
@@ -134,8 +171,8 @@ def _text_of(path: str, number: int, line: bytes, column: str) -> bytes:
 
 
 def with_column(pattern: str) -> tuple[str, str | None]:
-  """('books/*.jsonl', 'body') of 'books/*.jsonl#body'. A file whose name has a '#' is meant as it is written."""
-  if "#" not in pattern or os.path.exists(os.path.expanduser(pattern)):
+  """('books/*.jsonl', 'body') of 'books/*.jsonl#body'. A file or folder whose name has a '#' is meant as it is written."""
+  start, _, column = pattern.rpartition("#")
+  if not start or "/" in column or os.path.lexists(expand(pattern)):
     return pattern, None
-  pattern, _, column = pattern.rpartition("#")
-  return pattern, column or None
+  return start, column or None

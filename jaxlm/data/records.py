@@ -22,18 +22,20 @@ def read_columns(path: str | pathlib.Path, columns: Sequence[str]) -> list[tuple
     _check(path, columns, table.column_names)
     return list(zip(*(table.column(c).to_pylist() for c in columns)))
   if path.suffix == ".csv":
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
       rows = list(csv.DictReader(file))
   elif path.suffix == ".jsonl":
     try:
-      rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
+      # Only a line feed ends a line: a JSON string may hold U+2028 and its like.
+      rows = [json.loads(line) for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
+    except ValueError as error:
       raise DataError(f"{path} is not JSON lines: {error}") from None
   else:
     raise DataError(f"{path}: no reader for {path.suffix or 'a file without an ending'}; wanted .jsonl, .csv or .parquet")
   if not rows:
     raise DataError(f"{path} holds no row")
-  _check(path, columns, rows[0])
+  for row in rows:
+    _check(path, columns, row)
   return [tuple(row[c] for c in columns) for row in rows]
 
 

@@ -9,7 +9,7 @@
   prepared:prose-small     made by `jaxlm data prepare prose-small`
 
 {split} in a pattern stands for train, validation or test; without it documents are split by the hash of their content
-(`jaxlm.data.plain_files`), 5 % each for validation and test.
+(`jaxlm.data.plain_files`), 5 % each for validation and test; long files, and few, are cut by position.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ from collections.abc import Callable, Iterator
 from jaxlm import json_text
 from jaxlm.config import nearest
 from jaxlm.data import plain_files
-from jaxlm.data.array_records import read_records
+from jaxlm.data.array_records import AT_ONCE, read_records
 from jaxlm.data.digests import file_digest
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 from jaxlm.data.splits import SMALL_BYTES, SPLITS, split_of
 from jaxlm.paths import expand
 
-RULE = 2      # of the sides of documents (`plain_files`): another rule is another corpus
+RULE = 3      # of the sides of documents (`plain_files`): another rule is another corpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _files(source: str, pattern: str) -> Corpus:
   text = source.startswith("text:")
   pattern, column = plain_files.with_column(pattern) if text else (pattern, None)
   if "{split}" in pattern:
-    by_split = {split: _matching(source, pattern.replace("{split}", split)) for split in SPLITS}
+    by_split = _by_split(source, pattern)
     return Corpus(source, _fingerprint(source, by_split, column),
                   lambda split: plain_files.documents_of(by_split[split], text=text, column=column))
   paths = _matching(source, pattern)
@@ -81,9 +81,8 @@ def _files(source: str, pattern: str) -> Corpus:
 
 def _array_record(source: str, pattern: str) -> Corpus:
   pattern, feature = plain_files.with_column(pattern)
-  whole = "{split}" not in pattern
-  by_split = {split: _matching(source, pattern.replace("{split}", split), "**/*.array_record*")
-              for split in (SPLITS[:1] if whole else SPLITS)}
+  whole, inside = "{split}" not in pattern, "**/*.array_record*"
+  by_split = {SPLITS[0]: _matching(source, pattern, inside)} if whole else _by_split(source, pattern, inside)
   if not any(by_split.values()):
     raise DataError(f"data.source = {source!r}: no file matches; the path is relative to {os.getcwd()}")
   fingerprint = _fingerprint(source, by_split, feature)
@@ -119,9 +118,10 @@ def _tfds(source: str, rest: str) -> Corpus:
     except NotImplementedError as error:
       raise DataError(f"data.source = {source!r} was prepared as {builder.info.file_format}; prepare it again with "
                       f"file_format='array_record' ({str(error).splitlines()[0][:120]})") from None
-    for i in range(len(data)):
-      text = data[i][feature]
-      yield text.encode() if isinstance(text, str) else bytes(text)
+    # In ranges: a call decodes every group that it touches.
+    for start in range(0, len(data), AT_ONCE):
+      for row in data.__getitems__(list(range(start, min(start + AT_ONCE, len(data))))):
+        yield row[feature].encode() if isinstance(row[feature], str) else bytes(row[feature])
 
   held_out = [split for split in SPLITS if split in splits]
   sizes = {split: splits[split].num_bytes for split in splits}
@@ -157,6 +157,18 @@ def _prepared(source: str, name: str) -> Corpus:
 
 SCHEMES = {"mini": _mini, "text": _files, "bytes": _files, "array_record": _array_record, "tfds": _tfds,
            "prepared": _prepared}
+
+
+def _by_split(source: str, pattern: str, inside: str = "**/*") -> dict[str, list[str]]:
+  """{split: files} of a pattern with {split}. A file of two splits would be trained on and held out."""
+  by_split, seen = {split: _matching(source, pattern.replace("{split}", split), inside) for split in SPLITS}, {}
+  for split, paths in by_split.items():
+    for path in paths:
+      other = seen.setdefault(os.path.realpath(path), split)
+      if other != split:
+        raise DataError(f"data.source = {source!r}: {path} is in the splits {other} and {split}; write a pattern that tells them "
+                        f"apart, or remove the link")
+  return by_split
 
 
 def _matching(source: str, pattern: str, inside: str = "**/*") -> list[str]:

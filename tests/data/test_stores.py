@@ -14,6 +14,7 @@ import pytest
 
 from jaxlm.data import DataError, digests, made_once
 from jaxlm.data.array_records import AT_ONCE
+from jaxlm.data.passages import cut
 from jaxlm.data.sources import open_corpus
 from jaxlm.data.splits import SPLITS
 from jaxlm.data.text import TextData
@@ -74,7 +75,7 @@ def test_no_change_of_other_files_names_folders_or_pattern_moves_a_document(tmp_
   assert set(before.values()) == set(SPLITS)
   write(tmp_path / "many", ["new"])
   assert not moved(before, documents(source))
-  (tmp_path / "many" / "huge.txt").write_text("x" * 31_000_000)
+  (tmp_path / "many" / "huge.txt").write_text("".join(f"{i:031d}" for i in range(1_000_000)))
   assert not moved(before, documents(source))
   (tmp_path / "many" / "huge.txt").unlink()
   for i in range(0, 200, 3):
@@ -98,6 +99,41 @@ def test_few_files_are_cut_each_by_itself(tmp_path):
   after = {split: set(text(source, split).splitlines()) for split in SPLITS}
   assert all(before[split] <= after[split] for split in SPLITS)
   assert not after["train"] & after["validation"] and not after["train"] & after["test"]
+
+
+def test_a_book_is_cut_however_many_documents_come_beside_it(tmp_path):
+  lines = lambda name: "".join(f"{name} line {i:05d}\n" for i in range(5000))
+  for name in ("b1", "b2"):
+    (tmp_path / f"{name}.txt").write_text(lines(name))
+  source = f"text:{tmp_path}/*.txt"
+  lines_of = lambda split: b"\n".join(open_corpus(source).documents(split)).splitlines()
+  of_books = lambda split: {line for line in lines_of(split) if line.startswith(b"b")}
+  before = {split: of_books(split) for split in SPLITS}
+  small = {}
+  for count in (1, 30, 100):
+    write(tmp_path, [f"{i:03d}" for i in range(count)])
+    assert {split: of_books(split) for split in SPLITS} == before and all(before.values())
+    sides = {d: side for d, side in documents(source).items() if d.startswith(b"document")}
+    assert len(sides) == count and not moved(small, sides)      # whole, and where they were
+    small = sides
+  for name in ("b3", "b4"):
+    (tmp_path / f"{name}.txt").write_text(lines(name))
+  assert all(before[split] < of_books(split) for split in SPLITS) and not moved(small, documents(source))
+
+
+def test_a_file_of_two_splits_is_refused(tmp_path):
+  for name in ("train", "validation", "test", "train_test"):
+    (tmp_path / f"{name}.txt").write_text(name)
+  with pytest.raises(DataError, match=r"train_test.txt is in the splits train and test; write a pattern"):
+    open_corpus(f"text:{tmp_path}/*{{split}}*.txt")
+  (tmp_path / "train_test.txt").unlink()
+  assert set(documents(f"text:{tmp_path}/*{{split}}*.txt")) == {b"train", b"validation", b"test"}
+
+
+def test_copies_of_a_document_are_in_one_fold():
+  texts = [b"a", b"b", b"a", b"c", b"b", b"a"]
+  folds = [list(cut(iter(texts), "document", (k, 2))) for k in range(2)]
+  assert folds == [[b"a", b"a", b"a"], [b"b", b"c", b"b"]]
 
 
 def test_records_may_be_added_without_moving_one(tmp_path):
@@ -139,7 +175,7 @@ def test_reading_records_decodes_each_group_once(tmp_path, monkeypatch):
 
   monkeypatch.setattr(array_record_module, "ArrayRecordReader", Counting)
   assert sorted(documents(f"array_record:{path}")) == sorted(records)
-  assert len(calls) == 4 * len(SPLITS)
+  assert calls == [len(records)] * len(SPLITS)      # short records: the whole group in one call
 
 
 def test_a_file_is_hashed_once_however_often_it_is_opened_and_by_whom(tmp_path, monkeypatch, cache):
@@ -159,10 +195,15 @@ def test_a_file_is_hashed_once_however_often_it_is_opened_and_by_whom(tmp_path, 
     next(iter(config(source).build("train", seed=0)))
     config(source).store("validation")
   assert count == {"small.txt": 1, "large.txt": 1}
+  (tmp_path / "fresh.txt").write_text("just written\n")
+  for _ in range(3):
+    open_corpus(source)
+  assert count == {"small.txt": 1, "large.txt": 1, "fresh.txt": 1}
+  (tmp_path / "fresh.txt").unlink()
   digests._known.clear()      # another process: large files are remembered in the data folder
   digests._read.clear()
   before = open_corpus(source).fingerprint
-  assert count == {"small.txt": 2, "large.txt": 1}
+  assert count == {"small.txt": 2, "large.txt": 1, "fresh.txt": 1}
   (tmp_path / "large.txt").write_text("Line\n" * (digests.LARGE // 5 + 1))
   assert open_corpus(source).fingerprint != before and count["large.txt"] == 2
   (cache / "digests.json").write_text("[damaged")
@@ -176,6 +217,44 @@ def test_a_change_in_the_same_instant_is_seen(tmp_path):
   for letter in "abc":
     path.write_text(letter * 1000)
     assert letter * 700 in text(f"text:{path}", "train")
+
+
+def test_a_change_whose_time_is_put_back_is_seen(tmp_path):
+  path = tmp_path / "a.txt"
+  path.write_text("old\n" * 300_000)
+  stat = path.stat()
+  assert "old" in text(f"text:{path}", "train")
+  path.write_text("new\n" * 300_000)
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  assert "old" not in text(f"text:{path}", "train")
+
+
+def test_what_another_process_has_hashed_is_kept(tmp_path, cache, monkeypatch):
+  for name in "ab":
+    (tmp_path / f"{name}.txt").write_text(f"{name}\n" * 600_000)
+  monkeypatch.setattr(digests, "_known", {})
+  digests.file_digest(tmp_path / "a.txt")
+  digests._known.clear()      # another process that had read the list before it was written
+  digests.file_digest(tmp_path / "b.txt")
+  assert {os.path.basename(path) for path in json.loads((cache / "digests.json").read_text())} == {"a.txt", "b.txt"}
+
+
+def test_a_lock_of_another_thread_is_not_ours_and_without_locks_nothing_is_removed(tmp_path, monkeypatch):
+  import threading
+
+  (tmp_path / "s.part-1").mkdir()
+  with made_once.locked(tmp_path / "s.lock"):
+    thread = threading.Thread(target=made_once.remove_leftovers, args=(tmp_path,))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "s.part-1").is_dir()
+
+  def refuse(*_):
+    raise OSError("no locks here")
+
+  monkeypatch.setattr(made_once.fcntl, "flock", refuse)
+  made_once.made_once(tmp_path / "t", lambda part: (part / "data").write_bytes(b"x"))
+  assert (tmp_path / "s.part-1").is_dir() and made_once.whole(tmp_path / "t")
 
 
 def test_what_an_interrupted_process_left_is_removed_and_what_is_being_made_is_not(tmp_path, cache):
@@ -208,6 +287,7 @@ def test_a_damaged_store_is_made_again(tmp_path, damage):
     shutil.rmtree(folder)
     folder.mkdir()
   assert text(source, "train") == want and made_once.whole(folder)
+  assert not list(folder.parent.glob("*.part*"))
 
 
 def _make(folder, started, number):
@@ -249,23 +329,51 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 
 
 @pytest.mark.parametrize("raw, said", [
-    ("text".encode("utf-16"), "UTF-16; convert it"), (gzip.compress(b"text"), "compressed by gzip; unpack it"),
+    ("text".encode("utf-16"), "UTF-16; convert it"), ("text".encode("utf-32"), "UTF-32; convert it"),
+    ("text".encode("utf-16-le"), "UTF-16 without a mark"), (b"7z\xbc\xaf\x27\x1cx", "7z archive"),
+    (b"a" + bytes(256) + b"ustar", "tar archive"), (gzip.compress(b"text"), "compressed by gzip; unpack it"),
     (b"\x28\xb5\x2f\xfdx", "zstd"), (b"PAR1xx", "Parquet"), (b"PK\x03\x04", "zip archive"), (b"BZh9", "bzip2"),
-    (b'{"text": "a"}\n{"text": "b"}\n', r"JSON object in each line.*text:.*a\.txt#text"), (b"\xff\x00text", "not UTF-8")], ids=range(8))
+    (b'{"text": "a"}\n{"text": "b"}\n', r"JSON object in each line.*text:.*a\.txt#text"), (b"\xff\x00text", "not UTF-8")], ids=range(12))
 def test_bytes_that_are_no_text_are_refused_with_what_they_are(tmp_path, raw, said):
   (tmp_path / "a.txt").write_bytes(raw)
   with pytest.raises(DataError, match=said):
     config(f"text:{tmp_path}/a.txt").store("train")
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt#body", "a b.ndjson#body"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt#body", "a b.ndjson#body", "c#/a.jsonl", "a.json.gz#body"])
 def test_json_lines_are_documents(tmp_path, name):
   file, _, column = name.partition("#")
   column = column or "text"
+  if name.startswith("c#/"):
+    (tmp_path / "c#").mkdir()
+    file, column = name, "text"
   lines = "".join(json.dumps({"id": i, column: f"line {i} é"}) + "\n\n" for i in range(200)).encode()
   (tmp_path / file).write_bytes(gzip.compress(lines) if file.endswith(".gz") else lines)
   found = documents(f"text:{tmp_path}/{name}")
   assert {d.decode() for d in found} == {f"line {i} é" for i in range(200)} and set(found.values()) == set(SPLITS)
+
+
+def test_json_lines_are_recognised_by_content_whatever_the_name_says(tmp_path):
+  lines = "".join(json.dumps({"text": f"line {i}"}) + "\n" for i in range(200)).encode()
+  (tmp_path / "packed.jsonl").write_bytes(gzip.compress(lines))
+  (tmp_path / "unpacked.jsonl.gz").write_bytes(b"\xef\xbb\xbf" + lines)
+  for name in ("packed.jsonl", "unpacked.jsonl.gz"):
+    assert set(documents(f"text:{tmp_path}/{name}")) == {b"line %d" % i for i in range(200)}
+  (tmp_path / "table.jsonl").write_bytes(b"PAR1xx")
+  with pytest.raises(DataError, match="Parquet"):
+    config(f"text:{tmp_path}/table.jsonl").store("train")
+
+
+def test_columns_are_read_with_a_mark_in_front_and_line_separators_inside(tmp_path):
+  from jaxlm.data.records import read_columns
+
+  (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + '{"text": "a\u2028b"}\n{"text": "c"}\n'.encode())
+  (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbftext,id\nx,1\n")
+  assert read_columns(tmp_path / "a.jsonl", ["text"]) == [("a\u2028b",), ("c",)]
+  assert read_columns(tmp_path / "a.csv", ["text"]) == [("x",)]
+  (tmp_path / "b.jsonl").write_text('{"text": "a"}\n{"txt": "c"}\n')
+  with pytest.raises(DataError, match="no column 'text'; did you mean 'txt'"):
+    read_columns(tmp_path / "b.jsonl", ["text"])
 
 
 def test_json_lines_that_cannot_be_read_name_line_and_column(tmp_path):
