@@ -2,7 +2,7 @@
 
 A weights folder keeps all of it: the tokenizer's files under their own names, config.json as `source_config.json`. An
 export writes it back beside the weights. A run keeps none of it; the weights folder that it began with does
-(`train.init_from`).
+(`train.init_from`), and its `data.tokenizer.path` may name a tokenizer.
 """
 
 import json
@@ -40,6 +40,23 @@ def copy_files(source, target) -> list[pathlib.Path]:
   found = [name for name in FILES if (source / name).is_file()]
   target.mkdir(parents=True, exist_ok=True)
   return [pathlib.Path(shutil.copyfile(source / name, target / name)) for name in found]
+
+
+def copy_run_tokenizer(run, target) -> list[pathlib.Path]:
+  """Copies the tokenizer's files that a run's `data.tokenizer.path` names, which the run's weights go with."""
+  if not (pathlib.Path(run) / "checkpoints").is_dir():
+    return []
+  tokenizer = (read_json(pathlib.Path(run) / "config.json").get("data") or {}).get("tokenizer")
+  path = tokenizer.get("path") if isinstance(tokenizer, dict) else None
+  path = pathlib.Path(path).expanduser() if path else None
+  if path is None or not path.exists():
+    return []
+  return copy_files(path, target) if path.is_dir() else [pathlib.Path(shutil.copyfile(path, pathlib.Path(target) / "tokenizer.json"))]
+
+
+def holds_tokenizer(folder) -> bool:
+  return any((pathlib.Path(folder) / name).is_file() for name in FILES
+             if name not in ("generation_config.json", "chat_template.jinja", "chat_template.json"))
 
 
 def keep_config(config: Mapping, target) -> pathlib.Path:

@@ -126,7 +126,8 @@ def _to_hf(source, target, args) -> None:
     files = write_weights(target, state)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     beside = companions.copy_files(origin, target) if origin is not None else []
-    if not any("token" in file.name or "vocab" in file.name or "spiece" in file.name for file in beside):
+    beside += [file for file in companions.copy_run_tokenizer(source, target) if file not in beside]
+    if not companions.holds_tokenizer(target):
       print(f"note: no tokenizer is written: {origin or source} holds none; copy its files to {target}")
     _print_done(params, [target / "config.json", *files, *beside], target)
 
@@ -135,7 +136,8 @@ def _not_written(config, kept, arch, cfg, max_len) -> list[str]:
   """Sentences about what config.json does not say or guesses."""
   notes = []
   if not arch.bare and not any(config.get(name) is not None for name in ("bos_token_id", "eos_token_id")):
-    notes.append("config.json names no bos_token_id and no eos_token_id: the source keeps none")
+    notes.append("config.json names no bos_token_id and no eos_token_id, because the source keeps none: a library that reads it "
+                 "takes its own defaults; write the tokenizer's ids into it")
   lost = [name for name in companions.TOKEN_IDS if kept.get(name) is not None and name not in config]
   if lost:
     notes.append(f"{', '.join(lost)}: the config.json of {arch.name} has no place for them")

@@ -88,6 +88,7 @@ def read_mixer(fields: Fields, d_model: int) -> LaCTConfig:
                       "released 3B momentum file has 24 heads and 25 layers exchanged")
   fields.only("lr_parameterization", "mamba", "there is no other")
   fields.only("ttt_loss_type", "dot_product", "there is no other")
+  fields.only("lr_dim", 1, "no released model has several rates per head, and the release's kernels have no path for them")
   for name in IMPLEMENTATION:
     fields.get(name)
   silu, keep_v = fields.get("qkv_silu", True), fields.get("no_v_silu", False)
@@ -100,7 +101,7 @@ def read_mixer(fields: Fields, d_model: int) -> LaCTConfig:
       fast=FastWeightConfig(
           num_heads=fields.size("num_lact_heads", 4), chunk=fields.size("lact_chunk_size", 2048),
           expansion=float(expansion), rank=rank if rank > 0 else None,
-          init_gain=float(fields.number("fw_init_gain", 0.5)), rates_per_token=fields.size("lr_dim", 1),
+          init_gain=float(fields.number("fw_init_gain", 0.5)),
           documents="shared",      # the official code lets state run across documents and learns from padding
           update=UpdateConfig(momentum=fields.get("use_momentum", True),
                               muon="language" if fields.get("use_muon", False) else None,

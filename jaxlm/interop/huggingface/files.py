@@ -54,7 +54,13 @@ class Safetensors(Mapping):
         self._where[name] = handle
 
   def __getitem__(self, name: str) -> np.ndarray:
+    if self.dtype(name) not in SAFETENSORS_DTYPES.values() or "float8" in self.dtype(name):
+      raise CheckpointFileError(f"{name} is {self.dtype(name)}: only plain floating-point arrays are read; dequantise the checkpoint "
+                                f"with the library that made it and save it again")
     return self._where[name].get_tensor(name)
+
+  def __contains__(self, name) -> bool:      # the mixin's reads the array
+    return name in self._where
 
   def dtype(self, name: str) -> str:
     """'float32', 'int8', 'float8_e4m3fn' ..., without reading the array."""
