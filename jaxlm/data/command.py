@@ -1,7 +1,6 @@
 """`jaxlm data list | info NAME | prepare NAME`: corpora made on this machine from package managers."""
 
 import json
-import shutil
 import sys
 
 from jaxlm.commands.exits import FAILED, FULL, INTERRUPTED, command, explain, refuse
@@ -109,15 +108,13 @@ def _prepare(folder, name: str, force: bool, quiet: bool) -> None:
   from jaxlm.data.prepare.write import prepare
 
   recipe = corpus(name)
-  if force:
-    for path in (folder / "prepared" / name, folder / "prepared" / f"{name}.work"):
-      shutil.rmtree(path, ignore_errors=True)
   columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
              TimeElapsedColumn())
   with Progress(*columns, disable=quiet or not sys.stderr.isatty()) as bar:
     task = bar.add_task(name)
     manifest = prepare(name, recipe, folder,
-                       lambda what, done, total: bar.update(task, description=what, completed=done, total=total))
+                       lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+                       force=force)
   for line in complaints(name, manifest):
     print(f"warning: {line}", file=sys.stderr)
   _info(folder, name)

@@ -85,24 +85,28 @@ def locked(path: pathlib.Path, *, wait: bool = True) -> Iterator[bool]:
   if owner == threading.get_ident() or (owner is not None and not wait):
     yield owner == threading.get_ident()
     return
-  handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   try:
-    held = True
-    if fcntl is None:
-      held = wait
-    else:
-      try:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+  except PermissionError:      # another user's lock file
+    handle = os.open(path, os.O_RDONLY)
+  try:
+    real = held = False
+    try:
+      if fcntl is not None:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-      except BlockingIOError:
-        held = False
-      except OSError:
+        real = held = True
+      else:
         held = wait
-    if held:
+    except BlockingIOError:
+      pass
+    except OSError:
+      held = wait
+    if real:
       _held[str(path)] = threading.get_ident()
     try:
       yield held
     finally:
-      if held:
+      if real:
         _held.pop(str(path), None)
   finally:
     os.close(handle)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import multiprocessing
 import struct
 import zlib
 
@@ -10,7 +11,7 @@ import pytest
 
 from jaxlm.data import DATA, DataError
 from jaxlm.data.command import main
-from jaxlm.data.prepare import catalog, markup, plain, sequences, write
+from jaxlm.data.prepare import catalog, markup, packages, plain, sequences, write
 from jaxlm.data.prepare.checksums import complaints
 from jaxlm.data.prepare.overlap import WINDOW, Overlap, window_hashes
 from jaxlm.data.prepare.recipe import Corpus, Part
@@ -230,3 +231,32 @@ def test_genomes_are_split_by_species(tmp_path):
   assert [t for _, t in found] == ["ACGTNNAC", "AA"]
   assert sequences.dna_side(found[0][0]) == "validation" and sequences.dna_side(found[1][0]) == "train"
   assert sequences.dna_side("H_pylori.fasta x") == "test"
+
+
+def _prepare_in(folder, package, started):
+  started.wait()
+  prepare("toy", recipe(package), folder)
+
+
+def test_two_that_prepare_at_once_make_it_once_and_what_a_killed_one_left_is_removed(package, tmp_path, monkeypatch):
+  context = multiprocessing.get_context("fork")
+  started = context.Barrier(2)
+  processes = [context.Process(target=_prepare_in, args=(tmp_path / "d", package, started)) for _ in range(2)]
+  for process in processes:
+    process.start()
+  for process in processes:
+    process.join(60)
+  assert [p.exitcode for p in processes] == [0, 0]
+  assert sorted(p.name for p in (tmp_path / "d" / "prepared").iterdir()) == ["toy"]
+  prepare("toy", recipe(package), tmp_path / "alone")
+  name = "train.array_record"
+  assert (tmp_path / "d/prepared/toy" / name).read_bytes() == (tmp_path / "alone/prepared/toy" / name).read_bytes()
+
+  def no_download(name, folder):
+    (folder / "a.txt").write_text(name)
+    return [folder / "a.txt"]
+
+  monkeypatch.setitem(packages.DOWNLOAD, "pip", no_download)
+  (tmp_path / "p" / ".part-pip-thing-dead").mkdir(parents=True)
+  root, _ = packages.fetch("pip:thing", tmp_path / "p")
+  assert (root / "a.txt").is_file() and not list((tmp_path / "p").glob(".part-*"))

@@ -3,6 +3,7 @@
 Nothing is fetched by address: the package managers know where their packages are and check their signatures.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import zipfile
 
 from jaxlm import json_text
 from jaxlm.data.errors import DataError
+from jaxlm.data.made_once import locked
 
 
 def fetch(package: str, folder: pathlib.Path) -> tuple[pathlib.Path, dict]:
@@ -29,21 +31,33 @@ def fetch(package: str, folder: pathlib.Path) -> tuple[pathlib.Path, dict]:
   target = folder / package.replace(":", "-").replace("/", "+")
   if not (target / "package.json").is_file():
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
-      part = pathlib.Path(part)
-      (part / "archive").mkdir()
-      (part / "files").mkdir()
-      archives = DOWNLOAD[kind](name, part / "archive")
-      for archive in archives:
-        unpack(archive, part / "files")
-      described = {"package": package, "file": ", ".join(a.name for a in archives),
-                   "sha256": hashlib.sha256(b"".join(sorted(_sha256(a) for a in archives))).hexdigest()}
-      shutil.rmtree(part / "archive")
-      (part / "package.json").write_text(json_text.dumps(described))
-      shutil.rmtree(target, ignore_errors=True)
-      os.rename(part, target)
-      part.mkdir()    # what the context manager expects to remove
+    with locked(folder / f".{target.name}.lock"):
+      if not (target / "package.json").is_file():      # or another process was first
+        _download(package, target)
   return target / "files", json.loads((target / "package.json").read_text())
+
+
+def _download(package: str, target: pathlib.Path) -> None:
+  """Downloads and unpacks under a name of its own, then renames to `target`."""
+  kind, _, name = package.partition(":")
+  prefix = f".part-{target.name}-"
+  with locked(target.parent / f".{target.name}.lock", wait=False) as ours:
+    for left in target.parent.glob(f"{glob.escape(prefix)}*") if ours else ():      # of a process that was killed
+      shutil.rmtree(left, ignore_errors=True)
+  with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as part:
+    part = pathlib.Path(part)
+    (part / "archive").mkdir()
+    (part / "files").mkdir()
+    archives = DOWNLOAD[kind](name, part / "archive")
+    for archive in archives:
+      unpack(archive, part / "files")
+    described = {"package": package, "file": ", ".join(a.name for a in archives),
+                 "sha256": hashlib.sha256(b"".join(sorted(_sha256(a) for a in archives))).hexdigest()}
+    shutil.rmtree(part / "archive")
+    (part / "package.json").write_text(json_text.dumps(described))
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(part, target)
+    part.mkdir()    # what the context manager expects to remove
 
 
 def _pip(name: str, folder: pathlib.Path) -> list[pathlib.Path]:

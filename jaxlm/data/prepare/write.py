@@ -10,12 +10,14 @@ import json
 import os
 import pathlib
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 
 from array_record.python import array_record_module
 
 from jaxlm import json_text
 from jaxlm.data.errors import DataError
+from jaxlm.data.made_once import locked
 from jaxlm.data.prepare import markup
 from jaxlm.data.prepare.overlap import Overlap
 from jaxlm.data.prepare.packages import fetch
@@ -27,12 +29,29 @@ MIN_PARAGRAPH = 40    # characters; shorter ones are headings, which translation
 Progress = Callable[[str, int, int], None]    # what, done, total
 
 
-def prepare(name: str, corpus: Corpus, folder: pathlib.Path, progress: Progress = lambda *_: None) -> dict:
-  """Makes folder/prepared/NAME and returns its manifest. Goes on where an interrupted call has stopped."""
-  target = folder / "prepared" / name
-  if (target / "manifest.json").is_file():
+def prepare(name: str, corpus: Corpus, folder: pathlib.Path, progress: Progress = lambda *_: None, *,
+            force: bool = False) -> dict:
+  """Makes folder/prepared/NAME and returns its manifest. Goes on where an interrupted call has stopped; waits for another
+  process that makes it. force: throws away what is there."""
+  target, work = folder / "prepared" / name, folder / "prepared" / f"{name}.work"
+  if not force and (target / "manifest.json").is_file():
     return json.loads((target / "manifest.json").read_text())
-  work = folder / "prepared" / f"{name}.work"
+  lock = folder / "locks" / f"{name}.lock"
+  lock.parent.mkdir(parents=True, exist_ok=True)
+  with locked(lock, wait=False) as free:
+    pass
+  if not free:
+    progress("waiting for another process that makes it", 0, 1)
+  with locked(lock):
+    if force:
+      shutil.rmtree(target, ignore_errors=True)
+      shutil.rmtree(work, ignore_errors=True)
+    if (target / "manifest.json").is_file():
+      return json.loads((target / "manifest.json").read_text())
+    return _make(name, corpus, folder, target, work, progress)
+
+
+def _make(name, corpus: Corpus, folder, target, work, progress) -> dict:
   work.mkdir(parents=True, exist_ok=True)
   if corpus.copy:
     packages, splits = _copy(corpus, folder, work, progress), {}
@@ -77,7 +96,7 @@ def _extract(part: Part, number: int, folder, work, progress) -> tuple[list[path
     if not chunk.exists():
       if part.without and english is None:
         english = _paragraphs(part, root, folder)
-      temporary = chunks / f"{chunk.name}.part{os.getpid()}"
+      temporary = chunks / f"{chunk.name}.part-{uuid.uuid4().hex}"
       with temporary.open("w", encoding="utf-8", errors="surrogatepass") as file:
         for path in paths:
           try:
