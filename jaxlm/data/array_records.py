@@ -1,13 +1,11 @@
 """ArrayRecord files as documents: records of text, or serialised tf.train.Examples with a text feature."""
 
-import os
 from collections.abc import Iterator
 
 from jaxlm.config import nearest
 from jaxlm.data.errors import DataError
 
-# Per call: a call decodes every group that it touches, and a group may hold 65,536 short records.
-AT_ONCE, MOST_AT_ONCE, BYTES_AT_ONCE = 1024, 1 << 16, 1 << 24      # records; at most; of the file
+READ_AHEAD = "readahead_buffer_size:16777216"      # bytes
 
 
 def read_records(paths: list[str], feature: str | None = None) -> Iterator[bytes]:
@@ -16,12 +14,10 @@ def read_records(paths: list[str], feature: str | None = None) -> Iterator[bytes
 
   for path in paths:
     try:
-      reader = array_record_module.ArrayRecordReader(str(path))
-      count = reader.num_records()
-      step = min(max(BYTES_AT_ONCE * count // max(os.path.getsize(path), 1), 1), MOST_AT_ONCE)
-      for start in range(0, count, step):
-        for offset, record in enumerate(reader.read(list(range(start, min(start + step, count))))):
-          yield text_of(record, feature, f"{path}, record {start + offset}")
+      # In sequence, so that each group of records is decoded once: a call with indices decodes every group that it touches.
+      reader = array_record_module.ArrayRecordReader(str(path), READ_AHEAD)
+      for number in range(reader.num_records()):
+        yield text_of(reader.read(), feature, f"{path}, record {number}")
       reader.close()
     except (RuntimeError, ValueError, IndexError) as error:
       if isinstance(error, DataError):

@@ -47,6 +47,7 @@ class Ids(NamedTuple):
     return cls(*range(vocab_size, vocab_size + 5))
 
 
+FOLD_RULE = 2      # of which document is in which fold: another rule is another store
 NO_BYTES = Ids(0, 0, 0, 0, 0)
 
 
@@ -56,8 +57,9 @@ class PassageData(FramedDataConfig):
   """source, tokenizer: as of "text". unit: what a row is. form: what the model's objective reads.
 
   seq_len: places of a row, special tokens included; longer passages are left out (`PassageData.left_out` counts them),
-  never cut. fold: (k, n) keeps the documents k, k + n, .. of every split, copies with the first of them: (0, 2) and (1, 2)
-  have no document in common, so that a judge can be trained on what the judged model never saw. constraint: as in `forms.corrupted`.
+  never cut. fold: (k, n) keeps the documents of every split whose text's hash is k modulo n: (0, 2) and (1, 2) have no document
+  in common, whatever is added, so that a judge can be trained on what the judged model never saw. constraint: as in
+  `forms.corrupted`.
   """
 
   source: str
@@ -102,7 +104,7 @@ class PassageData(FramedDataConfig):
   def store(self, split: str) -> TokenStore:
     check_split(split)
     corpus = open_corpus(self.source)
-    name = f"{corpus.fingerprint} {self.unit} {self.fold}"
+    name = f"{corpus.fingerprint} {FOLD_RULE} {self.unit} {self.fold}"
     passages = Corpus(self.source, hashlib.sha256(name.encode()).hexdigest(),
                       lambda split: cut(corpus.documents(split), self.unit, self.fold))
     return token_store(passages, split, self.load_tokenizer(), data_dir() / "tokens")
@@ -179,12 +181,10 @@ class Rows:
 
 def cut(documents: Iterator[bytes], unit: str, fold: tuple[int, int] | None = None) -> Iterator[bytes]:
   """The units of a fold's documents, white space run together; documents are taken as they are."""
-  first: dict[bytes, int] = {}      # copies of a document are in the fold of the first one
-  for number, document in enumerate(documents):
-    if fold is not None:
-      number = first.setdefault(hashlib.sha256(document).digest()[:16], number)
-      if number % fold[1] != fold[0]:
-        continue
+  for document in documents:
+    # Other digits than those that decide the side.
+    if fold is not None and int(hashlib.sha256(document).hexdigest()[8:24], 16) % fold[1] != fold[0]:
+      continue
     if unit == "document":
       yield document.strip()
       continue

@@ -1,12 +1,15 @@
 """Plain files as documents: what their bytes are, and on which side each document is.
 
-Sides. A document of BOOK_BYTES or more is cut by position, by itself. The side of a smaller one is the hash of its own content
-(`jaxlm.data.splits`). Either way other files, names, folders and the way in which a pattern is written do not move it, and
-copies stay together. Only where all documents are small, and they are fewer than MIN_DOCUMENTS or leave one side empty,
-each of them is cut by position as well. A corpus that grows beyond that is another corpus: what was held out by position may
-be trained on then. To decide for good, write {split} into the pattern.
+Sides. A file of LONG_FILE bytes or more is cut by position, by itself; so is a line of JSON of LONG_LINE or more. Any other
+document is whole, on the side that the hash of its own text names (`jaxlm.data.splits`), be it a file, a line or a record.
+Either way other files, names, folders and the way in which a pattern is written do not move it, and copies stay together.
+
+One exception: where no document is that long, and they are fewer than MIN_DOCUMENTS or leave one side empty, each is cut by
+position as well. A corpus that grows out of this is another corpus: what was held out may be trained on then. To decide for
+good, write {split} into the pattern.
 """
 
+import glob
 import gzip
 import json
 import os
@@ -17,10 +20,11 @@ from typing import BinaryIO
 from jaxlm.config import nearest
 from jaxlm.data.digests import file_digest
 from jaxlm.data.errors import DataError
-from jaxlm.data.splits import MIN_DOCUMENTS, SPLITS, cut_by_position, split_of
+from jaxlm.data.splits import MIN_DOCUMENTS, SPLITS, cut_by_position, split_of, split_of_digest
 from jaxlm.paths import expand
 
-BOOK_BYTES = 1 << 16      # a document from here on is cut by position, whatever else there is
+# A tenth of such a file is some sentences, enough to hold out. Lines are many, and better whole unless they hold books.
+LONG_FILE, LONG_LINE = 1 << 12, 1 << 16
 JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 #: First bytes of files that are no text -> what they are and what to do.
 MAGIC = {
@@ -44,30 +48,21 @@ BOM = b"\xef\xbb\xbf"
 
 def documents_of(paths: list[str], *, text: bool, column: str | None) -> Iterator[bytes]:
   """The documents of files in order: a file each, or a line each of JSON lines."""
-  for path in paths:
-    if text and (column is not None or path.endswith(JSON_LINES)):
-      yield from json_lines(path, column or "text")
-    else:
-      yield read_text(path) if text else pathlib.Path(path).read_bytes()
+  for source in _sources(paths, text, column):
+    yield _read(source, text)
 
 
 def by_side(paths: list[str], *, text: bool, column: str | None) -> Callable[[str], Iterator[bytes]]:
   """split -> its documents."""
-  if text and (column is not None or any(path.endswith(JSON_LINES) for path in paths)):
-    sources = lambda: documents_of(paths, text=text, column=column)
-    size, side, read = len, side_of, lambda document: document
-  else:      # size and content's hash of a file are known: no file of another side is read
-    sources = lambda: filter(os.path.getsize, paths)
-    size, side = os.path.getsize, lambda path: split_of(file_digest(path), small=True)
-    read = lambda path: next(documents_of([path], text=text, column=column))
-  whole = enough(None if size(source) >= BOOK_BYTES else side(source) for source in sources())
+  sides = lambda: ((source, _side(source, text)) for source in _sources(paths, text, column))
+  whole = enough(side for _, side in sides())
 
   def documents(split: str) -> Iterator[bytes]:
-    for source in sources():
-      if size(source) >= BOOK_BYTES or not whole:
-        yield cut_by_position(read(source), text=text)[split]
-      elif side(source) == split:
-        yield read(source)
+    for source, side in sides():
+      if side is None or not whole:
+        yield cut_by_position(_read(source, text), text=text)[split]
+      elif side == split:
+        yield _read(source, text)
 
   return documents
 
@@ -76,9 +71,39 @@ def side_of(document: bytes) -> str:
   return split_of(document.decode("utf-8", "surrogateescape"), small=True)
 
 
+def _sources(paths: list[str], text: bool, column: str | None) -> Iterator[str | bytes]:
+  """Of each document that is not empty: the path of its file, which is not read yet, or its text, of a line."""
+  for path in paths:
+    if text and (column is not None or path.endswith(JSON_LINES)):
+      yield from filter(None, json_lines(path, column or "text"))
+    elif os.path.getsize(path):
+      yield path
+
+
+def _read(source: str | bytes, text: bool) -> bytes:
+  if isinstance(source, bytes):
+    return source
+  return read_text(source) if text else pathlib.Path(source).read_bytes()
+
+
+def _side(source: str | bytes, text: bool) -> str | None:
+  """None: it is cut. The content's hash of a file is known, so no file of another side is read."""
+  if isinstance(source, bytes):
+    return side_of(source) if len(source) < LONG_LINE else None
+  if text and _has_mark(source):
+    document = read_text(source)
+    return side_of(document) if len(document) < LONG_FILE else None
+  return split_of_digest(file_digest(source), small=True) if os.path.getsize(source) < LONG_FILE else None
+
+
+def _has_mark(path: str) -> bool:
+  with open(path, "rb") as file:
+    return file.read(len(BOM)) == BOM
+
+
 def enough(sides: Iterator[str | None]) -> bool:
-  """Whether small documents can be whole, each on a side: there are many, and some on every side. None: a document that is cut
-  in any case, and so is on every side. Looks no further than it must."""
+  """Whether documents can be whole, each on its side: there are many, and some on every side; one that is cut (None) is on
+  every side. Looks no further than it must."""
   seen = set()
   for count, side in enumerate(sides, 1):
     if side is None:
@@ -171,8 +196,12 @@ def _text_of(path: str, number: int, line: bytes, column: str) -> bytes:
 
 
 def with_column(pattern: str) -> tuple[str, str | None]:
-  """('books/*.jsonl', 'body') of 'books/*.jsonl#body'. A file or folder whose name has a '#' is meant as it is written."""
+  """('books/*.jsonl', 'body') of 'books/*.jsonl#body'. Where files match with the '#', it is part of their names."""
   start, _, column = pattern.rpartition("#")
-  if not start or "/" in column or os.path.lexists(expand(pattern)):
+  if not start or "/" in column:
     return pattern, None
+  for split in SPLITS:
+    path = expand(pattern.replace("{split}", split))
+    if os.path.lexists(path) or next(glob.iglob(path, recursive=True), None):
+      return pattern, None
   return start, column or None

@@ -8,8 +8,8 @@
   tfds:lm1b  tfds:wiki40b/en#text           prepared TFDS data, after # the feature
   prepared:prose-small     made by `jaxlm data prepare prose-small`
 
-{split} in a pattern stands for train, validation or test; without it documents are split by the hash of their content
-(`jaxlm.data.plain_files`), 5 % each for validation and test; long files, and few, are cut by position.
+{split} in a pattern stands for train, validation or test. Without it a document is on the side that the hash of its text names,
+5 % each for validation and test; of text: and bytes:, long files, and few, are cut by position (`jaxlm.data.plain_files`).
 """
 
 import dataclasses
@@ -24,13 +24,14 @@ from collections.abc import Callable, Iterator
 from jaxlm import json_text
 from jaxlm.config import nearest
 from jaxlm.data import plain_files
-from jaxlm.data.array_records import AT_ONCE, read_records
+from jaxlm.data.array_records import read_records
 from jaxlm.data.digests import file_digest
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
-from jaxlm.data.splits import SMALL_BYTES, SPLITS, split_of
+from jaxlm.data.splits import SPLITS
 from jaxlm.paths import expand
 
+ROWS_AT_ONCE = 1024
 RULE = 3      # of the sides of documents (`plain_files`): another rule is another corpus
 
 
@@ -119,13 +120,13 @@ def _tfds(source: str, rest: str) -> Corpus:
       raise DataError(f"data.source = {source!r} was prepared as {builder.info.file_format}; prepare it again with "
                       f"file_format='array_record' ({str(error).splitlines()[0][:120]})") from None
     # In ranges: a call decodes every group that it touches.
-    for start in range(0, len(data), AT_ONCE):
-      for row in data.__getitems__(list(range(start, min(start + AT_ONCE, len(data))))):
+    for start in range(0, len(data), ROWS_AT_ONCE):
+      for row in data.__getitems__(list(range(start, min(start + ROWS_AT_ONCE, len(data))))):
         yield row[feature].encode() if isinstance(row[feature], str) else bytes(row[feature])
 
   held_out = [split for split in SPLITS if split in splits]
   sizes = {split: splits[split].num_bytes for split in splits}
-  digest = hashlib.sha256(f"{builder.info.full_name} {feature} {sorted(sizes.items())}".encode())
+  digest = hashlib.sha256(f"{builder.info.full_name} {RULE} {feature} {sorted(sizes.items())}".encode())
   for path in sorted(pathlib.Path(builder.data_dir).glob("*.array_record*")):
     digest.update(file_digest(path).encode())
 
@@ -134,8 +135,7 @@ def _tfds(source: str, rest: str) -> Corpus:
     if split in held_out and (split != "train" or len(held_out) == len(SPLITS)):
       return rows(split)
     return (text for text in rows("train")
-            if (side := split_of(text.decode("utf-8", "surrogateescape"), small=sizes["train"] < SMALL_BYTES)) == split
-            or (split == "train" and side in held_out))
+            if (side := plain_files.side_of(text)) == split or (split == "train" and side in held_out))
 
   return Corpus(source, digest.hexdigest(), documents)
 
@@ -160,12 +160,12 @@ SCHEMES = {"mini": _mini, "text": _files, "bytes": _files, "array_record": _arra
 
 
 def _by_split(source: str, pattern: str, inside: str = "**/*") -> dict[str, list[str]]:
-  """{split: files} of a pattern with {split}. A file of two splits would be trained on and held out."""
+  """{split: files} of a pattern with {split}. A file may not be trained on and held out."""
   by_split, seen = {split: _matching(source, pattern.replace("{split}", split), inside) for split in SPLITS}, {}
   for split, paths in by_split.items():
     for path in paths:
       other = seen.setdefault(os.path.realpath(path), split)
-      if other != split:
+      if other != split and other == "train":
         raise DataError(f"data.source = {source!r}: {path} is in the splits {other} and {split}; write a pattern that tells them "
                         f"apart, or remove the link")
   return by_split

@@ -21,7 +21,12 @@ def split_of(key: str, *, small: bool) -> str:
 
   small: corpora under 30 MB use 50 and 100.
   """
-  value = int(hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) % 1000
+  return split_of_digest(hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest(), small=small)
+
+
+def split_of_digest(digest: str, *, small: bool) -> str:
+  """Side of the document whose key has this hexadecimal SHA-256."""
+  value = int(digest[:8], 16) % 1000
   step = 50 if small else 10
   return "test" if value < step else "validation" if value < 2 * step else "train"
 

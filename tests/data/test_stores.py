@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from jaxlm.data import DataError, digests, made_once
-from jaxlm.data.array_records import AT_ONCE
 from jaxlm.data.passages import cut
 from jaxlm.data.sources import open_corpus
 from jaxlm.data.splits import SPLITS
@@ -133,7 +132,7 @@ def test_a_file_of_two_splits_is_refused(tmp_path):
 def test_copies_of_a_document_are_in_one_fold():
   texts = [b"a", b"b", b"a", b"c", b"b", b"a"]
   folds = [list(cut(iter(texts), "document", (k, 2))) for k in range(2)]
-  assert folds == [[b"a", b"a", b"a"], [b"b", b"c", b"b"]]
+  assert not set(folds[0]) & set(folds[1]) and sorted(folds[0] + folds[1]) == sorted(texts)
 
 
 def test_records_may_be_added_without_moving_one(tmp_path):
@@ -150,32 +149,6 @@ def test_records_may_be_added_without_moving_one(tmp_path):
   before = documents(source)
   add("b.array_record", [b"more %d" % i + b"x" * 100_000 for i in range(310)])      # beyond 30 MB together
   assert len(before) == 300 and not moved(before, documents(source))
-
-
-def test_reading_records_decodes_each_group_once(tmp_path, monkeypatch):
-  from array_record.python import array_record_module
-
-  path = tmp_path / "a.array_record"
-  writer = array_record_module.ArrayRecordWriter(str(path), "group_size:65536")
-  records = [b"record %d" % i for i in range(3 * AT_ONCE + 7)]
-  for record in records:
-    writer.write(record)
-  writer.close()
-  calls = []
-  reader = array_record_module.ArrayRecordReader
-
-  class Counting:
-    def __init__(self, path):
-      self.inner = reader(path)
-      self.num_records, self.close = self.inner.num_records, self.inner.close
-
-    def read(self, indices):
-      calls.append(len(indices))
-      return self.inner.read(indices)
-
-  monkeypatch.setattr(array_record_module, "ArrayRecordReader", Counting)
-  assert sorted(documents(f"array_record:{path}")) == sorted(records)
-  assert calls == [len(records)] * len(SPLITS)      # short records: the whole group in one call
 
 
 def test_a_file_is_hashed_once_however_often_it_is_opened_and_by_whom(tmp_path, monkeypatch, cache):
@@ -272,7 +245,7 @@ def test_what_an_interrupted_process_left_is_removed_and_what_is_being_made_is_n
   assert not list((cache / "tokens").glob("*.part*"))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "no list", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "no list", "empty list", "empty"])
 def test_a_damaged_store_is_made_again(tmp_path, damage):
   (tmp_path / "a.txt").write_text("one line\n" * 100)
   source = f"text:{tmp_path}/a.txt"
@@ -281,8 +254,8 @@ def test_a_damaged_store_is_made_again(tmp_path, damage):
     os.truncate(folder / "tokens.npy", 100)
   elif damage == "missing":
     (folder / "starts.npy").unlink()
-  elif damage == "no list":
-    (folder / "sizes.json").write_text("{")
+  elif damage.endswith("list"):
+    (folder / "sizes.json").write_text("{" if damage == "no list" else "{}")
   else:
     shutil.rmtree(folder)
     folder.mkdir()
