@@ -6,6 +6,7 @@ is hashed a tick later. Where times are whole seconds, one that changed within t
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -13,11 +14,13 @@ import time
 import uuid
 
 from jaxlm import json_text
+from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 
 LARGE = 1 << 20      # bytes; smaller files are hashed faster than looked up
 TICK_S = 0.02
 RECENT_S = 2.0
+LEFT_S = 60.0
 _known: dict[str, tuple[list, str]] = {}
 _read: set[str] = set()
 
@@ -42,29 +45,40 @@ def file_digest(path: str | os.PathLike) -> str:
   return digest
 
 
-def _file() -> str:
-  return str(data_dir() / "digests.json")
+def _file() -> str | None:
+  """None where no data folder is known: then nothing is kept beyond the process."""
+  try:
+    return str(data_dir() / "digests.json")
+  except DataError:
+    return None
 
 
 def _load() -> None:
   """What other processes have found, once per data folder. A damaged or absent file is as an empty one."""
-  if _file() in _read:
+  file = _file()
+  if file is None or file in _read:
     return
-  _read.add(_file())
+  _read.add(file)
   with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-    with open(_file(), encoding="utf-8") as file:
-      for path, (stamp, digest) in json.load(file).items():
+    with open(file, encoding="utf-8") as kept:
+      for path, (stamp, digest) in json.load(kept).items():
         _known.setdefault(path, (list(stamp), str(digest)))
 
 
 def _save() -> None:
   """Adds to what other processes have written, atomically. A folder that cannot be written costs a hash."""
-  _read.discard(_file())
+  file = _file()
+  if file is None:
+    return
+  _read.discard(file)
   _load()
   with contextlib.suppress(OSError):
-    os.makedirs(os.path.dirname(_file()), exist_ok=True)
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    for left in glob.glob(f"{glob.escape(file)}.*"):      # of a process that was killed while it wrote
+      if time.time() - os.path.getmtime(left) > LEFT_S:
+        os.unlink(left)
     large = {path: entry for path, entry in _known.items() if entry[0][0] >= LARGE}
-    part = f"{_file()}.{uuid.uuid4().hex}"
-    with open(part, "w", encoding="utf-8") as file:
-      file.write(json_text.dumps(large))
-    os.replace(part, _file())
+    part = f"{file}.{uuid.uuid4().hex}"
+    with open(part, "w", encoding="utf-8") as out:
+      out.write(json_text.dumps(large))
+    os.replace(part, file)

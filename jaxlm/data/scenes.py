@@ -4,6 +4,7 @@ Axes: B batch, S views, Y rows, X columns.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import ClassVar
@@ -13,6 +14,7 @@ import numpy as np
 
 from jaxlm.config import checked
 from jaxlm.data.base import DataConfig
+from jaxlm.data.digests import file_digest
 from jaxlm.data.errors import DataError
 from jaxlm.data.pipeline import batches
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
@@ -71,7 +73,7 @@ class SceneData(DataConfig):
     toy = self.source == "toy"
     rows = ToyScenes(self, split, seed) if toy else PosedFolders(self, split, seed, lazy=repeat)
     return batches(rows, batch_size=self.batch_size, seed=seed, shuffle=repeat and not toy, repeat=repeat,
-                   process_index=process_index, process_count=process_count, fingerprint=f"scenes {self}",
+                   process_index=process_index, process_count=process_count, fingerprint=f"scenes {self}{rows.content}",
                    transform=rows.draw if repeat and not toy else None)
 
   def bytes_per_target(self, batch) -> float:
@@ -92,6 +94,8 @@ def as_row(cfg: SceneData, images, intrinsics, poses) -> dict[str, np.ndarray]:
 
 class ToyScenes:
   """Row i: shapes and cameras drawn from (seed, split, i)."""
+
+  content = ""
 
   def __init__(self, cfg: SceneData, split: str, seed: int):
     self.cfg, self.split, self.seed = cfg, split, seed
@@ -182,6 +186,12 @@ class PosedFolders:
   def __init__(self, cfg: SceneData, split: str, seed: int, *, lazy: bool = False):
     self.cfg, self.seed, self.lazy = cfg, seed, lazy
     self.folders = find_folders(cfg.source.replace("{split}", split))
+
+  @property
+  def content(self) -> str:
+    """Of the cameras of all scenes in order. Pictures do not enter: they are large, and which are read is drawn."""
+    cameras = " ".join(file_digest(folder / CAMERA_FILE) for folder in self.folders)
+    return " " + hashlib.sha256(cameras.encode()).hexdigest()[:16]
 
   def __len__(self) -> int:
     return len(self.folders)

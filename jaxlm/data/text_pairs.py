@@ -71,7 +71,14 @@ class Pairs(DataConfig):
       raise DataError(f"{type(self).__name__}: split {split!r} is empty")
     return batches(_Rows(self, pairs), batch_size=self.batch_size, seed=seed, shuffle=repeat, repeat=repeat,
                    process_index=process_index, process_count=process_count,
-                   fingerprint=hashlib.sha256(f"{self} {len(pairs)} {pairs[0]}".encode()).hexdigest()[:16])
+                   fingerprint=self._position_of(pairs))
+
+  def _position_of(self, pairs) -> str:
+    """What a saved position depends on: every pair, or what rows are made of."""
+    digest = hashlib.sha256(str(self).encode())
+    for pair in pairs.entries if isinstance(pairs, _Searches) else pairs:
+      digest.update(repr(pair).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
 
   def row(self, source: str, answer: str) -> dict[str, np.ndarray]:
     tokens = byte_t5.pad([byte_t5.encode(source, self.seq_len)], self.seq_len)[0]
@@ -206,11 +213,13 @@ class SpellingData(Pairs):
   target_len: Count = 64
 
   def pairs(self, split, seed):
-    return _spelling(self, split, seed)
+    corpora = tuple(open_corpus(source).fingerprint for source in (self.misspellings, self.contexts) if source)
+    return _spelling(self, split, seed, corpora)
 
 
 @functools.lru_cache(maxsize=8)
-def _spelling(cfg: SpellingData, split: str, seed: int) -> list[tuple[str, str]]:
+def _spelling(cfg: SpellingData, split: str, seed: int, corpora: tuple[str, ...]) -> list[tuple[str, str]]:
+  """corpora: fingerprints, so that what is kept is that of the texts as they are."""
   wrong_of = {}
   for side in SPLITS:     # sides are by word, whatever the corpus made of it
     for document in open_corpus(cfg.misspellings).documents(side):

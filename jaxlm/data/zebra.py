@@ -14,12 +14,14 @@ import numpy as np
 
 from jaxlm.config import ConfigError, check_seed, checked
 from jaxlm.data.base import FramedDataConfig
+from jaxlm.data.digests import file_digest
 from jaxlm.data.errors import DataError
 from jaxlm.data.forms import Form, check_constraint, corrupted, framed, framed_length, prompt, row
 from jaxlm.data.pipeline import batches
 from jaxlm.data.records import read_columns
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
 from jaxlm.data.zebra_puzzles import HOUSE, Clue, Puzzle, generate, solve
+from jaxlm.paths import expand
 from jaxlm.ranges import Count
 
 WORDS = ("PAD", "CLS", "MASK", "EOS", "BOS", "SEP", "UNK", "0", "1", "2", "3", "4", "5", "nbr", "left-of", "inbetween",
@@ -129,8 +131,12 @@ class ZebraData(FramedDataConfig):
     corrupt = lambda row, rng: corrupted(row, rng, seq_len=self.seq_len, num_missing=self.seq_len if it else 3 * MOST**2,
                                          pad=self.ids.pad, eos=self.ids.eos if it else None, constraint=self.constraint)
     return batches(Rows(self, self.puzzles(split, seed)), batch_size=self.batch_size, seed=seed, shuffle=split == "train",
-                   repeat=repeat, process_index=process_index, process_count=process_count,
-                   transform=corrupt if self.form.startswith("insertion") else None, fingerprint=f"zebra {self}")
+                   repeat=repeat, process_index=process_index, process_count=process_count, fingerprint=self._position(split),
+                   transform=corrupt if self.form.startswith("insertion") else None)
+
+  def _position(self, split: str) -> str:
+    """What a saved position depends on: of a file, its content too."""
+    return f"zebra {self}" + ("" if self.path is None else f" {file_digest(expand(self.path.format(split=split)))}")
 
 
 class Puzzles:

@@ -151,14 +151,15 @@ def _relative(path: str) -> str:
 
 
 def _digest(row: Row, config: dict) -> str:
-  """A row's identity: its configuration, its evaluation's, and the bytes of plain files that it reads (`text:`,
-  `bytes:`), which their owner may edit; other sources are made once."""
+  """A row's identity: its configuration, its evaluation's, and the bytes of files that it reads (`text:`, `bytes:`,
+  `array_record:`), which their owner may edit; other sources are made once."""
   from jaxlm.data.sources import open_corpus
 
   extra = [override(config, row.overrides_at(m)) for m in PROBED_MULTIPLES] if row.overrides_at else []
-  source = str(config.get("data", {}).get("source", ""))
-  if source.startswith(("text:", "bytes:")):
-    extra.append(open_corpus(source).fingerprint)
+  for value in config.get("data", {}).values():
+    for source in value if isinstance(value, (list, tuple)) else [value]:
+      if str(source).startswith(("text:", "bytes:", "array_record:")):
+        extra.append(open_corpus(source).fingerprint)
   return hashlib.sha256(json_text.dumps([config, extra], sort_keys=True).encode()).hexdigest()[:16]
 
 
