@@ -49,7 +49,8 @@ def outputs(cfg, params, compile=lambda fn: fn):
 
 
 def test_every_registered_model_is_here():
-  assert {MODELS.kind_of(cfg) for cfg in SMALL.values()} == set(MODELS.table)
+  registered = {kind for kind, target in MODELS.table.items() if target.startswith("jaxlm.")}    # other tests add their own
+  assert {MODELS.kind_of(cfg) for cfg in SMALL.values()} == registered
 
 
 @pytest.mark.parametrize("name", SMALL)

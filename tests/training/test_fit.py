@@ -19,7 +19,7 @@ from jaxlm.training.run import flops_per_token, train
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*/*.py")) + [f"{CONFIGS}/ilm/star_easy.py:{form}" for form in (
     "causal", "masked_diffusion", "insertion_transformer")]
-NAMED = lambda kinds: [kind for kind in kinds.table if not kind.startswith("tiny")]
+NAMED = lambda kinds: [kind for kind, target in kinds.table.items() if target.startswith("jaxlm.")]
 # One configuration for each model; together they have every objective.
 MODEL = {"decoder": "carope/tiny.py", "insertion": "ilm/star_easy.py", "masked_diffusion": "ilm/star_easy.py:masked_diffusion",
          "encoder_decoder": "mrt5/smoke.py", "hnet": "hnet/tiny.py", "lact_nvs": "lact/nvs_toy.py"}
