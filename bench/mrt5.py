@@ -206,11 +206,12 @@ def waste_report(args):
   """Slots that a trained model's kept tokens occupy: batches as they come, sorted, rows that share buffers."""
   import jax
 
+  from jaxlm.checkpoint.opening import open_model
   from jaxlm.generation.hard_deletion import TwoPrograms, slots
   from jaxlm.training.config import run_config
-  from jaxlm.training.run import restore
 
-  config, params = restore(args.waste)
+  opened = open_model(args.waste)
+  config, params = opened.run, opened.params
   cfg = run_config(config)
   two = TwoPrograms(cfg.model.build(), params, multiple=1)
   counts, lengths = [], []

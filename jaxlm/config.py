@@ -58,7 +58,7 @@ class Kinds:
     return out
 
   def cls(self, kind: str, path: str = "") -> type:
-    if kind not in self.table:
+    if not isinstance(kind, str) or kind not in self.table:
       where = f"{path}.kind" if path else f"{self.what} kind"
       raise ConfigError(f"{where} = {kind!r} is not a {self.what}; {nearest(str(kind), self.table)}")
     module, name = self.table[kind].split(":")

@@ -24,3 +24,24 @@ def optimised():
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def write_run():
+  """write_run(folder, config, {step: params}): a run folder with these checkpoints, as training would have written it."""
+  import json
+  import types
+
+  from jaxlm.checkpoint.steps import Checkpoints
+
+  def write(folder, config, params_by_step):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    nowhere = types.SimpleNamespace(get_state=dict)
+    with Checkpoints(folder / "checkpoints", keep_last=len(params_by_step)) as saved:
+      for step, params in params_by_step.items():
+        state = {"params": jax.tree.map(jax.numpy.asarray, params), "ema": None}
+        saved.save(step, state, nowhere, {"config": config, "bucket": 0})
+    return folder
+
+  return write

@@ -19,13 +19,14 @@ MAY_IMPORT = {
     "objectives": {"kernels", "layers", "models"},
     "data": set(),
     "parallel": set(),
-    "training": {"objectives", "models", "parallel", "data", "evaluation", "generation"},
+    "checkpoint": {"models", "data", "parallel"},      # trained models on disk, for all who read them
+    "training": {"checkpoint", "objectives", "models", "parallel", "data", "evaluation", "generation"},
     "generation": {"kernels", "layers", "models", "objectives", "data"},
     "evaluation": {"models", "objectives", "generation", "data", "parallel"},
     "analysis": {"kernels", "layers", "models"},
-    "interop": {"commands", "kernels", "layers", "models", "objectives", "data", "generation", "evaluation"},
+    "interop": {"checkpoint", "commands", "kernels", "layers", "models", "objectives", "data", "generation", "evaluation"},
     "preflight": {"commands", "training", "parallel", "models", "objectives", "data", "generation", "evaluation"},
-    "experiments": {"training", "evaluation", "preflight", "generation", "models", "objectives", "data", "parallel"},
+    "experiments": {"checkpoint", "training", "evaluation", "preflight", "generation", "models", "objectives", "data", "parallel"},
 }
 
 

@@ -34,10 +34,11 @@ TABLE = Table(
 
 def sample(workdir: pathlib.Path, row: str, num_tokens: int, seed: int = 0) -> str:
   """Text continued from PROMPT by a finished row, temperature 0.7, nucleus 0.95."""
+  from jaxlm.checkpoint.opening import open_model
   from jaxlm.generation import Generator, Sampling
-  from jaxlm.training.run import restore
 
-  config, params = restore(runner.folder(workdir, "", row, 0))
+  opened = open_model(runner.folder(workdir, "", row, 0))
+  config, params = opened.run, opened.params
   cfg = run_config(config)
   tokenizer = cfg.data.load_tokenizer()
   generator = Generator(cfg.model, params, Sampling(temperature=0.7, top_p=0.95))

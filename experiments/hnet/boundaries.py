@@ -34,10 +34,10 @@ def spaceless(num_words: int, seed: int = 0):
 
 def open_run(run: str):
   """(configuration, parameters) of a finished run's folder."""
-  from jaxlm.generation.command import load
+  from jaxlm.checkpoint.opening import open_model
   from jaxlm.training.config import load_config, run_config
   cfg = run_config(load_config(json.loads((pathlib.Path(run) / "config.json").read_text())))
-  return cfg, load(cfg, run)[0]
+  return cfg, open_model(run, model=cfg.model).params
 
 
 def route(cfg, params, texts: list[bytes]):

@@ -22,11 +22,11 @@ NUCLEI, PASSES = (0.5, 0.9, None), (2, 4, 8, 16, 30)
 
 
 def load(folder):
+  from jaxlm.checkpoint.opening import open_model
   from jaxlm.training.config import run_config
-  from jaxlm.training.run import restore
 
   cfg = run_config(json.loads((folder / "config.json").read_text()))
-  return cfg, restore(folder, ema=cfg.train.ema_decay is not None)[1]
+  return cfg, open_model(folder, ema=cfg.train.ema_decay is not None).params
 
 
 def judge_of(folder):

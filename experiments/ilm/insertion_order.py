@@ -82,14 +82,14 @@ def main():
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
 
+  from jaxlm.checkpoint.opening import open_model
   from jaxlm.generation.answers import Answering
   from jaxlm.generation.forms_command import Frame, frame
   from jaxlm.generation.insertion import Filter, InsertionSampling
   from jaxlm.training.config import run_config
-  from jaxlm.training.run import restore
 
   cfg = run_config(json.loads((pathlib.Path(args.run) / "config.json").read_text()))
-  params = restore(args.run, ema=cfg.train.ema_decay is not None)[1]
+  params = open_model(args.run, ema=cfg.train.ema_decay is not None).params
   text = cfg.data.has_text
   if text:
     frames = [frame(cfg.data, prompt, cfg.data.seq_len) for prompt in args.prompt or [""] for _ in range(args.samples)]

@@ -9,7 +9,6 @@ characters no font of this machine draws is left out and named. Chinese: a CJK f
 """
 
 import argparse
-import json
 import pathlib
 import unicodedata
 
@@ -106,13 +105,12 @@ def main() -> int:
 
   from matplotlib import font_manager
 
+  from jaxlm.checkpoint.opening import open_model
   from jaxlm.generation.hard_deletion import TwoPrograms
-  from jaxlm.training.checkpoints import restore_params
   from jaxlm.training.config import run_config
 
-  config = json.loads((pathlib.Path(args.run) / "config.json").read_text())
-  params, _, step = restore_params(args.run)
-  cfg = run_config(config)
+  opened = open_model(args.run)
+  cfg, params, step = run_config(opened.run), opened.params, opened.step
   programs = TwoPrograms(cfg.model.build(), params)
   installed = [f.fname for f in font_manager.fontManager.ttflist if f.name.startswith("Noto Sans") or "CJK" in f.name]
   fonts = [font_manager.findfont("DejaVu Sans"), *args.font, *sorted(installed)]
@@ -125,7 +123,7 @@ def main() -> int:
     kept = kept_bytes(programs, text, cfg.data.seq_len)
     rows.append((language, text, kept))
     print(f"{language}: {len(text)} characters, {len(kept)} bytes, {100 * (1 - kept.mean()):.1f} % deleted")
-  model = config["model"]
+  model = opened.run["model"]
   draw(rows, fonts, f"Bytes that a delete gate keeps (dark) and deletes (grey): d_model {model['d_model']}, gate at block "
        f"{model['reduction']['layer']}, {step:,} steps of span corruption", args.out)
   print(f"written: {args.out}")

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
   from jaxlm.training.config import parse_flags
-  from jaxlm.training.weights_folder import config_of
+  from jaxlm.training.saved_config import config_of
 
   spec, overrides, rest = parse_flags(argv)
   args = parser.parse_args(rest)
@@ -63,28 +63,21 @@ def main(argv: list[str]) -> int:
 def evaluate_run(cfg, folder: str, lengths: Sequence[int], *, split="validation", num_tokens=None, step=None, ema=False,
                  num_tables=1):
   """([Evaluation], step) of a run folder's checkpoint under the configuration `cfg`, on all devices."""
-  import flax.linen as nn
-  import jax
-
+  from jaxlm.checkpoint.opening import open_model
   from jaxlm.evaluation.perplexity import evaluate_lengths
-  from jaxlm.models.base import abstract_params
   from jaxlm.parallel.mesh import make_mesh
   from jaxlm.parallel.place import host_rows, placer
-  from jaxlm.parallel.rules import param_shardings, sharding_context
-  from jaxlm.training.checkpoints import restore_params
+  from jaxlm.parallel.rules import sharding_context
 
   if cfg.model.scores != "next_token":
     raise ConfigError(f"`jaxlm eval` measures models of the next token by position; {type(cfg.model).__name__} is evaluated by its objective: "
                       f"`jaxlm train` with the same folder writes eval/loss and eval/accuracy at its end")
   mesh = make_mesh(cfg.mesh)
-  boxed = abstract_params(cfg.model)
-  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed),
-                          param_shardings(boxed, mesh))
-  params, _, step = restore_params(folder, step=step, params=abstract, ema=ema)
+  opened = open_model(folder, model=cfg.model, mesh=mesh, step=step, ema=ema)
   index, count = host_rows(mesh)
   with sharding_context(mesh):
-    return evaluate_lengths(cfg.model, params, cfg.data, lengths, split=split, num_tokens=num_tokens, place=placer(mesh),
-                            process_index=index, process_count=count, num_tables=num_tables), step
+    return evaluate_lengths(cfg.model, opened.params, cfg.data, lengths, split=split, num_tokens=num_tokens, place=placer(mesh),
+                            process_index=index, process_count=count, num_tables=num_tables), opened.step
 
 
 def _lengths(text: str | None, default: int) -> list[int]:

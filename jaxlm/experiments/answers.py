@@ -18,12 +18,12 @@ def answers_right(num_rows: int, *, split: str = "test", **settings) -> Callable
   """
 
   def measure(trained: Trained, overrides_at) -> Measured:
+    from jaxlm.checkpoint.opening import open_model
     from jaxlm.generation.answers import Answering
     from jaxlm.training.config import run_config
-    from jaxlm.training.run import restore
 
     cfg = run_config(trained.config)
-    params = trained.params if cfg.train.ema_decay is None else restore(trained.workdir, ema=True)[1]
+    params = trained.params if cfg.train.ema_decay is None else open_model(trained.workdir, ema=True).params
     chosen = {k: v(cfg) if callable(v) else v for k, v in settings.items()}
     answering = Answering(max_len=cfg.data.seq_len, **chosen)
     problems = cfg.data.problems(split, seed=cfg.seed, number=num_rows)

@@ -12,13 +12,13 @@ def facts_right(num_rows: int, *, split: str = "test", **settings) -> Callable:
   `num_rows` problems of a split. Facts are consecutive triples behind BOS. settings: of `Answering`.
   """
   def measure(trained: Trained, overrides_at) -> Measured:
+    from jaxlm.checkpoint.opening import open_model
     from jaxlm.evaluation.sequences import set_scores, triples
     from jaxlm.generation.answers import Answering
     from jaxlm.training.config import run_config
-    from jaxlm.training.run import restore
 
     cfg = run_config(trained.config)
-    params = trained.params if cfg.train.ema_decay is None else restore(trained.workdir, ema=True)[1]
+    params = trained.params if cfg.train.ema_decay is None else open_model(trained.workdir, ema=True).params
     problems = cfg.data.problems(split, seed=cfg.seed, number=num_rows)
     prompts, wanted = zip(*problems)
     found = Answering(max_len=cfg.data.seq_len, **settings).answer(

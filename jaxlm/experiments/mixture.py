@@ -24,13 +24,13 @@ def above_exact_mixture(*, stretches: int = 8, rows: int = 64, probe_texts: int 
   """
 
   def measure(trained: Trained, overrides_at) -> Measured:
+    from jaxlm.checkpoint.opening import open_model
     from jaxlm.experiments.runner import override
-    from jaxlm.training.checkpoints import restore_params
     from jaxlm.training.config import run_config
 
     cfg, params = run_config(override(trained.config, overrides_at(1))), trained.params
     if cfg.train.steps != trained.config["train"]["steps"]:
-      params = restore_params(trained.workdir, step=cfg.train.steps)[0]
+      params = open_model(trained.workdir, step=cfg.train.steps).params
     texts = cfg.data.examples("validation", cfg.seed)
     exact_NT, right_NT = _exact(cfg.data, texts)
     source_NT = -cfg.data.source.log_prob(texts["plain"])[:, 1:]

@@ -204,7 +204,7 @@ def _train(config: dict, path: pathlib.Path) -> Trained:
 
 
 def _restore(path: pathlib.Path) -> Trained:
-  from jaxlm.training.run import restore
+  from jaxlm.checkpoint.opening import open_model
 
-  config, params = restore(str(path))
-  return Trained(config, params, str(path))
+  opened = open_model(path)
+  return Trained(opened.run, opened.params, str(path))

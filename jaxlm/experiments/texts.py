@@ -15,11 +15,11 @@ from jaxlm.experiments.table import Measured, Trained
 
 def run_judge(folder) -> Judge:
   """A causal run on passages as a judge."""
+  from jaxlm.checkpoint.opening import open_model
   from jaxlm.evaluation.causal_judge import CausalJudge
   from jaxlm.training.config import run_config
-  from jaxlm.training.run import restore
 
-  config, params = restore(str(folder))
+  config, params = (opened := open_model(folder)).run, opened.params
   cfg = run_config(config)
   if getattr(cfg.data, "form", None) != "causal":
     raise ConfigError(f"{folder} cannot judge: its data.form is {getattr(cfg.data, 'form', None)!r}, wanted 'causal'")
@@ -109,8 +109,8 @@ def filled_texts(num_texts: int, judges: Mapping[str, Callable], kinds: Mapping[
 
 def _best(trained: Trained):
   """(configuration, parameters), averaged ones where the run kept them."""
+  from jaxlm.checkpoint.opening import open_model
   from jaxlm.training.config import run_config
-  from jaxlm.training.run import restore
 
   cfg = run_config(trained.config)
-  return cfg, trained.params if cfg.train.ema_decay is None else restore(trained.workdir, ema=True)[1]
+  return cfg, trained.params if cfg.train.ema_decay is None else open_model(trained.workdir, ema=True).params

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--ema", action="store_true", help="the average of the parameters")
   parser.add_argument("--json", action="store_true", help="one JSON object per continuation")
   from jaxlm.training.config import parse_flags
-  from jaxlm.training.weights_folder import config_of
+  from jaxlm.training.saved_config import config_of
 
   spec, overrides, rest = parse_flags(argv)
   args = parser.parse_args(rest)
@@ -63,33 +63,19 @@ def _encodes(text: str) -> bool:
   return True
 
 
-def load(cfg, folder: str, *, step: int | None = None, ema: bool = False):
-  """(params, step) of a run's checkpoint, whole on the first device."""
-  import flax.linen as nn
-  import jax
-
-  from jaxlm.models.base import abstract_params
-  from jaxlm.training.checkpoints import restore_params
-
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-                          nn.unbox(abstract_params(cfg.model)))
-  params, _, step = restore_params(folder, step=step, params=abstract, ema=ema)
-  return params, step
-
-
 def _continue(cfg, args, sampling) -> int:
+  from jaxlm.checkpoint.opening import open_model
   from jaxlm.generation import Generator
 
   if hasattr(cfg.data, "form"):
     from jaxlm.generation.forms_command import generate
-    return generate(cfg, load(cfg, args.run, step=args.step, ema=args.ema)[0], args, sampling)
+    return generate(cfg, open_model(args.run, model=cfg.model, step=args.step, ema=args.ema).params, args, sampling)
   if hasattr(cfg.model, "num_decoder_layers"):
     return _answer(cfg, args)
   if not cfg.model.decodes:
     raise ConfigError(f"a model that scores {cfg.model.scores} does not decode token by token; what it makes is measured by its tables "
                       f"in experiments/")
-  params, _ = load(cfg, args.run, step=args.step, ema=args.ema)
+  params = open_model(args.run, model=cfg.model, step=args.step, ema=args.ema).params
   tokenizer = cfg.data.load_tokenizer()
   texts = [text for text in (args.prompt or [""]) for _ in range(args.num_samples)]
   prompts = [tokenizer.prompt(text).tolist() for text in texts]
@@ -109,11 +95,11 @@ def _continue(cfg, args, sampling) -> int:
 
 def _answer(cfg, args) -> int:
   """An encoder-decoder reads the prompt whole and answers, greedily; a delete gate deletes hard."""
+  from jaxlm.checkpoint.opening import open_model
   from jaxlm.generation.encoder_decoder import answers
   from jaxlm.generation.hard_deletion import evaluation_mode
-  from jaxlm.training.checkpoints import restore_params
 
-  params, _, _ = restore_params(args.run, step=args.step, ema=args.ema)
+  params = open_model(args.run, model=cfg.model, step=args.step, ema=args.ema).params
   prompts = args.prompt or [""]
   for text, answer in zip(prompts, answers(cfg.model.build(), params, prompts, args.max_new_tokens, evaluation_mode(cfg.model))):
     print(json_text.dumps({"prompt": text, "continuation": answer}) if args.json else answer)

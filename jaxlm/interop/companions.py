@@ -6,12 +6,13 @@ export writes it back beside the weights. A run keeps none of it; the weights fo
 """
 
 import json
-import pathlib
-import shutil
 from collections.abc import Mapping
 
+from jaxlm.checkpoint.locations import copy_file, folder_path
+from jaxlm.checkpoint.opening import run_mapping
+from jaxlm.checkpoint.weight_files import read_json
+from jaxlm.checkpoint.weights_folder import is_weights_folder
 from jaxlm.interop.huggingface.fields import IRRELEVANT
-from jaxlm.interop.huggingface.files import read_json
 
 SOURCE_CONFIG = "source_config.json"
 #: Files that libraries read beside the weights, copied as they are.
@@ -24,50 +25,50 @@ OF_THE_FILE = {"architectures", "model_type", "dtype", "torch_dtype", "transform
                "auto_map"}
 
 
-def source_of(folder) -> pathlib.Path | None:
+def source_of(folder):
   """The weights folder whose companions belong to the weights of this one: itself, or what a run began with."""
-  folder = pathlib.Path(folder)
-  if (folder / "model.json").is_file():
+  folder = folder_path(folder)
+  if is_weights_folder(folder):
     return folder
-  begun = (read_json(folder / "config.json").get("train") or {}).get("init_from") if (folder / "config.json").is_file() else None
-  begun = pathlib.Path(begun).expanduser() if begun else None
+  begun = (run_mapping(folder).get("train") or {}).get("init_from")
+  begun = folder_path(begun) if begun else None
   return begun if begun is not None and (begun / "model.json").is_file() else None
 
 
-def copy_files(source, target) -> list[pathlib.Path]:
+def copy_files(source, target) -> list:
   """Copies the tokenizer's files and generation_config.json. Returns the copies."""
-  source, target = pathlib.Path(source), pathlib.Path(target)
+  source, target = folder_path(source), folder_path(target)
   found = [name for name in FILES if (source / name).is_file()]
   target.mkdir(parents=True, exist_ok=True)
-  return [pathlib.Path(shutil.copyfile(source / name, target / name)) for name in found]
+  return [copy_file(source / name, target / name) for name in found]
 
 
-def copy_run_tokenizer(run, target) -> list[pathlib.Path]:
+def copy_run_tokenizer(run, target) -> list:
   """Copies the tokenizer's files that a run's `data.tokenizer.path` names, which the run's weights go with."""
-  if not (pathlib.Path(run) / "checkpoints").is_dir():
+  if is_weights_folder(run):
     return []
-  tokenizer = (read_json(pathlib.Path(run) / "config.json").get("data") or {}).get("tokenizer")
+  tokenizer = (run_mapping(run).get("data") or {}).get("tokenizer")
   path = tokenizer.get("path") if isinstance(tokenizer, dict) else None
-  path = pathlib.Path(path).expanduser() if path else None
+  path = folder_path(path) if path else None
   if path is None or not path.exists():
     return []
-  return copy_files(path, target) if path.is_dir() else [pathlib.Path(shutil.copyfile(path, pathlib.Path(target) / "tokenizer.json"))]
+  return copy_files(path, target) if path.is_dir() else [copy_file(path, folder_path(target) / "tokenizer.json")]
 
 
 def holds_tokenizer(folder) -> bool:
-  return any((pathlib.Path(folder) / name).is_file() for name in FILES
+  return any((folder_path(folder) / name).is_file() for name in FILES
              if name not in ("generation_config.json", "chat_template.jinja", "chat_template.json"))
 
 
-def keep_config(config: Mapping, target) -> pathlib.Path:
-  path = pathlib.Path(target) / SOURCE_CONFIG
+def keep_config(config: Mapping, target):
+  path = folder_path(target) / SOURCE_CONFIG
   path.write_text(json.dumps(config, indent=2) + "\n")
   return path
 
 
 def kept_config(source) -> dict:
   """The config.json that a weights folder was made from; empty if it was made from a run."""
-  path = None if source is None else pathlib.Path(source) / SOURCE_CONFIG
+  path = None if source is None else folder_path(source) / SOURCE_CONFIG
   return read_json(path) if path is not None and path.is_file() else {}
 
 

@@ -1,22 +1,22 @@
 """`jaxlm convert`: Hugging Face checkpoints to jaxlm weights, and runs to Hugging Face checkpoints.
 
 A jaxlm weights folder is `model.json` (the model's configuration) and `model.safetensors` (names are paths in the
-parameter tree); see jaxlm.interop.weights. Beside them lie the tokenizer's files and the token ids of the source
+parameter tree); see jaxlm.checkpoint.weights_folder. Beside them lie the tokenizer's files and the token ids of the source
 (jaxlm.interop.companions). Nothing is written unless every name and shape has fitted.
 """
 
 import json
-import pathlib
 import sys
 
+from jaxlm.checkpoint.errors import CheckpointError, CheckpointFileError, WeightsError
+from jaxlm.checkpoint.locations import folder_path, written_whole
+from jaxlm.checkpoint.trees import flatten, unflatten
+from jaxlm.checkpoint.weight_files import read_json, read_weights, write_weights
 from jaxlm.commands.exits import command
 from jaxlm.commands.flags import Parser, whole
 from jaxlm.config import ConfigError
 from jaxlm.interop import companions
 from jaxlm.interop.huggingface.dtypes import cast
-from jaxlm.interop.huggingface.files import CheckpointFileError, read_json, read_weights, write_weights
-from jaxlm.interop.huggingface.table import WeightsError, flatten, unflatten
-from jaxlm.paths import expand
 
 DEFAULT_LENGTH = 2048      # written as the longest input of a model without one
 
@@ -31,7 +31,7 @@ Architectures: GPT-2, Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma-2, OLMo-2, GPT-
 JSON as config.json beside the .pt file); Mamba-2 as released by mamba_ssm (read only)."""
 
 
-@command("jaxlm convert", refusals=(CheckpointFileError, WeightsError))
+@command("jaxlm convert", refusals=(CheckpointError, CheckpointFileError, WeightsError))
 def main(argv: list[str]) -> int:
   parser = Parser("jaxlm convert", description=USAGE, example="jaxlm convert --from hf DIR --to weights/DIR")
   parser.add_argument("--from", dest="source", nargs="+", required=True, metavar=("[hf] DIR", ""))
@@ -58,12 +58,12 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _place(words: list[str], flag: str) -> tuple[pathlib.Path, bool]:
+def _place(words: list[str], flag: str):
   """(folder, whether it is a Hugging Face one) of 'hf DIR' or 'DIR'."""
   if len(words) == 2 and words[0] == "hf":
-    return pathlib.Path(expand(words[1])), True
+    return folder_path(words[1]), True
   if len(words) == 1 and words[0] != "hf":
-    return pathlib.Path(expand(words[0])), False
+    return folder_path(words[0]), False
   raise ConfigError(f"{flag} {' '.join(words)}: wanted `{flag} hf DIR` for a Hugging Face folder or `{flag} DIR` for one "
                     f"of ours")
 
@@ -77,7 +77,8 @@ def _numpy_dtype(name: str | None):
 
 
 def _from_hf(source, target, args) -> None:
-  from jaxlm.interop import huggingface, weights
+  from jaxlm.checkpoint import weights_folder
+  from jaxlm.interop import huggingface
   from jaxlm.interop.huggingface.rope import fixed_length
   if args.step is not None or args.ema or args.architecture:
     raise ConfigError("--step, --ema and --architecture are for a run that is exported, not for `--from hf`")
@@ -93,7 +94,7 @@ def _from_hf(source, target, args) -> None:
     if not hasattr(cfg, "reduction"):
       raise ConfigError("--delete-gate is for T5 and ByT5 checkpoints")
     cfg, params = add_gate(dataclasses.replace(cfg, softmax1=True), params, DeleteGateConfig(args.delete_gate))
-  weights.check_params(cfg, params, str(source))
+  weights_folder.check_params(cfg, params, str(source))
   _print_table(table)
   if (length := fixed_length(config, args.seq_len)) is not None:
     notes = [*notes, f"the RoPE of this model is dynamic: it is fixed here as it is for inputs of {length} tokens, and longer ones would "
@@ -101,35 +102,40 @@ def _from_hf(source, target, args) -> None:
   for note in notes:
     print(f"note: {note}")
   if not args.dry_run:
-    files = weights.save(target, cfg, params, source=str(source))
-    beside = companions.copy_files(source, target)
-    _print_done(params, [*files, companions.keep_config(config, target), *beside], target)
+    with written_whole(target) as here:
+      files = weights_folder.save(here, cfg, params, source=str(source))
+      files += [companions.keep_config(config, here), *companions.copy_files(source, here)]
+    _print_done(params, files, target)
 
 
 def _to_hf(source, target, args) -> None:
-  from jaxlm.interop import huggingface, weights
+  from jaxlm.checkpoint.opening import open_model
+  from jaxlm.interop import huggingface
   if args.ignore_field:
     raise ConfigError("--ignore-field is for the config.json of `--from hf`")
-  cfg, params, where = weights.load_any(source, step=args.step, ema=args.ema)
+  opened = open_model(source, step=args.step, ema=args.ema)
+  cfg, params = opened.config, _on_host(opened.params)
   origin = companions.source_of(source)
   kept = companions.kept_config(origin)
   max_len = args.seq_len or companions.longest_input(kept)
   config, state = huggingface.export(cfg, params, name=args.architecture, dtype=_numpy_dtype(args.dtype),
                                      max_len=max_len or DEFAULT_LENGTH)
   arch = huggingface.converter_of(config)
-  print(f"{where} -> {arch.name}")
+  print(f"{opened.source} -> {arch.name}")
   _print_table(arch.table(huggingface.read_config(config)))
   config = companions.written_back(config, kept, arch)
   for note in _not_written(config, kept, arch, cfg, max_len):
     print(f"note: {note}")
   if not args.dry_run:
-    files = write_weights(target, state)
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    beside = companions.copy_files(origin, target) if origin is not None else []
-    beside += [file for file in companions.copy_run_tokenizer(source, target) if file not in beside]
-    if not companions.holds_tokenizer(target):
+    with written_whole(target) as here:
+      files = write_weights(here, state)
+      (here / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+      beside = companions.copy_files(origin, here) if origin is not None else []
+      beside += [file for file in companions.copy_run_tokenizer(source, here) if file not in beside]
+      tokenizer = companions.holds_tokenizer(here)
+    if not tokenizer:
       print(f"note: no tokenizer is written: {origin or source} holds none; copy its files to {target}")
-    _print_done(params, [target / "config.json", *files, *beside], target)
+    _print_done(params, [here / "config.json", *files, *beside], target)
 
 
 def _not_written(config, kept, arch, cfg, max_len) -> list[str]:
@@ -147,19 +153,28 @@ def _not_written(config, kept, arch, cfg, max_len) -> list[str]:
 
 
 def _to_weights(source, target, args) -> None:
-  from jaxlm.interop import weights
+  from jaxlm.checkpoint import weights_folder
+  from jaxlm.checkpoint.opening import open_model
   if args.ignore_field or args.architecture:
     raise ConfigError("--ignore-field and --architecture are for Hugging Face folders")
-  cfg, params, where = weights.load_any(source, step=args.step, ema=args.ema)
+  opened = open_model(source, step=args.step, ema=args.ema)
+  params = _on_host(opened.params)
   dtype = _numpy_dtype(args.dtype)
   if dtype is not None:
     params = unflatten({name: cast(name, value, dtype) for name, value in flatten(params).items()})
   if not args.dry_run:
-    files, origin = weights.save(target, cfg, params, source=where), companions.source_of(source)
-    if origin is not None:
-      kept = companions.kept_config(origin)
-      files += ([companions.keep_config(kept, target)] if kept else []) + companions.copy_files(origin, target)
+    with written_whole(target) as here:
+      files, origin = weights_folder.save(here, opened.config, params, source=opened.source), companions.source_of(source)
+      if origin is not None:
+        kept = companions.kept_config(origin)
+        files += ([companions.keep_config(kept, here)] if kept else []) + companions.copy_files(origin, here)
     _print_done(params, files, target)
+
+
+def _on_host(params):
+  import jax
+  import numpy as np
+  return jax.tree.map(np.asarray, params)
 
 
 def _print_table(table) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from jaxlm.checkpoint.errors import WeightsError
+from jaxlm.checkpoint.trees import flatten, set_path
 from jaxlm.interop.huggingface.dtypes import cast, check_floats
-from jaxlm.interop.huggingface.table import Rule, WeightsError, flatten, set_path, shape_of
+from jaxlm.interop.huggingface.table import Rule, shape_of
 from jaxlm.interop.huggingface.ties import unequal
 
 

@@ -196,6 +196,6 @@ def attention_entries(stack: IsotropicConfig, theirs: str, ours: str, layer: int
 
 def load(config_file, weights_file, **options) -> tuple[HNetConfig, dict]:
   """(model config, params) of an official config JSON and checkpoint (torch or safetensors)."""
-  from jaxlm.interop.huggingface.files import read_weights
+  from jaxlm.checkpoint.weight_files import read_weights
   cfg = read_config(json.loads(pathlib.Path(config_file).read_text()), **options)
   return cfg, import_params(entries(cfg), read_weights(weights_file), tied=tied_names(cfg))

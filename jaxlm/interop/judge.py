@@ -2,10 +2,10 @@
 
 import pathlib
 
+from jaxlm.checkpoint.weight_files import read_json, read_weights
 from jaxlm.data.tokenizers.bpe import BPEFileConfig
 from jaxlm.evaluation.causal_judge import CausalJudge
 from jaxlm.interop import huggingface
-from jaxlm.interop.huggingface.files import read_json, read_weights
 
 
 def checkpoint_judge(folder, *, batch_size: int = 8) -> CausalJudge:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.checkpoint.errors import WeightsError
+from jaxlm.checkpoint.trees import flatten, unflatten
 from jaxlm.config import ConfigError, check_seed
 from jaxlm.interop.huggingface.architecture import Architecture
 from jaxlm.interop.huggingface.dtypes import cast, check_floats
-from jaxlm.interop.huggingface.table import WeightsError, flatten, unflatten
 from jaxlm.interop.huggingface.ties import unequal
 from jaxlm.layers.byte_pooling import BoundaryPoolingConfig, StridedPoolingConfig
 from jaxlm.layers.delete_gate import DeleteGateConfig

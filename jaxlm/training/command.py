@@ -48,8 +48,8 @@ def run(spec, overrides, args) -> int:
   """The exit code; the other processes of the run are told of a failure."""
   import absl.logging
 
+  from jaxlm.checkpoint.errors import CheckpointError
   from jaxlm.parallel.start import ProcessLost, explained, finish, start
-  from jaxlm.training.checkpoints import CheckpointError
   from jaxlm.training.loop import BucketOverflow, NonFinite
   from jaxlm.training.run import train
 

@@ -15,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import ml_collections
+from etils import epath
 
+from jaxlm.checkpoint.locations import read_json
 from jaxlm.config import ConfigError, Kinds, build, checked, nearest
 from jaxlm.data import DATA
 from jaxlm.data.base import FramedDataConfig
@@ -94,7 +96,11 @@ class RunConfig:
 
 def load_config(spec: str | pathlib.Path | Mapping | ml_collections.ConfigDict,
                 overrides: Mapping[str, Any] | None = None):
-  """Locked ConfigDict of a file ('path.py' or 'path.py:argument') or mapping, with {'dotted.key': value} on top."""
+  """Locked ConfigDict of a file or mapping, with {'dotted.key': value} on top.
+
+  'path.py' and 'path.py:argument' are programs, and are run: take them from people whom you trust. 'path.json', such as a
+  run folder's config.json, is only data.
+  """
   is_mapping = isinstance(spec, (Mapping, ml_collections.ConfigDict))
   config = plain(spec if is_mapping else _call_get_config(str(spec)))
   for key, value in (overrides or {}).items():
@@ -172,6 +178,8 @@ def _call_get_config(spec: str):
   file = pathlib.Path(path)
   if not file.is_file():
     raise ConfigError(f"config file {path} does not exist" + _files_like(file))
+  if file.suffix == ".json":
+    return _mapping_in(file, argument)
   module_spec = importlib.util.spec_from_file_location("jaxlm_config_file", file)
   module = importlib.util.module_from_spec(module_spec)
   try:
@@ -185,6 +193,13 @@ def _call_get_config(spec: str):
   except Exception as error:
     call = f"get_config({argument!r})" if argument else "get_config()"
     raise ConfigError(f"{path}: {call} raises {type(error).__name__}: {error}") from error
+
+
+def _mapping_in(file: pathlib.Path, argument: str) -> dict:
+  """A configuration that is only data, such as a run's config.json: nothing of it is executed."""
+  if argument:
+    raise ConfigError(f"{file}:{argument}: a JSON file takes no argument")
+  return read_json(epath.Path(file))
 
 
 def _files_like(file: pathlib.Path) -> str:

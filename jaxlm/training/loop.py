@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxlm.objectives.base import Pair
 from jaxlm.parallel.agree import gather
-from jaxlm.training.folder import Mirror
+from jaxlm.training.mirror import Mirror
 from jaxlm.training.progress import Rate
 
 #: Steps the host may be ahead of the device: enough to hide it, few enough to bound the batches held in memory.

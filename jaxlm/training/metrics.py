@@ -4,8 +4,9 @@ import json
 import math
 
 from jaxlm import json_text
+from jaxlm.checkpoint.locations import folder_path, write_text
 from jaxlm.config import ConfigError
-from jaxlm.training.folder import Mirror, folder_path, write_text
+from jaxlm.training.mirror import Mirror
 
 JSONL, EVENTS, CURVES = "metrics.jsonl", "events", "curves.png"
 

@@ -21,6 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.checkpoint.locations import folder_path, read_json, write_json
+from jaxlm.checkpoint.opening import initial_params, run_mapping
+from jaxlm.checkpoint.steps import Checkpoints
 from jaxlm.config import ConfigError
 from jaxlm.evaluation.flops import traced_flops, train_flops_per_token
 from jaxlm.evaluation.perplexity import at_length, evaluate_lengths
@@ -30,9 +33,7 @@ from jaxlm.parallel.cpu import keep_memory
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.parallel.place import host_rows, placer
 from jaxlm.parallel.rules import unsharded
-from jaxlm.training.checkpoints import Checkpoints, initial_params, restore_params
 from jaxlm.training.config import RunConfig, check, differences, load_config, plain, resolved, run_config
-from jaxlm.training.folder import folder_path, read_json, write_json
 from jaxlm.training.loop import BucketOverflow, NonFinite, StopSignal, run_steps
 from jaxlm.training.metrics import Writer, read
 from jaxlm.training.progress import Display, count, duration
@@ -185,15 +186,6 @@ def begin(program: Program):
   return dataclasses.replace(state, params=params, ema=ema)
 
 
-def restore(workdir, *, step: int | None = None, ema: bool = False):
-  """(config as a plain mapping, params) of a run, its newest step by default; on one device."""
-  folder = folder_path(workdir)
-  if not (folder / "config.json").exists():
-    raise ConfigError(f"{folder} is not a run folder: it holds no config.json")
-  config = read_json(folder / "config.json")
-  return config, restore_params(folder, step=step, ema=ema)[0]
-
-
 def flops_per_token(cfg: RunConfig) -> float:
   """Model FLOPs of one token of data.seq_len, forward and backward: as objective or model count them, or by parameters."""
   counted = cfg.objective.train_flops_per_token(cfg.model, cfg.data.seq_len)
@@ -331,11 +323,12 @@ def open_folder(workdir, cfg: RunConfig, *, new: bool = False):
 
 def _open(folder, cfg: RunConfig, new: bool) -> None:
   path, now = folder / "config.json", resolved(cfg)
+  is_run = path.exists() or (folder / "checkpoints").is_dir()     # a lost config.json is in every checkpoint's note
   begun = folder.exists() and any(entry.name not in ("config.json", "run.json") for entry in folder.iterdir())
-  if path.exists() and begun:     # a run that was refused before it had its data has left nothing to protect
+  if is_run and begun:     # a run that was refused before it had its data has left nothing to protect
     if new:
       raise ConfigError(f"{folder} holds a run already; leave out --new to resume it, or choose another --workdir")
-    _refuse_other_config(folder, read_json(path), cfg)
+    _refuse_other_config(folder, run_mapping(folder), cfg)
   elif begun:
     raise ConfigError(f"{folder} exists, is not empty and is not a run folder; choose another --workdir")
   folder.mkdir(parents=True, exist_ok=True)

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from jaxlm.checkpoint.opening import open_model
 from jaxlm.evaluation import command
 from jaxlm.evaluation.perplexity import evaluate_lengths
 from jaxlm.training.config import run_config
-from jaxlm.training.run import restore, train
+from jaxlm.training.run import train
 
 CONFIG = dict(
     model=dict(kind="decoder", vocab_size=256, d_model=16, num_layers=1, mixer=dict(kind="attention", num_heads=2),
@@ -34,7 +35,7 @@ def answer(capsys, *argv):
 def test_a_run_is_evaluated_over_the_mesh_as_on_one_device(folder, capsys):
   code, out, _ = answer(capsys, "--run", folder, "--lengths=8,16", "--num_tokens=500", "--json", "--by-position")
   got = json.loads(out)
-  config, params = restore(folder)
+  config, params = (opened := open_model(folder)).run, opened.params
   cfg = run_config(config)
   want = evaluate_lengths(cfg.model, params, cfg.data, [8, 16], num_tokens=500)
   assert code == 0 and got["step"] == 2

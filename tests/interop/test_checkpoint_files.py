@@ -7,7 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxlm.interop.huggingface.files import CheckpointFileError, read_json, read_weights, write_weights
+from jaxlm.checkpoint.errors import CheckpointFileError
+from jaxlm.checkpoint.weight_files import read_json, read_weights, write_weights
 
 STATE = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4).astype(ml_dtypes.bfloat16),
          "c": np.float16([1, 2])}

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.checkpoint.weight_files import write_weights
 from jaxlm.data.tokenizers.bpe import train_bpe
 from jaxlm.interop import huggingface
-from jaxlm.interop.huggingface.files import write_weights
 from jaxlm.interop.judge import checkpoint_judge
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.mlp import MLPConfig

@@ -4,14 +4,17 @@ import dataclasses
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
-from jaxlm.interop import convert, huggingface, weights
+from jaxlm.checkpoint import weights_folder
+from jaxlm.checkpoint.model_json import tagged
+from jaxlm.checkpoint.trees import flatten, unflatten
+from jaxlm.checkpoint.weight_files import read_weights, write_weights
+from jaxlm.interop import convert, huggingface
 from jaxlm.interop.golden.case import Case
 from jaxlm.interop.golden.decoder import NOT_THEIRS
-from jaxlm.interop.huggingface.files import read_weights, write_weights
-from jaxlm.interop.huggingface.table import flatten
 from jaxlm.layers.routers import Space
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "decoder"
@@ -50,7 +53,7 @@ def test_there_and_back_is_the_same_checkpoint_bit_for_bit(checkpoint, tmp_path,
   assert set(want) == set(got) and all(want[k].tobytes() == got[k].tobytes() for k in want)
   config = json.loads((tmp_path / "back" / "config.json").read_text())
   assert config["rope_parameters"]["factor"] == 4.0 and config["max_position_embeddings"] == 64
-  model, params = weights.load(tmp_path / "ours")
+  model, params = weights_folder.load(tmp_path / "ours")
   assert model == huggingface.read_config(json.loads((checkpoint / "config.json").read_text()))
   assert params["blocks"]["mixer"]["w_q"].shape == (2, 32, 4, 8)
 
@@ -59,8 +62,8 @@ def test_an_hnet_is_written_as_it_is_released_and_read_back(tmp_path, capsys):
   torch = pytest.importorskip("torch")
   model = huggingface.read_config(HNET)
   draw = np.random.default_rng(0).normal
-  params = weights.unflatten({k: draw(size=shape).astype(np.float32) for k, shape in weights.expected_shapes(model).items()})
-  weights.save(tmp_path / "ours", model, params)
+  params = unflatten({k: draw(size=shape).astype(np.float32) for k, shape in weights_folder.expected_shapes(model).items()})
+  weights_folder.save(tmp_path / "ours", model, params)
   assert convert.main(["--from", str(tmp_path / "ours"), "--to", "hf", str(tmp_path / "out")]) == 0
   assert json.loads((tmp_path / "out" / "config.json").read_text()) == HNET      # the release's reader takes no other field
   state = dict(read_weights(tmp_path / "out"))
@@ -69,11 +72,11 @@ def test_an_hnet_is_written_as_it_is_released_and_read_back(tmp_path, capsys):
   (tmp_path / "out" / "model.safetensors").unlink()
   torch.save({k: torch.tensor(v) for k, v in state.items()}, tmp_path / "out" / "hnet.pt")
   assert convert.main(["--from", "hf", str(tmp_path / "out"), "--to", str(tmp_path / "back")]) == 0
-  again, back = weights.load(tmp_path / "back")
+  again, back = weights_folder.load(tmp_path / "back")
   assert again == model
   for name, value in flatten(back).items():
     np.testing.assert_array_equal(value, flatten(params)[name])
-  weights.save(tmp_path / "space", dataclasses.replace(model, stages=(dataclasses.replace(
+  weights_folder.save(tmp_path / "space", dataclasses.replace(model, stages=(dataclasses.replace(
       model.stages[0], router=Space()), *model.stages[1:])), {k: v for k, v in params.items()} | {
           "backbone": {k: v for k, v in params["backbone"].items() if k != "router"}})
   assert "stages.0.router" in refused(capsys, "--from", tmp_path / "space", "--to", "hf", tmp_path / "no")
@@ -94,19 +97,11 @@ def test_dtype_is_that_of_what_is_written(checkpoint, tmp_path):
   assert {str(a.dtype) for a in read_weights(tmp_path / "b").values()} == {"bfloat16"}
 
 
-def test_the_newest_and_a_named_step_of_a_run_are_exported(checkpoint, tmp_path, capsys):
-  import orbax.checkpoint as ocp
+def test_the_newest_and_a_named_step_of_a_run_are_exported(checkpoint, tmp_path, capsys, write_run):
   hf = json.loads((checkpoint / "config.json").read_text())
   model, params = huggingface.read_config(hf), huggingface.import_params(hf, read_weights(checkpoint))
-  run = tmp_path / "run"
-  run.mkdir()
-  (run / "config.json").write_text(json.dumps({"seed": 0, "model": {"kind": "decoder"} | weights.tagged(model)}))
-  with ocp.CheckpointManager(run / "checkpoints") as manager:
-    for step in (1, 2):
-      scaled = {k: step * v for k, v in flatten(params).items()}
-      manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(
-          {"params": weights.unflatten(scaled), "step": np.int32(step), "ema": None})))
-    manager.wait_until_finished()
+  run = write_run(tmp_path / "run", {"seed": 0, "model": {"kind": "decoder"} | tagged(model)},
+                  {step: jax.tree.map(lambda v, step=step: step * v, params) for step in (1, 2)})
   assert convert.main(["--from", str(run), "--to", "hf", str(tmp_path / "new")]) == 0
   assert convert.main(["--from", str(run), "--to", "hf", str(tmp_path / "old"), "--step", "1"]) == 0
   want = read_weights(checkpoint)

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.interop import convert, weights
+from jaxlm.checkpoint import weights_folder
+from jaxlm.interop import convert
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -53,7 +54,7 @@ def test_logits_are_the_librarys_in_and_out(tmp_path, family, options):
   model.save_pretrained(tmp_path / "hf")
   want = library_logits(model)
   assert convert.main(["--from", "hf", str(tmp_path / "hf"), "--to", str(tmp_path / "ours")]) == 0
-  cfg, params = weights.load(tmp_path / "ours")
+  cfg, params = weights_folder.load(tmp_path / "ours")
   got = cfg.build().apply({"params": params}, jnp.asarray(TOKENS))
   np.testing.assert_allclose(got, want, atol=2e-4, rtol=1e-4)
   assert convert.main(["--from", str(tmp_path / "ours"), "--to", "hf", str(tmp_path / "back"), "--architecture",
@@ -68,7 +69,7 @@ def test_gemmas_released_gelu_is_the_tanh_form(tmp_path):
   config = json.loads((tmp_path / "hf" / "config.json").read_text()) | {"hidden_act": "gelu", "hidden_activation": None}
   (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
   assert convert.main(["--from", "hf", str(tmp_path / "hf"), "--to", str(tmp_path / "ours")]) == 0
-  cfg, params = weights.load(tmp_path / "ours")
+  cfg, params = weights_folder.load(tmp_path / "ours")
   np.testing.assert_allclose(cfg.build().apply({"params": params}, jnp.asarray(TOKENS)), library_logits(model), atol=2e-4, rtol=1e-4)
 
 
@@ -82,5 +83,5 @@ def test_dynamic_rope_is_fixed_for_one_length_and_says_so(tmp_path, capsys, seq_
     want = model(input_ids=torch.tensor(tokens)).logits.numpy()
   assert convert.main(["--from", "hf", str(tmp_path / "hf"), "--to", str(tmp_path / "ours"), "--seq-len", str(seq_len)]) == 0
   assert f"fixed here as it is for inputs of {seq_len} tokens" in capsys.readouterr().out
-  cfg, params = weights.load(tmp_path / "ours")
+  cfg, params = weights_folder.load(tmp_path / "ours")
   np.testing.assert_allclose(cfg.build().apply({"params": params}, jnp.asarray(tokens)), want, atol=2e-4, rtol=1e-4)

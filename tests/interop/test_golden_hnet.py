@@ -5,10 +5,10 @@ import pathlib
 import numpy as np
 import pytest
 
+from jaxlm.checkpoint.errors import WeightsError
 from jaxlm.config import ConfigError
 from jaxlm.interop import hnet
 from jaxlm.interop.golden.case import Case
-from jaxlm.interop.huggingface.table import WeightsError
 from jaxlm.interop.verify import verify
 
 pytestmark = pytest.mark.slow     # compiling whole models takes minutes on two cores

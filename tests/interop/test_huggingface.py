@@ -7,12 +7,14 @@ import pathlib
 import numpy as np
 import pytest
 
+from jaxlm.checkpoint import weights_folder
+from jaxlm.checkpoint.errors import WeightsError
+from jaxlm.checkpoint.trees import flatten, unflatten
 from jaxlm.config import ConfigError
-from jaxlm.interop import huggingface, weights
+from jaxlm.interop import huggingface
 from jaxlm.interop.golden.case import Case
 from jaxlm.interop.golden.decoder import NOT_THEIRS
 from jaxlm.interop.huggingface.compare import differences
-from jaxlm.interop.huggingface.table import WeightsError, flatten
 from jaxlm.interop.verify import verify
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.mixer import PatternConfig
@@ -56,7 +58,7 @@ def test_the_round_trip_gives_the_same_bits_names_and_configuration(path):
   hf, state = library_config(case), case.group("param")
   cfg = huggingface.read_config(hf)
   params = huggingface.import_params(hf, state)
-  weights.check_params(cfg, params, "the import")
+  weights_folder.check_params(cfg, params, "the import")
   config, back = huggingface.export(cfg, params, name=case.config["architecture"], max_len=64)
   assert set(back) == set(state)
   assert all(back[k].dtype == state[k].dtype and back[k].tobytes() == state[k].tobytes() for k in state)
@@ -65,7 +67,7 @@ def test_the_round_trip_gives_the_same_bits_names_and_configuration(path):
 
 def test_without_a_name_the_export_finds_an_architecture_that_says_the_same():
   cfg = huggingface.read_config(LLAMA)
-  params = weights.unflatten({k: np.zeros(s, np.float32) for k, s in weights.expected_shapes(cfg).items()})
+  params = unflatten({k: np.zeros(s, np.float32) for k, s in weights_folder.expected_shapes(cfg).items()})
   assert huggingface.export(cfg, params)[0]["architectures"] == ["LlamaForCausalLM"]
   windowed = dataclasses.replace(cfg, mixer=dataclasses.replace(cfg.mixer, window=4))
   assert huggingface.export(windowed, params)[0]["architectures"] == ["MistralForCausalLM"]
@@ -159,8 +161,8 @@ def test_a_weights_folder_rebuilds_the_model(tmp_path):
   case = Case(next(p for p in GOLDEN if p.stem == "gemma2_softcap"))
   hf = library_config(case)
   cfg, params = huggingface.read_config(hf), huggingface.import_params(hf, case.group("param"))
-  weights.save(tmp_path / "w", cfg, params)
-  again, loaded = weights.load(tmp_path / "w")
+  weights_folder.save(tmp_path / "w", cfg, params)
+  again, loaded = weights_folder.load(tmp_path / "w")
   assert isinstance(again, DecoderConfig) and again == cfg
   a, b = flatten(params), flatten(loaded)
   assert a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
@@ -168,4 +170,4 @@ def test_a_weights_folder_rebuilds_the_model(tmp_path):
   document["model"]["d_model"] = 40
   (tmp_path / "w" / "model.json").write_text(json.dumps(document))
   with pytest.raises(WeightsError, match="final_norm/scale has shape"):
-    weights.load(tmp_path / "w")
+    weights_folder.load(tmp_path / "w")

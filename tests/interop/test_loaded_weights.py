@@ -4,10 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from jaxlm.interop import weights
+import jaxlm
+from jaxlm.checkpoint import weights_folder
+from jaxlm.checkpoint.model_json import described
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.delete_gate import DeleteGateConfig
 from jaxlm.layers.mamba2 import Mamba2Config
@@ -54,32 +55,28 @@ def test_every_registered_model_is_here():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_apply_takes_what_the_loaders_return(tmp_path, name):
+def test_apply_takes_what_the_loaders_return(tmp_path, name, write_run):
   cfg = SMALL[name]
   params = jax.tree.map(np.asarray, nn.unbox(jax.jit(lambda: base.init(cfg, jax.random.key(0)))()))
   want = outputs(cfg, params, jax.jit)
-  weights.save(tmp_path / "w", cfg, params)
-  model, loaded, _ = weights.load_any(tmp_path / "w")
+  weights_folder.save(tmp_path / "w", cfg, params)
+  model, loaded = weights_folder.load(tmp_path / "w")
   assert model == cfg
   for got, expected in zip(outputs(model, loaded), want, strict=True):
     np.testing.assert_allclose(got, expected, atol=1e-4, rtol=1e-4)      # operations are not fused without jit
 
-  run = tmp_path / "run"
-  run.mkdir()
-  (run / "config.json").write_text((tmp_path / "w" / "model.json").read_text())
-  with ocp.CheckpointManager(run / "checkpoints") as manager:
-    manager.save(3, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params, "ema": None})))
-    manager.wait_until_finished()
-  model, again, _ = weights.load_any(run)
-  assert model == cfg
-  jax.tree.map(np.testing.assert_array_equal, again, loaded)
+  run = write_run(tmp_path / "run", {"model": described(cfg)}, {3: params})
+  for folder, step in ((run, 3), (tmp_path / "w", None)):
+    opened = jaxlm.open_model(folder)
+    assert (opened.config, opened.step, opened.data) == (cfg, step, None)
+    jax.tree.map(np.testing.assert_array_equal, opened.params, loaded)
 
 
 @pytest.mark.slow
 def test_a_t5_from_a_folder_decodes_step_by_step(tmp_path):
   cfg = SMALL["encoder_decoder"]
-  weights.save(tmp_path, cfg, nn.unbox(base.init(cfg, jax.random.key(0))))
-  _, params = weights.load(tmp_path)
+  weights_folder.save(tmp_path, cfg, nn.unbox(base.init(cfg, jax.random.key(0))))
+  _, params = weights_folder.load(tmp_path)
   model, tokens = cfg.build(), jnp.asarray([[3, 4, 5, 1]])
   apply = lambda *args, **options: model.apply({"params": params}, *args, **options)
   memory = apply(tokens, method="encode")

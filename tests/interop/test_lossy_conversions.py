@@ -5,15 +5,17 @@ import pathlib
 
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
+from jaxlm.checkpoint import weights_folder
+from jaxlm.checkpoint.errors import WeightsError
+from jaxlm.checkpoint.model_json import tagged
+from jaxlm.checkpoint.trees import flatten
+from jaxlm.checkpoint.weight_files import read_weights, write_weights
 from jaxlm.config import ConfigError
-from jaxlm.interop import convert, huggingface, weights
+from jaxlm.interop import convert, huggingface
 from jaxlm.interop.golden.case import Case
 from jaxlm.interop.golden.decoder import NOT_THEIRS
-from jaxlm.interop.huggingface.files import read_weights, write_weights
-from jaxlm.interop.huggingface.table import WeightsError, flatten
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 LLAMA = GOLDEN / "decoder" / "llama.npz"
@@ -57,7 +59,7 @@ def test_every_family_keeps_a_head_of_its_own_says_so_and_writes_it_back(tmp_pat
     huggingface.import_params(config, read_weights(folder))
   assert run("--from", "hf", folder, "--to", tmp_path / "ours") == 0
   assert f"note: lm_head.weight differs from {table}" in capsys.readouterr().out
-  model, params = weights.load(tmp_path / "ours")
+  model, params = weights_folder.load(tmp_path / "ours")
   assert not model.tie_embeddings
   np.testing.assert_array_equal(params["head"]["w_out"], head)
   assert run("--from", tmp_path / "ours", "--to", "hf", tmp_path / "back") == 0
@@ -155,16 +157,11 @@ def test_token_ids_tokenizer_and_longest_input_survive_the_way_there_and_back(tm
   assert json.loads((tmp_path / "longer" / "config.json").read_text())["max_position_embeddings"] == 99
 
 
-def test_a_run_takes_them_from_the_folder_that_it_began_with_and_says_what_is_missing_otherwise(tmp_path, capsys):
+def test_a_run_takes_them_from_the_folder_that_it_began_with_and_says_what_is_missing_otherwise(tmp_path, capsys, write_run):
   assert run("--from", "hf", checkpoint(tmp_path / "hf"), "--to", tmp_path / "ours") == 0
-  model, params = weights.load(tmp_path / "ours")
+  model, params = weights_folder.load(tmp_path / "ours")
   for name, train in (("begun", {"init_from": str(tmp_path / "ours")}), ("fresh", {})):
-    folder = tmp_path / name
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model": {"kind": "decoder"} | weights.tagged(model), "train": train}))
-    with ocp.CheckpointManager(folder / "checkpoints") as manager:
-      manager.save(1, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params, "ema": None})))
-      manager.wait_until_finished()
+    folder = write_run(tmp_path / name, {"model": {"kind": "decoder"} | tagged(model), "train": train}, {1: params})
     capsys.readouterr()
     assert run("--from", folder, "--to", "hf", tmp_path / f"{name}-hf") == 0
     out, config = capsys.readouterr().out, json.loads((tmp_path / f"{name}-hf" / "config.json").read_text())
@@ -176,18 +173,13 @@ def test_a_run_takes_them_from_the_folder_that_it_began_with_and_says_what_is_mi
         assert said in out
 
 
-def test_a_runs_own_tokenizer_file_goes_with_its_weights(tmp_path):
+def test_a_runs_own_tokenizer_file_goes_with_its_weights(tmp_path, write_run):
   assert run("--from", "hf", checkpoint(tmp_path / "hf"), "--to", tmp_path / "ours") == 0
-  model, params = weights.load(tmp_path / "ours")
+  model, params = weights_folder.load(tmp_path / "ours")
   (tmp_path / "own.json").write_text('{"own": 1}')
-  folder = tmp_path / "run"
-  folder.mkdir()
-  (folder / "config.json").write_text(json.dumps({
-      "model": {"kind": "decoder"} | weights.tagged(model),
-      "data": {"tokenizer": {"kind": "bpe", "path": str(tmp_path / "own.json")}}}))
-  with ocp.CheckpointManager(folder / "checkpoints") as manager:
-    manager.save(1, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params, "ema": None})))
-    manager.wait_until_finished()
+  folder = write_run(tmp_path / "run", {
+      "model": {"kind": "decoder"} | tagged(model),
+      "data": {"tokenizer": {"kind": "bpe", "path": str(tmp_path / "own.json")}}}, {1: params})
   assert run("--from", folder, "--to", "hf", tmp_path / "out") == 0
   assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"own": 1}'
 
@@ -205,4 +197,4 @@ def test_weights_are_the_same_bits_there_and_back(tmp_path):
   assert run("--from", tmp_path / "ours", "--to", "hf", tmp_path / "back") == 0
   want, got = read_weights(folder), read_weights(tmp_path / "back")
   assert {k: v.tobytes() for k, v in got.items()} == {k: v.tobytes() for k, v in want.items()}
-  assert all(a.dtype == np.float32 for a in flatten(weights.load(tmp_path / "ours")[1]).values())
+  assert all(a.dtype == np.float32 for a in flatten(weights_folder.load(tmp_path / "ours")[1]).values())

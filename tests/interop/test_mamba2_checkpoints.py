@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.checkpoint import weights_folder
+from jaxlm.checkpoint.errors import WeightsError
+from jaxlm.checkpoint.weight_files import read_weights
 from jaxlm.config import ConfigError
-from jaxlm.interop import convert, huggingface, weights
-from jaxlm.interop.huggingface.files import read_weights
-from jaxlm.interop.huggingface.table import WeightsError
+from jaxlm.interop import convert, huggingface
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -34,7 +35,7 @@ def library_logits(model, tokens=TOKENS):
 
 
 def our_logits(folder, tokens=TOKENS):
-  cfg, params = weights.load(folder)
+  cfg, params = weights_folder.load(folder)
   return np.asarray(cfg.build().apply({"params": params}, jnp.asarray(tokens)))
 
 
@@ -88,7 +89,7 @@ def test_the_released_codestral_config_is_read():
       time_step_min=0.001, time_step_rank=256, time_step_scale=1.0, torch_dtype="bfloat16", use_bias=False, use_cache=True,
       use_conv_bias=True, vocab_size=32768))
   assert cfg.mixer.num_groups == 8 and cfg.mixer.norm_per_group and not cfg.tie_embeddings
-  count = sum(int(np.prod(shape)) for shape in weights.expected_shapes(cfg).values())
+  count = sum(int(np.prod(shape)) for shape in weights_folder.expected_shapes(cfg).values())
   assert count == 7_285_403_648        # the released file's
 
 
@@ -111,7 +112,7 @@ def test_a_first_release_is_read_with_its_padded_vocabulary_and_written_for_the_
   model = library_model(n_groups=2, tie_word_embeddings=tied)
   folder = release(tmp_path / "ssm", model, vocab_size=35)
   ours, back = through(tmp_path, folder)
-  assert weights.load(ours)[0].vocab_size == 40
+  assert weights_folder.load(ours)[0].vocab_size == 40
   want = library_logits(model)
   np.testing.assert_allclose(our_logits(ours), want, atol=2e-4, rtol=1e-4)
   again = transformers.Mamba2ForCausalLM.from_pretrained(back).eval()

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxlm.interop.huggingface.table import Rule, Table, WeightsError, flatten, unflatten
+from jaxlm.checkpoint.errors import WeightsError
+from jaxlm.checkpoint.trees import flatten, unflatten
+from jaxlm.interop.huggingface.table import Rule, Table
 
 SIZES = dict(d=6, n=2, h=3, v=5)
 TABLE = Table(

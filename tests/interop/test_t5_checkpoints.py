@@ -6,9 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxlm.interop import convert, huggingface, weights
+from jaxlm.checkpoint import weights_folder
+from jaxlm.checkpoint.weight_files import read_weights, write_weights
+from jaxlm.interop import convert, huggingface
 from jaxlm.interop.golden.case import Case
-from jaxlm.interop.huggingface.files import read_weights, write_weights
 from jaxlm.interop.mrt5 import ALIASES
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "mrt5"
@@ -39,7 +40,7 @@ def test_there_and_back_is_the_same_checkpoint_bit_for_bit(tmp_path, capsys, nam
   assert set(got) == set(want) - set(ALIASES)
   assert all(want[k].tobytes() == got[k].tobytes() for k in got)
   again = json.loads((tmp_path / "back" / "config.json").read_text())
-  assert huggingface.read_config(again) == weights.load(tmp_path / "ours")[0]
+  assert huggingface.read_config(again) == weights_folder.load(tmp_path / "ours")[0]
 
 
 def test_what_does_not_fit_is_named(tmp_path, capsys):
@@ -57,7 +58,7 @@ def test_what_does_not_fit_is_named(tmp_path, capsys):
 def test_a_byt5_checkpoint_becomes_an_mrt5_to_continue(tmp_path):
   folder = checkpoint(tmp_path / "hf", "hf_t5_v1_1", "T5ForConditionalGeneration")
   assert convert.main(["--from", "hf", str(folder), "--to", str(tmp_path / "ours"), "--delete-gate", "1"]) == 0
-  model, params = weights.load(tmp_path / "ours")
+  model, params = weights_folder.load(tmp_path / "ours")
   assert model.softmax1 and model.reduction.layer == 1
   q = read_weights(folder)["encoder.block.1.layer.0.SelfAttention.q.weight"]
   np.testing.assert_array_equal(params["encoder_back"]["attention"]["w_q"][0].reshape(q.shape[1], -1).T, q)

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.checkpoint import weights_folder
+from jaxlm.checkpoint.errors import WeightsError
+from jaxlm.checkpoint.weight_files import read_weights, write_weights
 from jaxlm.config import ConfigError
-from jaxlm.interop import convert, huggingface, weights
-from jaxlm.interop.huggingface.files import read_weights, write_weights
-from jaxlm.interop.huggingface.table import WeightsError
+from jaxlm.interop import convert, huggingface
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -40,8 +41,8 @@ def loaded(folder):
 
 
 def our_logits(folder):
-  """Without jit, from what `weights.load` returns."""
-  cfg, params = weights.load(folder)
+  """Without jit, from what `weights_folder.load` returns."""
+  cfg, params = weights_folder.load(folder)
   return np.asarray(cfg.build().apply({"params": params}, jnp.asarray(TOKENS), jnp.asarray(TARGETS)))
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.checkpoint.errors import WeightsError
 from jaxlm.config import ConfigError
 from jaxlm.evaluation.flops import dot_flops
 from jaxlm.generation.encoder_decoder import greedy
 from jaxlm.generation.hard_deletion import TwoPrograms
-from jaxlm.interop.huggingface.table import WeightsError
 from jaxlm.interop.mrt5 import load_params, store_params
 from jaxlm.layers.delete_gate import DeleteGateConfig, Mode, apply_gate, fixed_deletion
 from jaxlm.models.encoder_decoder import EncoderDecoderConfig, forward_flops

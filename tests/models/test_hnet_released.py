@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.checkpoint.trees import flatten
 from jaxlm.config import ConfigError
 from jaxlm.interop import hnet
-from jaxlm.interop.huggingface.table import flatten
 from jaxlm.layers.isotropic import LayoutError, height, parse_layout, parse_runs
 from jaxlm.layers.routers import Space
 from jaxlm.models.hnet import HNetConfig, StageConfig

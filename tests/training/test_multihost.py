@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxlm.checkpoint.reading import restore_params
 from jaxlm.training import metrics
-from jaxlm.training.checkpoints import restore_params
 
 HERE = pathlib.Path(__file__).parent
 STEPS, SAVE_EVERY = 12, 4
@@ -144,7 +144,7 @@ def test_a_killed_process_ends_the_other_and_both_together_continue_bit_for_bit(
   again = Run(folder, 2)
   assert again.codes() == [0, 0], again.said(0)
   assert f"resumed at step {newest} in " in again.said(0)
-  got, want = restore_params(folder)[0], restore_params(two.folder)[0]
+  got, want = restore_params(folder).params, restore_params(two.folder).params
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), got, want)
   assert losses(folder) == losses(two.folder)
 

@@ -10,11 +10,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jaxlm.training.checkpoints import Checkpoints
 
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.place import placer
 from jaxlm.training import metrics
-from jaxlm.training.checkpoints import Checkpoints
 from jaxlm.training.config import load_config, run_config
 from jaxlm.training.run import train
 from jaxlm.training.step import build_program

@@ -19,15 +19,19 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxlm.checkpoint import checksums as checksum_module
+from jaxlm.checkpoint.checksums import checksums, differing
+from jaxlm.checkpoint.errors import CheckpointError, CheckpointFileError
+from jaxlm.checkpoint.opening import initial_params, open_model
+from jaxlm.checkpoint.reading import restore_params
+from jaxlm.checkpoint.steps import Checkpoints
 from jaxlm.config import ConfigError
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
-from jaxlm.training import checksum, command, loop, metrics
+from jaxlm.training import command, loop, metrics
 from jaxlm.training import run as run_module
-from jaxlm.training.checkpoints import CheckpointError, Checkpoints, initial_params, restore_params
-from jaxlm.training.checksum import changed, checksums
 from jaxlm.training.config import run_config
 from jaxlm.training.loop import NonFinite, one_step
-from jaxlm.training.run import restore, train
+from jaxlm.training.run import train
 from jaxlm.training.step import build_program
 
 MESH = {"mesh.fsdp": 4, "mesh.data": 2}
@@ -133,19 +137,19 @@ def test_a_run_goes_on_over_another_mesh(whole, tmp_path):
 
 
 def test_parameters_alone_are_restored_equal_on_one_device_and_so_is_their_average(whole):
-  config, params = restore(whole.workdir)
-  assert_equal(params, whole.params)
-  assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(params)) and config["train"]["steps"] == 6
-  average, note, step = restore_params(whole.workdir, ema=True)
+  opened = open_model(whole.workdir)
+  assert_equal(opened.params, whole.params)
+  assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(opened.params)) and opened.run["train"]["steps"] == 6
+  average, note, step, lines = restore_params(whole.workdir, ema=True)
   assert_equal(average, whole.ema)
-  assert step == 6 and note["format"] == 1 and note["config"]["seed"] == 3
+  assert step == 6 and note["format"] == 2 and note["config"]["seed"] == 3 and not lines
 
 
 def test_restoring_what_is_not_there_is_refused(whole, tmp_path):
   with pytest.raises(ConfigError, match=r"has no complete checkpoint of step 5; steps: 2, 4, 6"):
     restore_params(whole.workdir, step=5)
-  with pytest.raises(ConfigError, match="is not a run folder"):
-    restore(tmp_path)
+  with pytest.raises(CheckpointFileError, match="is neither a run folder"):
+    open_model(tmp_path)
 
 
 def test_another_configuration_is_refused_and_the_keys_are_listed(whole):
@@ -197,7 +201,7 @@ def test_one_flipped_bit_is_noticed_and_the_step_before_is_used(whole, tmp_path,
   # A checkpoint whose storage notices nothing: the numbers of step 2 under the note of step 4.
   shutil.rmtree(folder / "checkpoints" / "4" / "state")
   shutil.copytree(folder / "checkpoints" / "2" / "state", folder / "checkpoints" / "4" / "state")
-  with pytest.raises(ConfigError, match=r"checkpoints/4 is damaged: the bytes of .* are not those that were written"):
+  with pytest.raises(CheckpointError, match=r"checkpoints/4 cannot be read \(the bytes of .* are not those that were written\).*other steps: 2"):
     restore_params(folder, step=4)
   resumed = train(tiny_run.config(**SAVING), folder)
   assert "are not those that were written); moved to" in (said := capsys.readouterr().err)
@@ -212,13 +216,16 @@ def test_any_flipped_bit_changes_the_checksum_whatever_the_layout(dtype):
   mesh = make_mesh(MeshConfig(data=2, fsdp=4))
   placed = jax.device_put({"a": x, "b": np.int32(-1)},
                           {"a": NamedSharding(mesh, PartitionSpec("fsdp")), "b": NamedSharding(mesh, PartitionSpec())})
-  assert want["b"] == 2**32 - 1 and checksums(placed) == want
-  on_device = jax.device_get(checksum._device_sums(placed["a"].sharding)(jax.tree.leaves(placed)))
-  assert on_device.tolist() == list(want.values())
+  assert checksums(placed) == want
+  device = checksum_module._device_sums(placed["a"].sharding, checksum_module._device_sum)
+  on_device = jax.device_get(device(jax.tree.leaves(placed)))
+  assert [f"{high:08x}{low:08x}" for low, high in on_device.tolist()] == list(want.values())
+  reversed_ = checksums({"a": x[::-1].copy()})["a"]
+  assert reversed_ != want["a"] or np.array_equal(x, x[::-1])
   for bit in range(1 if dtype == "bool" else 8):
     flipped = x.copy()
     flipped.reshape(-1).view(np.uint8)[17] ^= 1 << bit
-    assert changed(want, {"a": flipped}) == ["a"]
+    assert differing(want, checksums({"a": flipped})) == ["a"]
 
 
 @pytest.mark.parametrize("devices, mesh", [(4, dict(data=1, fsdp=4)), (2, dict(data=2, fsdp=1)), (1, dict(data=1, fsdp=1)),

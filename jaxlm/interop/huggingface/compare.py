@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxlm.interop.weights import tagged
+from jaxlm.checkpoint.model_json import tagged
 from jaxlm.models.decoder import DecoderConfig
 from jaxlm.models.encoder_decoder import EncoderDecoderConfig
 

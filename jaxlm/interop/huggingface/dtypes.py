@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from jaxlm.interop.huggingface.errors import WeightsError
+from jaxlm.checkpoint.errors import WeightsError
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 #: Arrays beside quantised weights: scales, zero points, statistics of outliers.

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from jaxlm.checkpoint.errors import WeightsError
+from jaxlm.checkpoint.trees import flatten, set_path
 from jaxlm.interop.huggingface.dtypes import cast, check_floats
-from jaxlm.interop.huggingface.errors import WeightsError
 from jaxlm.interop.huggingface.ties import unequal
 
-__all__ = ["Rule", "Table", "WeightsError", "flatten", "set_path", "shape_of", "unflatten"]
+__all__ = ["Rule", "Table", "shape_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,29 +168,6 @@ class Table:
 def shape_of(state: Mapping, name: str) -> tuple[int, ...]:
   """Shape of an array, without reading it where the mapping knows better."""
   return tuple(state.shape(name)) if hasattr(state, "shape") else tuple(np.shape(state[name]))
-
-
-def set_path(tree: dict, path: str, value) -> None:
-  *parents, leaf = path.split("/")
-  for key in parents:
-    tree = tree.setdefault(key, {})
-  tree[leaf] = value
-
-
-def flatten(tree: Mapping, prefix: str = "") -> dict:
-  """{'blocks/mixer/w_q': array} of a nested tree."""
-  flat = {}
-  for key, value in tree.items():
-    path = f"{prefix}/{key}" if prefix else key
-    flat.update(flatten(value, path) if isinstance(value, Mapping) else {path: value})
-  return flat
-
-
-def unflatten(flat: Mapping) -> dict:
-  tree: dict = {}
-  for path, value in flat.items():
-    set_path(tree, path, value)
-  return tree
 
 
 def _raise(what: str, missing, left, shapes) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxlm.interop.huggingface.errors import WeightsError
+from jaxlm.checkpoint.errors import WeightsError
 
 HEAD = "lm_head.weight"
 

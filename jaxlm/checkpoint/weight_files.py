@@ -1,15 +1,21 @@
 """Checkpoint folders on disk: `config.json` beside safetensors (one file or an index of shards) or torch files.
 
-Arrays come as numpy, bfloat16 as `ml_dtypes.bfloat16`; safetensors are read one array at a time.
+Arrays come as numpy, bfloat16 as `ml_dtypes.bfloat16`; safetensors are read one array at a time. Files in an object store
+are first copied to a temporary folder. Nothing of a file is executed, and an index names files of its own folder only.
 """
 
 import json
-import pathlib
+import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from jaxlm import json_text
+from jaxlm.checkpoint.errors import CheckpointFileError
+from jaxlm.checkpoint.locations import LocalCopies, exists_as_file, folder_path, written_whole
+
+#: Older ones run code of a file in spite of `weights_only` (CVE-2025-32434).
+TORCH = (2, 6)
 
 SHARD_BYTES = 5_000_000_000
 #: Names in a safetensors header -> NumPy's.
@@ -18,17 +24,16 @@ SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF1
                       "F8_E5M2": "float8_e5m2"}
 
 
-class CheckpointFileError(ValueError):
-  """A file that is missing, damaged or of another kind. The message names it."""
-
-
 def read_json(path) -> dict:
-  path = pathlib.Path(path)
+  """The mapping in a JSON file. CheckpointFileError: no such file, no JSON, or no mapping."""
+  path = folder_path(path)
   try:
     value = json.loads(path.read_text())
   except FileNotFoundError:
     raise CheckpointFileError(f"{path} does not exist") from None
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+  except OSError as error:
+    raise CheckpointFileError(f"{path} cannot be read: {error.strerror or error}") from None
+  except (ValueError, RecursionError) as error:
     raise CheckpointFileError(f"{path} is not JSON: {error}") from None
   if not isinstance(value, dict):
     raise CheckpointFileError(f"{path} holds a {type(value).__name__}, wanted a mapping")
@@ -41,12 +46,13 @@ class Safetensors(Mapping):
   def __init__(self, files):
     from safetensors import SafetensorError, safe_open
     self._where: dict[str, object] = {}
+    self._copies = LocalCopies()
     for file in files:
-      if not pathlib.Path(file).is_file():
+      if not exists_as_file(file):
         raise CheckpointFileError(f"{file} does not exist")
       try:
-        handle = safe_open(str(file), framework="numpy")
-      except (SafetensorError, OSError) as error:
+        handle = safe_open(str(self._copies.of(file)), framework="numpy")
+      except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointFileError(f"{file} is not a readable safetensors file: {error}") from None
       for name in handle.keys():
         if name in self._where:
@@ -57,7 +63,11 @@ class Safetensors(Mapping):
     if self.dtype(name) not in SAFETENSORS_DTYPES.values() or "float8" in self.dtype(name):
       raise CheckpointFileError(f"{name} is {self.dtype(name)}: only plain floating-point arrays are read; dequantise the checkpoint "
                                 f"with the library that made it and save it again")
-    return self._where[name].get_tensor(name)
+    from safetensors import SafetensorError
+    try:
+      return self._where[name].get_tensor(name)
+    except (SafetensorError, TypeError, ValueError, AttributeError) as error:
+      raise CheckpointFileError(f"{name} cannot be read from its safetensors file: {error}") from None
 
   def __contains__(self, name) -> bool:      # the mixin's reads the array
     return name in self._where
@@ -85,16 +95,21 @@ def read_torch(files) -> dict[str, np.ndarray]:
     raise CheckpointFileError(
         f"{files[0]} is a torch file, and torch is not installed; install the extra `jaxlm[bench]`, or convert the "
         f"checkpoint to safetensors") from None
-  state = {}
+  version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+  if version < TORCH:
+    raise CheckpointFileError(f"torch {torch.__version__} can be made to run code by a file, even as jaxlm reads it; install torch "
+                              f"{'.'.join(map(str, TORCH))} or newer, or convert the checkpoint to safetensors")
+  state, copies = {}, LocalCopies()
   for file in files:
-    if not pathlib.Path(file).is_file():
+    if not exists_as_file(file):
       raise CheckpointFileError(f"{file} does not exist")
     try:
-      loaded = torch.load(file, map_location="cpu", weights_only=True)
+      loaded = torch.load(copies.of(file), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
-      raise CheckpointFileError(f"{file} is not a readable torch checkpoint: {str(error).splitlines()[0]}") from None
+      text = next(iter(str(error).splitlines()), type(error).__name__)
+      raise CheckpointFileError(f"{file} is not a readable torch checkpoint: {text}") from None
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+    if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()):
       raise CheckpointFileError(f"{file} is not a state dict (name -> tensor)")
     for name, tensor in loaded.items():
       state[name] = _to_numpy(tensor, name, file)
@@ -107,6 +122,10 @@ def _to_numpy(tensor, name: str, file) -> np.ndarray:
   alone = {torch.bfloat16: (torch.int16, ml_dtypes.bfloat16), torch.float8_e4m3fn: (torch.int8, ml_dtypes.float8_e4m3fn),
            torch.float8_e5m2: (torch.int8, ml_dtypes.float8_e5m2)}      # numpy has no such types
   try:
+    if tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized:
+      held = tensor.untyped_storage().nbytes()
+      if held < tensor.numel() * tensor.element_size():
+        raise CheckpointFileError(f"{file} holds {name} as a view of {tuple(tensor.shape)} over {held} bytes; save it contiguous")
     tensor = tensor.detach().contiguous()
     if tensor.dtype in alone:
       bits, ours = alone[tensor.dtype]
@@ -119,23 +138,21 @@ def _to_numpy(tensor, name: str, file) -> np.ndarray:
 
 def read_weights(path) -> Mapping[str, np.ndarray]:
   """Arrays of a checkpoint file or folder; in a folder safetensors are preferred to torch files."""
-  path = pathlib.Path(path)
-  if path.is_file():
+  path = folder_path(path)
+  if exists_as_file(path):
     return Safetensors([path]) if path.suffix == ".safetensors" else read_torch([path])
   if not path.is_dir():
     raise CheckpointFileError(f"{path} does not exist")
   for name, read in (("model.safetensors", Safetensors), ("pytorch_model.bin", read_torch)):
     index = path / f"{name}.index.json"
-    if index.is_file():
-      weight_map = read_json(index).get("weight_map")
-      if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointFileError(f"{index} has no 'weight_map'")
+    if exists_as_file(index):
+      weight_map = _weight_map(index)
       state = read([path / file for file in dict.fromkeys(weight_map.values())])
       absent = [n for n in weight_map if n not in state]
       if absent:
         raise CheckpointFileError(f"{index} promises {absent[0]!r}, which {weight_map[absent[0]]} does not hold")
       return state
-    if (path / name).is_file():
+    if exists_as_file(path / name):
       return read([path / name])
   for pattern, read in (("*.safetensors", Safetensors), ("*.pt", read_torch)):
     files = sorted(path.glob(pattern))
@@ -146,12 +163,21 @@ def read_weights(path) -> Mapping[str, np.ndarray]:
       f"{path} holds no weights: wanted model.safetensors, pytorch_model.bin or an index of shards; found {found}")
 
 
+def _weight_map(index) -> dict[str, str]:
+  """{array: file} of an index of shards; files are plain names, so that an index reaches nothing outside its folder."""
+  weight_map = read_json(index).get("weight_map")
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise CheckpointFileError(f"{index} has no 'weight_map'")
+  for name, file in weight_map.items():
+    if not isinstance(file, str) or not file or file in (".", "..") or re.search(r"[/\\\0]", file):
+      raise CheckpointFileError(f"{index} names {str(file)[:80]!r} as the file of {name[:80]!r}; wanted the plain name of a file beside it")
+  return weight_map
+
+
 def write_weights(folder, state: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None,
-                  shard_bytes: int = SHARD_BYTES) -> list[pathlib.Path]:
+                  shard_bytes: int = SHARD_BYTES) -> list:
   """Writes model.safetensors, or shards of at most `shard_bytes` with their index. Returns the files."""
   from safetensors.numpy import save_file
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   shards: list[dict[str, np.ndarray]] = [{}]
   size = 0
   for name, array in state.items():
@@ -161,14 +187,16 @@ def write_weights(folder, state: Mapping[str, np.ndarray], metadata: dict[str, s
     shards[-1][name] = np.ascontiguousarray(array)
     size += array.nbytes
   metadata = {"format": "pt"} | (metadata or {})
-  if len(shards) == 1:
-    save_file(shards[0], folder / "model.safetensors", metadata)
-    return [folder / "model.safetensors"]
-  files, weight_map = [], {}
-  for i, shard in enumerate(shards):
-    files.append(folder / f"model-{i + 1:05}-of-{len(shards):05}.safetensors")
-    save_file(shard, files[-1], metadata)
-    weight_map |= dict.fromkeys(shard, files[-1].name)
-  index = {"metadata": {"total_size": sum(a.nbytes for a in state.values())}, "weight_map": weight_map}
-  (folder / "model.safetensors.index.json").write_text(json_text.dumps(index, indent=1))
-  return [*files, folder / "model.safetensors.index.json"]
+  with written_whole(folder) as local:
+    if len(shards) == 1:
+      save_file(shards[0], local / "model.safetensors", metadata)
+      return [folder_path(folder) / "model.safetensors"]
+    names, weight_map = [], {}
+    for i, shard in enumerate(shards):
+      names.append(f"model-{i + 1:05}-of-{len(shards):05}.safetensors")
+      save_file(shard, local / names[-1], metadata)
+      weight_map |= dict.fromkeys(shard, names[-1])
+    index = {"metadata": {"total_size": sum(a.nbytes for a in state.values())}, "weight_map": weight_map}
+    names.append("model.safetensors.index.json")
+    (local / names[-1]).write_text(json_text.dumps(index, indent=1))
+  return [folder_path(folder) / name for name in names]
