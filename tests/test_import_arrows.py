@@ -13,7 +13,7 @@ OPEN = {"config", "parameter", "paths", "ranges", "json_text"}
 # room -> rooms it may import.
 MAY_IMPORT = {
     "kernels": set(),
-    "commands": {"data"},      # shared by the arms of cli.py: how they read flags, end and print
+    "commands": {"checkpoint", "data"},      # shared by the arms of cli.py: how they read flags, end and print
     "layers": {"kernels"},
     "models": {"kernels", "layers"},
     "objectives": {"kernels", "layers", "models"},

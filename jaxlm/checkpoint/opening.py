@@ -6,15 +6,17 @@ import logging
 from typing import Any
 
 import jax
+import numpy as np
 
-from jaxlm.checkpoint.errors import CheckpointFileError
 from jaxlm.checkpoint.locations import folder_path, read_json
 from jaxlm.checkpoint.model_json import read_model
 from jaxlm.checkpoint.placed import abstract_params
 from jaxlm.checkpoint.reading import newest_config, restore_params
+from jaxlm.checkpoint.trees import flatten
 from jaxlm.checkpoint.weights_folder import is_weights_folder, load, place, read_arrays
 from jaxlm.config import ConfigError
 from jaxlm.data import DATA
+from jaxlm.models import MODELS
 from jaxlm.parallel.rules import path_name
 
 
@@ -52,12 +54,14 @@ class Opened:
     return None
 
 
-def open_model(folder, *, step: int | None = None, ema: bool = False, model=None, mesh=None) -> Opened:
+def open_model(folder, *, step: int | None = None, ema: bool = False, model=None, mesh=None,
+               as_stored: bool = False) -> Opened:
   """The model in a run folder or in a weights folder (`jaxlm convert`), its checksums compared.
 
   folder: a path or an address such as gs://bucket/run. step: of a run; None: the newest that is not damaged. ema: the
   average of the parameters. model: a config to use in place of the folder's own, for the same parameters. mesh: the
-  parameters are sharded over it by the model's rules; None: one device. A damaged newer step is logged as a warning.
+  parameters are sharded over it by the model's rules; None: one device. as_stored: NumPy arrays in the types of the files,
+  not jax arrays in those of the model. A damaged newer step is logged as a warning.
 
   ConfigError: no such folder, step or average, or parameters that do not fit `model`. CheckpointError,
   CheckpointFileError: damaged files.
@@ -66,17 +70,20 @@ def open_model(folder, *, step: int | None = None, ema: bool = False, model=None
   if is_weights_folder(path):
     if step is not None or ema:
       raise ConfigError(f"{folder} is a weights folder: it has no steps and no average to choose from")
-    if model is None:
-      model, _ = load(path)
-    return Opened(model, place(read_arrays(path), abstract_params(model, mesh), str(folder)), str(folder), source=str(folder))
+    own, params = load(path)
+    if not as_stored:
+      params = place(flatten(params), abstract_params(model or own, mesh), str(folder))
+    return Opened(model or own, params, str(folder), source=str(folder))
   run = run_mapping(path)
-  if model is None:
-    model = read_model(run.get("model"), str(path / "config.json"))
+  if model is None and not isinstance(run.get("model"), dict):
+    raise _no_run(path)
+  model = read_model(run["model"], str(path / "config.json")) if model is None else model
   restored = restore_params(path, step=step, ema=ema, params=abstract_params(model, mesh))
   for line in restored.lines:
     logging.getLogger("jaxlm").warning(line)
+  params = jax.tree.map(np.asarray, restored.params) if as_stored else restored.params
   source = f"{folder}, step {restored.step}" + (", average" if ema else "")
-  return Opened(model, restored.params, str(folder), restored.step, source, run)
+  return Opened(model, params, str(folder), restored.step, source, run)
 
 
 def initial_params(folder, params):
@@ -89,18 +96,54 @@ def initial_params(folder, params):
 
 
 def run_mapping(folder) -> dict:
-  """A run's resolved configuration: its config.json, or where that is lost or damaged, the newest checkpoint's note."""
+  """A run's resolved configuration: its config.json, checked against the note of the newest checkpoint.
+
+  A lost or damaged config.json, and a `model` or `data` in it that the checkpoint was not trained with, are replaced by the
+  note's, which a digest protects; a warning says so. ConfigError: no run, or nothing of it can be read.
+  """
   path = folder_path(folder)
-  if not (path / "config.json").is_file() and not (path / "checkpoints").is_dir():
-    what = ("is neither a run folder (config.json, checkpoints/) nor a weights folder (model.json, model.safetensors)"
-            if path.exists() else "does not exist")
-    raise CheckpointFileError(f"{path} {what}" + (
-        "; a Hugging Face folder is converted first: jaxlm convert --from hf DIR --to OUT"
-        if list(path.glob("*.safetensors")) or list(path.glob("*.bin")) else ""))
+  noted = newest_config(path) if (path / "checkpoints").is_dir() else None
   try:
-    return read_json(path / "config.json")
-  except (ConfigError, OSError):
-    noted = newest_config(path)
+    run = read_json(path / "config.json")
+  except (FileNotFoundError, NotADirectoryError):
+    if noted is None:
+      raise _no_run(path) from None
+    return _from_note(path, "is lost", noted)
+  except ConfigError as error:
     if noted is None:
       raise
-    return noted
+    return _from_note(path, str(error).removeprefix(f"{path / 'config.json'} ").partition(";")[0], noted)
+  lost = [section for section in noted or () if section not in run]
+  if lost:
+    return _from_note(path, f"has no {' and no '.join(lost)}", noted)
+  for section, kinds in (("model", MODELS), ("data", DATA)):
+    if noted and section in noted and not _alike(kinds, run.get(section), noted[section]):
+      run |= {section: _from_note(path, f"has another {section} than the run was trained with", noted)[section]}
+  return run
+
+
+def _from_note(path, trouble: str, noted: dict) -> dict:
+  logging.getLogger("jaxlm").warning(f"{path / 'config.json'} {trouble}; what the newest checkpoint notes is used")
+  return noted
+
+
+def _alike(kinds, here, noted) -> bool:
+  """Whether both mappings mean the same; fields that were added since have their defaults in both."""
+  if here == noted:
+    return True
+  try:
+    return kinds.build(here) == kinds.build(noted)
+  except (ConfigError, TypeError, ValueError, AttributeError):
+    return False
+
+
+def _no_run(path) -> ConfigError:
+  if not path.exists():
+    return ConfigError(f"{path} is not a run folder: it does not exist")
+  if not path.is_dir():
+    return ConfigError(f"{path} is neither a run folder nor a weights folder: it is a file")
+  if (path / "checkpoints").is_dir():
+    return ConfigError(f"{path} has lost its config.json, and no checkpoint of it can be read; put back a copy of it")
+  others = [*path.glob("*.safetensors"), *path.glob("*.bin"), *path.glob("*.pt")]
+  return ConfigError(f"{path} is neither a run folder (it holds no config.json) nor a weights folder (no model.json)" + (
+      f"; a Hugging Face folder is converted first: jaxlm convert --from hf {path} --to OUT" if others else ""))

@@ -19,6 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from jaxlm.checkpoint.errors import CheckpointError, CheckpointFileError, WeightsError
 from jaxlm.config import ConfigError
 
 GOOD, FAILED, WRONG = 0, 1, 2
@@ -30,7 +31,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def command(name: str, *, refusals: tuple[type[Exception], ...] = ()):
-  """Decorator of a command's `main(argv) -> code`. refusals: exceptions besides ConfigError whose text is for the user."""
+  """Decorator of a command's `main(argv) -> code`. refusals: exceptions besides those of configurations and checkpoints whose text is for the user."""
   def decorate(main: Callable[[list[str]], int | None]) -> Callable[[Sequence[str] | None], int]:
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +58,9 @@ def ending(name: str, error: BaseException, refusals: tuple[type[Exception], ...
     if isinstance(error.code, str):
       return refuse(name, error.code, WRONG)
     return int(error.code or GOOD)
-  if isinstance(error, (ConfigError, *refusals)):
+  if isinstance(error, CheckpointError):
+    return refuse(name, error, FAILED)
+  if isinstance(error, (ConfigError, CheckpointFileError, WeightsError, *refusals)):
     return refuse(name, error, WRONG)
   if isinstance(error, OSError):
     return refuse(name, explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)

@@ -8,7 +8,6 @@ parameter tree); see jaxlm.checkpoint.weights_folder. Beside them lie the tokeni
 import json
 import sys
 
-from jaxlm.checkpoint.errors import CheckpointError, CheckpointFileError, WeightsError
 from jaxlm.checkpoint.locations import folder_path, written_whole
 from jaxlm.checkpoint.trees import flatten, unflatten
 from jaxlm.checkpoint.weight_files import read_json, read_weights, write_weights
@@ -31,7 +30,7 @@ Architectures: GPT-2, Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma-2, OLMo-2, GPT-
 JSON as config.json beside the .pt file); Mamba-2 as released by mamba_ssm (read only)."""
 
 
-@command("jaxlm convert", refusals=(CheckpointError, CheckpointFileError, WeightsError))
+@command("jaxlm convert")
 def main(argv: list[str]) -> int:
   parser = Parser("jaxlm convert", description=USAGE, example="jaxlm convert --from hf DIR --to weights/DIR")
   parser.add_argument("--from", dest="source", nargs="+", required=True, metavar=("[hf] DIR", ""))
@@ -113,8 +112,8 @@ def _to_hf(source, target, args) -> None:
   from jaxlm.interop import huggingface
   if args.ignore_field:
     raise ConfigError("--ignore-field is for the config.json of `--from hf`")
-  opened = open_model(source, step=args.step, ema=args.ema)
-  cfg, params = opened.config, _on_host(opened.params)
+  opened = open_model(source, step=args.step, ema=args.ema, as_stored=True)
+  cfg, params = opened.config, opened.params
   origin = companions.source_of(source)
   kept = companions.kept_config(origin)
   max_len = args.seq_len or companions.longest_input(kept)
@@ -157,8 +156,8 @@ def _to_weights(source, target, args) -> None:
   from jaxlm.checkpoint.opening import open_model
   if args.ignore_field or args.architecture:
     raise ConfigError("--ignore-field and --architecture are for Hugging Face folders")
-  opened = open_model(source, step=args.step, ema=args.ema)
-  params = _on_host(opened.params)
+  opened = open_model(source, step=args.step, ema=args.ema, as_stored=True)
+  params = opened.params
   dtype = _numpy_dtype(args.dtype)
   if dtype is not None:
     params = unflatten({name: cast(name, value, dtype) for name, value in flatten(params).items()})
@@ -169,12 +168,6 @@ def _to_weights(source, target, args) -> None:
         kept = companions.kept_config(origin)
         files += ([companions.keep_config(kept, here)] if kept else []) + companions.copy_files(origin, here)
     _print_done(params, files, target)
-
-
-def _on_host(params):
-  import jax
-  import numpy as np
-  return jax.tree.map(np.asarray, params)
 
 
 def _print_table(table) -> None:

@@ -38,5 +38,5 @@ def test_a_weights_folder_is_written_to_and_read_from_a_bucket(tmp_path, capsys)
   assert convert.main(["--from", "gs://bucket/half", "--to", str(tmp_path / "local")]) == 0
   assert {str(x.dtype) for x in weights_folder.read_arrays(tmp_path / "local").values()} == {"bfloat16"}
   assert convert.main(["--from", "gs://bucket/none", "--to", str(tmp_path / "x")]) == 2
-  assert "gs://bucket/none does not exist" in capsys.readouterr().err
+  assert "gs://bucket/none is not a run folder: it does not exist" in capsys.readouterr().err
   assert sorted(path.name for path in tmp_path.iterdir()) == ["local"]      # nothing is left of the temporary folders

@@ -119,10 +119,10 @@ def test_parameters_that_do_not_fit_another_model_are_a_sentence_not_damage(run)
 
 
 def test_what_is_no_model_is_said(tmp_path):
-  with pytest.raises(CheckpointFileError, match="does not exist"):
+  with pytest.raises(ConfigError, match="does not exist"):
     jaxlm.open_model(tmp_path / "nothing")
   (tmp_path / "model.safetensors").write_bytes(b"")
-  with pytest.raises(CheckpointFileError, match="jaxlm convert --from hf"):
+  with pytest.raises(ConfigError, match="jaxlm convert --from hf"):
     jaxlm.open_model(tmp_path)
 
 

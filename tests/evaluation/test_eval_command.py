@@ -61,4 +61,4 @@ def test_wrong_requests_end_with_a_sentence_and_code_2(folder, capsys, argv, sen
 
 def test_a_folder_that_is_no_run_ends_with_a_sentence_and_code_2(tmp_path, capsys):
   code, _, err = answer(capsys, "--run", str(tmp_path))
-  assert code == 2 and "not a run folder" in err
+  assert code == 2 and "neither a run folder" in err

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm.checkpoint import weights_folder
-from jaxlm.checkpoint.errors import WeightsError
+from jaxlm.checkpoint.errors import CheckpointFileError, WeightsError
 from jaxlm.checkpoint.trees import flatten, unflatten
 from jaxlm.config import ConfigError
 from jaxlm.interop import huggingface
@@ -168,6 +168,10 @@ def test_a_weights_folder_rebuilds_the_model(tmp_path):
   assert a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
   document = json.loads((tmp_path / "w" / "model.json").read_text())
   document["model"]["d_model"] = 40
+  (tmp_path / "w" / "model.json").write_text(json.dumps(document))
+  with pytest.raises(CheckpointFileError, match="is not as it was written"):
+    weights_folder.load(tmp_path / "w")
+  document = {"format": document["format"], "version": 1, "model": document["model"]}
   (tmp_path / "w" / "model.json").write_text(json.dumps(document))
   with pytest.raises(WeightsError, match="final_norm/scale has shape"):
     weights_folder.load(tmp_path / "w")

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.checkpoint import checksums as checksum_module
 from jaxlm.checkpoint.checksums import checksums, differing
-from jaxlm.checkpoint.errors import CheckpointError, CheckpointFileError
+from jaxlm.checkpoint.errors import CheckpointError
 from jaxlm.checkpoint.opening import initial_params, open_model
 from jaxlm.checkpoint.reading import restore_params
 from jaxlm.checkpoint.steps import Checkpoints
@@ -148,7 +148,7 @@ def test_parameters_alone_are_restored_equal_on_one_device_and_so_is_their_avera
 def test_restoring_what_is_not_there_is_refused(whole, tmp_path):
   with pytest.raises(ConfigError, match=r"has no complete checkpoint of step 5; steps: 2, 4, 6"):
     restore_params(whole.workdir, step=5)
-  with pytest.raises(CheckpointFileError, match="is neither a run folder"):
+  with pytest.raises(ConfigError, match="is neither a run folder"):
     open_model(tmp_path)
 
 
