@@ -87,9 +87,6 @@ class BigramData(DataConfig):
     drawn = [texts.draw(i) for i in range(self.rows)]
     return {k: np.stack([row[k] for row in drawn]) for k in drawn[0]}
 
-  def bytes_per_target(self, batch) -> float:
-    return 1.0
-
 
 class _Texts:
   """A pass over training data is ten million rows, then they repeat."""
@@ -112,8 +109,8 @@ class _Texts:
 
 
 def text_row(text: np.ndarray) -> dict[str, np.ndarray]:
-  """T + 1 symbols as a row of T tokens and their T successors."""
+  """T + 1 symbols, which are no text, as a row of T tokens and their T successors."""
   T = len(text) - 1
   return dict(tokens=text[:-1].astype(np.int32), targets=text[1:].astype(np.int32), segment_ids=np.ones(T, np.int32),
               positions=np.arange(T, dtype=np.int32), loss_weights=np.ones(T, np.float32),
-              target_bytes=np.ones(T, np.int32))
+              target_bytes=np.zeros(T, np.int32))

@@ -37,6 +37,14 @@ def encode(text: str | bytes, max_length: int | None = None, *, parse_special: b
   return np.asarray([*ids, END], np.int32)
 
 
+def num_bytes(labels: np.ndarray) -> np.ndarray:
+  """int32: bytes of the text that each label stands for: 1, or 0 of an end, padding, an ignored label or a sentinel.
+
+  Span corruption takes ids of bytes that UTF-8 never uses, 0xF5 upwards, as sentinels.
+  """
+  return ((labels >= OFFSET) & (labels < OFFSET + 0xF5)).astype(np.int32)
+
+
 def decode(ids) -> str:
   """Text of the bytes up to the end id; ids that are no bytes are left out."""
   ids = np.asarray(ids)

@@ -83,9 +83,6 @@ class SpanCorruptionData(DataConfig):
     return batches(rows, batch_size=self.batch_size, seed=seed, shuffle=False, repeat=repeat, process_index=process_index,
                    process_count=process_count, fingerprint=hashlib.sha256(said.encode()).hexdigest()[:16])
 
-  def bytes_per_target(self, batch) -> float:
-    return 1.0
-
 
 def shares(sizes, exponent: float) -> np.ndarray:
   """p_i = sizes_i^exponent / sum."""
@@ -130,4 +127,4 @@ class _Rows:
     inputs, labels = corrupt(tokens, noise_mask(self.size, self.cfg.noise_density, self.cfg.mean_span, rng))
     return dict(tokens=inputs, decoder_tokens=shift_right(labels), targets=labels, segment_ids=np.ones_like(inputs),
                 positions=np.arange(len(inputs), dtype=np.int32), loss_weights=np.ones(len(labels), np.float32),
-                target_bytes=np.ones_like(labels))
+                target_bytes=byte_t5.num_bytes(labels))

@@ -99,9 +99,6 @@ class DiagnosticData(DataConfig):
     return batches(_Rows(self, split, seed), batch_size=self.batch_size, seed=seed, shuffle=False, repeat=repeat,
                    process_index=process_index, process_count=process_count, fingerprint=f"diagnostic {self}")
 
-  def bytes_per_target(self, batch) -> float:
-    return 1.0
-
 
 class _Rows:
   """A pass over training data is ten million rows, then they repeat."""
@@ -118,4 +115,4 @@ class _Rows:
     counted = labels != byte_t5.IGNORED
     return dict(tokens=inputs, decoder_tokens=shift_right(labels), targets=np.maximum(labels, 0),
                 segment_ids=np.ones_like(inputs), positions=np.arange(len(inputs), dtype=np.int32),
-                loss_weights=counted.astype(np.float32), target_bytes=counted.astype(np.int32))
+                loss_weights=counted.astype(np.float32), target_bytes=byte_t5.num_bytes(labels))

@@ -40,7 +40,7 @@ def row(tokens: np.ndarray, types: np.ndarray, *, form: Form, seq_len: int, pad:
         pad_left: bool = False) -> dict[str, np.ndarray]:
   """The fields of one row of `seq_len` places; insertion forms are whole and still to be `corrupted`.
 
-  num_bytes: of each token; None counts one per target. pad_left: causal rows are padded in front, as the release
+  num_bytes: bytes of text that each token stands for; None: tokens are no text. pad_left: causal rows are padded in front, as the release
   trains star graphs.
   """
   T, n, weight = seq_len, len(tokens), np.ones(1, np.float32)
@@ -61,7 +61,7 @@ def row(tokens: np.ndarray, types: np.ndarray, *, form: Form, seq_len: int, pad:
   return dict(tokens=tokens[:-1].astype(np.int32), targets=tokens[1:].astype(np.int32),
               segment_ids=inside[:-1].astype(np.int32), positions=positions.astype(np.int32),
               loss_weights=counted.astype(np.float32),
-              target_bytes=np.ones(T, np.int32) if num_bytes is None else (num_bytes[1:] * counted).astype(np.int32))
+              target_bytes=np.zeros(T, np.int32) if num_bytes is None else (num_bytes[1:] * counted).astype(np.int32))
 
 
 def check_constraint(constraint: bool, form: Form) -> None:

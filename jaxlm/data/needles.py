@@ -79,9 +79,6 @@ class NeedleData(DataConfig):
     return batches(_Needles(self, split, seed), batch_size=self.batch_size, seed=seed, shuffle=False, repeat=repeat,
                    process_index=process_index, process_count=process_count, fingerprint=f"needles {self}")
 
-  def bytes_per_target(self, batch) -> float:
-    return 1.0
-
 
 @dataclasses.dataclass(frozen=True)
 @checked
@@ -109,9 +106,6 @@ class RepeatedWordsData(DataConfig):
     return batches(_Words(self, split, seed), batch_size=self.batch_size, seed=seed, shuffle=False, repeat=repeat,
                    process_index=process_index, process_count=process_count, fingerprint=f"words {self}")
 
-  def bytes_per_target(self, batch) -> float:
-    return 1.0
-
 
 @dataclasses.dataclass(frozen=True)
 @checked
@@ -138,9 +132,6 @@ class PairsData(DataConfig):
     check_split(split)
     return batches(_Pairs(self, split, seed), batch_size=self.batch_size, seed=seed, shuffle=False, repeat=repeat,
                    process_index=process_index, process_count=process_count, fingerprint=f"pairs {self}")
-
-  def bytes_per_target(self, batch) -> float:
-    return 1.0
 
 
 class _Generated:

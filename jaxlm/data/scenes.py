@@ -76,9 +76,6 @@ class SceneData(DataConfig):
                    process_index=process_index, process_count=process_count, fingerprint=f"scenes {self}{rows.content}",
                    transform=rows.draw if repeat and not toy else None)
 
-  def bytes_per_target(self, batch) -> float:
-    return 1.0
-
 
 def as_row(cfg: SceneData, images, intrinsics, poses) -> dict[str, np.ndarray]:
   """The first num_inputs views are inputs, the rest targets."""

@@ -86,11 +86,6 @@ class TextData(DataConfig):
     said = f"{store.fingerprint} {self.seq_len} {self.packing} {self.shuffle}"
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
-  def bytes_per_target(self, batch: dict) -> float:
-    """Mean UTF-8 bytes of the targets that count: loss / (this * ln 2) is bits per byte."""
-    weights = batch["loss_weights"]
-    return float((batch["target_bytes"] * weights).sum() / max(weights.sum(), 1e-9))
-
 
 def evaluation_batches(cfg: TextData, split: str, seq_len: int, batch_size: int, *, num_tokens: int | None = None,
                        process_index: int = 0, process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:

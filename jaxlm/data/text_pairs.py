@@ -86,10 +86,7 @@ class Pairs(DataConfig):
     counted = np.ones_like(labels) if self.count_padding else (labels != byte_t5.IGNORED).astype(np.int32)
     return dict(tokens=tokens, decoder_tokens=shift_right(labels), targets=np.maximum(labels, 0),
                 segment_ids=(tokens != byte_t5.PAD).astype(np.int32), positions=np.arange(self.seq_len, dtype=np.int32),
-                loss_weights=counted.astype(np.float32), target_bytes=counted)
-
-  def bytes_per_target(self, batch) -> float:
-    return 1.0
+                loss_weights=counted.astype(np.float32), target_bytes=byte_t5.num_bytes(labels))
 
 
 class _Rows:
@@ -114,7 +111,8 @@ def _file(folder: str, *names: str) -> pathlib.Path:
 
 def _lines(path: pathlib.Path):
   try:
-    return path.read_text(encoding="utf-8").splitlines()
+    # Only a line feed ends a line: a sentence may hold U+0085, U+2028 and their like. A byte-order mark is no text.
+    return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
   except UnicodeDecodeError as error:
     raise DataError(f"{path} is not UTF-8 (offset {error.start}); convert it") from None
 

@@ -113,7 +113,6 @@ def test_windows_are_contiguous_and_targets_are_next_tokens():
   np.testing.assert_array_equal(batch["targets"].ravel(), store.tokens[1:257])
   assert store.tokens[0] == 256 and (batch["loss_weights"] == 1).all() and (batch["segment_ids"] == 1).all()
   assert batch["target_bytes"].sum() == 256    # the only separator of this document is its first token
-  assert cfg.bytes_per_target(batch) == 1.0
 
 
 @pytest.mark.parametrize("length", [7, 32, 100])

@@ -7,7 +7,10 @@ import pytest
 
 from jaxlm.config import ConfigError
 from jaxlm.data import DataError, byte_t5
+from jaxlm.data.bigram import BigramData
 from jaxlm.data.corrupted_text import SpanCorruptionData, shares
+from jaxlm.data.diagnostic_tasks import DiagnosticData
+from jaxlm.data.star_graphs import StarGraphData
 from jaxlm.data.text_pairs import SpellingData, TyDiQAData, WordSearchData, XNLIData
 from jaxlm.evaluation.answers import answer_scores
 
@@ -117,3 +120,31 @@ def test_span_corruption_refuses_colliding_sentinels_and_bytes_that_are_not_text
   (tmp_path / "x.bin").write_bytes(b"abc\xff" * 500)
   with pytest.raises(DataError, match="not UTF-8: byte 0xff"):
     SpanCorruptionData((f"bytes:{tmp_path}/x.bin",), seq_len=64, batch_size=1).build("train", seed=0)
+
+
+def test_marks_inside_sentences_end_no_line(tmp_path):
+  marks = "a\u2028b\x85c\x0cd"
+  (tmp_path / "xnli.dev.tsv").write_text(f"\ufefflanguage\tgold_label\tsentence1\tsentence2\nen\tneutral\t{marks}\t{marks}\n", encoding="utf-8")
+  assert XNLIData(batch_size=1, folder=str(tmp_path)).pairs("validation", 0) == [(f"Premise: {marks} Hypothesis: {marks}", "1")]
+  questions = [dict(id="q", question="?", answers=[dict(text="a")])]
+  (tmp_path / "dev.json").write_text(json.dumps(dict(data=[dict(paragraphs=[dict(context="a\u2028b\x85c", qas=questions)])]),
+                                                ensure_ascii=False), encoding="utf-8")
+  assert TyDiQAData(batch_size=1, folder=str(tmp_path)).pairs("test", 0) == [("Question: ? Context: a\u2028b\x85c", "a")]
+
+
+def test_bytes_of_targets_are_those_of_the_text(xnli):
+  """Neither ends nor padding, counted in the loss or not, nor sentinels are bytes."""
+  data = XNLIData(batch_size=1, folder=str(xnli), seq_len=96, target_len=6, count_padding=True)
+  [batch] = data.build("validation", seed=0, repeat=False)
+  assert batch["loss_weights"].sum() == 6 and batch["target_bytes"][0].tolist() == [1, 0, 0, 0, 0, 0]
+  batch = next(iter(DiagnosticData("copy", batch_size=2).build("train", seed=0)))
+  assert [len(text(row)) for row in batch["targets"]] == batch["target_bytes"].sum(1).tolist() == [63, 63]
+  data = SpanCorruptionData(("mini:moby_dick",), seq_len=256, batch_size=2)
+  batch = next(iter(data.build("train", seed=0)))
+  spans = (batch["targets"] >= 248).sum()
+  assert spans >= 2 and batch["target_bytes"].sum() == batch["targets"].size - spans - (batch["targets"] == 1).sum()
+
+
+@pytest.mark.parametrize("data", [BigramData(batch_size=2, seq_len=8), StarGraphData(batch_size=2, form="causal")])
+def test_rows_that_are_no_text_have_no_bytes(data):
+  assert not next(iter(data.build("train", seed=0)))["target_bytes"].any()
