@@ -18,6 +18,7 @@ from jaxlm.generation.sampling import Sampling
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.lact_video import VideoLaCTConfig
 from jaxlm.layers.t5 import T5LayerConfig
+from jaxlm.models import MODELS
 from jaxlm.parallel.mesh import MeshConfig
 from jaxlm.ranges import BelowOne, Count, Positive, Range, Seed
 from jaxlm.training.config import EvalConfig, RunConfig, TrainConfig
@@ -172,3 +173,16 @@ def test_a_range_says_what_it_holds(kind, holds, lacks, text):
   for value in lacks:
     with pytest.raises(ConfigError, match=f"x = {value}: wanted {text}"):
       check_number(value, kind, "x")
+
+
+@pytest.mark.parametrize("mixer, sentence", [
+    (dict(kind="gla", chunk=24), "chunk = 24 of gla: wanted a multiple of 16; use 32"),
+    (dict(kind="gla", implementation="cudnn"), "model.mixer.implementation = 'cudnn'"),
+    (dict(kind="mamba2", implementation="pallas"), "model.mixer.implementation = 'pallas'"),
+    (dict(kind="delta_rule", implementation="pallas"), "model.mixer.implementation = 'pallas'"),
+    (dict(kind="attention", num_heads=2, implementation="flash"), "model.mixer.implementation = 'flash'"),
+])
+def test_what_a_kernel_cannot_do_anywhere_is_refused_with_the_configuration(mixer, sentence):
+  """Not when the model is traced, behind the data."""
+  with pytest.raises(ConfigError, match=sentence):
+    build(MODELS.cls("decoder"), dict(vocab_size=8, num_layers=1, d_model=16, mixer=mixer, mlp=dict(d_ff=16)), "model")

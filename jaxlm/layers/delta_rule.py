@@ -4,7 +4,7 @@ Axes: B batch, T time, J convolution taps, D d_model, N heads, H key width of a 
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -31,7 +31,7 @@ class DeltaRuleConfig:
   d_conv: Count = 4
   norm_eps: NonNegative = 1e-5
   chunk: Count = 64
-  implementation: str | None = None
+  implementation: Literal["xla", "reference"] | None = None
 
   gated = False     # not a field: the class says it
 

@@ -4,13 +4,14 @@ Axes: B batch, T time, D d_model, N heads, H key width of a head, E value width,
 """
 
 import dataclasses
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
-from jaxlm.kernels.gla import gla
+from jaxlm.kernels.gla import BLOCK, gla
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.weights import normal, ones, weights, zeros
 from jaxlm.parameter import matrix
@@ -22,7 +23,7 @@ from jaxlm.ranges import Count, NonNegative, Positive
 class GLAConfig:
   """expand_k, expand_v: all heads' key and value channels over d_model. decay_rank: of the map to the decays.
 
-  decay_temperature: log decay = log sigmoid(.) / temperature; 16 starts near exp(-0.04) per token.
+  chunk: a multiple of 16. decay_temperature: log decay = log sigmoid(.) / temperature; 16 starts near exp(-0.04) per token.
   """
 
   num_heads: Count = 4
@@ -32,7 +33,11 @@ class GLAConfig:
   decay_temperature: Positive = 16.0
   norm_eps: NonNegative = 1e-5
   chunk: Count = 64
-  implementation: str | None = None
+  implementation: Literal["xla", "reference"] | None = None
+
+  def __post_init__(self):
+    if self.chunk % BLOCK:
+      raise ConfigError(f"chunk = {self.chunk} of gla: wanted a multiple of {BLOCK}; use {-(-self.chunk // BLOCK) * BLOCK}")
 
   def widths(self, d_model: int) -> tuple[int, int]:
     """(H, E) of one head."""

@@ -6,7 +6,7 @@ E state size, F channels of one convolution.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -41,7 +41,7 @@ class Mamba2Config:
   norm_eps: NonNegative = 1e-5
   use_bias: bool = False
   followed_by_mlp: bool = False
-  implementation: str | None = None
+  implementation: Literal["xla", "reference"] | None = None
 
 
   def num_heads(self, d_model: int) -> int:

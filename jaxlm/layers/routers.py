@@ -23,7 +23,7 @@ P = 0.9999 by the clip: `by_rule` does all of this. `given` is for callers in Py
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -95,7 +95,7 @@ class Learned:
 
   learned = True
   level = None
-  implementation: str | None = None
+  implementation: Literal["xla", "reference"] | None = None
 
   def build(self, d_model, dtype, name=None):
     return LearnedRouter(self, d_model, dtype, name=name)

@@ -40,7 +40,7 @@ class T5LayerConfig:
   dropout: BelowOne = 0.0
   init: Positive = 1.0
   dtype: str = "float32"
-  implementation: str | None = None
+  implementation: Literal["reference", "xla", "cudnn", "splash"] | None = None
 
 
 class Keys(NamedTuple):

@@ -4,7 +4,7 @@ Axes: B batch, L encoder length, C slots after the reduction, T decoder length, 
 """
 
 import dataclasses
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -65,7 +65,7 @@ class EncoderDecoderConfig(ModelConfig):
   remat: bool = False
   unroll: Count = 1
   dtype: str = "float32"
-  implementation: str | None = None
+  implementation: Literal["reference", "xla", "cudnn", "splash"] | None = None
 
   def __post_init__(self):
     if self.reduction is not None and not 0 <= self.reduction.layer < self.num_encoder_layers:

@@ -1,3 +1,4 @@
 from jaxlm.kernels.gla.api import gla
+from jaxlm.kernels.gla.xla import BLOCK
 
-__all__ = ["gla"]
+__all__ = ["BLOCK", "gla"]
