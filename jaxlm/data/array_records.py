@@ -37,17 +37,20 @@ def text_of(record: bytes, feature: str | None, where: str) -> bytes:
   if wanted not in features:
     raise DataError(f"{where} is a tf.train.Example without a feature {wanted!r}; {nearest(wanted, features)}; name the one that "
                     f"holds the text behind '#', as in 'array_record:c4-*.array_record#{next(iter(features))}'")
-  try:      # Feature { bytes_list { value: text } }
-    return fields(fields(features[wanted], 1)[0], 1)[0]
+  try:      # Feature { bytes_list { value: text } }; a Feature of numbers has another field in its place
+    texts = [text for entry in fields(features[wanted], 1, only=(1,)) for text in fields(entry, 1)]
   except IndexError:
     raise DataError(f"{where}: feature {wanted!r} holds numbers, wanted text; {nearest(wanted, set(features) - {wanted})}") from None
+  if len(texts) > 1:
+    raise DataError(f"{where}: feature {wanted!r} holds {len(texts)} texts, wanted one; write them as one, or as records of their own")
+  return texts[0] if texts else b""
 
 
 def features_of(record: bytes) -> dict[str, bytes] | None:
-  """{name: serialised Feature} of a tf.train.Example; None for any other bytes."""
+  """{name: serialised Feature} of a tf.train.Example, or of the context of a SequenceExample; None for any other bytes."""
   try:
     found = {}
-    for features in fields(record, 1, only=(1,)):
+    for features in fields(record, 1, only=(1, 2)):
       for entry in fields(features, 1, only=(1,)):
         (name,), value = fields(entry, 1), fields(entry, 2)
         found[name.decode("utf-8")] = value[0] if value else b""

@@ -14,6 +14,7 @@ import gzip
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -67,6 +68,11 @@ def by_side(paths: list[str], *, text: bool, column: str | None) -> Callable[[st
   return documents
 
 
+def json_ending(path: str) -> str:
+  """The ending by which a file is known as JSON lines, however it is written; '' of any other file."""
+  return next((end for end in JSON_LINES if path.lower().endswith(end)), "")
+
+
 def side_of(document: bytes) -> str:
   return split_of(document.decode("utf-8", "surrogateescape"), small=True)
 
@@ -74,7 +80,7 @@ def side_of(document: bytes) -> str:
 def _sources(paths: list[str], text: bool, column: str | None) -> Iterator[str | bytes]:
   """Of each document that is not empty: the path of its file, which is not read yet, or its text, of a line."""
   for path in paths:
-    if text and (column is not None or path.endswith(JSON_LINES)):
+    if text and (column is not None or json_ending(path)):
       yield from filter(None, json_lines(path, column or "text"))
     elif os.path.getsize(path):
       yield path
@@ -124,9 +130,9 @@ def read_text(path: str) -> bytes:
   except UnicodeDecodeError as error:
     raise DataError(f"{path} is not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start}); convert it, or read "
                     f"it as 'bytes:{path}'") from None
-  if _is_json_lines(raw):
-    raise DataError(f"{path} holds a JSON object in each line, and would be trained on with its braces; name the column of its "
-                    f"text, 'text:{path}#text', or read it as it is with 'bytes:{path}'")
+  if what := _json_of(raw):
+    raise DataError(f"{path} holds {what}, and would be trained on with its braces; name the column of its text, "
+                    f"'text:{path}#text', or read it as it is with 'bytes:{path}'")
   return raw
 
 
@@ -144,29 +150,37 @@ def check_magic(path: str, start: bytes) -> None:
   raise DataError(f"{path} is not text, it is {what}; {remedy}, or read its bytes as they are with 'bytes:{path}'")
 
 
-def _is_json_lines(raw: bytes) -> bool:
-  """Whether the first two lines are JSON objects."""
-  if not raw.startswith(b"{"):
-    return False
-  lines = raw[:1 << 20].split(b"\n", 2)[:2]
-  return len(lines) == 2 and all(isinstance(_parsed(line), dict) for line in lines)
+def _json_of(raw: bytes) -> str:
+  """What a file of JSON holds whose texts are in a column: objects in lines, or one list of them. '' of any other file."""
+  start = raw[:1 << 20].lstrip()
+  if re.match(rb'\[\s*\{\s*"', start):
+    return "a list of JSON objects"
+  if not start.startswith(b"{"):
+    return ""
+  first, _, rest = start.partition(b"\n")
+  found, second = _parsed(first), _parsed(rest.lstrip().partition(b"\n")[0])
+  if isinstance(found, dict) and (isinstance(second, dict) or (not rest.strip() and isinstance(found.get("text"), str))):
+    return "a JSON object in each line"
+  return ""
 
 
 def _parsed(line: bytes):
   try:
     return json.loads(line)
-  except ValueError:
+  except (ValueError, RecursionError):
     return None
 
 
 def json_lines(path: str, column: str) -> Iterator[bytes]:
-  """The string under `column` of each line's object. Empty lines are passed over."""
+  """The string under `column` of each line's object, or of each object of a list. Empty lines are passed over."""
   try:
     with _unpacked(path) as lines:
       for number, line in enumerate(lines, 1):
         line = line.removeprefix(BOM) if number == 1 else line
-        if line.strip():
-          yield _text_of(path, number, line, column)
+        if number == 1 and line.lstrip().startswith(b"["):
+          yield from _of_list(path, line + lines.read(), column)
+        elif line.strip():
+          yield _text_of(f"{path}, line {number}", path, _parsed(line), line, column)
   except (gzip.BadGzipFile, EOFError, OSError) as error:
     if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
       raise
@@ -183,15 +197,28 @@ def _unpacked(path: str) -> BinaryIO:
   return open(path, "rb")
 
 
-def _text_of(path: str, number: int, line: bytes, column: str) -> bytes:
-  found = _parsed(line)
+def _of_list(path: str, raw: bytes, column: str) -> Iterator[bytes]:
+  """Of a file that is one list of objects, written in whatever lines."""
+  found = _parsed(raw)
+  if not isinstance(found, list):
+    raise DataError(f"{path} begins as a JSON list and is none; mend it, or write one object per line")
+  for number, entry in enumerate(found):
+    yield _text_of(f"{path}, entry {number}", path, entry, b"", column)
+
+
+def _text_of(where: str, path: str, found, line: bytes, column: str) -> bytes:
+  """found: the parsed line or entry."""
   if not isinstance(found, dict):
-    raise DataError(f"{path}, line {number} is not a JSON object; every line of JSON lines is one")
+    try:
+      line.decode()
+    except UnicodeDecodeError as error:
+      raise DataError(f"{where} is not UTF-8 (byte 0x{line[error.start]:02x} at {error.start}); convert the file") from None
+    raise DataError(f"{where} is not a JSON object; every line of JSON lines is one")
   if column not in found:
-    raise DataError(f"{path}, line {number} has no column {column!r}; {nearest(column, found)}; name it behind '#': "
+    raise DataError(f"{where} has no column {column!r}; {nearest(column, found)}; name it behind '#': "
                     f"'text:{path}#{next(iter(found), 'text')}'")
   if not isinstance(found[column], str):
-    raise DataError(f"{path}, line {number}: column {column!r} holds {type(found[column]).__name__}, wanted a string")
+    raise DataError(f"{where}: column {column!r} holds {type(found[column]).__name__}, wanted a string")
   return found[column].encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
 
 

@@ -3,6 +3,7 @@
   mini:moby_dick           embedded (`jaxlm.data.mini`)
   text:books/**/*.txt      UTF-8 files, a document each; text:books is all files below that folder
   text:dump/*.jsonl#body   JSON lines, also .jsonl.gz: a document each, the string in column `body` (default `text`)
+  text:data.json#output    with a column also a file that is one list of objects
   bytes:genome.bin         files of any bytes
   array_record:c4/{split}-*.array_record    records of bytes, or tf.train.Examples with a feature `text`; another one behind #
   tfds:lm1b  tfds:wiki40b/en#text           prepared TFDS data, after # the feature
@@ -214,11 +215,6 @@ def _fingerprint(source: str, by_split: dict[str, list[str]], column: str | None
   digest = hashlib.sha256(f"{source.partition(':')[0]} {RULE} {column}".encode())
   for split, paths in by_split.items():
     digest.update(f"\n{split}".encode())
-    for path in paths:
-      digest.update(f" {file_digest(path)}{_kind(path)}".encode())
+    for path in paths:      # and how a file is read, where its name decides
+      digest.update(f" {file_digest(path)}{plain_files.json_ending(path)}".encode())
   return digest.hexdigest()
-
-
-def _kind(path: str) -> str:
-  """How a file is read, where its name decides."""
-  return next((end for end in plain_files.JSON_LINES if path.endswith(end)), "")

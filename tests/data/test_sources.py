@@ -1,6 +1,7 @@
 """Documents come from anywhere, land on one side, and stay there."""
 
 import collections
+import json
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxlm.data import DATA, DataError, mini
+from jaxlm.data.records import read_columns
 from jaxlm.data.sources import open_corpus
 from jaxlm.data.splits import SPLITS, cut_by_position, split_documents, split_of
 
@@ -188,3 +190,63 @@ def test_a_store_pickles_as_its_path():
   raw = pickle.dumps(store)
   assert len(raw) < 1000
   np.testing.assert_array_equal(pickle.loads(raw).tokens, store.tokens)
+
+
+ROWS = [{"text": f"row {i}"} for i in range(40)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize("name, text", [("A.JSONL", LINES), ("list.json#text", json.dumps(ROWS)), ("list.json#text", json.dumps(ROWS, indent=1)),
+                                        ("gap.txt#text", "\n\n" + LINES)])
+def test_texts_of_json_are_read_however_it_is_written(tmp_path, name, text):
+  (tmp_path / name.partition("#")[0]).write_text(text)
+  found = all_of(open_corpus(f"text:{tmp_path}/{name}"))
+  assert sorted(x.decode() for side in found.values() for x in side) == sorted(row["text"] for row in ROWS)
+
+
+@pytest.mark.parametrize("text, what", [("\n\n" + LINES, "a JSON object in each line"), ('{"text": "one line"}\n', "a JSON object in each line"),
+                                        (json.dumps(ROWS), "a list of JSON objects"), (json.dumps(ROWS, indent=1), "a list of JSON objects")])
+def test_json_is_no_document_with_its_braces(tmp_path, text, what):
+  (tmp_path / "a.json").write_text(text)
+  with pytest.raises(DataError, match=f"a.json holds {what}, .*'text:.*a.json#text'"):
+    all_of(open_corpus(f"text:{tmp_path}/a.json"))
+  assert all_of(open_corpus(f"bytes:{tmp_path}/a.json"))["train"]
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("[" * 100_000, "begins as a JSON list and is none"), ('{"text": ' + "[" * 100_000, "line 1 is not a JSON object"),
+    ('{"text": "caf\xe9"}\n', r"line 1 is not UTF-8 \(byte 0xe9 at 13\)"), ('[{"text": "a"}, 3]', "entry 1 is not a JSON object")])
+def test_json_that_cannot_be_read_is_answered(tmp_path, text, sentence):
+  (tmp_path / "a.jsonl").write_text(text, encoding="latin-1")
+  with pytest.raises(DataError, match=sentence):
+    all_of(open_corpus(f"text:{tmp_path}/a.jsonl"))
+
+
+def field(number: int, value: bytes) -> bytes:
+  """A length-delimited protobuf field of fewer than 128 bytes."""
+  return bytes([number << 3 | 2, len(value)]) + value
+
+
+def test_examples_whose_text_is_not_one_are_refused_and_sequence_examples_are_known(tmp_path):
+  bytes_list = lambda *texts: field(1, b"".join(field(1, text) for text in texts))
+  features = lambda name, feature: field(1, field(1, name) + field(2, feature))
+  steps = field(2, field(1, field(1, b"frames") + field(2, field(1, bytes_list(b"x")))))
+  for name, record, found in [
+      ("two", field(1, features(b"text", bytes_list(b"a", b"b"))), "'text' holds 2 texts, wanted one"),
+      ("steps", field(1, features(b"id", bytes_list(b"a"))) + steps, "without a feature 'text'"),
+      ("context", field(1, features(b"text", bytes_list(b"words"))) + steps, None)]:
+    write_records(tmp_path / f"{name}.array_record", [record] * 3)
+    corpus = open_corpus(f"array_record:{tmp_path}/{name}.array_record")
+    if found is None:
+      assert {x for side in all_of(corpus).values() for x in side} == {b"words"}
+    else:
+      with pytest.raises(DataError, match=found):
+        all_of(corpus)
+
+
+@pytest.mark.parametrize("name, content", [("a.csv", b"text\ncaf\xe9\n"), ("a.csv", b"text\n" + b"x" * 200_000), ("a.jsonl", b"[1, 2]\n"),
+                                           ("a.parquet", b"no table")])
+def test_tables_that_cannot_be_read_are_answered(tmp_path, name, content):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(DataError, match=f"{name} is not "):
+    read_columns(tmp_path / name, ["text"])
