@@ -38,7 +38,7 @@ class RangeError(ConfigError):
 
 
 #: How people write a yes and a no on a command line.
-BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 class Kinds:
@@ -204,6 +204,8 @@ def _convert(value, hint, path: str):
     return value
   if origin is tuple:
     if not isinstance(value, (tuple, list)):
+      if len(args) == 2 and args[1] is Ellipsis and (value is None or (isinstance(value, str) and value.lower() in ("", "none", "null"))):
+        return ()
       if len(args) == 2 and args[1] is Ellipsis and not isinstance(value, Mapping):      # one value for a list of one
         return (_convert(value, args[0], path),)
       raise ConfigError(f"{path} = {value!r}: wanted a tuple like (64, 128), got {type(value).__name__}")
@@ -228,11 +230,12 @@ def _convert(value, hint, path: str):
     return check_number(float(value), Range(), path)
   if hint is int and isinstance(value, float) and value.is_integer():      # 1e3
     return int(value)
-  if hint is bool and isinstance(value, str) and value.lower() in BOOLEANS:
-    return BOOLEANS[value.lower()]
+  if hint is bool and isinstance(value, (str, int)) and str(value).lower() in BOOLEANS:
+    return BOOLEANS[str(value).lower()]
   if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
     return value
-  spelling = {bool: " (True or False)", int: " (a whole number, like 1000 or 1e3)", float: " (a number, like 3e-4)"}.get(hint, "")
+  spelling = {bool: " (True or False)", int: " (a whole number, like 1000 or 1e3)", float: " (a number, like 3e-4)",
+              str: f" (a text: write \"'{value}'\", quotation marks included)"}.get(hint, "")
   raise ConfigError(f"{path} = {value!r}: wanted {_type_name(hint)}, got {type(value).__name__}{spelling}")
 
 

@@ -8,7 +8,7 @@ a range, if only `Integer` or `Finite`; no range holds NaN or infinity.
 
 import dataclasses
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +58,6 @@ BelowOne = Annotated[float, Range(0, 1, open_high=True)]
 Inside = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 #: (0, 1]
 UpToOne = Annotated[float, Range(0, 1, open_low=True)]
+
+#: What a model computes in. float64 needs jax_enable_x64.
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]

@@ -34,6 +34,7 @@ def place(tmp_path, run, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   (tmp_path / "file").write_text("a file")
   (tmp_path / "empty").mkdir()
+  (tmp_path / "none.py").write_text("def get_config():\n  return None\n")
   (tmp_path / "link").symlink_to(tmp_path / "nowhere")
   for name, text in (("config-empty", ""), ("config-list", "[]"), ("config-torn", '{"model": {'), ("config-none", "{}")):
     shutil.copytree(run, tmp_path / name)
@@ -63,6 +64,18 @@ WRONG = [
     ([*TRAIN, "--workdir=w", "--config.train.init_from=nowhere"], "nowhere"),
     ([*TRAIN, "--workdir=w", "--config.data.source=text:nothing*.txt"], "no file matches"),
     ([*TRAIN, "--workdir=w", "--config.data.source=text:empty"], "empty is a folder"),
+    (["train", "--config=~/nothing.py", "--workdir=w"], "config file ~/nothing.py does not exist"),
+    (["train", "--config=empty", "--workdir=w"], "config file empty is a folder"),
+    (["train", "--config=file", "--workdir=w"], "config file file is no Python file (.py)"),
+    (["train", "--config=none.py", "--workdir=w"], "get_config() returns a NoneType, wanted a ConfigDict or a dict"),
+    ([*TRAIN, "--workdir="], "the folder's name is empty"),
+    ([*TRAIN, "--workdir=w", "--config.train.init_from="], "the folder's name is empty"),
+    ([*TRAIN, "--workdir=w", "--config.train.init_from=2024"], """train.init_from = 2024: wanted str, got int (a text: write "'2024'\""""),
+    ([*TRAIN, "--workdir=w", "--config.data.source={[1]: 2}"], "no such scheme"),
+    ([*TRAIN, "--workdir=w", "--config.model.dtype=float8"], "model.dtype = 'float8'"),
+    ([*TRAIN, "--workdir=w", "--config.data.num_workers=1e6"], "data.num_workers = 1000000: wanted 0 or more, at most 1,024"),
+    (["eval", "--run", ""], "the folder's name is empty"),
+    (["generate", "--run", ""], "the folder's name is empty"),
     (["eval"], "--run is missing; for example: jaxlm eval --run"),
     (["eval", "--run", "nowhere"], "nowhere is not a run folder: it does not exist"),
     (["eval", "--run", "empty"], "holds no config.json"),
@@ -134,7 +147,7 @@ def test_a_digit_that_changed_in_a_config_changes_no_model(place, caplog):
 
 @pytest.mark.parametrize("written, key, value", [
     ("--config.train.steps=1e3", "steps", 1000), ("--config.train.steps=1_000", "steps", 1000), ("--config.train.debug=yes", "debug", True),
-    ("--config.train.debug=False", "debug", False), ("--config.train.keep_every=none", "keep_every", None),
+    ("--config.train.debug=False", "debug", False), ("--config.train.debug=1", "debug", True), ("--config.train.debug=0", "debug", False), ("--config.train.keep_every=none", "keep_every", None),
     ("--config.train.keep_every=null", "keep_every", None), ("--config.train.profile=(1, 2)", "profile", (1, 2))])
 def test_values_may_be_spelled_as_people_do(written, key, value):
   spec, overrides, rest = parse_flags([f"--config={TINY}", written])
@@ -144,6 +157,8 @@ def test_values_may_be_spelled_as_people_do(written, key, value):
 def test_one_value_is_a_list_of_one():
   cfg = run_config(load_config(TINY, {"eval.lengths": 64}))
   assert cfg.eval.lengths == (64,)
+  for none in ("none", "", None, ()):
+    assert run_config(load_config(TINY, {"eval.lengths": none})).eval.lengths == ()
   with pytest.raises(ConfigError, match=r"eval.lengths = 'a': wanted int"):
     run_config(load_config(TINY, {"eval.lengths": "a"}))
 
@@ -153,6 +168,8 @@ def test_a_home_is_expanded_wherever_a_path_is_given(place, capsys):
   assert json.loads(capsys.readouterr().out)
   assert cli.main(["convert", "--from", "~/tiny", "--to", "~/weights"]) == 0 and (place / "weights" / "model.json").is_file()
   assert cli.main([*TRAIN, "--workdir=~/again", "--quiet", "--config.train.init_from=~/tiny"]) == 0
+  shutil.copy(TINY, place / "config.py")
+  assert run_config(load_config("~/config.py", SMALL)) == run_config(load_config(TINY, SMALL))
   assert (place / "again" / "result.json").is_file() and not (place / "~").exists()
 
 

@@ -15,7 +15,9 @@ from jaxlm.paths import expand
 
 
 def folder_path(workdir) -> epath.Path:
-  """Absolute, as Orbax wants it."""
+  """Absolute, as Orbax wants it. ConfigError for an empty name, which a shell makes of a variable that is not set."""
+  if not str(workdir):
+    raise ConfigError("the folder's name is empty; write '.' for the folder where you are")
   return epath.Path(workdir) if is_remote(workdir) else epath.Path(pathlib.Path(expand(workdir)).absolute())
 
 

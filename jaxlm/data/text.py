@@ -19,7 +19,7 @@ from jaxlm.data.splits import check_split
 from jaxlm.data.store import TokenStore, token_store
 from jaxlm.data.tokenizers import TOKENIZERS, Tokenizer
 from jaxlm.data.tokenizers.bytes import ByteTokenizerConfig
-from jaxlm.ranges import Count, Natural
+from jaxlm.ranges import Count, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TextData(DataConfig):
   tokenizer: Annotated[object, TOKENIZERS] = ByteTokenizerConfig()
   packing: Literal["windows", "packed"] = "windows"
   shuffle: bool = True
-  num_workers: Natural = 0
+  num_workers: Annotated[int, Range(0, 1024)] = 0
   sequence_seeds: bool = False
 
   def __post_init__(self):

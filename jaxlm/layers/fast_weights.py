@@ -28,7 +28,7 @@ from jaxlm.kernels.fast_weight_chunk.rule import MATRICES
 from jaxlm.kernels.newton_schulz import coefficients
 from jaxlm.layers.weights import normal, weights, zeros
 from jaxlm.parameter import matrix
-from jaxlm.ranges import Count, Natural, NonNegative, Positive
+from jaxlm.ranges import Count, Dtype, Natural, NonNegative, Positive
 
 #: Of initial fast weights, (N, out, in): one matrix per head.
 PER_HEAD = matrix((2,), (1,))
@@ -46,7 +46,7 @@ class UpdateConfig:
   momentum: bool = True
   muon: Literal["language", "views"] | None = None
   muon_steps: Natural = 5
-  muon_dtype: str | None = None       # None = the compute dtype
+  muon_dtype: Dtype | None = None       # None = the compute dtype
   prenorm: bool = False
   fused: bool = False
 

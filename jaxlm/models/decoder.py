@@ -21,7 +21,7 @@ from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.taps import tap
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
-from jaxlm.ranges import Count, Positive
+from jaxlm.ranges import Count, Dtype, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DecoderConfig(ModelConfig):
   tie_embeddings: bool = True
   remat: Literal["none", "full", "minimal", "dots"] = "none"
   unroll: Count = 1
-  dtype: str = "float32"
+  dtype: Dtype = "float32"
   loss_chunk: Count | None = None
   final_norm: bool = True
 

@@ -20,7 +20,7 @@ from jaxlm.layers.weights import normal, weights
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
 from jaxlm.parameter import SPARED, TABLE, Role
-from jaxlm.ranges import BelowOne, Count, Range
+from jaxlm.ranges import BelowOne, Count, Dtype, Range
 
 REDUCTIONS = Kinds("reduction", {
     "delete_gate": "jaxlm.layers.delete_gate:DeleteGateConfig",
@@ -64,7 +64,7 @@ class EncoderDecoderConfig(ModelConfig):
   scratch: bool = True
   remat: bool = False
   unroll: Count = 1
-  dtype: str = "float32"
+  dtype: Dtype = "float32"
   implementation: Literal["reference", "xla", "cudnn", "splash"] | None = None
 
   def __post_init__(self):

@@ -29,7 +29,7 @@ from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
-from jaxlm.ranges import Count, Natural, NonNegative
+from jaxlm.ranges import Count, Dtype, Natural, NonNegative
 
 #: From so many positions at once a stage that goes on runs its inner network on fewer slots where the chunks fit them.
 LONG = 32
@@ -88,7 +88,7 @@ class HNetConfig(ModelConfig):
   norm_eps: NonNegative = 1e-5
   remat: Literal["none", "full", "minimal", "dots"] = "none"
   unroll: Count = 1
-  dtype: str = "float32"
+  dtype: Dtype = "float32"
   loss_chunk: Count | None = None
 
   float32_params = ("w_residual",)      # for train.gather_dtype: the residual projection is one of float32

@@ -23,7 +23,7 @@ from jaxlm.layers.norms import LayerNormConfig, rms_norm
 from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import normal, ones, weights, zeros
 from jaxlm.models.base import ModelConfig, StackPart
-from jaxlm.ranges import Count, Natural, Positive
+from jaxlm.ranges import Count, Dtype, Natural, Positive
 
 QK_EPS = 1.1920929e-07      # float32's machine epsilon, the default of the official norm
 PLUCKER = 9                 # channels of a ray: origin, direction, origin x direction
@@ -53,7 +53,7 @@ class NVSConfig(ModelConfig):
   base_rate: Positive = 0.01
   memory: Literal["fast_weights", "attention"] = "fast_weights"
   remat: bool = False
-  dtype: str = "float32"
+  dtype: Dtype = "float32"
 
   def __post_init__(self):
     for name, width in (("head_dim", self.head_dim), ("fast_head_dim", self.fast_width)):

@@ -26,7 +26,7 @@ from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.parameter import SPARED, matrix
-from jaxlm.ranges import Count
+from jaxlm.ranges import Count, Dtype
 
 SINUSOIDS = 256
 
@@ -48,7 +48,7 @@ class MaskedDiffusionConfig(ModelConfig):
   position: Annotated[object, POSITIONS] = RoPE()
   embedding: Annotated[object, EMBEDDINGS] = EmbeddingConfig()
   residual: Literal["official", "corrected"] = "official"
-  dtype: str = "float32"
+  dtype: Dtype = "float32"
   loss_chunk: Count | None = None
 
   def __post_init__(self):

@@ -25,6 +25,7 @@ from jaxlm.data.forms import Form
 from jaxlm.models import MODELS
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.parallel.mesh import MeshConfig
+from jaxlm.paths import expand
 from jaxlm.ranges import Cadence, Count, Fraction, Inside, Natural, Seed, Steps
 from jaxlm.training.optimizers import OPTIMIZERS
 from jaxlm.training.schedules import SCHEDULES
@@ -169,17 +170,21 @@ def _literal(text: str):
     return text == "true"
   try:
     return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):      # also of what nests too deep, or cannot be a key
     return text
 
 
 def _call_get_config(spec: str):
   path, _, argument = spec.partition(":")
-  file = pathlib.Path(path)
+  file = pathlib.Path(expand(path))
+  if file.is_dir():
+    raise ConfigError(f"config file {path or repr(path)} is a folder" + _files_like(file / "any.py"))
   if not file.is_file():
     raise ConfigError(f"config file {path} does not exist" + _files_like(file))
   if file.suffix == ".json":
     return _mapping_in(file, argument)
+  if file.suffix != ".py":
+    raise ConfigError(f"config file {path} is neither a Python file (.py) that defines get_config(), as configs/carope/tiny.py does, nor a JSON file (.json)")
   module_spec = importlib.util.spec_from_file_location("jaxlm_config_file", file)
   module = importlib.util.module_from_spec(module_spec)
   try:
@@ -188,11 +193,14 @@ def _call_get_config(spec: str):
     raise ConfigError(f"config file {path} does not run: {type(error).__name__}: {error}") from error
   if not hasattr(module, "get_config"):
     raise ConfigError(f"config file {path} defines no get_config()")
+  call = f"get_config({argument!r})" if argument else "get_config()"
   try:
-    return module.get_config(argument) if argument else module.get_config()
+    config = module.get_config(argument) if argument else module.get_config()
   except Exception as error:
-    call = f"get_config({argument!r})" if argument else "get_config()"
     raise ConfigError(f"{path}: {call} raises {type(error).__name__}: {error}") from error
+  if not isinstance(config, (Mapping, ml_collections.ConfigDict)):
+    raise ConfigError(f"{path}: {call} returns a {type(config).__name__}, wanted a ConfigDict or a dict")
+  return config
 
 
 def _mapping_in(file: pathlib.Path, argument: str) -> dict:
@@ -204,7 +212,7 @@ def _mapping_in(file: pathlib.Path, argument: str) -> dict:
 
 def _files_like(file: pathlib.Path) -> str:
   near = sorted(file.parent.glob("*.py")) if file.parent.is_dir() else sorted(pathlib.Path("configs").glob("*/*.py"))
-  return f"; there are {', '.join(map(str, near))}" if near else ""
+  return f"; there are {', '.join(map(str, near[:12]))}{', ..' * (len(near) > 12)}" if near else ""
 
 
 def plain(value):
