@@ -66,7 +66,7 @@ WRONG = [
     ([*TRAIN, "--workdir=w", "--config.data.source=text:empty"], "empty is a folder"),
     (["train", "--config=~/nothing.py", "--workdir=w"], "config file ~/nothing.py does not exist"),
     (["train", "--config=empty", "--workdir=w"], "config file empty is a folder"),
-    (["train", "--config=file", "--workdir=w"], "config file file is no Python file (.py)"),
+    (["train", "--config=file", "--workdir=w"], "config file file is neither a Python file (.py)"),
     (["train", "--config=none.py", "--workdir=w"], "get_config() returns a NoneType, wanted a ConfigDict or a dict"),
     ([*TRAIN, "--workdir="], "the folder's name is empty"),
     ([*TRAIN, "--workdir=w", "--config.train.init_from="], "the folder's name is empty"),
