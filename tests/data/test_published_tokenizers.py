@@ -8,6 +8,7 @@ import pytest
 import tokenizers as hf
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from jaxlm.checkpoint import opening
 from jaxlm.data.errors import DataError
 from jaxlm.data.passages import PassageData
 from jaxlm.data.text import TextData
@@ -277,7 +278,7 @@ def test_generate_feeds_the_ids_of_the_library_and_stops_at_the_end(folder, monk
       return [np.zeros(0, np.int32) for _ in prompts]
 
   monkeypatch.setattr(generation, "Generator", Recorder)
-  monkeypatch.setattr(command, "load", lambda *_, **__: ({}, 1))
+  monkeypatch.setattr(opening, "open_model", lambda *_, **__: types.SimpleNamespace(params={}))
   cfg = types.SimpleNamespace(model=types.SimpleNamespace(decodes=True), data=TextData(
       source="mini:moby_dick", seq_len=8, batch_size=1, tokenizer=BPEFileConfig(str(path))))
   args = types.SimpleNamespace(run="", step=None, ema=False, prompt=["Hello world", "x"], num_samples=1, json=True,

@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jaxlm.training.checkpoints import Checkpoints
+from jaxlm.checkpoint.steps import Checkpoints
 
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.place import placer
