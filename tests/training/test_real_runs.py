@@ -10,8 +10,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jaxlm.checkpoint.steps import Checkpoints
 
+from jaxlm.checkpoint.steps import Checkpoints
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.place import placer
 from jaxlm.training import metrics
