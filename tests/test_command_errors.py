@@ -34,6 +34,7 @@ def place(tmp_path, run, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   (tmp_path / "file").write_text("a file")
   (tmp_path / "empty").mkdir()
+  (tmp_path / "torn.py").write_text("def (:\n")
   (tmp_path / "none.py").write_text("def get_config():\n  return None\n")
   (tmp_path / "link").symlink_to(tmp_path / "nowhere")
   for name, text in (("config-empty", ""), ("config-list", "[]"), ("config-torn", '{"model": {'), ("config-none", "{}")):
@@ -97,6 +98,12 @@ WRONG = [
     (["table", str(ROOT / "experiments/carope/table1.py")], "--scale is missing; for example"),
     (["table", str(ROOT / "experiments/carope/table1.py"), "--scale=smok"], "no scale 'smok'; did you mean 'smoke'?"),
     (["table", str(ROOT / "experiments/carope/table1.py"), "--scale=smoke", "--row=rpe"], "no row 'rpe'; did you mean 'rope'?"),
+    (["table", "torn.py", "--scale=smoke"], "table script torn.py does not run: SyntaxError"),
+    (["table", str(ROOT / "experiments/carope/table1.py"), "--scale=smoke", "--draft", "--out=file/report"], "file is a file where a folder is wanted"),
+    (["eval", "--run", "tiny", "--config.model.d_model=64"], "the model is not the one of"),
+    (["eval", "--run", "tiny", "--config.model.mixer.num_kv_heads=1"], "the model is not the one of"),
+    (["generate", "--run", "tiny", "--config.model.position=rope"], "the model is not the one of"),
+    (["preflight", f"--config={TINY}", "--cpu=1", "--hlo=nowhere/x"], "there is no folder nowhere"),
     (["convert"], "are missing; for example"),
     (["convert", "--from", "hf", "nowhere", "--to", "out"], "nowhere"),
     (["convert", "--from", "hf", "empty", "--to", "out"], "config.json"),

@@ -31,7 +31,10 @@ def load(path: str) -> Table:
     raise ConfigError(f"no table script {path!r}")
   spec = util.spec_from_file_location(f"jaxlm_table_{file.stem}", file)
   module = util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except (SyntaxError, ImportError, NameError) as error:
+    raise ConfigError(f"table script {path} does not run: {type(error).__name__}: {error}") from error
   table = getattr(module, "TABLE", None)
   if not isinstance(table, Table):
     raise ConfigError(f"{path} declares no TABLE = jaxlm.experiments.Table(...)")
@@ -65,9 +68,10 @@ def _run(table: Table, args, rows, seeds) -> int:
   if args.out and made_by["revision"].endswith("+") and not args.draft:
     return _refuse(f"--out={args.out}: the files differ from revision {made_by['revision'].rstrip('+')}, so nobody could make this report "
                    f"again; commit them first, or give --draft, which marks the report")
+  stem = pathlib.Path(expand(args.out) if args.out else workdir / table.name)
+  stem.parent.mkdir(parents=True, exist_ok=True)      # what cannot be written is known before rows are trained
   failed = {} if args.report else runner.run_rows(table, args.scale, rows=rows, seeds=seeds, workdir=workdir)
   results = runner.results(table, args.scale, workdir)
-  stem = pathlib.Path(expand(args.out) if args.out else workdir / table.name)
   written = []
   if table.figure:
     for size in table.scales[args.scale].sizes:

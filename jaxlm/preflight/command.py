@@ -52,6 +52,8 @@ def main(argv: list[str]) -> int:
   if args.compare and args.mesh:
     raise ConfigError("--compare names the meshes: repeat it, and leave out --mesh")
   cfg = run_config(load_config(spec, overrides))
+  if args.hlo and not pathlib.Path(expand(args.hlo)).absolute().parent.is_dir():
+    raise ConfigError(f"--hlo={args.hlo}: there is no folder {pathlib.Path(args.hlo).parent} to write it in")
 
   devices, chip, target = _target(args)
   from jaxlm.commands.tables import print_table
