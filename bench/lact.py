@@ -65,7 +65,7 @@ def operator(args):
 
 
 def torch_operator(data, chunk, muon):
-  """The same forward and backward in torch, as the formulas of spec section 2 read."""
+  """The same forward and backward in torch, as the formulas of docs/specs/lact.md, section 2, read."""
   try:
     import torch
   except ImportError:

@@ -21,7 +21,7 @@ def test_a_config_builds_survives_its_round_trip_and_runs_on_one_device(path):
 
 
 @pytest.mark.parametrize("name, millions", [
-    # spec carope section 6: 44M and 124M with a learned table or none; CARoPE adds D H + H per layer (0.09 %)
+    # docs/specs/carope.md section 6: 44M and 124M with a learned table or none; CARoPE adds D H + H per layer (0.09 %)
     ("carope/paper_tiny.py", 44.7), ("carope/paper_small.py", 123.8),
     ("decoder/gpt2_small.py", 124.5), ("decoder/llama_1b.py", 1236), ("decoder/llama_8b.py", 8030)])
 def test_the_named_sizes_are_the_published_ones(name, millions):

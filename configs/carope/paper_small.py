@@ -1,4 +1,4 @@
-r"""CARoPE Small (124M parameters), the paper's recipe: arXiv 2507.23083, spec carope section 6.
+r"""CARoPE Small (124M parameters), the paper's recipe: arXiv 2507.23083, docs/specs/carope.md section 6.
 
   jaxlm train --config=configs/carope/paper_small.py --workdir=runs/carope-small
   jaxlm train --config=configs/carope/paper_small.py:rope --workdir=runs/rope-small      (rope, learned, sinusoidal)

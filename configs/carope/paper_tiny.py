@@ -1,4 +1,4 @@
-r"""CARoPE Tiny (44M parameters), the paper's recipe: arXiv 2507.23083, spec carope section 6.
+r"""CARoPE Tiny (44M parameters), the paper's recipe: arXiv 2507.23083, docs/specs/carope.md section 6.
 
   jaxlm train --config=configs/carope/paper_tiny.py --workdir=runs/carope-tiny
   jaxlm train --config=configs/carope/paper_tiny.py:rope --workdir=runs/rope-tiny      (rope, learned, sinusoidal)

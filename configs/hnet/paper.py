@@ -1,4 +1,4 @@
-r"""H-Net as released, and the baselines of its Table 2, Large and XL (arXiv 2507.07955; spec hnet sections 2, 17).
+r"""H-Net as released, and the baselines of its Table 2, Large and XL (arXiv 2507.07955; docs/specs/hnet.md sections 2, 17).
 
   jaxlm train --config=configs/hnet/paper.py --workdir=runs/hnet                   (1stage_L)
   jaxlm train --config=configs/hnet/paper.py:2stage_XL --workdir=runs/hnet2

@@ -1,4 +1,4 @@
-r"""Star graphs with insertions, and the three baselines of table 1 (spec ilm, sections 7 and 8).
+r"""Star graphs with insertions, and the three baselines of table 1 (docs/specs/ilm.md, sections 7 and 8).
 
   jaxlm train --config=configs/ilm/star_easy.py --workdir=runs/ilm-star-easy                     a small model, CPU
   jaxlm train --config=configs/ilm/star_easy.py:insertion_transformer --workdir=runs/it-star     also: causal,

@@ -1,4 +1,4 @@
-r"""Star graphs, hard: degree 5, arms of 6 to 12 nodes through the hub, 56 nodes (spec ilm, sections 7.1 and 8).
+r"""Star graphs, hard: degree 5, arms of 6 to 12 nodes through the hub, 56 nodes (docs/specs/ilm.md, sections 7.1 and 8).
 
   jaxlm train --config=configs/ilm/star_hard.py --workdir=runs/ilm-star-hard        also :insertion_transformer, :causal and
                                                                                :masked_diffusion

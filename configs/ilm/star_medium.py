@@ -1,4 +1,4 @@
-r"""Star graphs, medium: degree 3, arms of 3 to 6 nodes through the hub, 20 nodes (spec ilm, sections 7.1 and 8).
+r"""Star graphs, medium: degree 3, arms of 3 to 6 nodes through the hub, 20 nodes (docs/specs/ilm.md, sections 7.1 and 8).
 
   jaxlm train --config=configs/ilm/star_medium.py --workdir=runs/ilm-star-medium        also :insertion_transformer, :causal and
                                                                                :masked_diffusion

@@ -1,4 +1,4 @@
-r"""Star graphs with the paper's model and recipe (spec ilm, sections 3 and 8): 12 layers, d_model 768, 12 heads.
+r"""Star graphs with the paper's model and recipe (docs/specs/ilm.md, sections 3 and 8): 12 layers, d_model 768, 12 heads.
 
   jaxlm train --config=configs/ilm/star_paper.py:hard --workdir=runs/star-hard       ILM on easy, medium or hard
   jaxlm train --config=configs/ilm/star_paper.py:hard_causal --workdir=runs/arm-hard         also: _masked_diffusion,

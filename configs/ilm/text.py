@@ -1,4 +1,4 @@
-r"""Short texts with insertions, and what they are compared with (spec ilm, section 7.3), small enough for a CPU.
+r"""Short texts with insertions, and what they are compared with (docs/specs/ilm.md, section 7.3), small enough for a CPU.
 
   jaxlm data prepare glosses                                                       81,588 definitions of WordNet, 6 MB
   jaxlm train --config=configs/ilm/text.py --workdir=runs/ilm-text                 also :masked_diffusion, :causal,

@@ -1,4 +1,4 @@
-r"""LM1B, Stories and OpenWebText with the paper's model and recipe (spec ilm, sections 3, 7.3 and 8).
+r"""LM1B, Stories and OpenWebText with the paper's model and recipe (docs/specs/ilm.md, sections 3, 7.3 and 8).
 
   jaxlm train --config=configs/ilm/text_paper.py:lm1b --workdir=runs/ilm-lm1b          ILM; lm1b, stories, owt, owt-xlm
   jaxlm train --config=configs/ilm/text_paper.py:stories_causal --workdir=runs/arm-stories     also _masked_diffusion

@@ -1,4 +1,4 @@
-r"""Zebra puzzles with insertions, and the three baselines of table 1 (spec ilm, sections 3, 7.2 and 8).
+r"""Zebra puzzles with insertions, and the three baselines of table 1 (docs/specs/ilm.md, sections 3, 7.2 and 8).
 
   jaxlm train --config=configs/ilm/zebra.py --workdir=runs/ilm-zebra          our puzzles: 3 houses, 3 attributes
   jaxlm train --config=configs/ilm/zebra.py:paper --workdir=runs/ilm-zebra    the release's tiny2 on its data, 300 epochs

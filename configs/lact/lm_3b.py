@@ -1,4 +1,4 @@
-r"""LaCT 3B language model: arXiv 2505.23884, spec lact sections 4 and 5.
+r"""LaCT 3B language model: arXiv 2505.23884, docs/specs/lact.md sections 4 and 5.
 
   jaxlm train --config=configs/lact/lm_3b.py --workdir=runs/lact-3b                Muon; :momentum
   jaxlm preflight --config=configs/lact/lm_3b.py --topology=v5p:4x4x4

@@ -1,4 +1,4 @@
-r"""LaCT 760M language model: arXiv 2505.23884, spec lact sections 4 and 5.
+r"""LaCT 760M language model: arXiv 2505.23884, docs/specs/lact.md sections 4 and 5.
 
   jaxlm train --config=configs/lact/lm_760m.py --workdir=runs/lact-760m            Muon; :momentum, :gd, or a baseline
   jaxlm preflight --config=configs/lact/lm_760m.py --topology=v5p:4x4x2

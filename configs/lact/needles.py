@@ -1,4 +1,4 @@
-r"""Needles in a haystack, in miniature: key-value sentences in prose, found beyond the window or not (spec lact, 13).
+r"""Needles in a haystack, in miniature: key-value sentences in prose, found beyond the window or not (docs/specs/lact.md, 13).
 
   jaxlm train --config=configs/lact/needles.py --workdir=runs/lact-needles         :swa, :gla, ... as in micro.py
 

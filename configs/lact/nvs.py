@@ -1,10 +1,10 @@
-r"""LaCT view synthesis, 24 layers of 768 (312 M): arXiv 2505.23884, spec lact section 8.
+r"""LaCT view synthesis, 24 layers of 768 (312 M): arXiv 2505.23884, docs/specs/lact.md section 8.
 
   jaxlm train --config=configs/lact/nvs.py --workdir=runs/lact-nvs
 
 [P] printed in the paper, [C] from the released code. Data: folders with opencv_cameras.json under data/objaverse.
 
-Departures from spec section 8: input and target views are disjoint (the code draws 15, so that one is in both); gradients
+Departures from docs/specs/lact.md, section 8: input and target views are disjoint (the code draws 15, so that one is in both); gradients
 are clipped from step 0 (there from step 1,000), and steps whose norm is above 4 or not finite are not skipped; no LPIPS
 unless objective.perceptual names a distance.
 """

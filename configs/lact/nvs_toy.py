@@ -1,4 +1,4 @@
-r"""View synthesis in miniature: ray-cast spheres and boxes, 32 x 32 pixels, patches of 4, 4 layers of 192 (spec lact, 13).
+r"""View synthesis in miniature: ray-cast spheres and boxes, 32 x 32 pixels, patches of 4, 4 layers of 192 (docs/specs/lact.md, 13).
 
   jaxlm train --config=configs/lact/nvs_toy.py --workdir=runs/lact-nvs-toy           :attention for the control
 

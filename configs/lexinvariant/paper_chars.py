@@ -1,4 +1,4 @@
-r"""The 150M lexinvariant model at character scale, as far as the paper is known (spec lexinvariant, section 3).
+r"""The 150M lexinvariant model at character scale, as far as the paper is known (docs/specs/lexinvariant.md, section 3).
 
   jaxlm train --config=configs/lexinvariant/paper_chars.py --workdir=runs/lex-150m
 

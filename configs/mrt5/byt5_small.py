@@ -5,7 +5,7 @@
   jaxlm preflight --config=configs/mrt5/byt5_small.py --topology=v5e:4x4
 
 The paper continues ByT5's own checkpoint on mC4; neither is in a package, so this starts from scratch on what is (Swahili has
-only the declaration of human rights, and is for evaluation). Steps, batch, learning rate, gate, controller: spec mrt5, section 9.
+only the declaration of human rights, and is for evaluation). Steps, batch, learning rate, gate, controller: docs/specs/mrt5.md, section 9.
 """
 
 import ml_collections as mlc

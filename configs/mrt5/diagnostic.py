@@ -1,4 +1,4 @@
-"""Vowel removal at the size of the paper: 30,000 steps of 128 rows (spec mrt5, section 9).
+"""Vowel removal at the size of the paper: 30,000 steps of 128 rows (docs/specs/mrt5.md, section 9).
 
   jaxlm train --config=configs/mrt5/diagnostic.py --workdir=runs/diagnostic
 

@@ -4,7 +4,7 @@
   jaxlm train --config=configs/mrt5/finetune.py:tydiqa --workdir=runs/tydiqa --config.data.folder=tydiqa
 
 The paper begins with its continued-pretraining checkpoint (train.init_from). Steps and batch size are not in the release: those
-here are ours. Lengths, target 50 %, learning rate: spec mrt5, sections 8 and 9.
+here are ours. Lengths, target 50 %, learning rate: docs/specs/mrt5.md, sections 8 and 9.
 """
 
 import ml_collections as mlc

@@ -16,7 +16,7 @@ EXACT, CHANCE = "exact match", "guessing the arm"
 PAPER_WIDTH, SMOKE_WIDTH = 768, 64
 
 # task: (nodes, length of a sequence, passes of masked diffusion's sampler); eight special ids follow the nodes. On hard the
-# release's 200 passes are of another sampler (RDM, spec ilm 6.2) than ours, which is ancestral everywhere.
+# release's 200 passes are of another sampler (RDM, docs/specs/ilm.md 6.2) than ours, which is ancestral everywhere.
 STARS = {"easy": (20, 36, 8), "medium": (20, 44, 10), "hard": (56, 136, 200)}
 
 PAPER_TASKS = ("easy", "medium", "hard")

@@ -4,7 +4,7 @@
 
 Forward of the causal operator, gradient descent and Muon, bfloat16 products on an accelerator and float32 on a CPU. FLOPs
 are 6 H F per token and head to read, 12 H F per token and head to learn in all chunks but the last, which is only read, and
-90 H^3 per learned chunk and head with Muon (spec lact, sections 2.2 and 11). Without --peak_tflops the
+90 H^3 per learned chunk and head with Muon (docs/specs/lact.md, sections 2 and 11). Without --peak_tflops the
 peak is that of a large matrix product on the same device, so that the figure is a fraction of what can be had. The bound is the
 spec's for one product with its operands in memory, min(1, (C / (1 + 2 C / H)) / ridge), where --ridge (FLOP/byte) is given.
 """

@@ -2,7 +2,7 @@
 
   python experiments/lact/table_sniah.py --scale smoke|small|paper
 
-Source: Zhang et al., "Test-Time Training Done Right", arXiv 2505.23884v1, RULER tables (spec lact, section 6), 760M
+Source: Zhang et al., "Test-Time Training Done Right", arXiv 2505.23884v1, RULER tables (docs/specs/lact.md, section 6), 760M
 models after 40 B tokens of Long-Data-Collections. The reduced scales train on needles themselves: their numbers say whether
 a memory works beyond its window, not what a language model would score.
 """

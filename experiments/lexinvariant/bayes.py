@@ -3,7 +3,7 @@
   python experiments/lexinvariant/bayes.py --scale smoke|small|paper      (or: jaxlm table experiments/lexinvariant/bayes.py …)
 
 One bigram source over a few symbols, fresh ciphers. A lexinvariant predictor cannot do better than the mixture over all ciphers
-(spec lexinvariant, section 1), whose regret against the source is at most log V! over a whole text; a trained one should come
+(docs/specs/lexinvariant.md, section 1), whose regret against the source is at most log V! over a whole text; a trained one should come
 down to it. The exact posterior also says how much of a cipher can be known at all: the yardstick of a probe that reads the
 model's states. The paper has the theorem and no such experiment: every number here is ours.
 """

@@ -3,7 +3,7 @@
   python experiments/lexinvariant/reasoning.py --scale smoke|small|paper    (or: jaxlm table experiments/lexinvariant/reasoning.py …)
 
 500 instances of each setting, greedy over the whole vocabulary, one table per instance; chance is 1/k among the values of a
-LookUp of k pairs, 1/n! among the permutations of n. Formats and settings are ours (spec lexinvariant, section 8): the paper
+LookUp of k pairs, 1/n! among the permutations of n. Formats and settings are ours (docs/specs/lexinvariant.md, section 8): the paper
 (arXiv 2305.16349, abstract) says four times better accuracy on average than the standard model, and its formats and cells are
 not known to us.
 """

@@ -2,7 +2,7 @@
 
   python experiments/mrt5/controller.py --scale smoke|small|paper [--workdir runs/mrt5-diagnostic/smoke]
 
-The rows are `diagnostic.py`'s rows with a target; with that table's work folder they are not trained again. The law (spec mrt5,
+The rows are `diagnostic.py`'s rows with a target; with that table's work folder they are not trained again. The law (docs/specs/mrt5.md,
 section 3): err = target - rate; p <- 0.9 p + 0.1 k_p err; i <- i + k_i err; alpha = max(0, p + i).
 """
 

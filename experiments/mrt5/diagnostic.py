@@ -2,7 +2,7 @@
 
   python experiments/mrt5/diagnostic.py --scale smoke|small|paper --row vowel_t5,vowel_target
 
-Source: Kallini et al., "MrT5", arXiv 2410.20771; numbers from the official evaluation notebooks (spec mrt5, section 10), hard
+Source: Kallini et al., "MrT5", arXiv 2410.20771; numbers from the official evaluation notebooks (docs/specs/mrt5.md, section 10), hard
 deletion, 32,000 test examples of 64 tokens, fixed alpha. Rows with a target are ours: the controller instead of a fixed alpha.
 A width is the mean over batches of the widest row's kept tokens (the paper's batches have 128 rows).
 """

@@ -2,7 +2,7 @@
 
   python experiments/mrt5/gate_placement.py --scale smoke|small|paper
 
-The paper shows a figure only and chooses 3 (arXiv 2410.20771; spec mrt5, section 10). An early gate knows less and saves more.
+The paper shows a figure only and chooses 3 (arXiv 2410.20771; docs/specs/mrt5.md, section 10). An early gate knows less and saves more.
 """
 
 import pathlib

@@ -2,7 +2,7 @@
 
   python experiments/mrt5/span_corruption.py --scale smoke|small|paper
 
-Source: Kallini et al., "MrT5", arXiv 2410.20771. The runtimes are those of the evaluation notebooks (spec mrt5, section 10: 15
+Source: Kallini et al., "MrT5", arXiv 2410.20771. The runtimes are those of the evaluation notebooks (docs/specs/mrt5.md, section 10: 15
 languages, ByT5-small; their hardware is not known to us); bits per byte stand in a figure only, the order at equal reduction
 (MrT5 below the others) is from memory and is the claim. Ours: CPU time per example of a forward pass, tokens deleted hard. BPB
 is per target token, sentinels and end included.

@@ -3,7 +3,7 @@
   jaxlm data prepare spelling definitions
   python experiments/mrt5/spelling.py --scale smoke|small|paper
 
-Source: Kallini et al., "MrT5", arXiv 2410.20771, evaluation notebooks (spec mrt5, section 10), on the suite of Huang et al. (2023),
+Source: Kallini et al., "MrT5", arXiv 2410.20771, evaluation notebooks (docs/specs/mrt5.md, section 10), on the suite of Huang et al. (2023),
 fine-tuned from continued pretraining. Ours are stand-ins from scratch (configs/mrt5/spelling.py), so only the claims compare.
 """
 

@@ -2,7 +2,7 @@
 
   python experiments/mrt5/xnli.py --scale paper
 
-Source: Kallini et al., "MrT5", arXiv 2410.20771, evaluation notebooks (spec mrt5, section 10). No package holds XNLI, so there is
+Source: Kallini et al., "MrT5", arXiv 2410.20771, evaluation notebooks (docs/specs/mrt5.md, section 10). No package holds XNLI, so there is
 no smaller scale; a run from the paper's starting point sets train.init_from (configs/mrt5/finetune.py).
 """
 

@@ -1,4 +1,4 @@
-"""Texts of one fixed bigram source, each under a substitution cipher of its own (spec lexinvariant, sections 1 and 9).
+"""Texts of one fixed bigram source, each under a substitution cipher of its own (docs/specs/lexinvariant.md, sections 1 and 9).
 
 Small enough that the best possible predictor is known: `jaxlm.evaluation.bayes_mixture`. Axes: N texts, T time, V symbols.
 """

@@ -1,4 +1,4 @@
-"""ByT5's tokens, and the texts of MrT5's fine-tuning tasks. Spec mrt5, sections 1 and 8."""
+"""ByT5's tokens, and the texts of MrT5's fine-tuning tasks. docs/specs/mrt5.md, sections 1 and 8."""
 
 import re
 

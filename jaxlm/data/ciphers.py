@@ -1,6 +1,6 @@
 """Substitution ciphers: every symbol stands for another, the same throughout a text.
 
-A cipher is an int permutation: cipher[plain symbol] = cipher symbol (spec lexinvariant, section 7).
+A cipher is an int permutation: cipher[plain symbol] = cipher symbol (docs/specs/lexinvariant.md, section 7).
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""`data.kind = "span_corruption"`: text in any number of languages, its spans replaced by sentinels. Spec mrt5, section 7.
+"""`data.kind = "span_corruption"`: text in any number of languages, its spans replaced by sentinels. docs/specs/mrt5.md, section 7.
 
 Axes: N tokens of a chunk, L encoder, T decoder.
 """

@@ -1,4 +1,4 @@
-"""MrT5's diagnostic tasks over random letters: copy, vowel removal, contextual vowel removal, ABC -> D. Spec mrt5, section 8."""
+"""MrT5's diagnostic tasks over random letters: copy, vowel removal, contextual vowel removal, ABC -> D. docs/specs/mrt5.md, section 8."""
 
 import dataclasses
 import string

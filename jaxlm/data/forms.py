@@ -1,6 +1,6 @@
 """One sequence as each kind of model reads it: by insertion, from left to right, or by masked diffusion.
 
-Axes: T position, M missing tokens. Spec ilm, sections 2.1, 6 and 7.1.
+Axes: T position, M missing tokens. docs/specs/ilm.md, sections 2.1, 6 and 7.1.
 
   insertion, insertion_transformer   CLS question BOS answer, corrupted anew in every epoch
   causal                             question BOS answer EOS

@@ -1,6 +1,6 @@
 """Texts with segments cut out, to be filled in by a model that is not told how long they were.
 
-Axes: T token. Spec ilm, sections 5 and 7.3. Every example is a function of (seed, split, index).
+Axes: T token. docs/specs/ilm.md, sections 5 and 7.3. Every example is a function of (seed, split, index).
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Corruption for insertion models, on the host: drop a random subset, keep the rest, list what is missing where.
 
-Axes: T position of the whole sequence or of the survivors, M missing tokens. Spec ilm, section 2.1.
+Axes: T position of the whole sequence or of the survivors, M missing tokens. docs/specs/ilm.md, section 2.1.
 
 Token types: 0 CLS; 1 what is given (prompt, BOS); 2 what may be dropped. A missing token's slot is the number of the
 survivor nearest on its left; the order of the missing tokens within the list means nothing to the loss.

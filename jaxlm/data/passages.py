@@ -1,6 +1,6 @@
 """`data.kind = "passages"`: one sentence, paragraph or document per row, whole, for models of complete sequences.
 
-Axes: T position. Spec ilm, section 7.3. LM1B's documents are sentences and TinyStories' are stories (`source`
+Axes: T position. docs/specs/ilm.md, section 7.3. LM1B's documents are sentences and TinyStories' are stories (`source`
 "tfds:lm1b", "text:stories/{split}/*.txt", ..); a corpus of chapters is cut with `unit`.
 
 Five ids follow the tokenizer's: CLS, BOS, EOS, PAD, MASK.

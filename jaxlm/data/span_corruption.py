@@ -1,6 +1,6 @@
 """Span corruption over bytes, as MrT5 does it: sentinels 258, 257, ... downward, which are bytes that UTF-8 never uses.
 
-Axes: N tokens of a chunk. Spec mrt5, section 7.
+Axes: N tokens of a chunk. docs/specs/mrt5.md, section 7.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Star graphs: find the path from source to goal among the shuffled edges of a graph with one branching node.
 
-Axes: T position. Spec ilm, section 7.1. Every graph is a function of (seed, split, index): nothing is stored.
+Axes: T position. docs/specs/ilm.md, section 7.1. Every graph is a function of (seed, split, index): nothing is stored.
 
 A sequence is `u v u v ... source goal BOS p0 p1 p1 p2 ...`: the edges in random order, the question, the path edge by
 edge. CLS stands in front for insertion models, EOS at the end for autoregressive ones.

@@ -1,4 +1,4 @@
-"""Tasks that map a text to a text, over ByT5's bytes: XNLI, TyDiQA, spelling correction, word search. Spec mrt5, section 8.
+"""Tasks that map a text to a text, over ByT5's bytes: XNLI, TyDiQA, spelling correction, word search. docs/specs/mrt5.md, section 8.
 
 XNLI and TyDiQA are read in the format in which they are published. The character tasks stand in for the suite of Huang et
 al. (2023), which is not in any package: made from word lists, misspellings and WordNet's definitions.

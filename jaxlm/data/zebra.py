@@ -1,6 +1,6 @@
 """`data.kind = "zebra"`: zebra puzzles, generated here or read from the original data, as prefix and answer.
 
-Axes: T position. Spec ilm, section 7.2: the vocabulary and the answer's triples (house, attribute, value) are the
+Axes: T position. docs/specs/ilm.md, section 7.2: the vocabulary and the answer's triples (house, attribute, value) are the
 release's. How the tokens of a clue follow each other is ours, because only the words are known:
 
   KIND LHS operand [RHS operand [operand]] CLUE_END,   operand: `c` attribute value, or `n` house

@@ -1,4 +1,4 @@
-"""The exact lexinvariant predictor of a small source: Bayes over every substitution cipher (spec lexinvariant, 1).
+"""The exact lexinvariant predictor of a small source: Bayes over every substitution cipher (docs/specs/lexinvariant.md, 1).
 
   p'(x_t | x_<t) = sum_pi P(pi | x_<t) p(pi^-1(x_t) | pi^-1(x_<t)),  pi uniform.
 

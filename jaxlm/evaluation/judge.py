@@ -1,7 +1,7 @@
 """What a judge says of texts: their likelihood, and beside it always how varied and how long they are.
 
 A judge is any function from texts to a `Scored` each; a likelihood alone is no quality, because a text that repeats
-itself is likely and an empty one costs nothing. Spec ilm, section 7.3. All in nats.
+itself is likely and an empty one costs nothing. docs/specs/ilm.md, section 7.3. All in nats.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What a frozen model's states say about the cipher of its text: two small networks that read them (spec lexinvariant, 7).
+"""What a frozen model's states say about the cipher of its text: two small networks that read them (docs/specs/lexinvariant.md, 7).
 
   token probe  h_t             -> the plain symbol that x_t stands for
   key probe    [h_t; E_b[v]]   -> the plain symbol that v stands for, for every v seen up to t

@@ -1,6 +1,6 @@
 """Scores of whole generated sequences: exact match, token accuracy, sets of facts.
 
-Axes: B batch, T position. Plain numpy on the host. Spec ilm, section 7.
+Axes: B batch, T position. Plain numpy on the host. docs/specs/ilm.md, section 7.
 """
 
 import numpy as np

@@ -25,7 +25,7 @@ def word_starts(tokens_BT: np.ndarray) -> np.ndarray:
 
 def space_starts(tokens_BT: np.ndarray) -> np.ndarray:
   """Bool, the byte after a word, where SpaceByte cuts: space-like (neither an ASCII letter or digit nor the
-  continuation of a character) after what is not (`specs/hnet.md` section 17; the router `space`)."""
+  continuation of a character) after what is not (`docs/specs/hnet.md` section 17; the router `space`)."""
   t = np.asarray(tokens_BT)
   like = ~(_alphanumeric(t) | ((t >= 0x80) & (t <= 0xBF)))
   return like & ~np.pad(like[:, :-1], ((0, 0), (1, 0)), constant_values=True)

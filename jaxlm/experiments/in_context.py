@@ -1,4 +1,4 @@
-"""Measure: LookUp and Permutation, asked of a character model that was never trained on them (spec lexinvariant, 8)."""
+"""Measure: LookUp and Permutation, asked of a character model that was never trained on them (docs/specs/lexinvariant.md, 8)."""
 
 import string
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
 """Answers to prompts from any of the forms: by insertion, from left to right, or by unmasking.
 
-Axes: B batch, T position. Spec ilm, sections 4 to 6. Lists of sequences in, lists of sequences out; shapes stay static
+Axes: B batch, T position. docs/specs/ilm.md, sections 4 to 6. Lists of sequences in, lists of sequences out; shapes stay static
 because every batch is filled up to `batch_size` rows.
 """
 

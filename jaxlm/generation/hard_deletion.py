@@ -1,6 +1,6 @@
 """Hard deletion in two programs: what stands before the gate, one look at the counts, and the rest at a capacity that fits.
 
-Axes: B batch, L encoder length, C slots, T decoder length, V vocab. Spec mrt5, section 6.
+Axes: B batch, L encoder length, C slots, T decoder length, V vocab. docs/specs/mrt5.md, section 6.
 """
 
 import functools

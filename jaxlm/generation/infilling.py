@@ -1,6 +1,6 @@
 """Filling gaps in texts: by insertion into open slots, or by unmasking the places of what was removed.
 
-Axes: B batch, T position. Spec ilm, section 5.
+Axes: B batch, T position. docs/specs/ilm.md, section 5.
 """
 
 from collections.abc import Sequence

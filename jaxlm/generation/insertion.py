@@ -1,6 +1,6 @@
 """Generation by insertion: one token per row and forward pass, anywhere, until the stop head says enough.
 
-Axes: B batch, L buffer, N candidates, V vocab. Spec ilm, sections 4 and 5.
+Axes: B batch, L buffer, N candidates, V vocab. docs/specs/ilm.md, sections 4 and 5.
 
 The buffer is static: an insertion at slot s moves what lies behind it one place to the right by a gather. `generate`
 runs a `lax.while_loop` in a buffer of growing size, so that early steps are cheap, and goes on with half the batch when

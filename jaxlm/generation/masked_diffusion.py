@@ -1,6 +1,6 @@
 """Sampling from masked diffusion: ancestral as released, and by confidence.
 
-Axes: B batch, T position, V vocab. Spec ilm, section 6.2.
+Axes: B batch, T position, V vocab. docs/specs/ilm.md, section 6.2.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Official H-Net configs and checkpoints (flat names; `specs/hnet.md` sections 2 and 21), in and out.
+"""Official H-Net configs and checkpoints (flat names; `docs/specs/hnet.md` sections 2 and 21), in and out.
 
 Axis letters: d width of the stage, n heads, h head_dim, f d_ff, k groups, e state size, j taps, v vocabulary.
 """

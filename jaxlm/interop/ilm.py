@@ -1,4 +1,4 @@
-"""Official insertion-LM checkpoints and their baselines in and out: names and shapes (spec ilm, sections 3 and 6).
+"""Official insertion-LM checkpoints and their baselines in and out: names and shapes (docs/specs/ilm.md, sections 3 and 6).
 
 Axis letters: d d_model, n heads, h head_dim, f d_ff, v vocabulary, e stop head's inner width, c conditioning width,
 x its other side, s sinusoids.

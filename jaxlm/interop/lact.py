@@ -1,4 +1,4 @@
-"""Official LaCT models in and out: config.json fields and state-dict names (spec lact, sections 3, 4 and 8).
+"""Official LaCT models in and out: config.json fields and state-dict names (docs/specs/lact.md, sections 3, 4 and 8).
 
 Axis letters: d d_model, n attention heads, h their width, m fast-weight heads, e their width, i fast inner width,
 r rank, l rates per token, f d_ff, v vocabulary.

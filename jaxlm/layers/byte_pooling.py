@@ -1,6 +1,6 @@
 """Shorter encoders by pooling, the baselines of the delete gate: predicted boundaries, and a strided convolution.
 
-Axes: B batch, L encoder length, C slots, D d_model, F hidden. Spec mrt5, section 4.
+Axes: B batch, L encoder length, C slots, D d_model, F hidden. docs/specs/mrt5.md, section 4.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Dynamic chunking: select boundary rows, run the inner network on them, smooth, upsample (`specs/hnet.md` 7-9, 16).
+"""Dynamic chunking: select boundary rows, run the inner network on them, smooth, upsample (`docs/specs/hnet.md` 7-9, 16).
 
 Axes: B batch, T time, C chunk capacity, D d_model.
 """

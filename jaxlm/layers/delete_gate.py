@@ -5,7 +5,7 @@ nn.Module`; the module answers `(h_BLD, tokens_BL, valid_BL, mode, *, train, noi
 `apply_gate`. A learned gate's config is a subclass of DeleteGateConfig, which regularisers, hard deletion in evaluation and its
 two programs ask for; a rule that deletes has `scale`, G of a deleted token, by which the two programs know it.
 
-Axes: B batch, L encoder length, C capacity, D d_model. Spec mrt5, sections 2, 4, 6.
+Axes: B batch, L encoder length, C capacity, D d_model. docs/specs/mrt5.md, sections 2, 4, 6.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Isotropic stacks and the layout grammar of H-Net (`specs/hnet.md` sections 2 and 3).
+"""Isotropic stacks and the layout grammar of H-Net (`docs/specs/hnet.md` sections 2 and 3).
 
 Axes: B batch, T time, D d_model, L layers of a run.
 

@@ -32,7 +32,7 @@ class VideoLaCTConfig:
   """chunk: tokens of a chunk (3 latent frames of 1,560 in the paper). num_repeats: noise copies of each chunk.
 
   num_cached: tokens of the previous clean chunk that a noise copy attends to; None = all.
-  qk_eps: from memory, unverified [M]; spec section 10 does not give it.
+  qk_eps: from memory, unverified [M]; docs/specs/lact.md, section 10, does not give it.
   """
 
   num_heads: Count = 12
@@ -90,7 +90,7 @@ def chunk_attention(q_BTNH, k_BTNH, v_BTNH, *, chunk: int, num_repeats: int = 1,
 def rotation_3d(shape: tuple[int, int, int], head_dim: int, *, start_frame: int = 0, theta: float = 10000.0):
   """(cos, sin) float32 (1, frames * rows * columns, 1, P): pairs shared out to frame, row and column as in Wan.
 
-  Spec section 10 says "rotary 3-D of Wan" and no more: the split of the pairs, their interleaved layout and theta are from
+  docs/specs/lact.md, section 10, says "rotary 3-D of Wan" and no more: the split of the pairs, their interleaved layout and theta are from
   memory, unverified [M].
   """
   third = 2 * (head_dim // 6)

@@ -1,4 +1,4 @@
-"""Routers: who decides where a chunk starts (`specs/hnet.md` sections 7 and 17).
+"""Routers: who decides where a chunk starts (`docs/specs/hnet.md` sections 7 and 17).
 
 Axes: B batch, T time, D d_model.
 

@@ -1,6 +1,6 @@
 """T5 v1.1's attention, feed-forward layer and blocks: unscaled logits, a relative bias shared by a stack, root-mean-square norms.
 
-Axes: B batch, T queries, S keys, D d_model, N heads, H head width, F d_ff. Spec mrt5, section 1.
+Axes: B batch, T queries, S keys, D d_model, N heads, H head width, F d_ff. docs/specs/mrt5.md, section 1.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """T5 v1.1 and ByT5 as one encoder-decoder, whose encoder may shorten its sequence on the way (MrT5 and its baselines).
 
-Axes: B batch, L encoder length, C slots after the reduction, T decoder length, D d_model, V vocab. Spec mrt5.
+Axes: B batch, L encoder length, C slots after the reduction, T decoder length, D d_model, V vocab. docs/specs/mrt5.md.
 """
 
 import dataclasses

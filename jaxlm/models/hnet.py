@@ -1,4 +1,4 @@
-"""H-Net: dynamic chunking for end-to-end hierarchical sequence modelling (arXiv 2507.07955; `specs/hnet.md`).
+"""H-Net: dynamic chunking for end-to-end hierarchical sequence modelling (arXiv 2507.07955; `docs/specs/hnet.md`).
 
 Axes: B batch, T positions of a stage, C chunk capacity, D d_model, V vocab.
 

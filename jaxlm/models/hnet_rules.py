@@ -1,4 +1,4 @@
-"""Numbers around an H-Net: learning-rate multipliers, weight-decay presets, FLOPs (`specs/hnet.md` 11, 17)."""
+"""Numbers around an H-Net: learning-rate multipliers, weight-decay presets, FLOPs (`docs/specs/hnet.md` 11, 17)."""
 
 from collections.abc import Sequence
 

@@ -2,7 +2,7 @@
 
 Axes: B batch, T position (slot T lies to the right of token T), D d_model, V vocab, M missing tokens.
 
-Every logit of an example belongs to one categorical distribution over (slot, token) pairs (spec ilm, sections 1, 3):
+Every logit of an example belongs to one categorical distribution over (slot, token) pairs (docs/specs/ilm.md, sections 1, 3):
 
   log p(t, v) = z[t, v] - log sum_{t' open} exp(log_z[t']),   log_z[t] = logsumexp_v z[t, v]
 

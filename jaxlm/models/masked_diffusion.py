@@ -1,6 +1,6 @@
 """The masked-diffusion baseline: a bidirectional transformer conditioned on the noise level by adaptive norms.
 
-Axes: B batch, T position, D d_model, C conditioning width, V vocab. Spec ilm, section 6.2.
+Axes: B batch, T position, D d_model, C conditioning width, V vocab. docs/specs/ilm.md, section 6.2.
 
   c = silu(MLP(sinusoid(sigma)));   (s_1, b_1, g_1, s_2, b_2, g_2) = W c, per layer
   r = x^ if official else x,  x^ = norm(x)(1 + s_1) + b_1;   y = r + g_1 attn(x^);   out = y + g_2 mlp(norm(y)(1 + s_2) + b_2)

@@ -1,6 +1,6 @@
 """What makes a delete gate delete: regularisers of the gate, and the PI controller of their weight.
 
-Axes: B batch, L encoder length. Spec mrt5, section 3.
+Axes: B batch, L encoder length. docs/specs/mrt5.md, section 3.
 """
 
 import dataclasses

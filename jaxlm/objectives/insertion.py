@@ -1,6 +1,6 @@
 """Insertion language modelling: every missing token at once, in one softmax over slots and vocabulary.
 
-Axes: B batch, T position, M missing tokens, V vocab. Spec ilm, section 2.
+Axes: B batch, T position, M missing tokens, V vocab. docs/specs/ilm.md, section 2.
 """
 
 import dataclasses

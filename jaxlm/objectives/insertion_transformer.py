@@ -1,6 +1,6 @@
 """The Insertion Transformer: every slot predicts its own missing tokens, or that it is finished.
 
-Axes: B batch, T position, M targets. Spec ilm, section 6.3.
+Axes: B batch, T position, M targets. docs/specs/ilm.md, section 6.3.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Masked (absorbing) diffusion with the log-linear schedule.
 
-Axes: B batch, T position. Spec ilm, section 6.2.
+Axes: B batch, T position. docs/specs/ilm.md, section 6.2.
 
   k = 1 - exp(-10);  sigma(t) = -log(1 - k t);  p(masked at t) = 1 - exp(-sigma) = k t;  w(t) = sigma'(t) / (exp(sigma) - 1) = 1/t
 """

@@ -23,7 +23,7 @@ from jaxlm.ranges import Count, Fraction, NonNegative, Range
 @dataclasses.dataclass(frozen=True)
 @checked
 class NextByte(Objective):
-  """loss = mean CE + ratio_weight * sum_s ratio_s (paper, eq. 10; `specs/hnet.md` sections 10, 16).
+  """loss = mean CE + ratio_weight * sum_s ratio_s (paper, eq. 10; `docs/specs/hnet.md` sections 10, 16).
 
   targets: N^s > 1 of every chunking stage, 0 chunkings for an isotropic model. A stage whose router has a rule has
     no ratio loss; its target still guides the capacity.

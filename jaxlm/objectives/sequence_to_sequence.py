@@ -1,6 +1,6 @@
 """Sequence to sequence, with the terms that make a delete gate delete.
 
-Axes: B batch, L encoder length, T decoder length. Spec mrt5, sections 3 and 6.
+Axes: B batch, L encoder length, T decoder length. docs/specs/mrt5.md, sections 3 and 6.
 """
 
 import dataclasses

@@ -54,7 +54,7 @@ def test_texts_follow_their_source_and_ciphers_hide_nothing_but_names():
 
 @pytest.mark.slow
 def test_a_trained_model_comes_down_to_the_exact_mixture_from_above(tmp_path):
-  """Spec section 9, test 10: two symbols and few steps; results/bayes-smoke.md goes on longer."""
+  """docs/specs/lexinvariant.md, section 9, test 10: two symbols and few steps; results/bayes-smoke.md goes on longer."""
   from jaxlm.experiments.mixture import above_exact_mixture
   from jaxlm.experiments.table import Trained
   from jaxlm.training.run import train

@@ -47,4 +47,4 @@ def test_the_size_of_the_760m_model_is_the_papers():
       intermediate_size=4096, lact_chunk_size=2048, window_size=2048))
   shapes = jax.eval_shape(cfg.build().init, jax.random.key(0), np.zeros((1, 8), np.int32))
   count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
-  assert abs(count / 1e6 - 797.6) < 0.1                       # spec section 4
+  assert abs(count / 1e6 - 797.6) < 0.1                       # docs/specs/lact.md, section 4

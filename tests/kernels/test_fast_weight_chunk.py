@@ -69,7 +69,7 @@ def test_causal_matches_the_definition_with_gradients(name, length, momentum):
 
   got, want = run("xla", args, ct), run("reference", args, ct)
   close(got[:2], want[:2], 2e-5)
-  close(got[2], want[2], 1e-3 if RULES[name].muon else 2e-5)     # Muon's gradients cancel (spec trap 9)
+  close(got[2], want[2], 1e-3 if RULES[name].muon else 2e-5)     # Muon's gradients cancel (docs/specs/lact.md, section 12, trap 9)
 
 
 def test_the_step_is_the_gradient_of_the_inner_objective():

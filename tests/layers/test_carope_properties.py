@@ -1,4 +1,4 @@
-"""The twelve properties of CARoPE (spec section 8), on the attention layer that models use."""
+"""The twelve properties of CARoPE (docs/specs/carope.md, section 8), on the attention layer that models use."""
 
 import dataclasses
 import functools

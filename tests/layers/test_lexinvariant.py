@@ -1,4 +1,4 @@
-"""The properties of lexinvariant models (spec lexinvariant, section 9) on a tiny decoder.
+"""The properties of lexinvariant models (docs/specs/lexinvariant.md, section 9) on a tiny decoder.
 
 The row law, known answers, tilings and shardings are tested in tests/kernels/test_random_head.py.
 """

@@ -1,4 +1,4 @@
-"""Golden checks of insertion models: networks, losses and targets (spec ilm).
+"""Golden checks of insertion models: networks, losses and targets (docs/specs/ilm.md).
 
 Axes: B batch, T position in the official form, L survivor, M missing, V vocab. The release keeps dropped tokens where
 they were and hides them; we take them out. `Compacted` goes from their form to ours, and back for what is compared.

@@ -102,7 +102,7 @@ def _streamed(case, rule, chunk, momentum, *, bfloat16):
 
 
 def bidirectional_op(case):
-  """(lact, bidirectional_op): learn all, read all; also the published form with its defect (spec section 9)."""
+  """(lact, bidirectional_op): learn all, read all; also the published form with its defect (docs/specs/lact.md, section 9)."""
   cfg = case.config
   rule = Rule(muon=LANGUAGE if cfg["use_muon"] else None)
   if not cfg["use_muon"] or cfg["muon_semantics"] == "corrected":
@@ -263,7 +263,7 @@ def nvs_model(case):
 
 
 def _gradients(case, grads, limit):
-  """lr_proj.bias and its like are cancelling sums (spec trap 9): measured against the largest lr_proj gradient."""
+  """lr_proj.bias and its like are cancelling sums (docs/specs/lact.md, section 12, trap 9): measured against the largest lr_proj gradient."""
   sizes = [np.abs(case[f"grad/{name}"]).max() for name in grads if "lr_proj" in name and f"grad/{name}" in case]
   floor = 1e-4 * max(sizes) if case.config["use_muon"] and sizes else 0.0
   for name, value in grads.items():

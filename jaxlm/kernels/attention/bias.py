@@ -51,7 +51,7 @@ def _slice(x, start, size):
 
 @pytree(data=["slope_N"])
 class LinearBias(Bias):
-  """b = -slope_n (i - j): ALiBi (spec carope section 7). slope_N: (num_heads,) float."""
+  """b = -slope_n (i - j): ALiBi (docs/specs/carope.md section 7). slope_N: (num_heads,) float."""
 
   slope_N: jax.Array
 
@@ -92,7 +92,7 @@ def relative_bucket(relative_position, *, num_buckets=32, max_distance=128, bidi
   With n buckets left for one direction and a = |r| (causal: max(-r, 0)): a if a < n/2, else
   min(n - 1, n/2 + trunc(log(a / (n/2)) / log(max_distance / (n/2)) * (n - n/2))). Bidirectional: n =
   num_buckets / 2, and keys to the right use the second half. Float32 in this order of operations, as
-  values on bucket edges flip otherwise (spec mrt5).
+  values on bucket edges flip otherwise (docs/specs/mrt5.md).
   """
   n, offset = num_buckets, jnp.zeros_like(relative_position)
   if bidirectional:
@@ -147,7 +147,7 @@ def _skew(line_NR, T, S):
 
 @pytree(data=["table_HP"])
 class CoPE(Bias):
-  """Contextual position encoding (arXiv 2405.18719; spec carope section 7).
+  """Contextual position encoding (arXiv 2405.18719; docs/specs/carope.md section 7).
 
   g_ij = sigmoid(s_ij), p_ij = min(sum_{l=j..i} g_il, P - 1), b_ij = (q_i E)[p_ij], interpolated between
   floor(p) and ceil(p). s: scaled logits. table_HP: E, (head_dim, P) shared by heads. Keys must be in

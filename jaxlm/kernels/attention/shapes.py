@@ -1,5 +1,5 @@
 """Shapes of self-attention in the papers' configurations: (B, T, N, K, H)."""
 
-CAROPE_SMALL = (32, 512, 12, 12, 64)      # spec carope section 6, one device's micro-batch
+CAROPE_SMALL = (32, 512, 12, 12, 64)      # docs/specs/carope.md section 6, one device's micro-batch
 CAROPE_REDUCED = (128, 128, 4, 4, 64)     # section 9
 LONG = tuple((1, T, 4, 4, 64) for T in (1024, 2048, 4096, 8192))

@@ -15,7 +15,7 @@ def ema_upsample(x_BCD, p_BC, compaction: Compaction, *, reset_BC=None, initial_
 
   P in [0, 1]; in the invalid slots of the compaction it is taken as 0, so the last value is that of the last chunk.
   reset_BC: bool, chunk j starts a document: z_{j-1} is taken as 0. initial_BD: z_{-1}, zero if absent; positions
-  before the first chunk read it. Float32 throughout. Differentiable in x, P, initial. `specs/hnet.md` section 9.
+  before the first chunk read it. Float32 throughout. Differentiable in x, P, initial. `docs/specs/hnet.md` section 9.
   """
   p_BC = jnp.where(compaction.valid_BC, p_BC.astype(jnp.float32), 0)
   decay_BC = 1 - p_BC

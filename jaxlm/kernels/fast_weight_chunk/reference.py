@@ -1,4 +1,4 @@
-"""The operator, as the formulas of spec section 2 read: unrolled, nothing shared, differentiated by autodiff.
+"""The operator, as the formulas of docs/specs/lact.md, section 2 read: unrolled, nothing shared, differentiated by autodiff.
 
 Axes as in `rule`.
 """

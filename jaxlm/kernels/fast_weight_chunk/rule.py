@@ -20,7 +20,7 @@ MATRICES = {"swiglu": 3, "linear": 1}     # of each network
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """How the weights move after a chunk (spec section 2.4-2.8).
+  """How the weights move after a chunk (docs/specs/lact.md, section 2).
 
   network: 'swiglu' f(x) = W1 [silu(W0 x) * (W2 x)], or 'linear' f(x) = W x.
   muon: Newton-Schulz triples applied to the step (see `newton_schulz.coefficients`); None adds the step as it is.

@@ -54,7 +54,7 @@ def _forward(dtype, weights, k_BNTH, v_BNTH, eta):
 
 
 def _backward(dtype, saved, ct):
-  """Spec section 11, with y0 = W0 k, y2 = W2 k, g = W1' v, S = silu(y0), mu = S', and ct = (c0, c1, c2).
+  """docs/specs/lact.md, section 11, with y0 = W0 k, y2 = W2 k, g = W1' v, S = silu(y0), mu = S', and ct = (c0, c1, c2).
 
   p0 = c0 k eta0, p2 = c2 k eta2, p1 = c1' v eta1 are the cotangents of dy0 = g y2 mu, dy2 = g S and S y2; the rest is
   the product rule.

@@ -1,4 +1,4 @@
-"""Public functions of accumulated rotary phases (CARoPE, arXiv 2507.23083; spec carope sections 2, 4, 5).
+"""Public functions of accumulated rotary phases (CARoPE, arXiv 2507.23083; docs/specs/carope.md sections 2, 4, 5).
 
 Axes: B batch, T time, N query heads, K kv heads, H head_dim, P channel pairs.
 """

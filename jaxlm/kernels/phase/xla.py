@@ -1,4 +1,4 @@
-"""Accumulated phases in chunks with a wrapped carry, and the rotation with its gradient (spec carope section 4).
+"""Accumulated phases in chunks with a wrapped carry, and the rotation with its gradient (docs/specs/carope.md section 4).
 
 Axes: B batch, T time, C chunks, Q tokens of a chunk, N query heads, K kv heads, H head_dim, P channel pairs.
 

@@ -1,4 +1,4 @@
-"""Keyed rows E[v] = G(seed, v): any device, chunk or restart generates the same bits (spec lexinvariant, 5.1).
+"""Keyed rows E[v] = G(seed, v): any device, chunk or restart generates the same bits (docs/specs/lexinvariant.md, 5).
 
 Axes: ... any, D d_model, P pairs of channels. Seeds are uint32 (..., 2), (high, low) words.
 """

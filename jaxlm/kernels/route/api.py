@@ -25,7 +25,7 @@ def route(x_BTD, w_q_DE, w_k_DE, *, first_BT, valid_BT, previous_BD=None, implem
   first_BT: bool, p_t = 1 as a constant (a document's first token). previous_BD: x_{-1}, for a row that goes on.
   W_q meets the *previous* row and W_k the current one, as in the released checkpoints (the paper's eq. 4 prints the
   reverse). Products in x's dtype, sums and the cosine in float32. Norms below 1e-12 count as 1e-12, so rows of zeros
-  give cos = 0, b = 0 and finite gradients. Differentiable in x, W_q, W_k, previous. `specs/hnet.md` section 7.
+  give cos = 0, b = 0 and finite gradients. Differentiable in x, W_q, W_k, previous. `docs/specs/hnet.md` section 7.
   """
   if previous_BD is None:
     previous_BD = jnp.zeros_like(x_BTD[:, 0])

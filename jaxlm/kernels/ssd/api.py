@@ -18,7 +18,7 @@ def ssd(x_BTNH, dt_BTN, a_N, b_BTKE, c_BTKE, *, d_N=None, initial_state_BNHE=Non
   Head n reads group n // (N / K). initial_state: (B, N, H, E), zero if absent.
   reset_BT: bool, the state is zeroed *before* token t (the first token of a document).
   chunk: tokens per block of the XLA form; the result does not depend on it. T: any; it must not be sharded.
-  Differentiable in all but reset. Mamba-2 (arXiv 2405.21060); `specs/hnet.md` section 5.
+  Differentiable in all but reset. Mamba-2 (arXiv 2405.21060); `docs/specs/hnet.md` section 5.
   """
   batch, _, heads, head_dim = x_BTNH.shape
   groups, state_dim = b_BTKE.shape[2:]

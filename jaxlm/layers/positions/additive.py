@@ -26,7 +26,7 @@ def sinusoids(positions, d_model: int, base: float = 10000.0):
 @dataclasses.dataclass(frozen=True)
 @checked
 class Sinusoidal(Position):
-  """x + PE, the fixed table of the first Transformer (spec carope section 7)."""
+  """x + PE, the fixed table of the first Transformer (docs/specs/carope.md section 7)."""
 
   base: Annotated[float, Range(1, open_low=True)] = 10000.0
 

@@ -1,4 +1,4 @@
-"""CARoPE: rotary phases that every token advances by its own amount (arXiv 2507.23083; spec carope).
+"""CARoPE: rotary phases that every token advances by its own amount (arXiv 2507.23083; docs/specs/carope.md).
 
 Axes: B batch, T time, N query heads, K kv heads, H head_dim, D d_model, P rotated pairs.
 """

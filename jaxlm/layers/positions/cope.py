@@ -14,7 +14,7 @@ from jaxlm.ranges import Range
 @dataclasses.dataclass(frozen=True)
 @checked
 class CoPE(Position):
-  """s_mn += (q_m E)[p_mn], p_mn = sum_{j=n..m} sigmoid(s_mj) (spec carope section 7); see kernels.attention.CoPE.
+  """s_mn += (q_m E)[p_mn], p_mn = sum_{j=n..m} sigmoid(s_mj) (docs/specs/carope.md section 7); see kernels.attention.CoPE.
 
   num_positions: columns of E; larger positions are clamped to the last. Scores of a whole row are needed at once,
   so no fused attention covers it.

@@ -56,7 +56,7 @@ class YaRN:
   """theta'_i = (1 - g_i) theta_i / s + g_i theta_i; cos and sin times the attention factor.
 
   g_i = 1 - clip((i - lo) / (hi - lo), 0, 1), lo and hi the pairs that turn beta_fast and beta_slow times within
-  original_len (spec carope section 7). attention_factor: default 0.1 ln(s) + 1. truncate: lo, hi are integers.
+  original_len (docs/specs/carope.md section 7). attention_factor: default 0.1 ln(s) + 1. truncate: lo, hi are integers.
   """
 
   factor: Positive
@@ -105,7 +105,7 @@ class Llama3:
 @dataclasses.dataclass(frozen=True)
 @checked
 class RoPE(Position):
-  """q and k turned by phi_i(m) = m theta_i (spec carope section 1).
+  """q and k turned by phi_i(m) = m theta_i (docs/specs/carope.md section 1).
 
   rotary_dim: channels that turn, the first of each head; None = all. layout: which channels form a pair.
   scaling: stretch for longer sequences, on a model trained without it or fine-tuned with it.
