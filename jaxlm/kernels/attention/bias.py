@@ -1,11 +1,12 @@
 """Additive terms of the attention scores, computed from positions block by block and never stored.
 
-Axes: B batch, N query heads, T queries, S keys, H head_dim, P CoPE positions.
+Axes: B batch, N query heads, T queries, S keys, H head_dim, P CoPE positions, R distances.
 
-A bias is a frozen dataclass and a pytree, so its parameters receive gradients. Two methods:
+A bias is a frozen dataclass and a pytree, so its parameters receive gradients. Its methods:
 
   add(s_BNTS, block) -> s_BNTS with the bias added; `block` says what the scores are of
   cut(q_start, q_size, k_start, k_size), pad_queries(length): the same bias for other queries and keys
+  by_distance(relative_R) -> its values where it depends on j - i alone, for kernels that build a tile from a line
 """
 
 import dataclasses
@@ -44,6 +45,10 @@ class Bias:
   def pad_queries(self, length):
     return self
 
+  def by_distance(self, relative_R):
+    """(num_heads, R) float32 at the distances j - i, or None if the bias depends on more than the distance."""
+    return None
+
 
 def _slice(x, start, size):
   return None if x is None else jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
@@ -54,6 +59,9 @@ class LinearBias(Bias):
   """b = -slope_n (i - j): ALiBi (docs/specs/carope.md section 7). slope_N: (num_heads,) float."""
 
   slope_N: jax.Array
+
+  def by_distance(self, relative_R):
+    return self.slope_N.astype(jnp.float32)[:, None] * relative_R.astype(jnp.float32)[None]
 
   def add(self, s_BNTS, block):
     distance = (block.i_BT[:, None, :, None] - block.j_BS[:, None, None, :]).astype(jnp.float32)
@@ -120,6 +128,9 @@ class BucketBias(Bias):
                              max_distance=self.max_distance, bidirectional=self.bidirectional)
     return self.table.astype(jnp.float32)[bucket]
 
+  def by_distance(self, relative_R):
+    return self._look_up(relative_R).T
+
   def add(self, s_BNTS, block):
     T, S = s_BNTS.shape[2:]
     if not block.contiguous:
@@ -131,7 +142,7 @@ class BucketBias(Bias):
     # Only T + S - 1 distances occur: look those up and skew them into (T, S), so that neither the values
     # nor their gradient go through a gather or scatter of T * S elements.
     first = block.j_BS[0, 0] - block.i_BT[0, 0] - (T - 1)
-    line_NR = self._look_up(first + jnp.arange(T + S - 1, dtype=jnp.int32)).T
+    line_NR = self.by_distance(first + jnp.arange(T + S - 1, dtype=jnp.int32))
     return s_BNTS + _skew(line_NR, T, S)[None]
 
 

@@ -32,3 +32,17 @@ def query_block(rows: int, T: int, S: int) -> int:
 def splash_block(T: int) -> int:
   """Queries and keys per splash block: the largest of 512, 256, 128 that divides T."""
   return next(block for block in (512, 256, 128) if T % block == 0)
+
+
+PALLAS_VMEM_BYTES = 48 * 2**20        # of 64 MiB (v5p, one core) or 128 MiB (v5e, v6e)
+
+
+def vmem_bytes() -> int:
+  """On-chip memory that the Pallas kernel may use."""
+  return PALLAS_VMEM_BYTES
+
+
+def pallas_blocks(T: int, S: int) -> tuple[tuple[int, int], tuple[int, int]]:
+  """((queries, keys) per tile forward, the same backward): powers of two, at least 128."""
+  fit = lambda length, most: max(128, min(most, 1 << max(length - 1, 0).bit_length()))
+  return (fit(T, 512), fit(S, 512)), (fit(T, 512), fit(S, 512))
