@@ -5,7 +5,7 @@ Axes: B batch, T queries, S keys, N query heads, K kv heads, H head_dim of q and
 
 import jax.numpy as jnp
 
-from jaxlm.kernels.attention import blocks, cudnn, reference, splash, xla
+from jaxlm.kernels.attention import blocks, cudnn, pallas_tpu, reference, splash, xla
 from jaxlm.kernels.attention.reference import Rule, Sight
 
 _supports = {
@@ -13,6 +13,7 @@ _supports = {
     "xla": lambda *args: None,
     "cudnn": cudnn.supports,
     "splash": splash.supports,
+    "pallas": pallas_tpu.supports,
 }
 
 
@@ -58,6 +59,8 @@ def attention(q_BTNH, k_BSKH, v_BSKF, *, causal: bool = True, window: int | None
     return splash.attention(q_BTNH, k_BSKH, v_BSKF, q_segment_ids_BT, rule, spec)
   if impl == "cudnn":
     return cudnn.attention(q_BTNH, k_BSKH, v_BSKF, rule)
+  if impl == "pallas":
+    return pallas_tpu.attention(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
   return (reference if impl == "reference" else xla).attention(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule)
 
 

@@ -126,7 +126,9 @@ class BucketBias(Bias):
   def _look_up(self, relative_position):
     bucket = relative_bucket(relative_position, num_buckets=self.table.shape[0],
                              max_distance=self.max_distance, bidirectional=self.bidirectional)
-    return self.table.astype(jnp.float32)[bucket]
+    # A product with zeros and ones: exact, and its gradient is no scatter, which a TPU does one element at a time.
+    return jnp.matmul(jax.nn.one_hot(bucket, self.table.shape[0], dtype=jnp.float32), self.table.astype(jnp.float32),
+                      precision=jax.lax.Precision.HIGHEST)
 
   def by_distance(self, relative_R):
     return self._look_up(relative_R).T
