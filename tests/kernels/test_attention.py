@@ -190,10 +190,10 @@ def test_training_at_8k_never_holds_length_by_length():
 
 def test_a_named_implementation_that_does_not_cover_the_case_is_refused_with_the_reason():
   q, k, v, _ = inputs(T=4)
-  for name in ("cudnn", "splash"):
+  for name in ("cudnn", "splash", "pallas"):
     with pytest.raises(NotImplementedError, match=f"{name}.*the trace is for cpu"):
       attention(q, k, v, implementation=name)
-  with pytest.raises(ValueError, match="'flash'.*known: reference, xla, cudnn, splash"):
+  with pytest.raises(ValueError, match="'flash'.*known: reference, xla, cudnn, splash, pallas"):
     attention(q, k, v, implementation="flash")
   with pytest.raises(ValueError, match="window 0"):
     attention(q, k, v, window=0)

@@ -17,10 +17,12 @@ _supports = {
 }
 
 
-def best(q, k, v, sight: Sight, biases: tuple, rule: Rule) -> str:
+def best(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str:
   """The platform's fused kernel where it covers the case, else dense when small, else by blocks."""
-  for fused in ("splash", "cudnn"):
-    if _supports[fused](q, k, v, sight, biases, rule) is None:
+  for fused in ("splash", "cudnn", "pallas"):
+    if fused == "pallas" and not blocks.pallas_pays(q.shape[1], k.shape[1]):
+      continue
+    if _supports[fused](q, k, v, sight, biases, rule, spec) is None:
       return fused
   return "reference" if q.shape[1] * k.shape[1] <= blocks.DENSE_SCORES else "xla"
 
@@ -42,17 +44,17 @@ def attention(q_BTNH, k_BSKH, v_BSKF, *, causal: bool = True, window: int | None
     keys' alone every query sees every key that is not padding.
   bias: None, one of LinearBias, KeyBias, BucketBias, CoPE, or a tuple of them (added in that order).
   scale: default 1 / sqrt(H). softcap: c tanh(s / c). softmax1: one extra logit 0 in the denominator.
-  implementation: None (best for the platform), "reference", "xla", "cudnn", "splash". A named one that does not
-    cover the case raises NotImplementedError.
-  spec: PartitionSpec of q under the context mesh (batch, None, heads, None), used by splash, which is not
+  implementation: None (best for the platform), "reference", "xla", "cudnn", "splash", "pallas" (ours, for TPUs: with
+    LinearBias, KeyBias, BucketBias and softmax1). A named one that does not cover the case raises NotImplementedError.
+  spec: PartitionSpec of q under the context mesh (batch, None, heads, None), used by splash and pallas, which are not
     partitioned by the compiler.
   """
   sight, biases, rule = _prepared(q_BTNH, k_BSKH, v_BSKF.shape, causal, window, q_segment_ids_BT, kv_segment_ids_BS,
                                   q_index_BT, kv_index_BS, bias, softcap, scale, softmax1)
-  impl = implementation or best(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule)
+  impl = implementation or best(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
   if impl not in _supports:
     raise ValueError(f"implementation {implementation!r} of attention; known: {', '.join(_supports)}")
-  reason = _supports[impl](q_BTNH, k_BSKH, v_BSKF, sight, biases, rule)
+  reason = _supports[impl](q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
   if reason is not None:
     raise NotImplementedError(f"attention implementation {impl!r}: {reason}")
   if impl == "splash":

@@ -35,6 +35,7 @@ def splash_block(T: int) -> int:
 
 
 PALLAS_VMEM_BYTES = 48 * 2**20        # of 64 MiB (v5p, one core) or 128 MiB (v5e, v6e)
+PALLAS_FROM = 256                     # queries and keys from which the Pallas kernel is chosen
 
 
 def vmem_bytes() -> int:
@@ -42,7 +43,18 @@ def vmem_bytes() -> int:
   return PALLAS_VMEM_BYTES
 
 
-def pallas_blocks(T: int, S: int) -> tuple[tuple[int, int], tuple[int, int]]:
-  """((queries, keys) per tile forward, the same backward): powers of two, at least 128."""
+def pallas_blocks(T: int, S: int, positional: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+  """((queries, keys) per tile forward, the same backward): powers of two, at least 128.
+
+  positional: causal or with a window, where smaller tiles leave more of the hidden pairs out.
+  """
   fit = lambda length, most: max(128, min(most, 1 << max(length - 1, 0).bit_length()))
-  return (fit(T, 512), fit(S, 512)), (fit(T, 512), fit(S, 512))
+  queries = fit(T, 512 if positional else 1024)
+  # The strip of a bias of distance has a row per key of a tile and is as long as the sequence.
+  keys = fit(S, 512 if positional and max(T, S) <= 4096 else 256)
+  return (queries, fit(S, 512)), (queries, keys)
+
+
+def pallas_pays(T: int, S: int) -> bool:
+  """Whether the compiler's estimate is at least 1.3 times the XLA form's (bench/attention_estimates.json)."""
+  return min(T, S) >= PALLAS_FROM

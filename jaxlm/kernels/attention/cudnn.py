@@ -7,7 +7,7 @@ from jaxlm.kernels.attention.reference import Rule, Sight
 from jaxlm.kernels.platform import target_platform
 
 
-def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule) -> str | None:
+def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str | None:
   """None, or the sentence that says why not. q, k, v: anything with shape and dtype."""
   if target_platform() != "gpu":
     return f"the trace is for {target_platform()}, cuDNN needs a GPU"

@@ -50,7 +50,7 @@ def uncovered(q, k, v, sight: Sight, biases: tuple, rule: Rule) -> str | None:
 
 def _grids(q, k, rule: Rule):
   """(forward, backward) grids over equally padded lengths. q (B, T, ...), k (B, S, ...)."""
-  sizes = blocks.pallas_blocks(q.shape[1], k.shape[1])
+  sizes = blocks.pallas_blocks(q.shape[1], k.shape[1], rule.causal or rule.window is not None)
   longest = [max(pair) for pair in zip(*sizes)]
   up = lambda length, block: -(-length // block) * block
   return tuple(tiles(up(q.shape[1], longest[0]), up(k.shape[1], longest[1]), *pair, rule) for pair in sizes)
