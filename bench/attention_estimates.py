@@ -3,7 +3,9 @@
   python bench/attention_estimates.py [--chips v5e v5p v6e] [--cases mrt5_encoder ...] [--write]
 
 Each estimate is a process of its own: the profiler ends the process where it meets an instruction that it does not know, and
-its flags are read once. One program computes o and all gradients of given q, k, v and do; its arrays lie as the compiler likes.
+its flags are read once. One program computes o and all gradients of given q, k, v and do. Their layout is what suits the form,
+as that of projections in a model would be: time last for the kernel; for XLA's form as the compiler likes, or where the profiler
+dies of that (v5p), heads before time.
 Cycles of an instruction come from libtpu's static profile (undocumented; figures are comparable for one libtpu only) and count
 once per trip of the loops around it. Instructions that share a profile with another one are listed once by it: the XLA form's
 sum is a little too low. `seconds` is the larger of cycles / clock and bytes / bandwidth, where bytes are what the program reads
@@ -23,6 +25,8 @@ import tempfile
 RESULTS = pathlib.Path(__file__).with_suffix(".json")
 TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1"}
 LIMIT_S = 240
+ORDERS = {"free": (0, 1, 2, 3), "time_last": (0, 2, 3, 1), "heads_first": (0, 2, 1, 3)}
+LAYOUTS = {"pallas": ("time_last",), "xla": ("free", "heads_first")}
 FLAGS = "--xla_jf_dump_static_llo_profile_to={} --xla_tpu_check_llo_types=false"
 
 
@@ -55,12 +59,14 @@ CASES = {
     "lexinvariant_t5": Case(512, True, H=128, buckets=32, packed=True),
     "carope_small_alibi": Case(512, True, slopes=True, packed=True),
     "carope_small_cable": Case(512, True, keys=2, packed=True),
+    "alibi_1024": Case(1024, True, slopes=True, packed=True),
+    "cable_1024": Case(1024, True, keys=2, packed=True),
     "short_t5": Case(256, True, buckets=32),
 }
 
 
-def program(case: Case, implementation: str):
-  """(function, shapes) of o and the gradients of attention."""
+def program(case: Case, implementation: str, order: tuple):
+  """(function, shapes) of o and the gradients of attention; order: the axes of (B, T, N, H) as the arrays have them."""
   import jax
   import jax.numpy as jnp
 
@@ -94,16 +100,21 @@ def program(case: Case, implementation: str):
       found.append(KeyBias(None, p["gate"]))
     return tuple(found) or None
 
+  back = [order.index(axis) for axis in range(4)]
+
   def gradients(q, k, v, do, p, ids):
-    o, pull = jax.vjp(lambda q, k, v, p: attention(
-        q, k, v, causal=case.causal, bias=bias(p), softmax1=case.softmax1, implementation=implementation, **ids), q, k, v, p)
+    def run(q, k, v, p):
+      o = attention(*(x.transpose(back) for x in (q, k, v)), causal=case.causal, bias=bias(p), softmax1=case.softmax1,
+                    implementation=implementation, **ids)
+      return o.transpose(order)
+    o, pull = jax.vjp(run, q, k, v, p)
     return o, pull(do)
-  array = lambda length: of((B, length, N, H), jnp.bfloat16)
+  array = lambda length: of([(B, length, N, H)[axis] for axis in order], jnp.bfloat16)
   return gradients, (array(T), array(S), array(S), array(T), parameters, ids)
 
 
-def estimate(chip: str, case: Case, implementation: str) -> dict:
-  """In a process of its own: compiles and prints one row as JSON."""
+def estimate(chip: str, case: Case, implementation: str, layout: str) -> dict:
+  """In a process of its own: compiles and prints one row as JSON. layout: one of ORDERS."""
   folder = tempfile.mkdtemp()
   os.environ["LIBTPU_INIT_ARGS"] = FLAGS.format(folder)
   import jax
@@ -118,10 +129,12 @@ def estimate(chip: str, case: Case, implementation: str) -> dict:
   from jaxlm.preflight.loops import Loops
   topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip])
   mesh = Mesh(np.array(topology.devices[:1]), ("d",), axis_types=(AxisType.Auto,))
-  fn, shapes = program(case, implementation)
-  free = Format(Layout.AUTO, NamedSharding(mesh, P()))
+  fn, shapes = program(case, implementation, ORDERS[layout])
+  place = NamedSharding(mesh, P())
+  if layout == "free":
+    place = Format(Layout.AUTO, place)
   with jax.set_mesh(mesh):
-    text = jax.jit(fn, in_shardings=free, out_shardings=free).lower(*shapes).compile().as_text()
+    text = jax.jit(fn, in_shardings=place, out_shardings=place).lower(*shapes).compile().as_text()
     leaves = jax.tree.leaves((shapes, jax.eval_shape(fn, *shapes)))
   found = {name: int(cycles) for file in pathlib.Path(folder).glob("*.textproto")
            for name, cycles in re.findall(r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)', file.read_text())}
@@ -148,18 +161,21 @@ def estimate(chip: str, case: Case, implementation: str) -> dict:
 
 
 def separately(chip: str, name: str, implementation: str) -> dict:
-  """`estimate` in a new process; {"failed": last line} if it dies."""
+  """`estimate` in a new process, for the first layout with a figure; {"failed": cause} if none has one."""
   environment = dict(os.environ, JAX_PLATFORMS="cpu", ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_SKIP_MDS_QUERY="1",
                      JAX_ENABLE_COMPILATION_CACHE="false")
-  try:
-    done = subprocess.run([sys.executable, __file__, "--one", chip, name, implementation], env=environment, text=True,
-                          capture_output=True, timeout=LIMIT_S)
-  except subprocess.TimeoutExpired:
-    return dict(failed=f"no figure within {LIMIT_S} s")
-  if done.returncode == 0:
-    return json.loads(done.stdout.splitlines()[-1])
-  causes = [line for line in done.stderr.splitlines() if "failed:" in line or "Error" in line and "hostname" not in line]
-  return dict(failed=re.sub(r"^.*\] ", "", causes[0])[:200] if causes else f"exit {done.returncode}")
+  for layout in LAYOUTS[implementation]:
+    try:
+      done = subprocess.run([sys.executable, __file__, "--one", chip, name, implementation, layout], env=environment, text=True,
+                            capture_output=True, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+      cause = f"no figure within {LIMIT_S} s"
+      continue
+    if done.returncode == 0:
+      return dict(json.loads(done.stdout.splitlines()[-1]), layout=layout)
+    causes = [line for line in done.stderr.splitlines() if "failed:" in line or "Error" in line and "hostname" not in line]
+    cause = re.sub(r"^.*\] ", "", causes[0])[:200] if causes else f"exit {done.returncode}"
+  return dict(failed=cause)
 
 
 def main():
@@ -167,11 +183,11 @@ def main():
   parser.add_argument("--chips", nargs="*", default=["v5e", "v5p", "v6e"])
   parser.add_argument("--cases", nargs="*", default=list(CASES))
   parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.name}")
-  parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+  parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.one:
-    chip, name, implementation = args.one
-    print(json.dumps(estimate(chip, CASES[name], implementation)))
+    chip, name, implementation, layout = args.one
+    print(json.dumps(estimate(chip, CASES[name], implementation, layout)))
     return
   import importlib.metadata as metadata
   results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

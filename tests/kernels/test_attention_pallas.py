@@ -95,6 +95,14 @@ def test_every_length_around_the_tile(interpreted, T):
   near(*both(1, T, T, 1, 1, 8, 8, BucketBias(draw(9, 6, 1), False, 9)), FLOAT32)
 
 
+def test_on_a_mesh_gradients_of_shared_parameters_are_those_of_all_devices(interpreted):
+  mesh = jax.make_mesh((2, 2), ("data", "tensor"), devices=jax.devices()[:4], axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  bias = BucketBias(draw(9, 8, 2), False, 60), KeyBias(None, draw(12, 2, 128, 1))
+  with jax.set_mesh(mesh):
+    got, want = both(2, 128, 128, 2, 2, 8, 8, bias, q_segment_ids_BT=packed(128), spec=jax.P("data", None, "tensor", None))
+  near(got, want, FLOAT32)
+
+
 def test_no_race_no_read_outside_and_no_unwritten_memory_on_two_cores(interpreted):
   from jax._src.pallas.mosaic.interpret import interpret_pallas_call
   from jax.experimental.pallas import tpu as pltpu

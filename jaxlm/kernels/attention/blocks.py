@@ -46,13 +46,16 @@ def vmem_bytes() -> int:
 def pallas_blocks(T: int, S: int, positional: bool) -> tuple[tuple[int, int], tuple[int, int]]:
   """((queries, keys) per tile forward, the same backward): powers of two, at least 128.
 
-  positional: causal or with a window, where smaller tiles leave more of the hidden pairs out.
+  positional: causal or with a window, where smaller tiles leave more of the hidden pairs out. A grid step costs some 1,000
+  cycles beside its products, so few queries take more keys at a time.
   """
   fit = lambda length, most: max(128, min(most, 1 << max(length - 1, 0).bit_length()))
   queries = fit(T, 512 if positional else 1024)
   # The strip of a bias of distance has a row per key of a tile and is as long as the sequence.
-  keys = fit(S, 512 if positional and max(T, S) <= 4096 else 256)
-  return (queries, fit(S, 512)), (queries, keys)
+  long = max(T, S) > 4096
+  forward = fit(S, min(1024, max(512, 512 * 512 // queries)))
+  backward = fit(S, min(256 if long else 1024, (512 * 512 if positional else 1024 * 256) // queries))
+  return (queries, min(forward, 512) if long else forward), (queries, backward)
 
 
 def pallas_pays(T: int, S: int) -> bool:

@@ -29,6 +29,7 @@ from jaxlm.kernels.attention.reference import LOWEST_MAX, MASKED, Rule
 from jaxlm.kernels.attention.tiles import Tiles
 
 LANES = 128
+ROWS = 64             # of a strip, rolled at a time: enough to hide a roll's latency
 NN, NT, TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ()))
 
 
@@ -137,10 +138,11 @@ def _spread(line_ref, strip):
   strip[:8] = line_ref[0]
   height = 8
   while height < strip.shape[0]:
-    def rows(g, _, height=height):
-      strip[pl.ds(pl.multiple_of(height + 8 * g, 8), 8)] = pltpu.roll(
-          strip[pl.ds(pl.multiple_of(8 * g, 8), 8)], height % strip.shape[1], 1)
-    jax.lax.fori_loop(0, height // 8, rows, None)
+    step = min(height, ROWS)
+    def rows(g, _, height=height, step=step):
+      strip[pl.ds(pl.multiple_of(height + step * g, 8), step)] = pltpu.roll(
+          strip[pl.ds(pl.multiple_of(step * g, 8), step)], height % strip.shape[1], 1)
+    jax.lax.fori_loop(0, height // step, rows, None)
     height *= 2
 
 
@@ -148,10 +150,11 @@ def _gather(strip, line_ref):
   """The adjoint of `_spread`: adds the strip's rows up in eight, rolled back. Overwrites the strip."""
   height, width = strip.shape[0] // 2, strip.shape[1]
   while height >= 8:
-    def rows(g, _, height=height):
-      into = pl.ds(pl.multiple_of(8 * g, 8), 8)
-      strip[into] += pltpu.roll(strip[pl.ds(pl.multiple_of(height + 8 * g, 8), 8)], (width - height) % width, 1)
-    jax.lax.fori_loop(0, height // 8, rows, None)
+    step = min(height, ROWS)
+    def rows(g, _, height=height, step=step):
+      into = pl.ds(pl.multiple_of(step * g, 8), step)
+      strip[into] += pltpu.roll(strip[pl.ds(pl.multiple_of(height + step * g, 8), step)], (width - height) % width, 1)
+    jax.lax.fori_loop(0, height // step, rows, None)
     height //= 2
   line_ref[0] = strip[:8]
 
