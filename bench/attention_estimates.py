@@ -8,8 +8,13 @@ as that of projections in a model would be: time last for the kernel; for XLA's 
 dies of that (v5p), heads before time.
 Cycles of an instruction come from libtpu's static profile (undocumented; figures are comparable for one libtpu only) and count
 once per trip of the loops around it. Instructions that share a profile with another one are listed once by it: the XLA form's
-sum is a little too low. `seconds` is the larger of cycles / clock and bytes / bandwidth, where bytes are what the program reads
-and writes once. Figures: bench/attention_estimates.json.
+sum is a little too low.
+
+The profiled program is cut to 2 rows of 2 heads, as the profiler's time and memory grow with the work. At that size XLA's scores
+stay on the chip. So the same program is compiled, without the profiler, at `real` rows and heads of a device, and what it writes
+to HBM and reads back there is counted: results of fusions and the like, and operands made in the same computation. Arguments,
+slices of them and sums updated in place are not counted, so XLA's bytes are too low as well. `seconds` are those of the real size:
+the larger of cycles (scaled by rows times heads) / clock and bytes / bandwidth. Figures: bench/attention_estimates.json.
 """
 
 import argparse
@@ -32,7 +37,7 @@ FLAGS = "--xla_jf_dump_static_llo_profile_to={} --xla_tpu_check_llo_types=false"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """An attention of a paper, cut to 2 rows of 2 heads: the profiler's time and memory grow with the work.
+  """An attention of a paper. real: rows and heads of a device, batch and N: those that are profiled.
 
   keys: numbers per key and query (CABLE: 2); gate: a number per key.
   """
@@ -48,15 +53,16 @@ class Case:
   valid: bool = False
   packed: bool = False
   softmax1: bool = False
+  real: tuple[int, int] = (16, 12)
   batch: int = 2
   N: int = 2
 
 
 CASES = {
-    "mrt5_encoder": Case(1024, False, buckets=32, gate=True, valid=True, softmax1=True),
-    "mrt5_decoder": Case(1024, True, buckets=32, valid=True, softmax1=True),
-    "mrt5_cross": Case(256, False, S=1024, gate=True, valid=True, softmax1=True),
-    "lexinvariant_t5": Case(512, True, H=128, buckets=32, packed=True),
+    "mrt5_encoder": Case(1024, False, buckets=32, gate=True, valid=True, softmax1=True, real=(32, 6)),
+    "mrt5_decoder": Case(1024, True, buckets=32, valid=True, softmax1=True, real=(32, 6)),
+    "mrt5_cross": Case(256, False, S=1024, gate=True, valid=True, softmax1=True, real=(32, 6)),
+    "lexinvariant_t5": Case(512, True, H=128, buckets=32, packed=True, real=(16, 8)),
     "carope_small_alibi": Case(512, True, slopes=True, packed=True),
     "carope_small_cable": Case(512, True, keys=2, packed=True),
     "alibi_1024": Case(1024, True, slopes=True, packed=True),
@@ -113,10 +119,28 @@ def program(case: Case, implementation: str, order: tuple):
   return gradients, (array(T), array(S), array(S), array(T), parameters, ids)
 
 
-def estimate(chip: str, case: Case, implementation: str, layout: str) -> dict:
-  """In a process of its own: compiles and prints one row as JSON. layout: one of ORDERS."""
+def hbm_bytes(sites, module) -> int:
+  """Bytes that a program surely moves between HBM and the chip: see above."""
+  made = ("fusion", "copy", "convolution", "dot", "custom-call", "reduce", "transpose", "broadcast", "pad", "concatenate", "slice")
+  off_chip = lambda instruction: sum(array.bytes for array in instruction.arrays if not array.on_chip)
+
+  def in_place(instruction):
+    return (instruction.opcode == "fusion"
+            and module.computations[instruction.calls("calls")].root.opcode in ("dynamic-update-slice", "tuple"))
+  total = 0
+  for site in sites:
+    if site.instruction.opcode in made and not in_place(site.instruction):
+      peers = (site.computation.instructions.get(name) for name in site.instruction.operands)
+      read = sum(off_chip(peer) for peer in peers if peer is not None and peer.opcode in made and not in_place(peer))
+      total += site.count * (off_chip(site.instruction) + read)
+  return total
+
+
+def estimate(chip: str, case: Case, implementation: str, layout: str, profiled: bool) -> dict:
+  """In a process of its own: compiles and measures one program. layout: one of ORDERS."""
   folder = tempfile.mkdtemp()
-  os.environ["LIBTPU_INIT_ARGS"] = FLAGS.format(folder)
+  if profiled:
+    os.environ["LIBTPU_INIT_ARGS"] = FLAGS.format(folder)
   import jax
   import numpy as np
   from jax.experimental import topologies
@@ -124,11 +148,12 @@ def estimate(chip: str, case: Case, implementation: str, layout: str) -> dict:
   from jax.sharding import AxisType, Mesh, NamedSharding
   from jax.sharding import PartitionSpec as P
 
-  from jaxlm.preflight.chips import CHIPS
   from jaxlm.preflight.hlo import parse
   from jaxlm.preflight.loops import Loops
   topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip])
   mesh = Mesh(np.array(topology.devices[:1]), ("d",), axis_types=(AxisType.Auto,))
+  if not profiled:
+    case = dataclasses.replace(case, batch=case.real[0], N=case.real[1])
   fn, shapes = program(case, implementation, ORDERS[layout])
   place = NamedSharding(mesh, P())
   if layout == "free":
@@ -136,12 +161,17 @@ def estimate(chip: str, case: Case, implementation: str, layout: str) -> dict:
   with jax.set_mesh(mesh):
     text = jax.jit(fn, in_shardings=place, out_shardings=place).lower(*shapes).compile().as_text()
     leaves = jax.tree.leaves((shapes, jax.eval_shape(fn, *shapes)))
-  found = {name: int(cycles) for file in pathlib.Path(folder).glob("*.textproto")
-           for name, cycles in re.findall(r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)', file.read_text())}
-  loops = Loops(parse(text))
+  module = parse(text)
+  loops = Loops(module)
   sites = list(loops.sites())
   if loops.unknown:
     raise RuntimeError(f"trip counts of {loops.unknown} are not known")
+  vmem = re.findall(r'used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"', text)
+  if not profiled:
+    arguments = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    return dict(hbm_bytes=arguments + hbm_bytes(sites, module), vmem_bytes=max(map(int, vmem), default=0))
+  found = {name: int(cycles) for file in pathlib.Path(folder).glob("*.textproto")
+           for name, cycles in re.findall(r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)', file.read_text())}
   cycles = {}
   for site in sites:
     if site.instruction.name in found:
@@ -153,21 +183,30 @@ def estimate(chip: str, case: Case, implementation: str, layout: str) -> dict:
     raise RuntimeError(f"no cycles of the kernels among {sorted(cycles)}")
   unlisted = sum(site.count for site in sites
                  if site.instruction.name not in found and site.instruction.opcode in ("fusion", "custom-call", "copy", "convolution"))
-  vmem = re.findall(r'used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"', text)
-  total, chip = sum(cycles.values()), CHIPS[chip]
-  memory = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / chip.hbm_bandwidth
-  return dict(cycles=total, seconds=max(total / chip.clock_hz, memory), memory_seconds=memory, kernels=kernels, unlisted=unlisted,
-              vmem_bytes=max(map(int, vmem), default=0))
+  return dict(cycles=sum(cycles.values()), **kernels, unlisted=unlisted)
 
 
-def separately(chip: str, name: str, implementation: str) -> dict:
+def both(chip: str, name: str, implementation: str) -> dict:
+  """The profiled program and the real one, joined."""
+  from jaxlm.preflight.chips import CHIPS
+  case = CASES[name]
+  small = separately(chip, name, implementation, "profiled")
+  real = separately(chip, name, implementation, "real")
+  if "failed" in small or "failed" in real:
+    return dict(small, **real)
+  compute = small["cycles"] * case.real[0] * case.real[1] / (case.batch * case.N) / CHIPS[chip].clock_hz
+  memory = real["hbm_bytes"] / CHIPS[chip].hbm_bandwidth
+  return dict(small, **real, compute_seconds=compute, memory_seconds=memory, seconds=max(compute, memory))
+
+
+def separately(chip: str, name: str, implementation: str, size: str) -> dict:
   """`estimate` in a new process, for the first layout with a figure; {"failed": cause} if none has one."""
   environment = dict(os.environ, JAX_PLATFORMS="cpu", ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_SKIP_MDS_QUERY="1",
                      JAX_ENABLE_COMPILATION_CACHE="false")
   for layout in LAYOUTS[implementation]:
     try:
-      done = subprocess.run([sys.executable, __file__, "--one", chip, name, implementation, layout], env=environment, text=True,
-                            capture_output=True, timeout=LIMIT_S)
+      done = subprocess.run([sys.executable, __file__, "--one", chip, name, implementation, layout, size],
+                            env=environment, text=True, capture_output=True, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
       cause = f"no figure within {LIMIT_S} s"
       continue
@@ -183,27 +222,28 @@ def main():
   parser.add_argument("--chips", nargs="*", default=["v5e", "v5p", "v6e"])
   parser.add_argument("--cases", nargs="*", default=list(CASES))
   parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.name}")
-  parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+  parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.one:
-    chip, name, implementation, layout = args.one
-    print(json.dumps(estimate(chip, CASES[name], implementation, layout)))
+    chip, name, implementation, layout, size = args.one
+    print(json.dumps(estimate(chip, CASES[name], implementation, layout, size == "profiled")))
     return
   import importlib.metadata as metadata
   results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
   results["versions"] = {package: metadata.version(package) for package in ("jax", "libtpu")}
   rows = results.setdefault("rows", {})
-  print(f"{'chip':5} {'case':20} {'pallas':>10} {'forward':>10} {'backward':>10} {'xla':>10} {'ratio':>6}")
+  print(f"{'chip':5} {'case':20} {'pallas':>10} {'forward':>10} {'backward':>10} {'xla':>10} {'by cycles':>9} {'ratio':>6}")
   for name in args.cases:
     for chip in args.chips:
-      pallas, xla = (separately(chip, name, form) for form in ("pallas", "xla"))
+      pallas, xla = (both(chip, name, form) for form in ("pallas", "xla"))
       ratio = xla["seconds"] / pallas["seconds"] if "seconds" in pallas and "seconds" in xla else None
       rows[f"{chip} {name}"] = dict(case=dataclasses.asdict(CASES[name]), pallas=pallas, xla=xla,
                                     ratio=ratio and round(ratio, 2))
+      by_cycles = xla["cycles"] / pallas["cycles"] if ratio else None
       show = lambda value: f"{value:>10,}" if isinstance(value, int) else f"{'-':>10}"
-      kernels = pallas.get("kernels", {})
-      print(f"{chip:5} {name:20}", show(pallas.get("cycles")), show(kernels.get("forward")), show(kernels.get("backward")),
-            show(xla.get("cycles")), f"{ratio:6.2f}" if ratio else f"  {pallas.get('failed') or xla.get('failed')}", flush=True)
+      print(f"{chip:5} {name:20}", show(pallas.get("cycles")), show(pallas.get("forward")), show(pallas.get("backward")),
+            show(xla.get("cycles")),
+            f"{by_cycles:9.2f} {ratio:6.2f}" if ratio else f"  {pallas.get('failed') or xla.get('failed')}", flush=True)
       if args.write:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -8,7 +8,7 @@ rows: what belongs to a query (maximum, sum, log-sum-exp) is then a row and is r
 
   s_jq = softcap(scale k_j.q_q) + strip_jq + sum_p (column_pq - row_pj),   MASKED where hidden
 
-The bias of distance is one strip per head: strip[j, x] = line[x - j], built from eight skewed copies of the line by rolling,
+The bias of distance is one strip per head: strip[j, x] = line[x - j], built by rolling the line,
 read at the tile's distance. It stays in VMEM while the batch passes. Backward, with p = exp(s - lse):
 
   dv = do p;  ds = p (do.v - sum(do o));  dk = q ds', dq = k ds', ds' = ds through the softcap;
@@ -36,7 +36,7 @@ NN, NT, TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)), 
 class Operands(NamedTuple):
   """Padded arguments, time last. All but q, k and v may be None.
 
-  q_BNHT, k_BKHS, v_BKFS; line_N8R: the bias of distance, copy r rolled by r; row_BNPS: subtracted per key, its N may be 1;
+  q_BNHT, k_BKHS, v_BKFS; line_N1R: the bias of distance; row_BNPS: subtracted per key, its N may be 1;
   column_BNPT: added per query, with as many P as row; segments int32 (B, 1, length), those of keys never 0.
   """
 
@@ -134,8 +134,9 @@ def _for_live(grid: Tiles, at: _Grid, tile):
 
 
 def _spread(line_ref, strip):
-  """strip[j] = line rolled by j, from its eight first rows: each doubling rolls what is there by its height."""
-  strip[:8] = line_ref[0]
+  """strip[j] = line rolled by j: eight rows one by one, then each doubling rolls what is there by its height."""
+  for j in range(8):
+    strip[j:j + 1] = pltpu.roll(line_ref[0], j, 1) if j else line_ref[0]
   height = 8
   while height < strip.shape[0]:
     step = min(height, ROWS)
@@ -147,7 +148,7 @@ def _spread(line_ref, strip):
 
 
 def _gather(strip, line_ref):
-  """The adjoint of `_spread`: adds the strip's rows up in eight, rolled back. Overwrites the strip."""
+  """The adjoint of `_spread`: adds the strip's rows up, rolled back. Overwrites the strip."""
   height, width = strip.shape[0] // 2, strip.shape[1]
   while height >= 8:
     step = min(height, ROWS)
@@ -156,7 +157,8 @@ def _gather(strip, line_ref):
       strip[into] += pltpu.roll(strip[pl.ds(pl.multiple_of(height + step * g, 8), step)], (width - height) % width, 1)
     jax.lax.fori_loop(0, height // step, rows, None)
     height //= 2
-  line_ref[0] = strip[:8]
+  line_ref[0] = functools.reduce(jnp.add, (
+      pltpu.roll(strip[j:j + 1], width - j, 1) if j else strip[:1] for j in range(8)))
 
 
 def _forward_body(call: Call, grid: Tiles, refs: dict):
@@ -335,7 +337,7 @@ def forward(call: Call, x: Operands):
 
 
 def backward(call: Call, x: Operands, do_BNFT, lse_BN1T, delta_BN1T) -> dict:
-  """Gradients by name: dq_BNHT; dk_BNHS, dv_BNFS per *query* head; d_line_N8R, d_row_BN1S, d_column_BN1T where there is one.
+  """Gradients by name: dq_BNHT; dk_BNHS, dv_BNFS per *query* head; d_line_N1R, d_row_BN1S, d_column_BN1T where there is one.
 
   Those per query head are float32 if several share a key and value head, and are to be summed.
   """

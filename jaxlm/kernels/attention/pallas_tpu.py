@@ -73,15 +73,15 @@ def _attention(call: Call, x: Operands):
   return _forward(call, x)[0]
 
 
-def _skewed(grid, line_NR):
-  """The line of all distances -S .. T - 1, as the kernel wants it: those of the grid's strip, copy r rolled by r."""
+def _line(grid, line_NR):
+  """Of all distances -S .. T - 1 those of the grid's strip: from its least one, then those left of it, which wrap around."""
   low, high = grid.distances
   line_NR = line_NR[:, low - grid.block_k + grid.S: high + grid.block_q + grid.S]
-  return jnp.stack([jnp.roll(line_NR, r - grid.block_k, axis=1) for r in range(8)], axis=1)
+  return jnp.roll(line_NR, -grid.block_k, axis=1)[:, None]
 
 
 def _forward(call: Call, x: Operands):
-  line = None if x.line is None else _skewed(call.forward, x.line)
+  line = None if x.line is None else _line(call.forward, x.line)
   o_BNFT, lse_BN1T = kernels.forward(call, x._replace(line=line))
   return o_BNFT, (x, o_BNFT, lse_BN1T)
 
@@ -89,7 +89,7 @@ def _forward(call: Call, x: Operands):
 def _backward(call: Call, residuals, do_BNFT):
   x, o_BNFT, lse_BN1T = residuals
   delta_BN1T = jnp.sum(do_BNFT.astype(jnp.float32) * o_BNFT.astype(jnp.float32), 2, keepdims=True)
-  line, unskew = (None, None) if x.line is None else jax.vjp(functools.partial(_skewed, call.backward), x.line)
+  line, unskew = (None, None) if x.line is None else jax.vjp(functools.partial(_line, call.backward), x.line)
   d = kernels.backward(call, x._replace(line=line), do_BNFT, lse_BN1T, delta_BN1T)
   B, K = x.k.shape[:2]
   ungroup = lambda y, like: jnp.sum(y.reshape(B, K, -1, *y.shape[2:]), 2).astype(like.dtype) if y.shape[1] > K else y
