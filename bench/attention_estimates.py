@@ -122,16 +122,23 @@ def program(case: Case, implementation: str, order: tuple):
 def hbm_bytes(sites, module) -> int:
   """Bytes that a program surely moves between HBM and the chip: see above."""
   made = ("fusion", "copy", "convolution", "dot", "custom-call", "reduce", "transpose", "broadcast", "pad", "concatenate", "slice")
-  off_chip = lambda instruction: sum(array.bytes for array in instruction.arrays if not array.on_chip)
 
-  def in_place(instruction):
-    return (instruction.opcode == "fusion"
-            and module.computations[instruction.calls("calls")].root.opcode in ("dynamic-update-slice", "tuple"))
+  def off_chip(instruction):
+    """Bytes of results in HBM, but those that are an argument updated in place."""
+    roots = [None] * len(instruction.arrays)
+    if instruction.opcode == "fusion":
+      body = module.computations[instruction.calls("calls")]
+      root = body.root
+      roots = [body.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+      roots = [body.instructions[r.operands[0]] if r.opcode == "bitcast" else r for r in roots]
+    return sum(array.bytes for array, root in zip(instruction.arrays, roots)
+               if not array.on_chip and (root is None or root.opcode != "dynamic-update-slice"))
+
   total = 0
   for site in sites:
-    if site.instruction.opcode in made and not in_place(site.instruction):
+    if site.instruction.opcode in made:
       peers = (site.computation.instructions.get(name) for name in site.instruction.operands)
-      read = sum(off_chip(peer) for peer in peers if peer is not None and peer.opcode in made and not in_place(peer))
+      read = sum(off_chip(peer) for peer in peers if peer is not None and peer.opcode in made)
       total += site.count * (off_chip(site.instruction) + read)
   return total
 

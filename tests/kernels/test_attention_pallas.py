@@ -142,3 +142,18 @@ def test_what_it_does_not_cover_is_refused_with_the_reason(interpreted):
   long = jax.ShapeDtypeStruct((1, 100_000, 1, 64), jnp.bfloat16)
   reason = pallas_tpu.uncovered(long, long, long, None, (LinearBias(jnp.ones(1)),), Rule(1.0))
   assert "100000 queries and 100000 keys need about" in reason and "use the XLA form" in reason
+
+
+def test_it_is_chosen_on_tpus_only_where_the_estimate_is_better(monkeypatch):
+  for module in (api.cudnn, api.splash, pallas_tpu):
+    monkeypatch.setattr(module, "target_platform", lambda: "tpu")
+  table, slope, cope = BucketBias(jnp.ones((8, 1))), LinearBias(jnp.ones(1)), CoPE(jnp.ones((4, 5)))
+
+  def chosen(T, *biases, spec=None):
+    q = jax.ShapeDtypeStruct((1, T, 1, 4), jnp.float32)
+    return api.best(q, q, q, None, biases, Rule(1.0), spec)
+  assert chosen(512, table) == chosen(600, table, slope) == "pallas"
+  assert chosen(256, table) == chosen(512, slope) == chosen(512, table, cope) == "xla"
+  monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: type("", (), dict(size=4)))
+  assert chosen(512, table) == "xla"                         # not partitioned without a spec
+  assert chosen(512, table, spec=jax.P("data")) == "pallas"

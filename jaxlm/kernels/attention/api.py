@@ -20,7 +20,7 @@ _supports = {
 def best(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str:
   """The platform's fused kernel where it covers the case, else dense when small, else by blocks."""
   for fused in ("splash", "cudnn", "pallas"):
-    if fused == "pallas" and not blocks.pallas_pays(q.shape[1], k.shape[1]):
+    if fused == "pallas" and not blocks.pallas_pays(q.shape[1], k.shape[1], biases):
       continue
     if _supports[fused](q, k, v, sight, biases, rule, spec) is None:
       return fused

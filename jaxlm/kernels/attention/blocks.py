@@ -11,6 +11,7 @@ size 64, 4 heads (bench/attention.py):
        1 x 1024    134         55        47     48
 """
 
+from jaxlm.kernels.attention.bias import BucketBias
 from jaxlm.kernels.platform import target_platform
 
 STRETCHES = 8                 # causal attention computes (1 + 1 / STRETCHES) times the needed scores
@@ -35,7 +36,7 @@ def splash_block(T: int) -> int:
 
 
 PALLAS_VMEM_BYTES = 48 * 2**20        # of 64 MiB (v5p, one core) or 128 MiB (v5e, v6e)
-PALLAS_FROM = 256                     # queries and keys from which the Pallas kernel is chosen
+PALLAS_FROM = 512                     # queries and keys from which the Pallas kernel is chosen
 
 
 def vmem_bytes() -> int:
@@ -58,6 +59,10 @@ def pallas_blocks(T: int, S: int, positional: bool) -> tuple[tuple[int, int], tu
   return (queries, min(forward, 512) if long else forward), (queries, backward)
 
 
-def pallas_pays(T: int, S: int) -> bool:
-  """Whether the compiler's estimate is at least 1.3 times the XLA form's (bench/attention_estimates.json)."""
-  return min(T, S) >= PALLAS_FROM
+def pallas_pays(T: int, S: int, biases: tuple) -> bool:
+  """Whether the compiler's estimate of the Pallas kernel is at least 1.3 times better than of the XLA form.
+
+  Both directions, v5e and v6e (bench/attention_estimates.json). XLA fuses biases that are arithmetic on positions or on numbers per
+  token into its softmax; a table by buckets of distances it has to skew in every block.
+  """
+  return min(T, S) >= PALLAS_FROM and any(isinstance(bias, BucketBias) for bias in biases)
