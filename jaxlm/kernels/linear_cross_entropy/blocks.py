@@ -1,12 +1,42 @@
 """How much of the logits to hold at once."""
 
 import dataclasses
+import math
 
 from jaxlm.kernels.linear_cross_entropy.tiles import Tile
+from jaxlm.kernels.pallas_support import LANES, round_up
 
 #: Softmaxes per device kept for the backward pass, which spares it that share of the products, by device kind: an
 #: eighth of what a v5e has, less of a v5p's 95 GiB (either is all of 8,192 tokens over 128,256 words).
 KEEP_BYTES = {"TPU v5": 4 * 2**30, "cpu": 5 * 2**28, "": 2 * 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+  """Rows and words of a tile of the TPU kernels, forward and backward; step: rows (back_step: words) of it whose logits exist
+  at a time. Multiples of 128, the steps divide."""
+
+  rows: int
+  words: int
+  step: int
+  back_rows: int
+  back_words: int
+  back_step: int
+
+  def forward_bytes(self, D: int, itemsize: int) -> int:
+    """On-chip bytes: h, w and r twice (one is used while the next is on its way), the sum of r, tiles of logits, row sums."""
+    tile = 3 * 4 * self.step * self.words
+    return 2 * itemsize * D * (2 * self.rows + self.words) + 4 * self.rows * D + tile + 8 * 4 * LANES * self.rows
+
+  def backward_bytes(self, D: int, itemsize: int) -> int:
+    tile = 3 * 4 * self.back_step * self.back_rows
+    return 2 * itemsize * D * (self.back_rows + 2 * self.back_words) + 4 * self.back_words * D + tile + 8 * 4 * LANES * self.back_words
+
+  def fitted(self, rows: int, V: int):
+    """No larger than the arrays. A vocabulary below one tile is one tile."""
+    most = round_up(rows, LANES)
+    n, m, words = min(self.rows, most), min(self.back_rows, most), min(self.back_words, V)
+    return Tiles(n, min(self.words, V), math.gcd(self.step, n), m, words, self.back_step if words % self.back_step == 0 else words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,3 +76,28 @@ def num_kept(rows: int, chunk: int, V: int, itemsize: int, num_chunks: int, keep
   """
   size = rows * chunk * V * itemsize
   return num_chunks if num_chunks * size <= keep_bytes else min(num_chunks, keep_bytes * 5 // 8 // size)
+
+
+#: Tiles of the TPU kernels by device kind, chosen by the compiler's estimate (bench/kernel_estimates.py, libtpu 0.0.52).
+#: With half the rows w is read twice as often, with half the words h in the backward kernel; logits of 256 rows at a time are
+#: enough to keep matrix and vector units busy side by side.
+TILES = {"": Tiles(rows=1024, words=1024, step=256, back_rows=1024, back_words=1024, back_step=256)}
+
+
+def tiles(device_kind: str, D: int, itemsize: int, room: int) -> Tiles:
+  """The table's tiles, halved until their blocks of D channels fit into `room` bytes of on-chip memory."""
+  found = TILES.get(device_kind, TILES[""])
+  while found.rows > LANES and found.forward_bytes(D, itemsize) > room:
+    found = dataclasses.replace(found, rows=found.rows // 2, words=max(found.words // 2, 512), step=min(found.step, found.rows // 2))
+  while found.back_words > LANES and found.backward_bytes(D, itemsize) > room:
+    found = dataclasses.replace(found, back_words=found.back_words // 2, back_rows=max(found.back_rows // 2, 512),
+                                back_step=min(found.back_step, found.back_words // 2))
+  return found
+
+
+#: Device kinds and widths (D up to ...) where the kernels are the default: nowhere yet, see kernels/README.md.
+PREFERRED: dict[str, int] = {}
+
+
+def prefers_pallas(device_kind: str, D: int) -> bool:
+  return D <= PREFERRED.get(device_kind, 0)

@@ -23,10 +23,10 @@ def _op(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, keep_bytes, spec, w_spe
 
 
 def _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, keep_bytes, spec, w_spec):
-  rows, columns, manual = P(*spec[:2]), _columns(spec, w_spec, w_VD), _manual(spec)
+  rows, columns, manual = P(*spec[:2]), column_axes(spec, w_spec, w_VD), row_axes(spec)
 
   def local(h_BTD, w_VD, bias_V, targets_BT):
-    w_VD, size = _whole(w_VD, columns), min(chunk, h_BTD.shape[1])
+    w_VD, size = gathered(w_VD, columns), min(chunk, h_BTD.shape[1])
     keep = xla.kept(h_BTD, w_VD, softcap, size, keep_bytes)
     return xla.forward(h_BTD, w_VD, bias_V, targets_BT, softcap, size, keep)
 
@@ -39,16 +39,16 @@ def _forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk, keep_bytes, spec, 
 
 def _backward(softcap, chunk, keep_bytes, spec, w_spec, residuals, gradients):
   h_BTD, w_VD, bias_V = residuals[:3]
-  rows, columns, manual = P(*spec[:2]), _columns(spec, w_spec, w_VD), _manual(spec)
+  rows, columns, manual = P(*spec[:2]), column_axes(spec, w_spec, w_VD), row_axes(spec)
 
   def local(h_BTD, w_VD, bias_V, targets_BT, out, q_kBQV, gradients):
-    dh, dw, dbias = xla.backward(h_BTD, _whole(w_VD, columns), bias_V, targets_BT, out, q_kBQV, gradients, softcap,
+    dh, dw, dbias = xla.backward(h_BTD, gathered(w_VD, columns), bias_V, targets_BT, out, q_kBQV, gradients, softcap,
                                  min(chunk, h_BTD.shape[1]))
     # An array of its own: a TPU's compiler else puts what reads dh, a norm's reductions, into the product, a third slower.
     dh = jax.lax.optimization_barrier(dh)
     dw = dw.astype(w_VD.dtype)       # as parameters are gathered, so their gradients are reduced
     if columns:
-      dw = _scattered(dw, columns, whole=_size(names(w_spec[0])) == 1)
+      dw = scattered(dw, columns, whole=num_devices(names(w_spec[0])) == 1)
     rest = tuple(sorted(manual - set(columns)))
     dw = jax.lax.psum(dw, rest) if rest else dw
     return dh, dw, None if dbias is None else jax.lax.psum(dbias, tuple(sorted(manual)))
@@ -63,11 +63,11 @@ def _backward(softcap, chunk, keep_bytes, spec, w_spec, residuals, gradients):
 _op.defvjp(_forward, _backward)
 
 
-def _whole(w_VD, columns):
+def gathered(w_VD, columns):
   return jax.lax.all_gather(w_VD, columns, axis=1, tiled=True) if columns else w_VD
 
 
-def _scattered(dw_VD, columns, whole: bool):
+def scattered(dw_VD, columns, whole: bool):
   """Sums over the mesh, each device its columns. In two pieces where V / 128 has a large prime factor: the SparseCores of a
   TPU cut 128,128 = 128 x 7 x 11 x 13 rows into equal parts, and 128,256 = 256 x 3 x 167 they all-reduce, twice the bytes.
   whole: not cut over other axes, whose pieces would be cut again."""
@@ -86,18 +86,18 @@ def _smooth(n: int) -> bool:
   return n == 1
 
 
-def _manual(spec) -> set[str]:
+def row_axes(spec) -> set[str]:
   """Mesh axes of h's rows: the ones this file handles. Others (a vocabulary over `tensor`) stay the partitioner's."""
   return {name for part in spec[:2] for name in names(part)}
 
 
-def _columns(spec, w_spec, w_VD) -> tuple[str, ...]:
+def column_axes(spec, w_spec, w_VD) -> tuple[str, ...]:
   """Axes over which w's columns are split, where they are among the rows' axes and divide D."""
-  found = tuple(name for name in names((tuple(w_spec or ()) + (None, None))[1]) if name in _manual(spec))
-  return found if w_VD.shape[1] % _size(found) == 0 else ()
+  found = tuple(name for name in names((tuple(w_spec or ()) + (None, None))[1]) if name in row_axes(spec))
+  return found if w_VD.shape[1] % num_devices(found) == 0 else ()
 
 
-def _size(axes: tuple[str, ...]) -> int:
+def num_devices(axes: tuple[str, ...]) -> int:
   return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in axes)
 
 

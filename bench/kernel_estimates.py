@@ -1,0 +1,206 @@
+r"""The compiler's estimate of each Pallas TPU kernel against the XLA form of its op, for chips that are not there.
+
+  python bench/kernel_estimates.py [--op linear_cross_entropy] [--chips v5e,v5p] [--forms pallas,xla] [--shapes gpt2_small]
+  python bench/kernel_estimates.py --write        only the tables of jaxlm/kernels/README.md, from bench/kernel_estimates.json
+
+Needs libtpu (extra `preflight`), no TPU. A figure is max(simulated cycles / clock, HBM bytes / bandwidth) of forward and
+backward. Cycles: libtpu's static profile of the final bundles, of kernels and of XLA's fusions alike, times the loops around
+them. Bytes: of kernels from their cost estimate, which counts a block as often as it is fetched; of XLA's programs as preflight
+counts them. Both lie below the truth: no contention, no launch, and reads and writes each get the whole bandwidth in the
+simulation. Simulated shapes are cut down along axes on which work is linear and scaled up again ("simulated").
+
+Every estimate is a process of its own: a profile that fails aborts it, and the flags are read when libtpu loads. What the
+simulator cannot follow would distort a figure: kernels are estimated without a count of rows that is only known at run time.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+RESULTS = Path(__file__).with_suffix(".json")
+README = Path(__file__).parents[1] / "jaxlm" / "kernels" / "README.md"
+CHIPS = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1"}
+WORTH = 1.3
+
+
+class Program:
+  """fn of ShapeDtypeStructs, to be compiled alone. scale: of its time to the whole op's. bytes: by hand, None to count them."""
+
+  def __init__(self, fn, args, scale=1.0, bytes=None):
+    self.fn, self.args, self.scale, self.bytes = fn, args, scale, bytes
+
+
+def linear_cross_entropy(form, shape, struct, chip):
+  """shape: B, T, V, D of a device; stretches: of time, that are simulated of the XLA form; V_xla: of the words."""
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.kernels.linear_cross_entropy import blocks, pallas_tpu
+  from jaxlm.kernels.linear_cross_entropy import linear_cross_entropy as op
+  from jaxlm.kernels.pallas_support import vmem_bytes
+
+  B, T, V, D = (shape[k] for k in "BTVD")
+  bf16, kind = jnp.bfloat16, chip.device_kind
+  if form == "pallas":
+    tiles = blocks.tiles(kind, D, 2, vmem_bytes(kind))
+    N, W = 2048, 4096
+    h, w, target, row = struct((N, D), bf16), struct((W, D), bf16), struct((N,), jnp.int32), struct((N,), jnp.float32)
+    scale = B * T * V / (N * W)
+    forward = lambda h, w, target: pallas_tpu.forward(h, w, None, target, None, softcap=None, tiles=tiles, with_rest=True)
+    backward = lambda h, w, target, log_z, p, y: pallas_tpu.backward_w(
+        h, w, None, target, log_z, p, y, None, softcap=None, tiles=tiles, dtype=bf16)
+    cost = (pallas_tpu.forward_cost(B * T, V, D, 2, tiles, None, True), pallas_tpu.backward_cost(B * T, V, D, 2, tiles, None))
+    return [Program(forward, (h, w, target), scale, cost[0].bytes_accessed),
+            Program(backward, (h, w, target, row, row, row), scale, cost[1].bytes_accessed),
+            Program(None, (), 1.0, 3 * 2 * B * T * D)]       # dh from r and the targets' words: its profile aborts
+  chunk = blocks.chunk_length(B, T, V)
+  stretches, W = -(-T // chunk), shape.get("V_xla", V)
+  kept = blocks.num_kept(B, chunk, V, 2, stretches, blocks.keep_bytes(kind))
+  few = min(stretches, shape["stretches"])
+  few_kept = round(few * kept / stretches)
+  keep_bytes = few_kept * B * chunk * W * 2
+  keep_bytes = keep_bytes if few_kept == few else keep_bytes * 8 // 5 + 8
+
+  def fn(h, w, target):
+    loss = lambda h, w: -jnp.mean(op(h, w, target, implementation="xla", chunk=chunk, keep_bytes=keep_bytes)[0])
+    return jax.value_and_grad(loss, (0, 1))(h, w)
+
+  args = struct((B, few * chunk, D), bf16), struct((W, D), bf16), struct((B, few * chunk), jnp.int32)
+  return [Program(fn, args, T * V / (few * chunk * W))]
+
+
+OPS = {
+    "linear_cross_entropy": (linear_cross_entropy, {
+        "gpt2_small": dict(B=64, T=512, V=50_304, D=768, stretches=2, V_xla=6_288),
+        "gpt2_small, rows of 8,192": dict(B=1, T=8192, V=50_304, D=768, stretches=2, V_xla=6_288),
+        "llama_1b": dict(B=1, T=8192, V=128_256, D=2048, stretches=2, V_xla=4_008),
+        "llama_8b": dict(B=1, T=8192, V=128_256, D=4096, stretches=2, V_xla=4_008),
+    }),
+}
+
+
+def estimate(op: str, shape: str, chip_name: str, form: str) -> dict:
+  """In a process of its own."""
+  folder = tempfile.TemporaryDirectory()
+  os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "LIBTPU_INIT_ARGS":
+                 f"--xla_jf_dump_static_llo_profile_to={folder.name} --xla_tpu_check_llo_types=false"}
+  import jax
+  import numpy as np
+  from jax.experimental import topologies
+  from jax.sharding import AxisType, Mesh, NamedSharding
+  from jax.sharding import PartitionSpec as P
+
+  from jaxlm.preflight.chips import CHIPS as ALL
+  chip = ALL[chip_name]
+  devices = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip_name]).devices
+  mesh = Mesh(np.array(devices[:1]), ("device",), axis_types=(AxisType.Auto,))
+  struct = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))
+  build, shapes = OPS[op]
+  cycles = total_bytes = seconds = 0.0
+  unknown = []
+  with jax.set_mesh(mesh):
+    for program in build(form, shapes[shape], struct, chip):
+      simulated, counted = 0, 0
+      if program.fn is not None:
+        for path in Path(folder.name).iterdir():
+          path.unlink()
+        text = jax.jit(program.fn).lower(*program.args).compile().as_text()
+        simulated, counted, missing = simulate(text, Path(folder.name))
+        unknown += missing
+      simulated *= program.scale
+      counted = counted * program.scale if program.bytes is None else program.bytes
+      cycles, total_bytes = cycles + simulated, total_bytes + counted
+      seconds += max(simulated / chip.clock_hz, counted / chip.hbm_bandwidth)
+  return dict(seconds=seconds, cycles=round(cycles), bytes=round(total_bytes), unknown=unknown)
+
+
+def simulate(text: str, folder: Path):
+  """(cycles, bytes, instructions of more than 1 MB without a profile) of one compiled program."""
+  from jaxlm.preflight.cost import cost
+  from jaxlm.preflight.hlo import parse
+  from jaxlm.preflight.loops import Loops
+
+  known, classes = {}, {}
+  for path in folder.glob("*.textproto"):
+    for name, cycles, same in re.findall(
+        r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)(?:(?:(?!hlo_op_name).)*?num_equivalent_hlos: (\d+))?',
+        path.read_text(), re.S):
+      known[name] = int(cycles)
+      classes[name] = int(same or 1)
+  if not known:
+    raise SystemExit("no profile was written: is this libtpu 0.0.52?")
+  work = cost(Loops(parse(text))).work
+  like = {(w.op_class, w.bytes, w.cycles): known[w.name] for w in work if classes.get(w.name, 1) > 1}
+  cycles, missing = 0, []
+  for w in work:
+    found = known.get(w.name, like.get((w.op_class, w.bytes, w.cycles)))
+    cycles += (found or 0) * w.count
+    if found is None and w.bytes > 1e6:
+      missing.append(w.name)
+  return cycles, sum(w.bytes * w.count for w in work), missing
+
+
+def floor(op: str, shape: str, chip) -> float:
+  """Seconds of the products alone at the chip's peak."""
+  s = OPS[op][1][shape]
+  return 3 * 2 * s["B"] * s["T"] * s["V"] * s["D"] / chip.peak_flops
+
+
+def table(op: str, results: dict) -> str:
+  from jaxlm.preflight.chips import CHIPS as ALL
+  lines = ["| shape | chip | XLA, ms | Pallas, ms | XLA / Pallas | floor, ms |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+  for shape, values in OPS[op][1].items():
+    for chip in CHIPS:
+      xla, pallas = (results.get(f"{op} | {shape} | {chip} | {form}", {}).get("seconds") for form in ("xla", "pallas"))
+      if xla is None and pallas is None:
+        continue
+      ms = lambda s: "-" if s is None else f"{1e3 * s:.2f}"
+      ratio = "-" if None in (xla, pallas) else f"{xla / pallas:.2f}"
+      sizes = ", ".join(f"{k} {v:,}" for k, v in values.items() if len(k) == 1)
+      lines.append(f"| {shape} ({sizes}) | {chip} | {ms(xla)} | {ms(pallas)} | {ratio} | {ms(floor(op, shape, ALL[chip]))} |")
+  return "\n".join(lines)
+
+
+def write(results: dict):
+  text = README.read_text()
+  for op in OPS:
+    begin, end = f"<!-- {op}: bench/kernel_estimates.py -->", f"<!-- end of {op} -->"
+    text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: f"{begin}\n{table(op, results)}\n{end}", text, flags=re.S)
+  README.write_text(text)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--op", default=",".join(OPS))
+  parser.add_argument("--chips", default=",".join(CHIPS))
+  parser.add_argument("--forms", default="pallas,xla")
+  parser.add_argument("--shapes", default=None, help="separated by ';'; default: all")
+  parser.add_argument("--write", action="store_true", help="compile nothing, write the tables")
+  parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.one:
+    print("RESULT " + json.dumps(estimate(*args.one)))
+    return
+  results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+  cases = [] if args.write else [
+      (op, shape, chip, form) for op in args.op.split(",") for shape in OPS[op][1] for chip in args.chips.split(",")
+      for form in args.forms.split(",") if args.shapes is None or shape in args.shapes.split(";")]
+  for case in cases:
+    out = subprocess.run([sys.executable, __file__, "--one", *case], capture_output=True, text=True)
+    found = [line for line in out.stdout.splitlines() if line.startswith("RESULT ")]
+    if not found:
+      print(" | ".join(case), "failed:", out.stderr[-2000:], flush=True)
+      continue
+    results[" | ".join(case)] = json.loads(found[0].removeprefix("RESULT "))
+    print(" | ".join(case), found[0], flush=True)
+    RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+  write(results)
+
+
+if __name__ == "__main__":
+  main()
