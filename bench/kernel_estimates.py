@@ -74,13 +74,38 @@ def linear_cross_entropy(form, shape, struct, chip):
   return [Program(fn, args, T * V / (few * chunk * W))]
 
 
+def random_head(form, shape, struct, chip):
+  """shape: B, T, V, D of a device; V_sim: words that are simulated. Partition and h's gradient; the targets' rows are the same."""
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.kernels.random_head import api, pallas_tpu, xla
+  B, T, V, D = (shape[k] for k in "BTVD")
+  W, b = min(V, shape["V_sim"]), min(B, 2)
+  args = struct((b, T, D), jnp.bfloat16), struct((b, 2), jnp.uint32)
+  if form == "pallas":
+    words = xla.Vocabulary(start=0, count=W, vocab_size=W, chunk=W, law="gaussian")
+    # Constants: the simulator aborts on the transfer of numbers that the program computes.
+    fn = lambda h: pallas_tpu.forward(h, jnp.ones((b, 2), jnp.uint32), words, with_rows=True)
+    return [Program(fn, args[:1], B * V / (b * W), pallas_tpu.forward_cost(B, T, V, D, 2, True, False).bytes_accessed)]
+  room = api.CHUNK_BYTES // (4 * B * (D + T))        # as the op chooses it for all of B
+  chunk = min(V, max(api.MIN_CHUNK, room // api.MIN_CHUNK * api.MIN_CHUNK))
+  W = min(V, -(-W // chunk) * chunk)
+  loss = lambda h, seed: jnp.sum(api.random_head(h, seed, vocab_size=W, chunk=chunk, implementation="xla"))
+  return [Program(jax.value_and_grad(loss), args, B * V / (b * W))]
+
+
 OPS = {
     "linear_cross_entropy": (linear_cross_entropy, {
         "gpt2_small": dict(B=64, T=512, V=50_304, D=768, stretches=2, V_xla=6_288),
         "gpt2_small, rows of 8,192": dict(B=1, T=8192, V=50_304, D=768, stretches=2, V_xla=6_288),
         "llama_1b": dict(B=1, T=8192, V=128_256, D=2048, stretches=2, V_xla=4_008),
         "llama_8b": dict(B=1, T=8192, V=128_256, D=4096, stretches=2, V_xla=4_008),
-    }),
+    }, 3),
+    "random_head": (random_head, {
+        "characters": dict(B=8, T=512, V=257, D=1024, V_sim=257),
+        "32,768 words": dict(B=8, T=512, V=32_768, D=1024, V_sim=1024),
+    }, 2),
 }
 
 
@@ -100,7 +125,7 @@ def estimate(op: str, shape: str, chip_name: str, form: str) -> dict:
   devices = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip_name]).devices
   mesh = Mesh(np.array(devices[:1]), ("device",), axis_types=(AxisType.Auto,))
   struct = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))
-  build, shapes = OPS[op]
+  build, shapes, _ = OPS[op]
   cycles = total_bytes = seconds = 0.0
   unknown = []
   with jax.set_mesh(mesh):
@@ -147,8 +172,9 @@ def simulate(text: str, folder: Path):
 
 def floor(op: str, shape: str, chip) -> float:
   """Seconds of the products alone at the chip's peak."""
-  s = OPS[op][1][shape]
-  return 3 * 2 * s["B"] * s["T"] * s["V"] * s["D"] / chip.peak_flops
+  _, shapes, products = OPS[op]
+  s = shapes[shape]
+  return products * 2 * s["B"] * s["T"] * s["V"] * s["D"] / chip.peak_flops
 
 
 def table(op: str, results: dict) -> str:

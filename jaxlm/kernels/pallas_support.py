@@ -18,8 +18,9 @@ LANES = 128
 
 _interpret = contextvars.ContextVar("interpret", default=False)
 
-#: Bytes of on-chip memory that a kernel may use, by device kind: what the core has, less what the compiler keeps.
-VMEM_BYTES = {"TPU v5 lite": 100 * 2**20, "TPU v5": 56 * 2**20, "TPU v6 lite": 100 * 2**20, "": 14 * 2**20}
+#: Bytes of on-chip memory that a kernel may use, by device kind: of a core's 128, 64 and 128 MiB some are left to the compiler,
+#: which keeps other arrays there.
+VMEM_BYTES = {"TPU v5 lite": 64 * 2**20, "TPU v5": 40 * 2**20, "TPU v6 lite": 64 * 2**20, "": 14 * 2**20}
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxlm.kernels.platform import target_platform
-from jaxlm.kernels.random_head import reference, sharded, xla
+from jaxlm.kernels.platform import target_device_kind, target_platform
+from jaxlm.kernels.random_head import blocks, pallas_tpu, reference, sharded, xla
 from jaxlm.kernels.random_head.reference import effective, segment_seeds
 from jaxlm.kernels.random_head.rows import LAWS, keyed_rows, split
 
@@ -29,7 +29,8 @@ def random_head(h_BTD, seed_B2, targets_BT=None, *, vocab_size: int, law: str = 
   embed_VD: learned rows; E = m noise_scale N + (1 - m) embed with m keyed by (seed, v) and probability (spec 6).
   Gradients: of h, and of embed; random rows, seeds and noise_scale have none.
   chunk: tokens whose rows exist at a time; None: by size. No array is (B, V, D), none is (B, T, V).
-  implementation: None, "reference" (holds (B, T, V, D)), "xla".
+  implementation: None, "reference" (holds (B, T, V, D)), "xla", "pallas" (TPU kernel: tiles of rows exist on chip
+    only). None takes "pallas" where it is supported and blocks.py says that it is faster.
   spec: PartitionSpec of h under the context mesh; vocab_spec: mesh axes that share the vocabulary.
   """
   B, T, D = h_BTD.shape
@@ -38,8 +39,9 @@ def random_head(h_BTD, seed_B2, targets_BT=None, *, vocab_size: int, law: str = 
                      "(B, T, D) with even D, (B, 2), (B, T)")
   if law not in LAWS:
     raise ValueError(f"row law {law!r}: known are {', '.join(LAWS)}")
-  if implementation not in (None, "reference", "xla"):
-    raise NotImplementedError(f"random_head implementation {implementation!r} does not exist; known: reference, xla")
+  if implementation not in (None, "reference", "xla", "pallas"):
+    raise NotImplementedError(f"random_head implementation {implementation!r} does not exist; known: reference, xla, "
+                              "pallas")
   noise_scale = jax.lax.stop_gradient(jnp.asarray(noise_scale, jnp.float32))
   if implementation == "reference":
     log_z_BT = reference.log_z(h_BTD, seed_B2, segment_ids_BT, embed_VD, noise_scale, vocab_size=vocab_size,
@@ -50,13 +52,15 @@ def random_head(h_BTD, seed_B2, targets_BT=None, *, vocab_size: int, law: str = 
     shared = lambda part: tuple(n for n in sharded.names(part) if mesh.shape.get(n, 1) > 1)
     spec, vocab_axes = (shared(spec[0]) or None, shared(spec[1]) or None), shared(vocab_spec)
     size = lambda axes: math.prod(mesh.shape[n] for n in axes or ())
+    by_kernel = implementation in (None, "pallas") and _by_kernel(
+        h_BTD, law, embed_VD is not None, size(spec[0]), size(spec[1]), bool(vocab_axes), mesh, implementation == "pallas")
     # A CPU multiplies matrices faster than stacks of them, so there sequences follow each other.
-    one_by_one = target_platform() == "cpu" and not any(spec) and not vocab_axes and mesh.size <= 1
+    one_by_one = target_platform() == "cpu" and not any(spec) and not vocab_axes and mesh.size <= 1 and not by_kernel
     rows, length = 1 if one_by_one else max(1, B // size(spec[0])), max(1, T // size(spec[1]))
     room = (CPU_CHUNK_BYTES if one_by_one else CHUNK_BYTES) // (4 * rows * (D + length))
     chunk = chunk or max(MIN_CHUNK, room // MIN_CHUNK * MIN_CHUNK)
     options = (("vocab_size", vocab_size), ("chunk", min(chunk, vocab_size)), ("law", law),
-               ("probability", probability))
+               ("probability", probability), ("kernel", by_kernel))
     static = (spec, vocab_axes, size(vocab_axes), one_by_one, options)
     embed = None if embed_VD is None else split(embed_VD)
     log_z_BT = _log_z(split(h_BTD), seed_B2, segment_ids_BT, embed, noise_scale, static)
@@ -68,6 +72,23 @@ def random_head(h_BTD, seed_B2, targets_BT=None, *, vocab_size: int, law: str = 
                        probability, noise_scale).astype(h_BTD.dtype)
   target_BT = jnp.einsum("btd,btd->bt", h_BTD, rows_BTD, preferred_element_type=jnp.float32)
   return target_BT - log_z_BT, log_z_BT
+
+
+def _by_kernel(h_BTD, law, with_embed: bool, batch_shards: int, time_shards: int, shared: bool, mesh, named: bool) -> bool:
+  """Whether the TPU kernels are the choice; refused where named and not supported."""
+  B, T, D = h_BTD.shape
+  kind = target_device_kind()
+  if not named and kind not in blocks.PREFERRED:
+    return False
+  if mesh.size > 1 and batch_shards == time_shards == 1 and not shared:
+    reason = f"on a mesh of {mesh.size} devices it needs spec or vocab_spec: kernels are not partitioned by the compiler"
+  elif B % batch_shards or T % time_shards:
+    reason = f"batch {B} and length {T} are not divisible by {batch_shards} and {time_shards} devices"
+  else:
+    reason = pallas_tpu.supports(T // time_shards, D, h_BTD.dtype, law, with_embed, kind)
+  if named and reason is not None:
+    raise NotImplementedError(f"random_head implementation 'pallas': {reason}")
+  return reason is None
 
 
 def random_logits(h_BTD, seed_B2, *, vocab_size: int, law: str = "gaussian", segment_ids_BT=None):

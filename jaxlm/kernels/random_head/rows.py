@@ -46,18 +46,25 @@ def fold_in(seed, number, domain: int):
   return jnp.where((number == 0)[..., None], seed.astype(jnp.uint32), new)
 
 
+def gaussian_pairs(r0, r1):
+  """(r cos a, r sin a) of two uint32 words, r = sqrt(-2 ln u1), a = 2 pi u2: two independent normal numbers, float32."""
+  # By way of int32: kernel compilers know no other conversion, and at most 24 bits are left.
+  to_float = lambda bits: bits.astype(jnp.int32).astype(jnp.float32)
+  # 23 bits and a half: exact in float32, never 0 or 1.
+  u1 = (to_float(r0 >> 9) + 0.5) * 2.0**-23
+  u2 = to_float(r1 >> 8) * 2.0**-24
+  radius = jnp.sqrt(-2.0 * jnp.log(u1))
+  sin, cos = sincos((2 * math.pi) * jnp.where(u2 > 0.5, u2 - 1.0, u2))
+  return radius * cos, radius * sin
+
+
 def halves(seed, token, d_model: int, law: str = "gaussian"):
   """Rows with even channels first, then odd: float32 (..., D). Nothing is interleaved, so that nothing is copied."""
   seed, token = seed[..., None, :], jnp.asarray(token)[..., None]
   if law == "gaussian":
     pair_P = jnp.arange(d_model // 2, dtype=jnp.uint32)
     r0, r1 = bits(seed, token, pair_P.reshape((1,) * (token.ndim - 1) + (-1,)))
-    # 23 bits and a half: exact in float32, never 0 or 1.
-    u1 = ((r0 >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
-    u2 = (r1 >> 8).astype(jnp.float32) * 2.0**-24
-    radius = jnp.sqrt(-2.0 * jnp.log(u1))
-    sin, cos = sincos((2 * math.pi) * jnp.where(u2 > 0.5, u2 - 1.0, u2))
-    return jnp.concatenate([radius * cos, radius * sin], axis=-1)
+    return jnp.concatenate(gaussian_pairs(r0, r1), axis=-1)
   word_W = jnp.arange(-(-d_model // 64), dtype=jnp.uint32)
   words = jnp.stack(bits(seed, token, word_W.reshape((1,) * (token.ndim - 1) + (-1,))), axis=-1)
   shift = jnp.arange(32, dtype=jnp.uint32).reshape((1,) * words.ndim + (-1,))

@@ -17,7 +17,9 @@ def names(part) -> tuple[str, ...]:
 def _local(spec, vocab_axes, size, options):
   """(tokens per device, options of shard_map)."""
   count = -(-options["vocab_size"] // size)
-  return count, {"axis_names": {n for part in spec[:2] for n in names(part)} | set(vocab_axes), "check_vma": False}
+  axes = {n for part in spec[:2] for n in names(part)} | set(vocab_axes)
+  # A kernel is not partitioned by the compiler: every axis of the mesh is ours then.
+  return count, {"check_vma": False} | ({} if options["kernel"] else {"axis_names": axes})
 
 
 def _vocabulary(count, vocab_axes, embed_VD, noise_scale, options):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlm.kernels.random_head import pallas_tpu
 from jaxlm.kernels.random_head.reference import effective
 from jaxlm.kernels.random_head.rows import SEGMENT, fold_in, halves, random_mask
 
@@ -26,7 +27,7 @@ class Sums(NamedTuple):
 
 class Vocabulary(NamedTuple):
   """Tokens start .. start + count - 1 of vocab_size, `chunk` at a time. embed_VD, learned rows of these tokens in the
-  order of `halves`, or None; probability and noise_scale as in `effective`."""
+  order of `halves`, or None; probability and noise_scale as in `effective`. kernel: by pallas_tpu.py instead of by chunks."""
 
   start: jax.Array
   count: int
@@ -36,6 +37,7 @@ class Vocabulary(NamedTuple):
   embed_VD: jax.Array | None = None
   probability: float = 1.0
   noise_scale: jax.Array | float = 1.0
+  kernel: bool = False
 
   @property
   def num_chunks(self) -> int:
@@ -95,7 +97,10 @@ def forward(h_BTD, seed_B2, segment_ids_BT, vocabulary: Vocabulary, *, with_rows
             "btc,bcd->btd", e_BTC.astype(h_BTD.dtype), rows_BCD, preferred_element_type=jnp.float32)
       return Sums(max_BT, sums.sum_BT * keep_BT + jnp.sum(e_BTC, axis=-1), rows_BTD), None
 
-    sums, _ = jax.lax.scan(step, start, jnp.arange(vocabulary.num_chunks))
+    if vocabulary.kernel:
+      sums = Sums(*pallas_tpu.forward(h_BTD, seed_B2, vocabulary, with_rows=with_rows))
+    else:
+      sums, _ = jax.lax.scan(step, start, jnp.arange(vocabulary.num_chunks))
     if here_BT is None:
       return sums
     choose = lambda new, old: jnp.where(here_BT.reshape(here_BT.shape + (1,) * (new.ndim - 2)), new, old)
@@ -121,6 +126,9 @@ def _add_embed_gradient(total_VD, vocabulary, embed_VD, h_BTD, seed_B2, segment_
 
   def table(total_VD, seed_B2, here_BT):
     here = g_BT if here_BT is None else jnp.where(here_BT, g_BT, 0.0)
+    if vocabulary.kernel:
+      new_VD = pallas_tpu.embed_gradient(h_BTD, seed_B2, vocabulary, log_z_BT, here)
+      return total_VD + jnp.pad(new_VD, ((0, total_VD.shape[0] - new_VD.shape[0]), (0, 0)))
 
     def step(total_VD, n):
       z_BTC, _, token_1C = _stretch(n, h_BTD, seed_B2, vocabulary, embed_VD)
