@@ -81,8 +81,9 @@ def linear_cross_entropy(h_BTD, w_VD, targets_BT=None, *, bias_V=None, softcap: 
 
 def _kernel(h_BTD, w_VD, implementation, spec, w_spec):
   """The TPU kernels as a function, or None where they are not the choice; refused where named and not supported."""
-  kind, D = target_device_kind(), h_BTD.shape[-1]
-  if implementation is None and not blocks.prefers_pallas(kind, D):
+  kind, (B, T, D) = target_device_kind(), h_BTD.shape
+  devices = max(1, jax.sharding.get_abstract_mesh().size)
+  if implementation is None and not blocks.prefers_pallas(kind, D, B * T * w_VD.shape[0] / devices):
     return None
   tiles = blocks.tiles(kind, D, w_VD.dtype.itemsize, vmem_bytes(kind))
   reason = pallas_op.supports(h_BTD, w_VD, kind, tiles, spec, w_spec)

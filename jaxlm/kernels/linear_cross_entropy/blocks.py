@@ -95,9 +95,11 @@ def tiles(device_kind: str, D: int, itemsize: int, room: int) -> Tiles:
   return found
 
 
-#: Device kinds and widths (D up to ...) where the kernels are the default: nowhere yet, see kernels/README.md.
-PREFERRED: dict[str, int] = {}
+#: Device kinds, and the width D up to which the kernels are the default there: where their estimate is at least 1.3 times the
+#: XLA form's (kernels/README.md).
+PREFERRED = {"TPU v6 lite": 2048}
 
 
-def prefers_pallas(device_kind: str, D: int) -> bool:
-  return D <= PREFERRED.get(device_kind, 0)
+def prefers_pallas(device_kind: str, D: int, logits: float) -> bool:
+  """logits: how many one device has; few of them are held at once anyway."""
+  return D <= PREFERRED.get(device_kind, 0) and 4 * logits > ACCELERATOR.dense_bytes

@@ -53,7 +53,7 @@ def random_head(h_BTD, seed_B2, targets_BT=None, *, vocab_size: int, law: str = 
     spec, vocab_axes = (shared(spec[0]) or None, shared(spec[1]) or None), shared(vocab_spec)
     size = lambda axes: math.prod(mesh.shape[n] for n in axes or ())
     by_kernel = implementation in (None, "pallas") and _by_kernel(
-        h_BTD, law, embed_VD is not None, size(spec[0]), size(spec[1]), bool(vocab_axes), mesh, implementation == "pallas")
+        h_BTD, vocab_size, law, embed_VD is not None, size(spec[0]), size(spec[1]), bool(vocab_axes), mesh, implementation == "pallas")
     # A CPU multiplies matrices faster than stacks of them, so there sequences follow each other.
     one_by_one = target_platform() == "cpu" and not any(spec) and not vocab_axes and mesh.size <= 1 and not by_kernel
     rows, length = 1 if one_by_one else max(1, B // size(spec[0])), max(1, T // size(spec[1]))
@@ -74,11 +74,12 @@ def random_head(h_BTD, seed_B2, targets_BT=None, *, vocab_size: int, law: str = 
   return target_BT - log_z_BT, log_z_BT
 
 
-def _by_kernel(h_BTD, law, with_embed: bool, batch_shards: int, time_shards: int, shared: bool, mesh, named: bool) -> bool:
+def _by_kernel(h_BTD, vocab_size: int, law, with_embed: bool, batch_shards: int, time_shards: int, shared: bool, mesh,
+               named: bool) -> bool:
   """Whether the TPU kernels are the choice; refused where named and not supported."""
   B, T, D = h_BTD.shape
   kind = target_device_kind()
-  if not named and kind not in blocks.PREFERRED:
+  if not named and not blocks.prefers_pallas(kind, vocab_size, with_embed):
     return False
   if mesh.size > 1 and batch_shards == time_shards == 1 and not shared:
     reason = f"on a mesh of {mesh.size} devices it needs spec or vocab_spec: kernels are not partitioned by the compiler"

@@ -41,12 +41,16 @@ def supports(T: int, D: int, dtype, law: str, with_embed: bool, device_kind: str
   return None
 
 
-def _rows(at, count: int, k0, k1, first, rows_ref, embed_ref, noise_1, probability: float):
-  """Rows of words first + at ... first + at + count - 1 of a tile, written at `at` into rows_ref (W, D)."""
+def _rows(at, count: int, k0, k1, first, rows_ref, embed_ref, noise_1, probability: float, inside):
+  """Rows of words first + at ... first + at + count - 1 of a tile, written at `at` into rows_ref (W, D).
+
+  inside: how many words of the tile exist; the others' learned rows may be anything and become 0.
+  """
   D, here = rows_ref.shape[1], pl.ds(at, count)
   word = lambda: (first + at + jax.lax.broadcasted_iota(jnp.int32, (count, LANES), 0)).astype(jnp.uint32)
-  random_W1 = None
+  random_W1 = exists_W1 = None
   if embed_ref is not None:
+    exists_W1 = at + jax.lax.broadcasted_iota(jnp.int32, (count, 1), 0) < inside
     r0, _ = threefry(k0, k1, word(), jnp.full((count, LANES), MASK, jnp.uint32))
     random_W1 = ((r0 >> 8).astype(jnp.int32).astype(jnp.float32) * 2.0**-24 < probability)[:, :1]
   for start in range(0, D // 2, LANES):
@@ -55,38 +59,35 @@ def _rows(at, count: int, k0, k1, first, rows_ref, embed_ref, noise_1, probabili
     for lane, x in zip((start, D // 2 + start), halves):
       lanes = pl.ds(lane, LANES)
       if embed_ref is not None:
-        x = jnp.where(random_W1, noise_1[0] * x, embed_ref[here, lanes].astype(jnp.float32))
+        learned = jnp.where(exists_W1, embed_ref[here, lanes].astype(jnp.float32), 0.0)
+        x = jnp.where(random_W1, noise_1[0] * x, learned)
       rows_ref[here, lanes] = x.astype(rows_ref.dtype)
 
 
-def _generate(seeds_ref, b, first, rows_ref, embed_ref, noise_1, probability, step: int, inside: int):
-  """All rows of a tile. inside: how many of its words exist; the others' learned rows may be anything."""
-  k0, k1 = seeds_ref[2 * b].astype(jnp.uint32), seeds_ref[2 * b + 1].astype(jnp.uint32)
+def _generate(step: int, *args):
+  """All rows of a tile; args: of _rows behind count."""
+  W = args[3].shape[0]
+  jax.lax.fori_loop(0, W // step, lambda i, _: _rows(pl.multiple_of(i * step, step), step, *args), None)
 
-  def some(i, _):
-    _rows(pl.multiple_of(i * step, step), step, k0, k1, first, rows_ref, embed_ref, noise_1, probability)
 
-  jax.lax.fori_loop(0, rows_ref.shape[0] // step, some, None)
-  if embed_ref is not None:
-    @pl.when(inside < rows_ref.shape[0])
-    def _():
-      exists = jax.lax.broadcasted_iota(jnp.int32, (rows_ref.shape[0], 1), 0) < inside
-      rows_ref[...] = jnp.where(exists, rows_ref[...].astype(jnp.float32), 0.0).astype(rows_ref.dtype)
+def _seed(seeds_ref, b):
+  return seeds_ref[2 * b].astype(jnp.uint32), seeds_ref[2 * b + 1].astype(jnp.uint32)
 
 
 def _forward_kernel(seeds_ref, noise_1, *refs, count: int, vocab_size: int, probability: float, with_embed: bool,
                     with_rows: bool, tiles: Tiles):
   refs = list(refs)
   h_ref = refs.pop(0)
-  embed_ref = refs.pop(0) if with_embed else None
+  embed_first_ref, embed_next_ref = (refs.pop(0), refs.pop(0)) if with_embed else (None, None)
   max_out, sum_out = refs.pop(0), refs.pop(0)
   total_ref = refs.pop(0) if with_rows else None
-  rows_ref, max_ref, sum_ref = refs
-  T, W = h_ref.shape[1], rows_ref.shape[0]
-  b, j = pl.program_id(0), pl.program_id(1)
+  even_ref, odd_ref, max_ref, sum_ref = refs
+  T, W = h_ref.shape[1], even_ref.shape[0]
+  b, j, last = pl.program_id(0), pl.program_id(1), pl.num_programs(1) - 1
   start = seeds_ref[2 * pl.num_programs(0)]
-  # Words of the tile that exist: of this device's range, and of the vocabulary.
+  # Words from here on that exist: of this device's range, and of the vocabulary.
   inside = jnp.minimum(count, vocab_size - start) - j * W
+  key = _seed(seeds_ref, b)
 
   @pl.when(j == 0)
   def _():
@@ -95,25 +96,36 @@ def _forward_kernel(seeds_ref, noise_1, *refs, count: int, vocab_size: int, prob
     if with_rows:
       total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
 
-  _generate(seeds_ref, b, start + j * W, rows_ref, embed_ref, noise_1, probability, tiles.step, inside)
-  rows_WD = rows_ref[...]
-  logits = lambda at: dot(h_ref[0, pl.ds(at, tiles.positions), :], rows_WD, (1, 1))
-  following_QW = logits(0)
-  for at in range(0, T, tiles.positions):
-    here, z_QW = pl.ds(at, tiles.positions), following_QW
-    if at + tiles.positions < T:      # asked for early: the matrix unit works on it while exponentials are taken
-      following_QW = logits(at + tiles.positions)
-    z_QW = jnp.where(jax.lax.broadcasted_iota(jnp.int32, z_QW.shape, 1) < inside, z_QW, LOWEST)
-    old_QL = max_ref[here, :]
-    new_QL = jnp.maximum(old_QL, jnp.max(z_QW, 1, keepdims=True))
-    keep_QL = jnp.exp(old_QL - new_QL)
-    e_QW = jnp.exp(z_QW - new_QL[:, :1])
-    max_ref[here, :] = new_QL
-    sum_ref[here, :] = sum_ref[here, :] * keep_QL + sum(e_QW[:, k:k + LANES] for k in range(0, W, LANES))
-    if with_rows:
-      total_ref[0, here, :] = total_ref[0, here, :] * keep_QL[:, :1] + dot(e_QW.astype(rows_WD.dtype), rows_WD, (1, 0))
+    _generate(tiles.step, *key, start, even_ref, embed_first_ref, noise_1, probability, inside)
 
-  @pl.when(j == pl.num_programs(1) - 1)
+  def use(rows_ref, next_ref):
+    """Adds one tile. In between the next one is generated: by vector units, while the matrix unit is busy."""
+    rows_WD = rows_ref[...]
+    logits = lambda at: dot(h_ref[0, pl.ds(at, tiles.positions), :], rows_WD, (1, 1))
+    following_QW = logits(0)
+    left = list(range(0, W, tiles.step)) if next_ref is not None else []
+    for at in range(0, T, tiles.positions):
+      here, z_QW = pl.ds(at, tiles.positions), following_QW
+      if at + tiles.positions < T:
+        following_QW = logits(at + tiles.positions)
+      z_QW = jnp.where(jax.lax.broadcasted_iota(jnp.int32, z_QW.shape, 1) < inside, z_QW, LOWEST)
+      old_QL = max_ref[here, :]
+      new_QL = jnp.maximum(old_QL, jnp.max(z_QW, 1, keepdims=True))
+      keep_QL = jnp.exp(old_QL - new_QL)
+      e_QW = jnp.exp(z_QW - new_QL[:, :1])
+      max_ref[here, :] = new_QL
+      sum_ref[here, :] = sum_ref[here, :] * keep_QL + sum(e_QW[:, k:k + LANES] for k in range(0, W, LANES))
+      if with_rows:
+        total_ref[0, here, :] = total_ref[0, here, :] * keep_QL[:, :1] + dot(e_QW.astype(rows_WD.dtype), rows_WD, (1, 0))
+      for word in left[at * len(left) // T:(at + tiles.positions) * len(left) // T]:
+        _rows(word, tiles.step, *key, start + (j + 1) * W, next_ref, embed_next_ref, noise_1, probability, inside - W)
+
+  even = jax.lax.rem(j, 2) == 0
+  for parity, here_ref, next_ref in ((even, even_ref, odd_ref), (jnp.logical_not(even), odd_ref, even_ref)):
+    pl.when(parity & (j < last))(functools.partial(use, here_ref, next_ref))
+    pl.when(parity & (j == last))(functools.partial(use, here_ref, None))
+
+  @pl.when(j == last)
   def _():
     max_out[0] = max_ref[...].T[:1]
     sum_out[0] = jnp.sum(sum_ref[...].T, 0, keepdims=True)
@@ -142,7 +154,8 @@ def forward(h_BTD, seed_B2, vocabulary, *, with_rows: bool):
   h_BTD = _positions(h_BTD)
   B, T, D = h_BTD.shape
   t = _fitted(h_BTD, vocabulary)
-  W, of_row = t.words, jax.ShapeDtypeStruct((B, 1, T), jnp.float32)
+  W, num = t.words, pl.cdiv(vocabulary.count, t.words)
+  of_row = jax.ShapeDtypeStruct((B, 1, T), jnp.float32)
   row = pl.BlockSpec((1, 1, T), lambda b, j, *_: (b, 0, 0))
   whole = pl.BlockSpec((1, T, D), lambda b, j, *_: (b, 0, 0))
   kernel = functools.partial(_forward_kernel, count=vocabulary.count, vocab_size=vocabulary.vocab_size,
@@ -150,14 +163,16 @@ def forward(h_BTD, seed_B2, vocabulary, *, with_rows: bool):
   out = pl.pallas_call(
       kernel, name="random_head_forward",
       grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=2, grid=(B, pl.cdiv(vocabulary.count, W)),
-          in_specs=[whole] + ([] if embed_VD is None else [pl.BlockSpec((W, D), lambda b, j, *_: (j, 0))]),
+          num_scalar_prefetch=2, grid=(B, num),
+          in_specs=[whole] + ([] if embed_VD is None else [
+              pl.BlockSpec((W, D), lambda b, j, *_: (0, 0)),
+              pl.BlockSpec((W, D), lambda b, j, *_: (jnp.minimum(j + 1, num - 1), 0))]),
           out_specs=[row, row] + [whole] * with_rows,
-          scratch_shapes=[pltpu.VMEM((W, D), h_BTD.dtype)] + [pltpu.VMEM((T, LANES), jnp.float32)] * 2),
+          scratch_shapes=[pltpu.VMEM((W, D), h_BTD.dtype)] * 2 + [pltpu.VMEM((T, LANES), jnp.float32)] * 2),
       out_shape=[of_row, of_row] + [jax.ShapeDtypeStruct((B, T, D), jnp.float32)] * with_rows,
       cost_estimate=forward_cost(B, T, vocabulary.count, D, h_BTD.dtype.itemsize, with_rows, embed_VD is not None),
       **pallas_support.on_tpu("parallel", "arbitrary"))(
-          *_scalars(seed_B2, vocabulary), h_BTD, *([] if embed_VD is None else [embed_VD]))
+          *_scalars(seed_B2, vocabulary), h_BTD, *([] if embed_VD is None else [embed_VD] * 2))
   max_BT, sum_BT = (x[:, 0, :T_whole] for x in out[:2])
   return max_BT, sum_BT, out[2][:, :T_whole] if with_rows else None
 
@@ -178,13 +193,13 @@ def _gradient_kernel(seeds_ref, noise_1, h_ref, row_ref, embed_ref, out_ref, row
   def _():
     out_ref[...] = jnp.zeros(out_ref.shape, jnp.float32)
 
-  _generate(seeds_ref, b, start + j * W, rows_ref, embed_ref, noise_1, probability, tiles.step, inside)
-  k0, k1 = seeds_ref[2 * b].astype(jnp.uint32), seeds_ref[2 * b + 1].astype(jnp.uint32)
+  key = _seed(seeds_ref, b)
+  _generate(tiles.step, *key, start + j * W, rows_ref, embed_ref, noise_1, probability, inside)
   h_TD, log_z_1T, g_1T = h_ref[0], row_ref[0, 0:1], row_ref[0, 1:2]
   for at in range(0, W, tiles.step):
     here = pl.ds(at, tiles.step)
     local = at + jax.lax.broadcasted_iota(jnp.int32, (tiles.step, LANES), 0)
-    r0, _ = threefry(k0, k1, (start + j * W + local).astype(jnp.uint32), jnp.full(local.shape, MASK, jnp.uint32))
+    r0, _ = threefry(*key, (start + j * W + local).astype(jnp.uint32), jnp.full(local.shape, MASK, jnp.uint32))
     random = (r0 >> 8).astype(jnp.int32).astype(jnp.float32) * 2.0**-24 < probability
     learned_W1 = jnp.where(random | (local >= inside), 0.0, 1.0)[:, :1]
     z_WT = dot(rows_ref[here, :], h_TD, (1, 1))

@@ -26,7 +26,7 @@ def threefry(k0, k1, c0, c1):
       x0 = x0 + x1
       x1 = x0 ^ ((x1 << r) | (x1 >> (32 - r)))
     x0 = x0 + keys[(i + 1) % 3]
-    x1 = x1 + keys[(i + 2) % 3] + jnp.uint32(i + 1)
+    x1 = x1 + (keys[(i + 2) % 3] + jnp.uint32(i + 1))      # two numbers first, not two passes over x1
   return x0, x1
 
 
