@@ -16,11 +16,14 @@ from jaxlm.kernels.platform import target_device_kind, target_platform
 
 LANES = 128
 
+#: On-chip bytes that a kernel was seen to use over those of its blocks and tiles, for what the compiler spills: at most 1.18.
+SPILLS = 1.2
+
 _interpret = contextvars.ContextVar("interpret", default=False)
 
 #: Bytes of on-chip memory that a kernel may use, by device kind: of a core's 128, 64 and 128 MiB some are left to the compiler,
 #: which keeps other arrays there.
-VMEM_BYTES = {"TPU v5 lite": 64 * 2**20, "TPU v5": 40 * 2**20, "TPU v6 lite": 64 * 2**20, "": 14 * 2**20}
+VMEM_BYTES = {"TPU v5 lite": 64 * 2**20, "TPU v5": 48 * 2**20, "TPU v6 lite": 64 * 2**20, "": 14 * 2**20}
 
 
 @contextlib.contextmanager

@@ -55,6 +55,6 @@ def test_on_a_mesh_each_device_has_its_rows_and_words():
 @pytest.mark.parametrize("chip,chosen", [("v5e", 0), ("v5p", 0), ("v6e", 2)])
 def test_they_are_the_default_where_their_estimate_is_better(chip, chosen):
   mesh = mesh_of(ONE_CHIP[chip], data=1)
-  assert kernels(lowered(mesh, B=8, T=1024, V=50_304, D=768, implementation=None)) == chosen
-  assert kernels(lowered(mesh, B=8, T=1024, V=50_304, D=4096, implementation=None)) == 0
-  assert kernels(lowered(mesh, B=1, T=100, V=300, D=768, implementation=None)) == 0
+  assert kernels(lowered(mesh, B=8, T=1024, V=50_304, D=2048, implementation=None)) == chosen
+  assert kernels(lowered(mesh, B=8, T=1024, V=50_304, D=768, implementation=None)) == 0
+  assert kernels(lowered(mesh, B=1, T=100, V=300, D=2048, implementation=None)) == 0

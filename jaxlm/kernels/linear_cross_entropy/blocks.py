@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from jaxlm.kernels.linear_cross_entropy.tiles import Tile
-from jaxlm.kernels.pallas_support import LANES, round_up
+from jaxlm.kernels.pallas_support import LANES, SPILLS, round_up
 
 #: Softmaxes per device kept for the backward pass, which spares it that share of the products, by device kind: an
 #: eighth of what a v5e has, less of a v5p's 95 GiB (either is all of 8,192 tokens over 128,256 words).
@@ -26,11 +26,13 @@ class Tiles:
   def forward_bytes(self, D: int, itemsize: int) -> int:
     """On-chip bytes: h, w and r twice (one is used while the next is on its way), the sum of r, tiles of logits, row sums."""
     tile = 3 * 4 * self.step * self.words
-    return 2 * itemsize * D * (2 * self.rows + self.words) + 4 * self.rows * D + tile + 8 * 4 * LANES * self.rows
+    sums = 4 * self.rows * D + 8 * 4 * LANES * self.rows
+    return int(SPILLS * (2 * itemsize * D * (2 * self.rows + self.words) + sums + tile))
 
   def backward_bytes(self, D: int, itemsize: int) -> int:
     tile = 3 * 4 * self.back_step * self.back_rows
-    return 2 * itemsize * D * (self.back_rows + 2 * self.back_words) + 4 * self.back_words * D + tile + 8 * 4 * LANES * self.back_words
+    sums = 4 * self.back_words * D + 8 * 4 * LANES * self.back_words
+    return int(SPILLS * (2 * itemsize * D * (self.back_rows + 2 * self.back_words) + sums + tile))
 
   def fitted(self, rows: int, V: int):
     """No larger than the arrays. A vocabulary below one tile is one tile."""
@@ -95,11 +97,11 @@ def tiles(device_kind: str, D: int, itemsize: int, room: int) -> Tiles:
   return found
 
 
-#: Device kinds, and the width D up to which the kernels are the default there: where their estimate is at least 1.3 times the
-#: XLA form's (kernels/README.md).
-PREFERRED = {"TPU v6 lite": 2048}
+#: Device kinds, and widths D for which the kernels are the default there: every shape of that width that was estimated takes the
+#: XLA form at least 1.3 times as long (kernels/README.md).
+PREFERRED = {"TPU v6 lite": (2048,)}
 
 
 def prefers_pallas(device_kind: str, D: int, logits: float) -> bool:
   """logits: how many one device has; few of them are held at once anyway."""
-  return D <= PREFERRED.get(device_kind, 0) and 4 * logits > ACCELERATOR.dense_bytes
+  return D in PREFERRED.get(device_kind, ()) and 4 * logits > ACCELERATOR.dense_bytes

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxlm.kernels.pallas_support import LANES, round_up
+from jaxlm.kernels.pallas_support import LANES, SPILLS, round_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Tiles:
     """On-chip bytes: h and the sums twice (one is used while the next is on its way), rows, learned rows or their gradient."""
     forward = T * D * 2 * (itemsize + 4) + self.words * D * itemsize * (6 if with_embed else 2) + 2 * 4 * T * LANES
     backward = T * D * 2 * itemsize + self.words * D * (3 * itemsize + 2 * 4) + 3 * 4 * T * self.step
-    return max(forward, backward) if with_embed else forward
+    return int(SPILLS * (max(forward, backward) if with_embed else forward))
 
   def fitted(self, T: int, V: int):
     """No larger than the arrays; fewer words where that leaves fewer words of the last tile unused."""
