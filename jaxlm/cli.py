@@ -3,11 +3,11 @@
 The exit codes are listed in `jaxlm.commands.exits`."""
 
 import importlib
-import logging
 import sys
+from collections.abc import Sequence
 
 from jaxlm import __version__
-from jaxlm.commands.exits import WRONG, command, refuse
+from jaxlm.commands.interrupt import during_imports
 
 COMMANDS = {
     "train": ("jaxlm.training.command", "train a model, or resume its run"),
@@ -26,8 +26,18 @@ def usage() -> str:
   return f"jaxlm {__version__}\n\nusage: jaxlm COMMAND ...\n\n{rows}\n\njaxlm COMMAND --help says more."
 
 
-@command("jaxlm")
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+  with during_imports():
+    from jaxlm.commands.exits import command
+
+    return command("jaxlm")(_main)(argv)
+
+
+def _main(argv: list[str]) -> int:
+  import logging
+
+  from jaxlm.commands.exits import WRONG, refuse
+
   if not argv or argv[0] in ("-h", "--help", "help"):
     print(usage())
     return 0 if argv else 2

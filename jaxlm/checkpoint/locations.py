@@ -21,6 +21,15 @@ def folder_path(workdir) -> epath.Path:
   return epath.Path(workdir) if is_remote(workdir) else epath.Path(pathlib.Path(expand(workdir)).absolute())
 
 
+def check_name(folder) -> None:
+  """ConfigError for a path that the checkpoint library would read as a pattern: it would write there and never find it."""
+  found = sorted(set(str(folder)) & set("*?["))
+  if found:
+    raise ConfigError(f"{folder} has {' and '.join(map(repr, found))} in its name, which the checkpoint library takes for a "
+                      f"pattern, so that no checkpoint there could be read again; choose another --workdir (a symbolic link "
+                      f"without {'it' if len(found) == 1 else 'them'} will do)")
+
+
 def read_json(path: epath.Path, kind: type = dict):
   """The value of a JSON file. ConfigError where it is damaged: empty, no JSON, or not a `kind`."""
   try:

@@ -20,6 +20,7 @@ from jaxlm.checkpoint.checksums import checksums
 from jaxlm.checkpoint.errors import CheckpointError
 from jaxlm.checkpoint.locations import folder_path
 from jaxlm.checkpoint.reading import alone, compared, first_line, newest
+from jaxlm.checkpoint.rotation import Rotation
 from jaxlm.parallel.agree import from_first, gather
 
 DISK_FULL = re.compile(r"No space left|ENOSPC|quota exceeded|File too large|RESOURCE_EXHAUSTED", re.IGNORECASE)
@@ -30,8 +31,9 @@ class Checkpoints:
 
   def __init__(self, folder, *, keep_last: int = 2, keep_every: int | None = None, asynchronous: bool = True):
     self.folder = folder_path(folder)
+    self.rotation = Rotation(keep_last, keep_every)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep_last, keep_period=keep_every, enable_async_checkpointing=asynchronous,
+        preservation_policy=self.rotation, enable_async_checkpointing=asynchronous,
         cleanup_tmp_directories=True)    # what a full disk or a killed process has left behind
     self.manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -51,10 +53,14 @@ class Checkpoints:
     """Complete steps, oldest first; every process must ask, and hears what the first one sees."""
     return from_first(sorted(self.manager.all_steps()))
 
-  def save(self, step: int, state, iterator, note: dict[str, Any]) -> None:
-    """Copies the state to the host, then writes in the background. Raises what an earlier write has met."""
+  def save(self, step: int, state, iterator, note: dict[str, Any], *, rotate: bool = True) -> None:
+    """Copies the state to the host, then writes in the background. Raises what an earlier write has met.
+
+    rotate: older steps are removed when this one is whole, as far as keep_last and keep_every let them.
+    """
     if step in self.manager.all_steps():
       return
+    self.rotation.paused = not rotate
     try:
       self.manager.save(step, force=True, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state),

@@ -1,9 +1,11 @@
 """How a command ends.
 
-  0        good; also a training run that a signal has stopped and that is saved (result.json: finished false)
+  0        good
   1        the request was right and it failed: a row, a check, a step, a full disk
   2        the request was wrong: a flag, a key, a path
-  128 + n  signal n ended it: 130 Ctrl-C, 141 nobody reads its output any more (`jaxlm eval ... | head -1`)
+  128 + n  signal n ended it: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, also of a training run that is saved and that the same
+           command continues (result.json: finished false), so that `jaxlm train ... && jaxlm eval ...` does not go on with
+           half a model; 141 nobody reads its output any more (`jaxlm eval ... | head -1`)
 
 What a person or the system has refused is one sentence on standard error. Any other exception is a fault of this library
 and keeps its traceback. With JAXLM_DEBUG=1 the sentences have theirs, too.
@@ -49,11 +51,12 @@ def command(name: str, *, refusals: tuple[type[Exception], ...] = ()):
 
 def ending(name: str, error: BaseException, refusals: tuple[type[Exception], ...] = ()) -> int:
   """The exit code of what a command has raised; its sentence is printed. What is not for the user is raised again."""
-  if _caused_by(error, BrokenPipeError) and (isinstance(error, SystemExit) or _reader_gone()):     # SystemExit: rich's
+  if caused_by(error, BrokenPipeError) and (isinstance(error, SystemExit) or _reader_gone()):     # SystemExit: rich's
     _silence()
     return UNREAD
-  if _caused_by(error, KeyboardInterrupt):     # also where a library has met it while it was imported
-    return INTERRUPTED
+  interrupt = caused_by(error, KeyboardInterrupt)     # also where a library has met it while it was imported
+  if interrupt:
+    return refuse(name, interrupt if str(interrupt) else "interrupted", getattr(interrupt, "code", INTERRUPTED))
   if isinstance(error, SystemExit):
     if isinstance(error.code, str):
       return refuse(name, error.code, WRONG)
@@ -134,15 +137,15 @@ def _file_on_the_way(path: pathlib.Path) -> pathlib.Path | None:
   return None
 
 
-def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-  """Whether it is of this kind, or was raised because of one that is."""
+def caused_by(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+  """The error of this kind that it is, or because of which it was raised."""
   seen = set()
   while error is not None and id(error) not in seen:
     if isinstance(error, kind):
-      return True
+      return error
     seen.add(id(error))
     error = error.__cause__ or error.__context__
-  return False
+  return None
 
 
 def _reader_gone() -> bool:

@@ -194,12 +194,12 @@ def _short(numbers: Mapping[str, float]) -> str:
 def _train(config: dict, path: pathlib.Path) -> Trained:
   import jax
 
-  from jaxlm.training.run import train
+  from jaxlm.training.run import Stopped, train
 
   jax.clear_caches()    # the last row's programs hold memory and are never met again
   result = train(config, str(path))
   if not result.finished:
-    raise KeyboardInterrupt(f"stopped by {result.stopped}; the same command continues")
+    raise Stopped(result)
   return Trained(config, result.params, str(path))
 
 

@@ -4,10 +4,15 @@ JAX's own start-up ends, when somebody is missing, by aborting every process wit
 which names nobody and cannot be caught; and a process that dies in mid-run is noticed by heartbeats, a minute or more
 later, while the others hang in a collective. Here process 0 knows who is not there. The line uses the coordinator's own
 port, before JAX's service listens on it, so nothing else has to be opened. The kernel closes the line of a process that
-dies, at once; its keep-alive notices a host that is gone.
+dies, at once. Every process says regularly that it lives: who is silent for too long (the host is gone, the process is
+stopped) is lost too. The lines also carry what all must agree on before they compute anything together.
 """
 
+import base64
+import errno
+import json
 import os
+import queue
 import selectors
 import socket
 import sys
@@ -15,6 +20,7 @@ import threading
 import time
 
 GREETING, GO, BYE, MISSING, GONE = b"jaxlm", b"go", b"bye", b"missing", b"gone"
+ALIVE, FACTS, VERDICT = b"alive", b"facts", b"verdict"
 
 
 class ProcessLost(RuntimeError):
@@ -29,10 +35,12 @@ class RollCall:
   process that is dead can only be ended from outside).
   """
 
-  def __init__(self, index: int, count: int, lines: dict[int, "_Line"], lost=None):
-    self.index, self.count, self.lines = index, count, lines
+  def __init__(self, index: int, count: int, lines: dict[int, "_Line"], lost=None, silence_s: float = 60):
+    self.index, self.count, self.lines, self.silence_s = index, count, lines, silence_s
     self.lost, self.found, self.leaving = lost or _exit, threading.Event(), False
-    threading.Thread(target=self._watch, name="rollcall", daemon=True).start()
+    self.inbox = {other: queue.Queue() for other in lines}      # facts, or the verdict on them
+    for target in (self._watch, self._beat):
+      threading.Thread(target=target, name="rollcall", daemon=True).start()
 
   @classmethod
   def join(cls, address: str, index: int, count: int, *, timeout_s: float = 300, silence_s: float = 60,
@@ -43,7 +51,7 @@ class RollCall:
     lines = answer(host, int(port), index, count, timeout_s, address)
     for line in lines.values():
       line.keep_alive(silence_s)
-    return cls(index, count, lines, lost)
+    return cls(index, count, lines, lost, silence_s)
 
   def leave(self) -> None:
     """This process is done: its going is no loss."""
@@ -55,33 +63,98 @@ class RollCall:
     """Whether a loss is known; a failure in this process may be the consequence of one that is about to be."""
     return self.found.wait(seconds)
 
+  def differ(self, facts: dict[str, str]) -> str | None:
+    """The sentence about the first of these in which a process differs from process 0, the same on all; None: none does.
+
+    All must call it, at the same point and in the same order; it waits until all have.
+    """
+    if self.index:
+      self.lines[0].say(FACTS, _pack(facts))
+      return _unpack(self.inbox[0].get())
+    found = None
+    for other in sorted(self.lines):
+      found = found or difference(facts, _unpack(self.inbox[other].get()), other)
+    for line in self.lines.values():
+      line.say(VERDICT, _pack(found))
+    return found
+
+  def _beat(self) -> None:
+    while not self.leaving:
+      for line in self.lines.values():
+        line.say(ALIVE)
+      time.sleep(self.silence_s / 4)
+
   def _watch(self) -> None:
+    heard = dict.fromkeys(self.lines, time.monotonic())
     with selectors.DefaultSelector() as selector:
       for other, line in self.lines.items():
         selector.register(line.socket, selectors.EVENT_READ, other)
       while selector.get_map():
-        for key, _ in selector.select():
-          words = self.lines[key.data].hear()
-          if words is None or words[0] in (BYE, GONE):
+        asked = time.monotonic()
+        ready = selector.select(self.silence_s / 4)
+        now = time.monotonic()
+        if now - asked > self.silence_s / 2:      # this process has been stopped, and the others were heard by nobody
+          heard = dict.fromkeys(heard, now)
+        for key, _ in ready:
+          heard[key.data] = now
+          if not self._hear(key.data):
             selector.unregister(key.fileobj)
-          if (words is None or words[0] == GONE) and not self.leaving:
-            self._report(key.data if words is None else int(words[1]))
+        for other in [key.data for key in selector.get_map().values()]:
+          if now - heard[other] > self.silence_s and not self.leaving:
+            self._report(other, f"has not been heard of for {self.silence_s:g} s (JAXLM_LOST_TIMEOUT_S): it is stopped, or its "
+                                f"host or network is gone")
+            return
 
-  def _report(self, gone: int) -> None:
+  def _hear(self, other: int) -> bool:
+    """Takes all that one has said; whether there will be more."""
+    line = self.lines[other]
+    while True:
+      words = line.hear()
+      if words is None or words[0] == GONE:
+        if not self.leaving:
+          self._report(*(other,) if words is None else (int(words[1]), b" ".join(words[2:]).decode()))
+        return False
+      if words[0] == BYE:
+        return False
+      if words[0] in (FACTS, VERDICT):
+        self.inbox[other].put(words[1])
+      if b"\n" not in line.buffer:
+        return True
+
+  def _report(self, gone: int, what: str = "") -> None:
+    what = what or "has ended or cannot be reached"
     if self.index == 0:
       for line in self.lines.values():
-        line.say(GONE, gone)
+        line.say(GONE, gone, what)
     self.found.set()
-    self.lost(f"process {gone} of {self.count} has ended or cannot be reached, and no step can be made without it; its own "
+    self.lost(f"process {gone} of {self.count} {what}, and no step can be made without it; its own "
               f"output says why. Start all processes again with the same command: they resume from the newest complete "
               f"checkpoint.")
+
+
+def difference(here: dict[str, str], there: dict[str, str], other: int) -> str | None:
+  """A sentence about the first key in which process `other` is not as process 0."""
+  keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+  if not keys:
+    return None
+  more = f" (and {', '.join(keys[1:6])}{' and others' * (len(keys) > 6)})" if keys[1:] else ""
+  return (f"the processes of this run differ: {keys[0]} is {here.get(keys[0], 'absent')} in process 0 and "
+          f"{there.get(keys[0], 'absent')} in process {other}{more}; start all of them with the same command, code and data")
+
+
+def _pack(value) -> bytes:
+  return base64.b64encode(json.dumps(value).encode())
+
+
+def _unpack(word: bytes):
+  return json.loads(base64.b64decode(word))
 
 
 class _Line:
   """Words in lines of ASCII over a socket."""
 
   def __init__(self, connection: socket.socket):
-    self.socket, self.buffer = connection, b""
+    self.socket, self.buffer, self.speaking = connection, b"", threading.Lock()
     self.socket.settimeout(None)
 
   def keep_alive(self, silence_s: float) -> None:
@@ -94,7 +167,8 @@ class _Line:
 
   def say(self, *words) -> None:
     try:
-      self.socket.sendall(b" ".join(w if isinstance(w, bytes) else str(w).encode() for w in words) + b"\n")
+      with self.speaking:
+        self.socket.sendall(b" ".join(w if isinstance(w, bytes) else str(w).encode() for w in words) + b"\n")
     except OSError:     # who does not hear it is gone, and `hear` says so
       pass
 
@@ -114,7 +188,8 @@ class _Line:
     except OSError:
       return None
     finally:
-      self.socket.settimeout(None)
+      if timeout_s is not None:
+        self.socket.settimeout(None)
     line, _, self.buffer = self.buffer.partition(b"\n")
     return line.split() or [b""]
 
@@ -122,14 +197,7 @@ class _Line:
 def _answer(host, port, index, count, timeout_s, address) -> dict[int, _Line]:
   """Process 0: takes the calls of all others, then lets everybody go on."""
   lines, end = {}, time.monotonic() + timeout_s
-  dual = socket.has_dualstack_ipv6()
-  try:
-    server = socket.create_server(("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual,
-                                  backlog=1024)
-  except OSError as error:
-    raise ProcessLost(f"process 0 cannot listen on port {port} of the coordinator {address} ({error.strerror}): is "
-                      f"another run using it?") from None
-  with server:
+  with _listen(port, address, min(timeout_s, 10)) as server:
     while len(lines) < count - 1:
       try:
         server.settimeout(max(end - time.monotonic(), 0.001))
@@ -153,6 +221,20 @@ def _answer(host, port, index, count, timeout_s, address) -> dict[int, _Line]:
   for line in lines.values():
     line.say(GO)
   return lines
+
+
+def _listen(port: int, address: str, patience_s: float) -> socket.socket:
+  """A server socket; what an earlier run has left there may take seconds to go."""
+  dual, end = socket.has_dualstack_ipv6(), time.monotonic() + patience_s
+  while True:
+    try:
+      return socket.create_server(("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual,
+                                  backlog=1024)
+    except OSError as error:
+      if error.errno != errno.EADDRINUSE or time.monotonic() > end:
+        raise ProcessLost(f"process 0 cannot listen on port {port} of the coordinator {address} ({error.strerror}): is "
+                          f"another run using it?") from None
+      time.sleep(0.2)
 
 
 def _call(host, port, index, count, timeout_s, address) -> dict[int, _Line]:

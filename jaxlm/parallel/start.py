@@ -3,12 +3,14 @@
 import os
 import re
 import sys
+from collections.abc import Mapping
 
 import jax
 
 from jaxlm.config import ConfigError
-from jaxlm.parallel import gpu
-from jaxlm.parallel.rollcall import ProcessLost, RollCall
+from jaxlm.parallel import coordinator, gpu
+from jaxlm.parallel.agree import gather
+from jaxlm.parallel.rollcall import ProcessLost, RollCall, difference
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 #: Seconds; environment variable -> default. How long to wait for all to come, and how long one may be silent.
@@ -32,15 +34,41 @@ def start() -> None:
   if count == 1 or _rollcall is not None:
     return
   _rollcall = RollCall.join(address, index, count, timeout_s=timeout_s, silence_s=silence_s)
-  # All are there, so this is quick. JAX's heartbeats notice what a TCP line does not: a process that is alive and stuck.
-  jax.distributed.initialize(address, count, index, local, initialization_timeout=max(timeout_s, 30),
-                             heartbeat_timeout_seconds=max(silence_s, 10), shutdown_timeout_seconds=60)
+  # All are there, so this is quick. JAX's own heartbeats come second: they end a process without a sentence.
+  with coordinator.separate():
+    jax.distributed.initialize(address, count, index, local, initialization_timeout=max(timeout_s, 30),
+                               heartbeat_timeout_seconds=2 * silence_s + 10, shutdown_timeout_seconds=60)
 
 
-def finish(code: int) -> int:
-  """The exit code; with others that wait for this process, a failure ends it here rather than in JAX's farewell."""
+def several() -> bool:
+  """Whether this run has other processes. Unlike jax.process_count, it starts no backend where `start` has found them."""
+  return _rollcall is not None or jax.process_count() > 1
+
+
+def require_same(facts: Mapping[str, str]) -> None:
+  """ConfigError, on all processes and with the key and both values, where one has other facts than process 0.
+
+  All must call it, with facts that do not depend on the process. It waits until all have; nothing is computed.
+  """
   if _rollcall is not None:
-    if code == 0:
+    found = _rollcall.differ(dict(facts))
+  else:
+    told = gather(dict(facts))      # a program has started JAX's processes by itself
+    found = next((text for i, there in enumerate(told) if (text := difference(told[0], there, i))), None)
+  if found is None:
+    return
+  if _rollcall is not None:
+    _rollcall.leave()      # all end now, for this reason
+  raise ConfigError(found)
+
+
+def finish(code: int, *, together: bool = False) -> int:
+  """The exit code; with others that wait for this process, a failure ends it here rather than in JAX's farewell.
+
+  together: all processes end now in good order, whatever the code.
+  """
+  if _rollcall is not None:
+    if code == 0 or together:
       _rollcall.leave()
     else:
       sys.stdout.flush()
@@ -101,4 +129,4 @@ def _seconds(name: str, default: int) -> int:
   return int(text)
 
 
-__all__ = ["ProcessLost", "explained", "finish", "late", "start"]
+__all__ = ["ProcessLost", "explained", "finish", "late", "require_same", "several", "start"]

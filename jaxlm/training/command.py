@@ -1,10 +1,10 @@
-"""`jaxlm train --config=configs/x.py --workdir=runs/x [--config.train.steps=100] [--new]`."""
+"""`jaxlm train --config=configs/x.py --workdir=runs/x [--config.train.steps=100] [--new] [--take_over]`."""
 
 import logging
 import pathlib
 import traceback
 
-from jaxlm.commands.exits import FAILED, INTERRUPTED, PATH_ERRORS, WRONG, command, ending, explain, refuse
+from jaxlm.commands.exits import FAILED, INTERRUPTED, PATH_ERRORS, WRONG, caused_by, command, ending, explain, refuse
 from jaxlm.commands.flags import CONFIG, Parser
 from jaxlm.config import ConfigError
 
@@ -12,7 +12,8 @@ EPILOG = """\
 --config=FILE.py[:ARG]        a file with get_config(ARG)
 --config.KEY.SUBKEY=VALUE     override one value; --config.model.position=rope changes a kind, and a number picks
                               an entry of a list: --config.model.stages.0.d_ff=256
-A work folder that holds this run already is resumed. Ctrl-C or SIGTERM saves and ends; a second Ctrl-C aborts.
+A work folder that holds this run already is resumed; one that another process writes to is refused.
+Ctrl-C, SIGTERM and SIGHUP save and end with code 130, 143, 129; a second Ctrl-C aborts.
 Several hosts run the same command; tpu/README.md says how they find each other."""
 
 
@@ -24,6 +25,8 @@ def main(argv: list[str]) -> int:
                   example="jaxlm train --config=configs/carope/tiny.py --workdir=runs/tiny")
   parser.add_argument("--workdir", required=True, help="the run's folder")
   parser.add_argument("--new", action="store_true", help="refuse a folder that holds a run, rather than resume it")
+  parser.add_argument("--take_over", action="store_true",
+                      help="take a folder whose lock.json names a process that is dead and cannot be asked")
   parser.add_argument("--quiet", action="store_true", help="no progress")
   spec, overrides, rest = parse_flags(argv)
   args = parser.parse_args(rest)
@@ -52,22 +55,25 @@ def run(spec, overrides, args) -> int:
   from jaxlm.parallel.start import ProcessLost, explained, finish, start
   from jaxlm.training.loop import BucketOverflow, NonFinite
   from jaxlm.training.run import train
+  from jaxlm.training.run_lock import LockLost
 
   # Orbax and its event loop log the traceback of a failed write five times before it is raised; once is enough.
   absl.logging.set_verbosity(absl.logging.FATAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   try:
     start()
-    train(spec, args.workdir, overrides, new=args.new, quiet=args.quiet)
+    result = train(spec, args.workdir, overrides, new=args.new, quiet=args.quiet, take_over=args.take_over)
   except (ConfigError, ProcessLost) as error:
     return _failed(error, WRONG if isinstance(error, ConfigError) else FAILED)
   except KeyboardInterrupt:
     return _failed("aborted; the same command resumes from the newest checkpoint", INTERRUPTED)
   except Exception as error:
+    if caused_by(error, KeyboardInterrupt):     # a library has met it, and made its own of it
+      return _failed("aborted; the same command resumes from the newest checkpoint", INTERRUPTED)
     other = explained(error)    # a failure here may be the echo of one elsewhere
     if other:
       return _failed(other, 1)
-    if isinstance(error, (NonFinite, BucketOverflow, CheckpointError)):
+    if isinstance(error, (NonFinite, BucketOverflow, CheckpointError, LockLost)):
       return _failed(error, 1)
     if isinstance(error, NotImplementedError) and _is_ours(error):     # a kernel that was named and cannot be
       return _failed(error, 1)
@@ -82,4 +88,4 @@ def run(spec, overrides, args) -> int:
       return _failed(explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)
     traceback.print_exc()
     return finish(FAILED)
-  return finish(0)
+  return finish(result.exit_code, together=True)

@@ -26,7 +26,7 @@ from jaxlm.models import MODELS
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.parallel.mesh import MeshConfig
 from jaxlm.paths import expand
-from jaxlm.ranges import Cadence, Count, Fraction, Inside, Natural, Seed, Steps
+from jaxlm.ranges import Cadence, Count, Fraction, Inside, Natural, Range, Seed, Steps
 from jaxlm.training.optimizers import OPTIMIZERS
 from jaxlm.training.schedules import SCHEDULES
 
@@ -36,9 +36,11 @@ from jaxlm.training.schedules import SCHEDULES
 class TrainConfig:
   """steps: optimiser steps of the whole run. Cadences are in steps; 0 is never.
 
-  accumulation: micro-batches per step. max_skipped: steps in a row without a finite loss and gradient, at which the run
-  fails; max_skipped_fraction: of all steps, above which it has failed at its end. gather_dtype: large parameters are cast
-  before they are gathered and their gradients reduced in it ("bfloat16" halves the traffic of fsdp); None: float32.
+  accumulation: micro-batches per step. max_skipped: steps in a row that are skipped (loss, gradient or update not finite,
+  or a spike), at which the run fails; max_skipped_fraction: of all steps, above which it has failed at its end.
+  spike_factor: a step whose loss is more than so many times the median loss of the last spike_window updates is skipped;
+  None: never. gather_dtype: large parameters are cast before they are gathered and their gradients reduced in it
+  ("bfloat16" halves the traffic of fsdp); None: float32.
   init: "own", as each parameter declares, or "torch", PyTorch's defaults (models.torch_init), with all layers alike on
   request. profile: first and last step of an XProf trace. init_from: run folder, or weights folder of `jaxlm convert`,
   whose parameters a new run begins with (and nothing else of it). debug: one device, every NaN raises where it arises,
@@ -50,6 +52,8 @@ class TrainConfig:
   ema_decay: Inside | None = None
   max_skipped: Count = 10
   max_skipped_fraction: Fraction = 0.5
+  spike_factor: Annotated[float, Range(1, open_low=True)] | None = None
+  spike_window: Count = 64
   log_every: Count = 10
   save_every: Cadence = 1000
   keep_last: Count = 2

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxlm.objectives.base import Pair
 from jaxlm.parallel.agree import gather
+from jaxlm.training.first_nan import located
 from jaxlm.training.mirror import Mirror
 from jaxlm.training.progress import Rate
 
@@ -20,7 +21,9 @@ MAX_AHEAD = 8
 
 
 class NonFinite(RuntimeError):
-  """Too many steps in a row without a finite loss and gradient."""
+  """Too many steps were skipped, in a row or of all. skipped: how many in the whole run, None: not known."""
+
+  skipped: int | None = None
 
 
 class BucketOverflow(RuntimeError):
@@ -28,14 +31,19 @@ class BucketOverflow(RuntimeError):
 
 
 class StopSignal:
-  """First SIGTERM or SIGINT: `received` is its name and the loop ends after this step. A second Ctrl-C aborts."""
+  """First SIGTERM, SIGHUP or SIGINT: `received` is its name and the loop ends after this step. A second Ctrl-C aborts.
+
+  A SIGHUP that the process was told to ignore (`nohup`) is ignored.
+  """
+
+  SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
   def __init__(self):
     self.received, self.previous = None, {}
 
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():
-      self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+      self.previous = {s: signal.signal(s, self._handle) for s in self.SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
     return self
 
   def __exit__(self, *_):
@@ -47,7 +55,12 @@ class StopSignal:
       raise KeyboardInterrupt
     self.received = signal.Signals(number).name
     # Not print: the signal may have come in the middle of one. A step can take long, the first one compiles.
-    os.write(2, f"\n{self.received}: ends after this step and saves; Ctrl-C aborts\n".encode())
+    try:
+      os.write(2, f"\n{self.received}: ends after this step and saves; Ctrl-C aborts\n".encode())
+    except OSError:      # the terminal is gone: what is printed from now on goes nowhere, rather than into an error
+      null = os.open(os.devnull, os.O_WRONLY)
+      for stream in (1, 2):
+        os.dup2(null, stream)
 
   def agreed(self, step: int, log_every: int) -> bool:
     """Whether to stop: with several processes all of them or none, asked at log steps only."""
@@ -73,7 +86,10 @@ def run_steps(program, state, batches, place, *, bucket: int, on_log, on_step, s
   while step < cfg.train.steps:
     profile.before(step, state)
     batch, compiled, start = place(next(batches)), len(used), time.perf_counter()
-    state, metrics, bucket = one_step(program, state, batch, bucket, used)
+    try:
+      state, metrics, bucket = one_step(program, state, batch, bucket, used)
+    except FloatingPointError as error:      # only train.debug raises it
+      raise located(error, step + 1, lambda: one_step(program, state, batch, bucket, used)) from error
     step += 1
     if rate is None or len(used) > compiled:    # it has compiled; its time says nothing about the next
       jax.block_until_ready(metrics)
@@ -92,7 +108,11 @@ def run_steps(program, state, batches, place, *, bucket: int, on_log, on_step, s
       values = means(pending)
       on_log(step, values, rate.lap())
       pending = []
-      guard(values, step, cfg.train.max_skipped)
+      try:
+        guard(values, step, cfg.train)
+      except NonFinite as error:
+        error.skipped = int(state.skipped)
+        raise
     start = time.perf_counter()
     if on_step(step, state, bucket):
       rate.pause(time.perf_counter() - start)
@@ -125,24 +145,43 @@ def one_step(program, state, batch, bucket: int, used: set[int]):
 
 
 def means(pending: list[dict[str, Pair]]) -> dict[str, float]:
-  """Weighted means over the steps since the last log. Skipped steps count in `skipped` and nowhere else."""
+  """Weighted means over the steps since the last log. Skipped and empty steps count in `skipped` and `empty` and nowhere
+  else."""
   values = jax.device_get(pending)
-  good = [v for v in values if not v["skipped"].sum] or values
+  total = lambda name: float(sum(v[name].sum for v in values if name in v))
+  good = [v for v in values if not any(v[name].sum for name in ("skipped", "empty") if name in v)] or values
   out = {}
   for name in values[-1]:
     pairs = [v[name] for v in good]
     out[name] = float(sum(np.float64(p.sum) for p in pairs) / max(sum(np.float64(p.weight) for p in pairs), 1e-9))
-  out["skipped"] = float(sum(v["skipped"].sum for v in values))
+  out |= {name: total(name) for name in ("skipped", "empty", "bad_update", "spike")}
   out["skipped_in_row"] = max(float(v["skipped_in_row"].sum) for v in values)
   return out
 
 
-def guard(values: dict[str, float], step: int, max_skipped: int) -> None:
-  if values["skipped_in_row"] >= max_skipped:
+def written(values: dict[str, float]) -> dict[str, float]:
+  """What is written of `means`: without what only `guard` reads, and counts of what is rare only where it happened."""
+  return {k: v for k, v in values.items()
+          if k not in ("skipped_in_row", "bad_update") and (v or k not in ("empty", "spike"))}
+
+
+def guard(values: dict[str, float], step: int, train) -> None:
+  """Raises NonFinite when the limit of skipped steps in a row is reached. train: its TrainConfig."""
+  if values["skipped_in_row"] < train.max_skipped:
+    return
+  row, limit = f"step {step}: {values['skipped_in_row']:.0f} steps in a row", f"limit train.max_skipped = {train.max_skipped}"
+  if values["spike"]:
+    raise NonFinite(f"{row} were skipped, among them losses above train.spike_factor = {train.spike_factor} times their "
+                    f"median ({limit}); parameters are those before them. Lower optimizer.learning_rate or raise "
+                    f"train.spike_factor.")
+  if values["bad_update"]:
     raise NonFinite(
-        f"step {step}: {values['skipped_in_row']:.0f} steps in a row without a finite loss and gradient (limit "
-        f"train.max_skipped = {max_skipped}); parameters are those before them. Lower optimizer.learning_rate or "
-        f"lengthen schedule.warmup_steps; --config.train.debug=True stops at the operation that makes the first NaN.")
+        f"{row} without a finite update of the parameters and the optimizer's state, though loss and gradient are finite "
+        f"({limit}); parameters are those before them. Lower optimizer.learning_rate, or raise optimizer.eps.")
+  raise NonFinite(
+      f"{row} without a finite loss and gradient ({limit}); parameters are those before them. Lower "
+      f"optimizer.learning_rate or lengthen schedule.warmup_steps; --config.train.debug=True stops at the operation that "
+      f"makes the first NaN.")
 
 
 class Profile:

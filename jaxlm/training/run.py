@@ -4,24 +4,28 @@
     run.json       revision, versions, device, command of each start
     metrics.jsonl, events/, curves.png
     checkpoints/   state, data position, note
-    result.json    the end: step, last metrics, whether it is finished
+    lock.json      who writes here now, if anybody does
+    result.json    the end: step, last metrics, newest checkpoint, whether it is finished or why not
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxlm.checkpoint.locations import folder_path, read_json, write_json
+from jaxlm.checkpoint.errors import CheckpointError
+from jaxlm.checkpoint.locations import check_name, folder_path, read_json, write_json
 from jaxlm.checkpoint.opening import initial_params, run_mapping
 from jaxlm.checkpoint.steps import Checkpoints
 from jaxlm.config import ConfigError
@@ -33,10 +37,13 @@ from jaxlm.parallel.cpu import keep_memory
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.parallel.place import host_rows, placer
 from jaxlm.parallel.rules import unsharded
+from jaxlm.parallel.start import require_same, several
 from jaxlm.training.config import RunConfig, check, differences, load_config, plain, resolved, run_config
-from jaxlm.training.loop import BucketOverflow, NonFinite, StopSignal, run_steps
+from jaxlm.training.loop import BucketOverflow, NonFinite, StopSignal, run_steps, written
 from jaxlm.training.metrics import Writer, read
 from jaxlm.training.progress import Display, count, duration
+from jaxlm.training.run_lock import LOCK, hold
+from jaxlm.training.same_run import of_command, of_data
 from jaxlm.training.step import Program, build_program
 
 #: What may change when a run is resumed: where and how often, never what is computed.
@@ -59,37 +66,55 @@ class Result:
   def finished(self) -> bool:
     return self.stopped is None
 
+  @property
+  def exit_code(self) -> int:
+    """0, or 128 + the number of the signal that ended it."""
+    return 0 if self.stopped is None else 128 + signal.Signals[self.stopped]
+
+
+class Stopped(KeyboardInterrupt):
+  """A signal has ended a run, and so what the run was a part of. code: the exit code."""
+
+  def __init__(self, result: Result):
+    super().__init__(f"stopped by {result.stopped}; the same command continues")
+    self.code = result.exit_code
+
 
 def train(config, workdir, overrides: Mapping[str, Any] | None = None, *, new: bool = False,
-          quiet: bool = False) -> Result:
+          quiet: bool = False, take_over: bool = False) -> Result:
   """Trains to train.steps, or resumes: the same call again continues where the folder's newest checkpoint is.
 
   config: 'path.py', 'path.py:argument', a ConfigDict or a mapping. overrides: {'dotted.key': value}.
-  new: refuse a folder that holds a run already.
+  new: refuse a folder that holds a run already. take_over: also a folder whose lock another process holds that is dead.
   """
   cfg = run_config(load_config(config, overrides))
   keep_memory()
+  if several():
+    require_same(of_command(cfg, workdir, revision(), {"new": new, "take_over": take_over}))
   devices = jax.devices()
   if cfg.train.debug:
     if jax.process_count() > 1:
       raise ConfigError(f"train.debug runs on one device, and this is a run of {jax.process_count()} processes; start one")
     cfg, devices = dataclasses.replace(cfg, mesh=MeshConfig()), devices[:1]
   check(cfg, len(devices))
-  folder = open_folder(workdir, cfg, new=new)
-  with jax.debug_nans(cfg.train.debug):
-    return _train(cfg, make_mesh(cfg.mesh, devices), folder, quiet)
+  with open_folder(workdir, cfg, new=new, take_over=take_over) as opened, jax.debug_nans(cfg.train.debug):
+    return _train(cfg, make_mesh(cfg.mesh, devices), opened, quiet)
 
 
-def _train(cfg: RunConfig, mesh, folder, quiet: bool) -> Result:
+def _train(cfg: RunConfig, mesh, opened: "OpenFolder", quiet: bool) -> Result:
+  folder = opened.folder
   first = jax.process_index() == 0
   index, hosts = host_rows(mesh)
   dataset = cfg.data.build("train", seed=cfg.seed, process_index=index, process_count=hosts, repeat=True)
   example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype),
                          next(iter(dataset)))
   iterator, place = iter(dataset), placer(mesh)
+  if several():
+    require_same(of_data(iterator, example, folder, opened.lock and opened.lock.token))
   check_evaluation(cfg, hosts)
   program = build_program(cfg, mesh, example)
   peak_tokens = peak_tokens_per_s(cfg, mesh)
+  had_checkpoints = from_first((folder / "checkpoints").exists())
   with program.context(), StopSignal() as stop, Checkpoints(
       folder / "checkpoints", keep_last=cfg.train.keep_last, keep_every=cfg.train.keep_every,
       asynchronous=not cfg.train.debug) as saved:
@@ -98,18 +123,25 @@ def _train(cfg: RunConfig, mesh, folder, quiet: bool) -> Result:
       state, note, lines = saved.restore(program.state, iterator)
       bucket = note["bucket"]
     else:
+      lost = from_first(lost_checkpoints(folder, cfg.train.save_every, had_checkpoints))
+      if lost:
+        if first and not had_checkpoints:     # else this attempt would have made it so that the next one passes
+          with contextlib.suppress(OSError):
+            (folder / "checkpoints").rmdir()
+        raise ConfigError(lost)
       state = begin(program)
     step = int(state.step)
     display = Display(cfg.train.steps, step, quiet=quiet or not first)
     writer = Writer(folder, step) if first else None
-    for line in [*lines, *opening_lines(program, folder, step)]:
+    for line in [*opened.lines, *lines, *opening_lines(program, folder, step)]:
       display.say(line)
     report = Report(program, display, writer, hosts, peak_tokens)
     note = lambda bucket: {"config": resolved(cfg), "revision": revision(), "bucket": bucket, "hosts": hosts}
 
     def on_step(step, state, bucket) -> bool:
       save = cfg.train.save_every and step % cfg.train.save_every == 0
-      if save:
+      if save and not int(state.skipped_in_row):     # what makes steps fail takes no good checkpoint's place
+        opened.check()
         if writer:    # a checkpoint's metrics are there when the checkpoint is
           writer.upload()
         saved.save(step, state, iterator, note(bucket))
@@ -122,10 +154,21 @@ def _train(cfg: RunConfig, mesh, folder, quiet: bool) -> Result:
       state, bucket, early = run_steps(program, state, iterator, place, bucket=bucket, on_log=report.log,
                                        on_step=on_step, stop=stop, profile_folder=folder / "profile")
       step = int(state.step)
-      saved.save(step, state, iterator, note(bucket))
+      opened.check()
+      saved.save(step, state, iterator, note(bucket), rotate=not int(state.skipped_in_row))
       if not early and not from_first(evaluated(folder, step)):
         report.evaluation(step, state, place, index, bucket)
       saved.wait()
+    except (NonFinite, BucketOverflow, FloatingPointError) as error:
+      with contextlib.suppress(CheckpointError):
+        saved.wait()
+      newest = max(saved.steps(), default=None)
+      error.args = (f"{str(error).rstrip('.')}. " + (f"The newest checkpoint is of step {newest}." if newest else "No checkpoint was saved."),)
+      if first:
+        write_json(folder / "result.json", {
+            "step": report.step, "finished": False, "stopped": None, "failed": str(error),
+            "skipped": getattr(error, "skipped", None), "saved": newest, "metrics": report.last})
+      raise
     finally:
       display.close()
       if writer:
@@ -136,7 +179,7 @@ def _train(cfg: RunConfig, mesh, folder, quiet: bool) -> Result:
     if first:
       write_json(folder / "result.json", {
           "step": step, "finished": not early and failed is None, "stopped": stop.received if early else None,
-          "failed": failed, "skipped": skipped, "metrics": last})
+          "failed": failed, "skipped": skipped, "saved": step, "metrics": last})
     if failed:
       raise NonFinite(failed)
     display.say(f"stopped by {stop.received} at step {step}, saved; the same command continues" if early else
@@ -144,11 +187,23 @@ def _train(cfg: RunConfig, mesh, folder, quiet: bool) -> Result:
     return Result(step, last, str(folder), state.params, state.ema, stop.received if early else None)
 
 
+def lost_checkpoints(folder, save_every: int, had_folder: bool) -> str | None:
+  """Why a run without a checkpoint may not begin again: it has had some, and beginning again forgets its metrics.
+
+  A run that was killed before its first checkpoint was whole begins again. The first is whole when the second is begun.
+  """
+  steps = [record["step"] for record in read(folder) if "loss" in record and not record.get("skipped")]
+  if not steps or (had_folder and not (save_every and max(steps) > 2 * save_every)):
+    return None
+  return (f"{folder} has no checkpoint, but its metrics.jsonl goes to step {max(steps)}: {folder / 'checkpoints'} was emptied or "
+          f"removed. Put it back to resume; to begin again from step 0 choose another --workdir, or remove metrics.jsonl")
+
+
 def too_many_skipped(skipped: int, steps: int, limit: float) -> str | None:
   """Why a run that took all its steps has failed nevertheless, or None."""
   if skipped <= limit * steps:
     return None
-  return (f"{skipped} of {steps} steps were skipped, because their loss or gradient was not finite (limit "
+  return (f"{skipped} of {steps} steps were skipped, because their loss, gradient or update was not finite (limit "
           f"train.max_skipped_fraction = {limit}); the parameters are what the others made of them. Lower "
           f"optimizer.learning_rate or lengthen schedule.warmup_steps; --config.train.debug=True stops at the operation "
           f"that makes the first NaN.")
@@ -210,16 +265,17 @@ class Report:
 
   def __init__(self, program: Program, display: Display, writer: Writer | None, hosts: int, peak_tokens: float | None):
     self.program, self.display, self.writer, self.hosts = program, display, writer, hosts
-    self.cfg, self.last, self.start = program.cfg, {}, time.perf_counter()
+    self.cfg, self.last, self.step, self.start = program.cfg, {}, None, time.perf_counter()
     self.tokens = self.cfg.data.batch_size * self.cfg.data.seq_len
     self.peak_tokens = peak_tokens
 
   def log(self, step: int, values: dict[str, float], seconds: float | None) -> None:
-    values = {k: v for k, v in values.items() if k != "skipped_in_row"}
+    values = written(values)
     if seconds is not None:
       values |= {"tokens_per_s": self.tokens / seconds, "step_s": seconds}
       if self.peak_tokens:
         values["mfu"] = values["tokens_per_s"] / self.peak_tokens
+    self.step = step
     self._write(step, values)
     left = None if seconds is None else (self.cfg.train.steps - step) * seconds
     self.display.update(step, values, left)
@@ -307,31 +363,59 @@ def last_metrics(folder, step: int) -> dict[str, float]:
   return last
 
 
-def open_folder(workdir, cfg: RunConfig, *, new: bool = False):
-  """Creates the run folder, or checks that the run in it is this one. The first process looks and writes, for all."""
-  folder, refused = folder_path(workdir), None
-  if jax.process_index() == 0:
-    try:
-      _open(folder, cfg, new)
-    except ConfigError as error:
-      refused = str(error)
-  refused = from_first(refused)
-  if refused:
-    raise ConfigError(refused)
-  return folder
+@dataclasses.dataclass(frozen=True)
+class OpenFolder:
+  """A run folder to write to. lock: of the first process, None in the others. lines: what there is to say about it."""
+
+  folder: Any
+  lock: Any
+  lines: list[str]
+
+  def check(self) -> None:
+    """LockLost where another process has taken it over."""
+    if self.lock is not None:
+      self.lock.check()
+
+
+@contextlib.contextmanager
+def open_folder(workdir, cfg: RunConfig, *, new: bool = False, take_over: bool = False) -> Iterator[OpenFolder]:
+  """Creates the run folder, or checks that the run in it is this one, and locks it. The first process does it for all."""
+  folder, refused, lock, lines = folder_path(workdir), None, None, []
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      try:
+        check_name(folder)
+        begun(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context(hold(folder, take_over=take_over, say=lines.append))
+        _open(folder, cfg, new)
+      except ConfigError as error:
+        refused = str(error)
+    refused = from_first(refused)
+    if refused:
+      raise ConfigError(refused)
+    yield OpenFolder(folder, lock, lines)
+
+
+def begun(folder) -> bool:
+  """Whether the folder holds a run. ConfigError where it holds something else.
+
+  A run that was refused before it had its data has left nothing to protect.
+  """
+  found = folder.exists() and any(entry.name not in ("config.json", "run.json") and not entry.name.startswith(LOCK)
+                                  for entry in folder.iterdir())
+  # A lost config.json is in every checkpoint's note.
+  if found and not (folder / "config.json").exists() and not (folder / "checkpoints").is_dir():
+    raise ConfigError(f"{folder} exists, is not empty and is not a run folder; choose another --workdir")
+  return found
 
 
 def _open(folder, cfg: RunConfig, new: bool) -> None:
   path, now = folder / "config.json", resolved(cfg)
-  is_run = path.exists() or (folder / "checkpoints").is_dir()     # a lost config.json is in every checkpoint's note
-  begun = folder.exists() and any(entry.name not in ("config.json", "run.json") for entry in folder.iterdir())
-  if is_run and begun:     # a run that was refused before it had its data has left nothing to protect
+  if begun(folder):
     if new:
       raise ConfigError(f"{folder} holds a run already; leave out --new to resume it, or choose another --workdir")
     _refuse_other_config(folder, run_mapping(folder), cfg)
-  elif begun:
-    raise ConfigError(f"{folder} exists, is not empty and is not a run folder; choose another --workdir")
-  folder.mkdir(parents=True, exist_ok=True)
   write_json(path, now)
   starts = _starts(folder / "run.json")
   write_json(folder / "run.json", [*starts, provenance()])

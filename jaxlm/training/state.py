@@ -15,10 +15,10 @@ class TrainState:
 
   step: jax.Array
   params: PyTree
-  opt_state: PyTree
+  opt_state: PyTree           # the optimiser's, or guard.Watched with it, if spikes of the loss are skipped
   ema: PyTree | None          # average of params, float32, or None
   objective: PyTree           # the objective's own state (a controller)
-  skipped: jax.Array          # int32: steps without an update because loss or gradient was not finite
+  skipped: jax.Array          # int32: steps without an update because loss, gradient or update was not finite, or a spike
   skipped_in_row: jax.Array   # int32: how many of them just now
 
   @classmethod

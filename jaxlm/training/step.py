@@ -23,6 +23,7 @@ from jaxlm.parallel.place import like_params, replicated
 from jaxlm.parallel.rules import RULES, logical_axes, param_shardings, path_name, sharding_context
 from jaxlm.parallel.tpu import compiler_options
 from jaxlm.training.config import RunConfig
+from jaxlm.training.guard import Watched, all_sane, is_spike, remember, watched
 from jaxlm.training.state import TrainState
 
 # What each random number is for; folded in after the step.
@@ -74,9 +75,13 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
   tx = cfg.optimizer.build(axes)
 
   def init():
-    return TrainState.create(init_params(), tx, cfg.objective, cfg.train.ema_decay is not None)
+    return create(init_params())
 
-  shapes = jax.eval_shape(lambda p: TrainState.create(p, tx, cfg.objective, cfg.train.ema_decay is not None), params)
+  def create(params):
+    state = TrainState.create(params, tx, cfg.objective, cfg.train.ema_decay is not None)
+    return state.replace(opt_state=watched(state.opt_state, cfg.train.spike_window)) if cfg.train.spike_factor else state
+
+  shapes = jax.eval_shape(create, params)
   state_shardings = like_params(shapes, params, shardings, mesh)
   state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings)
   rows = next(iter(jax.tree.leaves(batch))).shape[0]
@@ -90,8 +95,14 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
 
 
 def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, bucket=None):
-  """(new state, metrics). A step whose loss or gradient is not finite leaves parameters, optimiser and average as
-  they were and is counted; one that overflows its bucket leaves everything as it was, the step number too."""
+  """(new state, metrics).
+
+  A step is skipped if its loss, its gradient, or the parameters or optimiser state that it would make are not finite, or
+  if its loss is a spike (`train.spike_factor`): parameters, optimiser, average and objective state stay as they were, and
+  `skipped` counts it. A batch of weight zero, which has nothing to learn from, changes nothing either: no weight decay, no
+  momentum; it counts as `empty`. Both take their number of a step. A batch that overflows its bucket leaves everything as
+  it was, the step number too.
+  """
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), LOSS), state.step)
   params = cast_large(state.params, axes, cfg.train.gather_dtype, cfg.model.float32_params)
 
@@ -105,29 +116,42 @@ def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, buc
   weight = jnp.maximum(loss.weight, 1e-9)
   norm = optax.tree.norm(grads) / weight
   finite = jnp.isfinite(norm) & jnp.isfinite(loss.sum)
+  empty = loss.weight == 0
   fits = metrics["overflow"].sum <= 0 if "overflow" in metrics else jnp.array(True)
   clip = jnp.minimum(1.0, cfg.optimizer.clip_norm / norm) if cfg.optimizer.clip_norm else 1.0
   grads = jax.tree.map(lambda g: g * (clip / weight), grads)
 
   factor = cfg.schedule.factor(state.step, cfg.train.steps)
   learning_rate = cfg.optimizer.learning_rate * factor
-  updates, opt_state = tx.update(grads, state.opt_state, state.params, learning_rate=learning_rate)
+  watch = cfg.train.spike_factor is not None
+  updates, opt_state = tx.update(grads, state.opt_state.optimizer if watch else state.opt_state, state.params,
+                                 learning_rate=learning_rate)
   new = optax.apply_updates(state.params, updates)
   ema = state.ema
   if ema is not None:
     ema = jax.tree.map(lambda e, p: e + (1 - cfg.train.ema_decay) * (p - e), ema, new)
-  applied = finite & fits
+  new_objective = cfg.objective.update_state(objective, metrics)
+  sane = all_sane(new, (opt_state, new_objective))
+  spike = jnp.array(False)
+  if watch:
+    spike = is_spike(loss.sum / weight, state.opt_state.losses, cfg.train.spike_factor)
+    opt_state = Watched(opt_state, remember(state.opt_state.losses, loss.sum / weight))
+  good = finite & sane & ~spike
+  applied = good & fits & ~empty
   # A select, not a cond: it fuses into the update and copies nothing.
   keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
-  bad = (fits & ~finite).astype(jnp.int32)
+  empty &= fits & finite
+  bad = (fits & ~good & ~empty).astype(jnp.int32)
   state = TrainState(
       step=state.step + fits.astype(jnp.int32), params=keep(new, state.params),
       opt_state=keep(opt_state, state.opt_state), ema=keep(ema, state.ema),
-      objective=keep(cfg.objective.update_state(objective, metrics), state.objective),
-      skipped=state.skipped + bad, skipped_in_row=jnp.where(fits, (state.skipped_in_row + 1) * bad, state.skipped_in_row))
+      objective=keep(new_objective, state.objective), skipped=state.skipped + bad,
+      skipped_in_row=jnp.where(fits & ~empty, (state.skipped_in_row + 1) * bad, state.skipped_in_row))
   one = jnp.ones((), jnp.float32)
   metrics |= {"grad_norm": Pair(norm, one), "learning_rate": Pair(learning_rate, one),
-              "skipped": Pair(bad.astype(jnp.float32), one),
+              "skipped": Pair(bad.astype(jnp.float32), one), "empty": Pair(empty.astype(jnp.float32), one),
+              "bad_update": Pair((fits & finite & ~sane).astype(jnp.float32), one),
+              "spike": Pair((fits & finite & spike).astype(jnp.float32), one),
               "skipped_in_row": Pair(state.skipped_in_row.astype(jnp.float32), one)}
   return state, metrics
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from jaxlm.parallel.rollcall import ProcessLost, RollCall
+from jaxlm.parallel.rollcall import ProcessLost, RollCall, difference
 from jaxlm.parallel.start import late
 
 
@@ -16,13 +16,13 @@ def address():
     return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def together(address, indices, count, timeout_s=10.0):
+def together(address, indices, count, timeout_s=10.0, silence_s=60):
   """{index: RollCall or the sentence}; {index: sentence of a later loss}."""
   out, lost = {}, {index: [] for index in indices}
 
   def one(index):
     try:
-      out[index] = RollCall.join(address, index, count, timeout_s=timeout_s, lost=lost[index].append)
+      out[index] = RollCall.join(address, index, count, timeout_s=timeout_s, silence_s=silence_s, lost=lost[index].append)
     except ProcessLost as error:
       out[index] = str(error)
 
@@ -52,6 +52,36 @@ def test_the_loss_of_one_is_heard_by_all_others_and_a_farewell_is_no_loss(addres
     assert out[index].wait_for_loss(10)
     assert lost[index][0].startswith("process 2 of 4 has ended or cannot be reached")
   assert not any("process 3" in sentence for sentences in lost.values() for sentence in sentences)
+
+
+def test_silence_is_a_loss(address):
+  out, lost = together(address, range(3), 3, silence_s=1)
+  out[2].leaving = True      # ends its beat; its line stays open, as that of a stopped process does
+  assert out[0].wait_for_loss(10) and out[1].wait_for_loss(10)
+  assert lost[0][0].startswith("process 2 of 3 has not been heard of for 1 s (JAXLM_LOST_TIMEOUT_S)") and lost[0] == lost[1]
+
+
+FACTS = {"seed": "3", "train.save_every": "4", "--workdir": "/runs/a", "the revision": "1234567", "the data's data": "ab"}
+
+
+@pytest.mark.parametrize("key", FACTS)
+def test_a_difference_is_said_on_all_with_both_values(address, key):
+  out, lost = together(address, range(3), 3)
+  said, mine = {}, {0: FACTS, 1: FACTS, 2: FACTS | {key: "other"}}
+  threads = [threading.Thread(target=lambda i=i: said.update({i: out[i].differ(mine[i])})) for i in range(3)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert said == dict.fromkeys(range(3), f"the processes of this run differ: {key} is {FACTS[key]} in process 0 and other in "
+                                         f"process 2; start all of them with the same command, code and data")
+  assert not any(lost.values())
+
+
+def test_equal_facts_are_no_difference_and_an_absent_one_is():
+  assert difference(FACTS, dict(FACTS), 1) is None
+  assert difference({"seed": "3"}, {"optimizer.b1": "0.9"}, 1).startswith(
+      "the processes of this run differ: seed is 3 in process 0 and absent in process 1 (and optimizer.b1); start all")
 
 
 def test_two_processes_of_the_same_number_are_refused(address):

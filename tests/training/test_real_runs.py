@@ -80,16 +80,16 @@ def killed(folder, number, step):
   return process.wait(timeout=120), "".join(said)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda s: s.name)
 def test_a_process_killed_at_a_random_step_and_resumed_ends_with_bit_identical_parameters(number, whole, tmp_path):
   step = random.Random(number).randint(5, 15)
   folder = tmp_path / "r"
   code, said = killed(folder, number, step)
   with Checkpoints(folder / "checkpoints") as saved:
     newest = max(saved.steps())
-  if number == signal.SIGTERM:
-    assert code == 0, said
-    assert f"stopped by SIGTERM at step {newest}, saved" in said and step <= newest < 20
+  if number != signal.SIGKILL:
+    assert code == 128 + number, said
+    assert f"stopped by {number.name} at step {newest}, saved" in said and step <= newest < 20
   else:
     assert code == -signal.SIGKILL and newest % 4 == 0
   resumed = train(CONFIG, folder, SAVING, quiet=True)
