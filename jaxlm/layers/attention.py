@@ -45,7 +45,7 @@ class AttentionConfig:
   softcap: Positive | None = None
   scale: Positive | None = None
   softmax1: bool = False
-  implementation: Literal["reference", "xla", "cudnn", "splash"] | None = None
+  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = None
   causal: bool = True
 
   def __post_init__(self):

@@ -45,7 +45,7 @@ class LaCTConfig:
   qk_norm: bool = False
   silu: Literal["qkv", "qk", "none"] = "qkv"
   gate: bool = True
-  implementation: Literal["reference", "xla", "cudnn", "splash"] | None = None   # of the attention kernel; None = best for the platform
+  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = None   # of the attention kernel; None = best for the platform
 
   def __post_init__(self):
     if self.num_heads % self.fast.num_heads:

@@ -40,7 +40,7 @@ class T5LayerConfig:
   dropout: BelowOne = 0.0
   init: Positive = 1.0
   dtype: str = "float32"
-  implementation: Literal["reference", "xla", "cudnn", "splash"] | None = None
+  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = None
 
 
 class Keys(NamedTuple):
@@ -115,7 +115,8 @@ class Attention(nn.Module):
                 kv_index_BS=keys.index_BS, bias=bias + gate, scale=1.0, softmax1=cfg.softmax1)
     if wants_attention(self):
       self.sow("attention", "weights", attention_weights(q_BTNH, cache.k_BSNH, **rule))
-    o_BTNH = attention(q_BTNH, *cache, implementation=cfg.implementation, **rule)
+    spec = nn.logical_to_mesh_axes(("batch", None, "heads", None))
+    o_BTNH = attention(q_BTNH, *cache, implementation=cfg.implementation, spec=spec, **rule)
     w_o_NHD = w("w_o", (N, H, D), ("heads", "head_dim", "embed"), init=normal(cfg.init * (N * H)**-0.5))
     y_BTD = linear(tap(self, "heads", o_BTNH.astype(cfg.dtype)), w_o_NHD, contract=2)
     excess = jnp.zeros(())
