@@ -75,7 +75,7 @@ def test_the_formula_counts_the_products_that_the_model_has():
   params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)
   for capacity in (64, 32):
     flops = dot_flops(lambda p, t, c=capacity: model.apply(p, t, t[:, :16], mode=Mode(True, c)), params, tokens)
-    assert abs(flops / forward_flops(cfg, 64, 16, capacity) - 1) < 0.01      # the gate's own product comes on top
+    assert abs(flops / forward_flops(cfg, 64, 16, capacity) - 1) < 0.02      # the products of gate and bias come on top
 
 
 def test_of_too_many_tokens_those_with_the_highest_gates_stay_in_order():

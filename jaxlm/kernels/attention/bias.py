@@ -126,6 +126,8 @@ class BucketBias(Bias):
   def _look_up(self, relative_position):
     bucket = relative_bucket(relative_position, num_buckets=self.table.shape[0],
                              max_distance=self.max_distance, bidirectional=self.bidirectional)
+    if bucket.ndim > 1:      # zeros and ones would take num_buckets times the scores' memory
+      return self.table.astype(jnp.float32)[bucket]
     # A product with zeros and ones: exact, and its gradient is no scatter, which a TPU does one element at a time.
     return jnp.matmul(jax.nn.one_hot(bucket, self.table.shape[0], dtype=jnp.float32), self.table.astype(jnp.float32),
                       precision=jax.lax.Precision.HIGHEST)
