@@ -26,10 +26,10 @@ class ConfigError(ValueError):
   """A configuration that cannot be meant. The message names the key, the value and the remedy."""
 
 
-def nearest(key: str, known) -> str:
+def nearest(key, known) -> str:
   """'did you mean ...?' for a wrong name, or the list of right ones."""
   known = sorted(map(str, known))
-  close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+  close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
   return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
@@ -143,6 +143,8 @@ def build(cls: type, mapping: Mapping, path: str = ""):
 
   path: where this mapping sits in the whole configuration ('model.mixer'), for messages.
   """
+  if not isinstance(mapping, Mapping):
+    raise ConfigError(f"{path or 'the configuration'} is a {type(mapping).__name__}, wanted a mapping")
   fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
   at = lambda key: f"{path}.{key}" if path else key
   for key in mapping:

@@ -39,6 +39,8 @@ class Range:
 Count = Annotated[int, Range(1)]
 #: Numbers of things that may be none, ids.
 Natural = Annotated[int, Range(0)]
+#: Layers of a stack. A model holds an entry for each before anything is allocated.
+Layers = Annotated[int, Range(1, 100_000)]
 Integer = Annotated[int, Range()]
 #: What jax.random.key and NumPy's generators tell apart. Larger seeds are cut to 32 bits by the former only.
 Seed = Annotated[int, Range(0, 2**32 - 1)]

@@ -77,10 +77,15 @@ def refuse(name: str, sentence, code: int) -> int:
   if os.environ.get("JAXLM_DEBUG", "0") not in ("", "0") and sys.exc_info()[0] is not None:
     traceback.print_exc()
   try:
-    print(f"{name}: {sentence}", file=sys.stderr, flush=True)
+    print(f"{name}: {_visible(str(sentence))}", file=sys.stderr, flush=True)
   except BrokenPipeError:
     _silence()
   return code
+
+
+def _visible(sentence: str) -> str:
+  """The sentence with control characters as escapes: it may quote a file of others, and a terminal would obey them."""
+  return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "surrogatepass").decode() for c in sentence)
 
 
 def explain(error: OSError) -> str:

@@ -21,7 +21,7 @@ from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.taps import tap
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
-from jaxlm.ranges import Count, Dtype, Positive
+from jaxlm.ranges import Count, Dtype, Layers, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DecoderConfig(ModelConfig):
 
   vocab_size: Count
   d_model: Count
-  num_layers: Count
+  num_layers: Layers
   mixer: Annotated[object, MIXERS]
   mlp: MLPConfig | None = MLPConfig()
   norm: Annotated[object, NORMS] = RMSNormConfig()

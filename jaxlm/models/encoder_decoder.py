@@ -20,7 +20,7 @@ from jaxlm.layers.weights import normal, weights
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
 from jaxlm.parameter import SPARED, TABLE, Role
-from jaxlm.ranges import BelowOne, Count, Dtype, Range
+from jaxlm.ranges import BelowOne, Count, Dtype, Layers, Range
 
 REDUCTIONS = Kinds("reduction", {
     "delete_gate": "jaxlm.layers.delete_gate:DeleteGateConfig",
@@ -50,8 +50,8 @@ class EncoderDecoderConfig(ModelConfig):
   d_ff: Count = 3584
   num_heads: Count = 6
   d_kv: Count = 64
-  num_encoder_layers: Count = 12
-  num_decoder_layers: Count = 4
+  num_encoder_layers: Layers = 12
+  num_decoder_layers: Layers = 4
   num_buckets: Annotated[int, Range(2)] = 32
   max_distance: Count = 128
   max_positions: Count | None = None

@@ -23,7 +23,7 @@ from jaxlm.layers.norms import LayerNormConfig, rms_norm
 from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import normal, ones, weights, zeros
 from jaxlm.models.base import ModelConfig, StackPart
-from jaxlm.ranges import Count, Dtype, Natural, Positive
+from jaxlm.ranges import Count, Dtype, Layers, Natural, Positive
 
 QK_EPS = 1.1920929e-07      # float32's machine epsilon, the default of the official norm
 PLUCKER = 9                 # channels of a ray: origin, direction, origin x direction
@@ -43,7 +43,7 @@ class NVSConfig(ModelConfig):
   flops_from_trace: ClassVar[bool] = True      # most products are with fast weights, which are no parameters
 
   d_model: Count = 768
-  num_layers: Count = 24
+  num_layers: Layers = 24
   patch: Count = 8
   head_dim: Count = 64
   fast_head_dim: Count | None = None

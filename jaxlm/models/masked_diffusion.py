@@ -26,7 +26,7 @@ from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.parameter import SPARED, matrix
-from jaxlm.ranges import Count, Dtype
+from jaxlm.ranges import Count, Dtype, Layers
 
 SINUSOIDS = 256
 
@@ -41,7 +41,7 @@ class MaskedDiffusionConfig(ModelConfig):
 
   vocab_size: Count
   d_model: Count
-  num_layers: Count
+  num_layers: Layers
   num_heads: Count
   d_cond: Count = 128
   mlp: MLPConfig = MLPConfig(activation="relu", use_bias=True)

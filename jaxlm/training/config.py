@@ -110,7 +110,10 @@ def load_config(spec: str | pathlib.Path | Mapping | ml_collections.ConfigDict,
   config = plain(spec if is_mapping else _call_get_config(str(spec)))
   for key, value in (overrides or {}).items():
     _override(config, key, value)
-  return ml_collections.ConfigDict(config).lock()
+  try:
+    return ml_collections.ConfigDict(config).lock()
+  except (ValueError, TypeError) as error:      # a name with a dot in it, of which no field has one
+    raise ConfigError(f"the configuration cannot be read: {error}") from None
 
 
 def run_config(config: Mapping) -> RunConfig:

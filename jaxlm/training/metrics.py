@@ -16,14 +16,18 @@ def read(workdir) -> list[dict]:
   path = folder_path(workdir) / JSONL
   if not path.exists():
     return []
-  records = []
-  for number, line in enumerate(path.read_text().splitlines(), 1):
+  records, lines = [], path.read_bytes().splitlines()
+  for number, line in enumerate(lines, 1):
     try:
-      records.append(json_text.number(json.loads(line)))
-    except json.JSONDecodeError:
+      record = json_text.number(json.loads(line))
+      if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise ValueError("no record of a step")
+      records.append(record)
+    except (ValueError, RecursionError):
       # The last line may be half written when a machine dies; anything else is not our doing.
-      if number < len(path.read_text().splitlines()):
-        raise ConfigError(f"{path}, line {number}, is not JSON: {line[:80]!r}") from None
+      if number < len(lines):
+        raise ConfigError(f"{path}, line {number}, is not JSON that a run has written: {line[:80]!r}; take the line out, or put "
+                          f"back a copy of the file") from None
   return records
 
 

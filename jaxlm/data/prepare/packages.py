@@ -3,6 +3,7 @@
 Nothing is fetched by address: the package managers know where their packages are and check their signatures.
 """
 
+import errno
 import glob
 import hashlib
 import json
@@ -120,11 +121,19 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
     _unpack(archive, folder)
   except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, RuntimeError,
           NotImplementedError) as error:
-    text = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
-    raise DataError(f"{archive.name} cannot be unpacked: {text[:200]}; download it again") from None
+    raise _damaged(archive, error) from None
+  except OSError as error:
+    if error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):      # a file of ours cannot be written
+      raise
+    raise _damaged(archive, error) from None      # a length or a place that an archive cannot have
   for path in folder.rglob("*"):
     if path.is_symlink() and not inside(path, folder):
       path.unlink()
+
+
+def _damaged(archive: pathlib.Path, error: Exception) -> DataError:
+  text = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
+  return DataError(f"{archive.name} cannot be unpacked: {text[:200]}; download it again")
 
 
 def inside(path: pathlib.Path, root: pathlib.Path) -> bool:

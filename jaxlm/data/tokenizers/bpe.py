@@ -18,6 +18,7 @@ from jaxlm.data.folders import data_dir
 from jaxlm.data.tokenizers.base import Tokenizer
 from jaxlm.data.tokenizers.byte_counts import by_offsets, by_spelling
 from jaxlm.data.tokenizers.cuts import may_be_cut, spells_exactly
+from jaxlm.data.tokenizers.failures import answered
 from jaxlm.data.tokenizers.letters import for_documents
 from jaxlm.data.tokenizers.marks import COMPANIONS, Marks, declared_specials, read_marks
 from jaxlm.paths import expand
@@ -172,13 +173,15 @@ class BPETokenizer(Tokenizer):
   def _whole(self, texts: list[str], of_pieces) -> list[np.ndarray]:
     """`of_pieces` of the texts, each in the pieces that it may be cut into, put together again."""
     owned = [_pieces(text) if self._may_be_cut else [text] for text in texts]
-    done = iter(of_pieces([piece for pieces in owned for piece in pieces]))
+    with answered("the tokenizer"):
+      done = iter(of_pieces([piece for pieces in owned for piece in pieces]))
     return [np.concatenate([next(done) for _ in pieces]) for pieces in owned]
 
   def prompt(self, text):
     self._tokenizer.encode_special_tokens = False
     try:
-      own = self._tokenizer.encode(text, add_special_tokens=False).ids
+      with answered("the tokenizer"):
+        own = self._tokenizer.encode(text, add_special_tokens=False).ids
     finally:
       self._tokenizer.encode_special_tokens = True
     ids = [*self.begin, *own, *self.closing]
@@ -267,9 +270,10 @@ def _load(path: str, separator: str | None = None, begin: str | None = None, end
   # A file may hold the length to which its owner padded or cut batches.
   tokenizer.no_padding()
   tokenizer.no_truncation()
-  tokenizer.add_special_tokens(declared_specials(tokenizer, files[0].parent))
-  marks = read_marks(tokenizer, files[0].parent, str(path), begin=begin, end=end, separator=separator)
-  return BPETokenizer(tokenizer, marks, f"bpe-{digest[:24]}", size)
+  with answered(f"the tokenizer of {path}"):
+    tokenizer.add_special_tokens(declared_specials(tokenizer, files[0].parent))
+    marks = read_marks(tokenizer, files[0].parent, str(path), begin=begin, end=end, separator=separator)
+    return BPETokenizer(tokenizer, marks, f"bpe-{digest[:24]}", size)
 
 
 def gpt2_tokenizer(encoder: pathlib.Path, merges: pathlib.Path) -> hf.Tokenizer:

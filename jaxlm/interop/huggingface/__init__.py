@@ -73,6 +73,8 @@ def converter_of(config: Mapping[str, Any]):
   """The converter that a config.json asks for, by `architectures` or `model_type`; of releases without either by a field
   of their own."""
   names = config.get("architectures") or []
+  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    raise ConfigError(f"config.json: architectures = {names!r}, wanted a list of names")
   if not names and "model_type" not in config:
     found = next((name for field, name in RELEASES.items() if field in config), None)
     if found is not None:
@@ -82,7 +84,7 @@ def converter_of(config: Mapping[str, Any]):
   if names:
     return converter(names[0])
   kind = config.get("model_type")
-  if kind not in MODEL_TYPES:
+  if not isinstance(kind, str) or kind not in MODEL_TYPES:
     raise ConfigError(f"config.json names no architecture that is supported (model_type {kind!r}; known: "
                       f"{', '.join(MODEL_TYPES)})")
   return converter(MODEL_TYPES[kind])
@@ -101,7 +103,13 @@ def read_config(config: Mapping[str, Any], *, seq_len: int | None = None, ignore
                       f"nothing without their scales, which are not read; dequantise the checkpoint with the library that made "
                       f"it and save it again")
   fields = Fields(config)
-  cfg = converter_of(config).read(fields, seq_len)
+  try:
+    cfg = converter_of(config).read(fields, seq_len)
+  except ConfigError:
+    raise
+  except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+    raise ConfigError(f"config.json: a field has a value of another kind than this architecture computes with "
+                      f"({type(error).__name__}: {error}); compare it with the config.json of a checkpoint that works") from error
   fields.done([*ignore, *(name for name in ("quantization_config", "compression_config") if not config.get(name))])
   return cfg
 

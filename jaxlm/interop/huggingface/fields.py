@@ -45,7 +45,7 @@ class Fields:
   def number(self, name: str, default: float | int | None = None, *, least: float = 0) -> Any:
     """A required or defaulted number >= least; an int stays an int."""
     value = self.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
       raise ConfigError(f"{self.what}: {name} = {value!r}, wanted a number >= {least}")
     return value
 
@@ -58,7 +58,7 @@ class Fields:
   def choice(self, name: str, table: Mapping[str, Any], default: str) -> Any:
     """The entry of `table` that the field names."""
     value = self.get(name, default)
-    if value not in table:
+    if not isinstance(value, str) or value not in table:
       raise ConfigError(f"{self.what}: {name} = {value!r} is not supported; {nearest(str(value), table)}")
     return table[value]
 

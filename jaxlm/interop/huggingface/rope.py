@@ -26,7 +26,7 @@ def read_rope(fields: Fields, head_dim: int, *, partial: float = 1.0, partial_al
   if partial != 1 and not partial_allowed:
     raise ConfigError(f"{rope.what}: partial_rotary_factor = {partial} is not supported: this architecture turns whole "
                       f"heads")
-  if kind not in _SCALINGS:
+  if not isinstance(kind, str) or kind not in _SCALINGS:
     raise ConfigError(f"{rope.what}: rope_type = {kind!r} is not supported; known: {', '.join(_SCALINGS)}")
   scaling = _SCALINGS[kind](rope, int(head_dim * partial), max_len, seq_len or max_len)
   rope.done()
