@@ -10,7 +10,7 @@ DEMO ?= runs/demo
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-compile lint preflight bench clean
+.PHONY: help demo test test-slow test-faults test-compile lint preflight bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test: $(VENV)/.test  ## the test suite
 
 test-slow: $(VENV)/.test  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(VENV)/.test  ## kill, damage and fuzz (half an hour on 2 cores); rewrites docs/faults.md
+	$(BIN)/python -m pytest -m faults tests/faults
 
 test-compile: $(VENV)/.preflight  ## ahead-of-time compilation for TPU pods; installs libtpu (500 MB)
 	$(BIN)/python -m pytest -m compile

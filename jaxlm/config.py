@@ -19,7 +19,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from jaxlm.ranges import Range, Seed
+from jaxlm.ranges import Range, Seed, storable
 
 
 class ConfigError(ValueError):
@@ -102,6 +102,8 @@ def check_number(value, range_, name: str):
   """The value, if it lies in the range. RangeError names it otherwise. range_: a Range, or a type of jaxlm.ranges."""
   if not isinstance(range_, Range):
     range_ = next(a for a in typing.get_args(range_)[1:] if isinstance(a, Range))
+  if isinstance(value, int) and not storable(value):
+    raise RangeError(f"{name} is a whole number of {value.bit_length()} bits: wanted one of 64")
   if value not in range_:
     raise RangeError(f"{name} = {value!r}: wanted {range_}")
   return value
@@ -170,7 +172,7 @@ def _convert(value, hint, path: str):
     if kinds is None:
       range_ = next((a for a in args[1:] if isinstance(a, Range)), None)
       if range_ is not None and args[0] is float and _is_number(value):
-        return check_number(float(value), range_, path)
+        return check_number(_float(value), range_, path)
       value = _convert(value, args[0], path)
       return value if range_ is None else check_number(value, range_, path)
     if value is None and type(None) in typing.get_args(args[0]):
@@ -229,7 +231,7 @@ def _convert(value, hint, path: str):
       raise ConfigError(f"{path} = {value!r}: wanted a mapping, got {type(value).__name__}")
     return build(hint, value, path)
   if hint is float and _is_number(value):
-    return check_number(float(value), Range(), path)
+    return check_number(_float(value), Range(), path)
   if hint is int and isinstance(value, float) and value.is_integer():      # 1e3
     return int(value)
   if hint is bool and isinstance(value, (str, int)) and str(value).lower() in BOOLEANS:
@@ -243,6 +245,11 @@ def _convert(value, hint, path: str):
 
 def _is_number(value) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _float(value):
+  """As a float; a whole number that none can hold stays what it is, for its range to refuse."""
+  return float(value) if isinstance(value, float) or storable(value) else value
 
 
 def _type_name(hint) -> str:

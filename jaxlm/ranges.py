@@ -11,6 +11,11 @@ import math
 from typing import Annotated, Literal
 
 
+def storable(x) -> bool:
+  """Whether the number is finite and, if it is whole, one of 64 bits: no array has a larger size."""
+  return -(1 << 63) <= x < 1 << 63 if isinstance(x, int) else math.isfinite(x)
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
   """low <= x <= high, or < where that end is open. also: single numbers outside that have a meaning of their own."""
@@ -24,7 +29,7 @@ class Range:
   def __contains__(self, x) -> bool:
     above = x > self.low if self.open_low else x >= self.low
     below = x < self.high if self.open_high else x <= self.high
-    return x in self.also or (math.isfinite(x) and above and below)
+    return x in self.also or (storable(x) and above and below)
 
   def __str__(self) -> str:
     parts = []

@@ -18,6 +18,8 @@ def folder_path(workdir) -> epath.Path:
   """Absolute, as Orbax wants it. ConfigError for an empty name, which a shell makes of a variable that is not set."""
   if not str(workdir):
     raise ConfigError("the folder's name is empty; write '.' for the folder where you are")
+  if "\0" in str(workdir):
+    raise ConfigError(f"the folder's name {str(workdir)!r} holds a zero byte, which no file system has")
   return epath.Path(workdir) if is_remote(workdir) else epath.Path(pathlib.Path(expand(workdir)).absolute())
 
 

@@ -69,6 +69,10 @@ def ending(name: str, error: BaseException, refusals: tuple[type[Exception], ...
     return refuse(name, explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)
   if isinstance(error, MemoryError):
     return refuse(name, f"out of memory: {error}" if str(error) else "out of memory", FAILED)
+  if isinstance(error, ImportError) and str(error).startswith("Please install"):      # etils': an object store without its client
+    return refuse(name, str(error), WRONG)
+  if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):      # XLA's
+    return refuse(name, f"out of memory: {str(error).splitlines()[0][:300]}", FAILED)
   raise error
 
 

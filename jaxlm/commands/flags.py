@@ -51,6 +51,8 @@ class Parser(argparse.ArgumentParser):
 
   def _spelled(self, word: str) -> str:
     flag, equals, value = word.partition("=")
+    if value == "--":      # argparse would make an empty list of it
+      raise ConfigError(f"{flag} has no value; write {flag}=VALUE")
     if not flag.startswith("--") or flag in self._option_string_actions:
       return word
     same = [known for known in self._option_string_actions if known.replace("_", "-") == flag.replace("_", "-")]

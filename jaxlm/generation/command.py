@@ -5,6 +5,8 @@ from jaxlm.commands.exits import command
 from jaxlm.commands.flags import CONFIG, Parser, whole
 from jaxlm.config import ConfigError, check_seed
 
+MOST = 10_000_000      # a cache has a place for each token, and is made before the first
+
 USAGE = """Continues prompts with a run's newest checkpoint; one prompt is printed token by token as it is drawn.
 
   jaxlm generate --run runs/carope --prompt "Call me" --max_new_tokens 200 --temperature 0.8 --top_p 0.95
@@ -48,6 +50,8 @@ def main(argv: list[str]) -> int:
       raise ConfigError(f"--prompt {ascii(prompt)} holds bytes that are not UTF-8 text; give it re-encoded")
   if args.max_new_tokens < 1 or args.num_samples < 1:
     raise ConfigError("--max_new_tokens and --num_samples are at least 1")
+  if max(args.max_new_tokens, args.num_samples) > MOST:
+    raise ConfigError(f"--max_new_tokens and --num_samples are at most {MOST:,}")
   check_seed(args.seed, "--seed")
   from jaxlm.generation.sampling import Sampling
   sampling = Sampling(0.8 if args.temperature is None else args.temperature, args.top_k, args.top_p)
