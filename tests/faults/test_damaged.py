@@ -37,7 +37,8 @@ def damage(run: pathlib.Path, step: int, kind: str, rng) -> None:
   """Damages the step in one way. older: a file takes the bytes of the same file of the step before."""
   here = run / "checkpoints" / str(step)
   files = sorted(f for f in here.rglob("*") if f.is_file() and f.stat().st_size)
-  file = rng.choice(files)
+  # Half of the time every file is as likely, else every byte.
+  file = rng.choice(files) if rng.random() < 0.5 else rng.choices(files, [f.stat().st_size for f in files])[0]
   data = file.read_bytes()
   if kind == "truncate":
     file.write_bytes(data[:rng.randrange(len(data))])

@@ -67,6 +67,10 @@ def finish(processes, folder) -> None:
       process.kill()
 
 
+def size(file) -> int:
+  return file.stat().st_size if file.exists() else 0
+
+
 def saving(folder) -> bool:
   """Whether a step is half written at this moment."""
   try:
@@ -105,6 +109,7 @@ def test_a_killed_run_ends_as_one_that_nothing_stopped(kind, tmp_path):
   kills = number = 0
   folder = tmp_path / f"r{number}"
   while kills < KILLS:
+    written = size(folder / metrics.JSONL)
     processes, during = start(kind, folder), rng.random() < 0.5
     end = time.monotonic() + (rng.uniform(0.25, 1) * length if during else rng.uniform(0.05, 1) * length)
     while time.monotonic() < end and all(p.poll() is None for p in processes):
@@ -113,7 +118,7 @@ def test_a_killed_run_ends_as_one_that_nothing_stopped(kind, tmp_path):
       while not saving(folder) and all(p.poll() is None for p in processes):
         time.sleep(0.0005)
     if all(p.poll() is None for p in processes):
-      moment = "in a save" if saving(folder) else "between saves" if (folder / "checkpoints").is_dir() else "before the first step"
+      moment = "in a save" if saving(folder) else "as it started" if size(folder / metrics.JSONL) == written else "between saves"
       for process in rng.sample(processes, len(processes)):
         process.send_signal(signal.SIGKILL)
         time.sleep(rng.choice((0, 0.3)) if len(processes) > 1 else 0)
