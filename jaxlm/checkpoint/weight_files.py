@@ -5,6 +5,7 @@ are first copied to a temporary folder. Nothing of a file is executed, and an in
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 
@@ -177,7 +178,6 @@ def _weight_map(index) -> dict[str, str]:
 def write_weights(folder, state: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None,
                   shard_bytes: int = SHARD_BYTES) -> list:
   """Writes model.safetensors, or shards of at most `shard_bytes` with their index. Returns the files."""
-  from safetensors.numpy import save_file
   shards: list[dict[str, np.ndarray]] = [{}]
   size = 0
   for name, array in state.items():
@@ -189,14 +189,27 @@ def write_weights(folder, state: Mapping[str, np.ndarray], metadata: dict[str, s
   metadata = {"format": "pt"} | (metadata or {})
   with written_whole(folder) as local:
     if len(shards) == 1:
-      save_file(shards[0], local / "model.safetensors", metadata)
+      _save_file(shards[0], local / "model.safetensors", metadata)
       return [folder_path(folder) / "model.safetensors"]
     names, weight_map = [], {}
     for i, shard in enumerate(shards):
       names.append(f"model-{i + 1:05}-of-{len(shards):05}.safetensors")
-      save_file(shard, local / names[-1], metadata)
+      _save_file(shard, local / names[-1], metadata)
       weight_map |= dict.fromkeys(shard, names[-1])
     index = {"metadata": {"total_size": sum(a.nbytes for a in state.values())}, "weight_map": weight_map}
     names.append("model.safetensors.index.json")
     (local / names[-1]).write_text(json_text.dumps(index, indent=1))
   return [folder_path(folder) / name for name in names]
+
+
+def _save_file(arrays: dict[str, np.ndarray], file, metadata: dict[str, str]) -> None:
+  """OSError where the file cannot be written: the library says so as an error of its own."""
+  from safetensors import SafetensorError
+  from safetensors.numpy import save_file
+  try:
+    save_file(arrays, file, metadata)
+  except SafetensorError as error:
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is None:
+      raise
+    raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None

@@ -39,6 +39,8 @@ def command(name: str, *, refusals: tuple[type[Exception], ...] = ()):
     def guarded(argv: Sequence[str] | None = None) -> int:
       try:
         _print_anything()
+        if sys.unraisablehook is sys.__unraisablehook__:
+          sys.unraisablehook = without_closed_loops
         code = main(list(sys.argv[1:] if argv is None else argv)) or GOOD
         if sys.stdout is not None:
           sys.stdout.flush()     # at the interpreter's end it would be too late for a sentence
@@ -85,6 +87,12 @@ def refuse(name: str, sentence, code: int) -> int:
   except BrokenPipeError:
     _silence()
   return code
+
+
+def without_closed_loops(unraisable) -> None:
+  """Python's report of an exception that nobody can catch, but for what a write of Orbax that has ended tells its loop."""
+  if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+    sys.__unraisablehook__(unraisable)
 
 
 def _visible(sentence: str) -> str:

@@ -132,7 +132,7 @@ def _tokenized(path: pathlib.Path) -> None:
     (ids, _), = tokenizer.encode_counted([text])
     tokenizer.decode(ids.tolist())
     tokenizer.prompt(text)
-  tokenizer.frame, tokenizer.stops, tokenizer.exact_bytes
+  assert tokenizer.frame and isinstance(tokenizer.stops, tuple) and isinstance(tokenizer.exact_bytes, bool)
 
 
 def huggingface_configs() -> list[bytes]:
