@@ -102,7 +102,7 @@ def check_number(value, range_, name: str):
   """The value, if it lies in the range. RangeError names it otherwise. range_: a Range, or a type of jaxlm.ranges."""
   if not isinstance(range_, Range):
     range_ = next(a for a in typing.get_args(range_)[1:] if isinstance(a, Range))
-  if isinstance(value, int) and not storable(value):
+  if isinstance(value, int) and not storable(value) and (range_.low <= value <= range_.high or value.bit_length() > 128):
     raise RangeError(f"{name} is a whole number of {value.bit_length()} bits: wanted one of 64")
   if value not in range_:
     raise RangeError(f"{name} = {value!r}: wanted {range_}")
