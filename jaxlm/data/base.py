@@ -22,6 +22,10 @@ class DataConfig:
   """
 
   batch_form: ClassVar[str] = "causal"
+  #: {name: (shape, dtype)} of a global batch, so that preflight needs no data; None: a batch is built to see it.
+  batch_fields = None
+  #: Whether rows say where nothing may be inserted (`blocked`).
+  constraint = False
 
   @property
   def has_text(self) -> bool:

@@ -29,7 +29,7 @@ class CausalJudge:
 
   def __call__(self, texts: Sequence[str]) -> list[Scored]:
     tokens = [np.asarray(self.tokenizer.encode(text), np.int32) for text in texts]
-    longest, most = max(map(len, tokens), default=0), getattr(self.config, "max_len", None)
+    longest, most = max(map(len, tokens), default=0), self.config.max_len
     if most is not None and longest > most:
       raise ConfigError(f"a text of {longest} tokens is longer than the judge's {most} positions; judge shorter texts")
     out = []
@@ -39,7 +39,7 @@ class CausalJudge:
 
   def _batch(self, tokens: list[np.ndarray]) -> list[Scored]:
     T = -(-max(max(map(len, tokens)), 1) // PIECE) * PIECE
-    T = min(T, getattr(self.config, "max_len", None) or T)
+    T = min(T, self.config.max_len or T)
     targets_BT, inputs_BT, inside_BT = (np.zeros((self.batch_size, T), np.int32) for _ in range(3))
     inputs_BT[:, 0], inside_BT[:, 0] = self.start, 1
     for b, row in enumerate(tokens):

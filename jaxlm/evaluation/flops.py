@@ -25,7 +25,7 @@ def parts_per_token(config, seq_len: int) -> dict[str, float]:
   Parts are the first names of the parameter tree (`blocks`, `head` ...), and `attention` for scores and values.
   """
   parts: dict[str, float] = {}
-  tied = getattr(config, "tie_embeddings", False)
+  tied = config.tie_embeddings
   for path, leaf in jax.tree.leaves_with_path(abstract_params(config), is_leaf=_is_box):
     names = [str(getattr(key, "key", key)) for key in path]
     axes = leaf.names if _is_box(leaf) else (None,) * leaf.ndim
@@ -36,9 +36,8 @@ def parts_per_token(config, seq_len: int) -> dict[str, float]:
       part = "head" if is_head else names[0]
       parts[part] = parts.get(part, 0.0) + 2.0 * float(np.prod(shape))
   for mixer in config.mixers:
-    if hasattr(mixer, "heads"):
-      heads = mixer.heads(config.d_model)
-      keys = min(seq_len, getattr(mixer, "window", None) or seq_len)
+    if (heads := mixer.heads(config.d_model)) is not None:
+      keys = min(seq_len, mixer.window or seq_len)
       parts["attention"] = parts.get("attention", 0.0) + 4.0 * heads.num_heads * heads.head_dim * keys
   return parts
 

@@ -21,8 +21,8 @@ def run_judge(folder) -> Judge:
 
   config, params = (opened := open_model(folder)).run, opened.params
   cfg = run_config(config)
-  if getattr(cfg.data, "form", None) != "causal":
-    raise ConfigError(f"{folder} cannot judge: its data.form is {getattr(cfg.data, 'form', None)!r}, wanted 'causal'")
+  if cfg.data.batch_form != "causal":
+    raise ConfigError(f"{folder} cannot judge: its data have the form {cfg.data.batch_form!r}, wanted 'causal'")
   return CausalJudge(cfg.model, params, cfg.data.load_tokenizer(), cfg.data.ids.bos)
 
 

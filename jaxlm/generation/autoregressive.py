@@ -37,7 +37,7 @@ class Generator:
     Row b's draws depend on (seed, b, step) only. Raises ConfigError for an empty prompt or a token outside the
     vocabulary. Prompts may differ in length.
     """
-    tokens_BT, length_B = _pad(prompts, getattr(self.config, "vocab_size", None))
+    tokens_BT, length_B = _pad(prompts, self.config.vocab_size)
     _check_length(self.config, int(length_B.max()) + max_new_tokens)
     state = self.config.init_state(len(prompts), _round_up(int(length_B.max()) + max_new_tokens))
     logits_BV, state = prefill(self.config, self.params, tokens_BT, length_B, state)
@@ -62,7 +62,7 @@ class Generator:
 
 def prefill(config, params, tokens_BT, length_B, state):
   """Feeds right-padded prompts in pieces. Returns (logits_BV after each row's last token, state)."""
-  logits_BV, size = None, min(PIECE, getattr(config, "max_len", None) or PIECE)      # a table of positions may be shorter
+  logits_BV, size = None, min(PIECE, config.max_len or PIECE)      # a table of positions may be shorter
   for start in range(0, int(length_B.max()), size):
     piece_BT = jnp.asarray(tokens_BT[:, start:start + size])
     logits_BV, state = _prefill_piece(params, state, piece_BT, jnp.asarray(length_B), start, logits_BV, config=config)
@@ -98,7 +98,7 @@ def _round_up(n: int) -> int:
 
 
 def _check_length(config, total: int) -> None:
-  max_len = getattr(config, "max_len", None)
+  max_len = config.max_len
   if max_len is not None and total > max_len:
     raise ConfigError(f"prompt and new tokens need {total} positions, this model's position table has {max_len}; "
                       f"ask for fewer new tokens or use a model with relative positions")

@@ -69,12 +69,13 @@ def _encodes(text: str) -> bool:
 
 def _continue(cfg, args, sampling) -> int:
   from jaxlm.checkpoint.opening import open_model
+  from jaxlm.data.base import FramedDataConfig
   from jaxlm.generation import Generator
 
-  if hasattr(cfg.data, "form"):
+  if isinstance(cfg.data, FramedDataConfig):
     from jaxlm.generation.forms_command import generate
     return generate(cfg, open_model(args.run, model=cfg.model, step=args.step, ema=args.ema).params, args, sampling)
-  if hasattr(cfg.model, "num_decoder_layers"):
+  if cfg.model.scores == "target_sequence":
     return _answer(cfg, args)
   if not cfg.model.decodes:
     raise ConfigError(f"a model that scores {cfg.model.scores} does not decode token by token; what it makes is measured by its tables "

@@ -37,7 +37,7 @@ def generate(cfg, params, args, sampling) -> int:
   frames = [frame(data, text, args.max_new_tokens, cfg.seed) for text in (args.prompt or [""]) for _ in range(args.num_samples)]
   most = max(len(f.tokens) for f in frames) + args.max_new_tokens
   answering = Answering(
-      max_len=min(most, getattr(cfg.model, "max_len", None) or most), batch_size=len(frames),
+      max_len=min(most, cfg.model.max_len or most), batch_size=len(frames),
       insertion=insertion_sampling(args), causal=sampling, stop_threshold=args.stop_threshold or 0.9, seed=args.seed)
   if form.startswith("insertion") and len(frames) == 1 and not args.json:
     return _grow(cfg, params, answering, frames[0])

@@ -90,7 +90,8 @@ def _from_hf(source, target, args) -> None:
 
     from jaxlm.interop.mrt5 import add_gate
     from jaxlm.layers.delete_gate import DeleteGateConfig
-    if not hasattr(cfg, "reduction"):
+    from jaxlm.models.encoder_decoder import EncoderDecoderConfig
+    if not isinstance(cfg, EncoderDecoderConfig):
       raise ConfigError("--delete-gate is for T5 and ByT5 checkpoints")
     cfg, params = add_gate(dataclasses.replace(cfg, softmax1=True), params, DeleteGateConfig(args.delete_gate))
   weights_folder.check_params(cfg, params, str(source))

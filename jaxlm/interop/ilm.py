@@ -60,7 +60,7 @@ def transformer_table(cfg) -> Table:
   sizes, rules, ignore = _sizes(cfg, cfg.mixer.num_heads), _block_rules(bias=True), BUFFERS
   if cfg.final_norm:
     rules += norm_rules("output_layer.norm_final", "final_norm", bias=True)
-  if getattr(cfg, "stop_head", False):
+  if isinstance(cfg, InsertionConfig) and cfg.stop_head:
     head = "length_output_layer"
     rules += [*norm_rules(f"{head}.norm_final", "stop_head/norm", bias=True),
               Rule(f"{head}.mlp.0.weight", "stop_head/mlp/w_in", "e d -> d e"),
@@ -69,7 +69,7 @@ def transformer_table(cfg) -> Table:
               Rule(f"{head}.mlp.2.bias", "stop_head/mlp/b_out", "d -> d"),
               Rule(f"{head}.linear.weight", "stop_head/w_out", "2 d -> 2 d")]
     sizes["e"] = 2 * cfg.d_model
-  if getattr(cfg, "slot_embedding", False):
+  if isinstance(cfg, InsertionConfig) and cfg.slot_embedding:
     rules.append(Rule("type_embeddings.weight", "slot_embedding", "2 d -> 2 d"))
   else:
     ignore += (r"type_embeddings\.weight",)      # there by default, read by nobody

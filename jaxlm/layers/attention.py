@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.attention import attention, attention_weights
 from jaxlm.layers.linear import linear
+from jaxlm.layers.mixer import Mixer
 from jaxlm.layers.norms import NORMS
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.taps import tap, wants_attention
@@ -22,7 +23,7 @@ from jaxlm.ranges import Count, Positive
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class AttentionConfig:
+class AttentionConfig(Mixer):
   """num_kv_heads: default num_heads. head_dim: default d_model / num_heads.
 
   causal: False lets every token see both sides; there is no decoding state then.

@@ -14,6 +14,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.delta_rule import delta_rule
 from jaxlm.layers.causal_conv import causal_conv
 from jaxlm.layers.mamba2 import init_a_log, init_conv, init_dt_bias, last_inputs, starts
+from jaxlm.layers.mixer import Mixer
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.weights import normal, ones, weights
 from jaxlm.parameter import SPARED
@@ -22,7 +23,7 @@ from jaxlm.ranges import Count, NonNegative, Positive
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class DeltaRuleConfig:
+class DeltaRuleConfig(Mixer):
   """expand_k, expand_v: all heads' key and value channels over d_model. d_conv: taps of the short convolutions."""
 
   num_heads: Count = 4

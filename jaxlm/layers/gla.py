@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.gla import BLOCK, gla
+from jaxlm.layers.mixer import Mixer
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.weights import normal, ones, weights, zeros
 from jaxlm.parameter import matrix
@@ -20,7 +21,7 @@ from jaxlm.ranges import Count, NonNegative, Positive
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class GLAConfig:
+class GLAConfig(Mixer):
   """expand_k, expand_v: all heads' key and value channels over d_model. decay_rank: of the map to the decays.
 
   chunk: a multiple of 16. decay_temperature: log decay = log sigmoid(.) / temperature; 16 starts near exp(-0.04) per token.

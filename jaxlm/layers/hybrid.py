@@ -6,11 +6,11 @@ from typing import Annotated
 import flax.linen as nn
 
 from jaxlm.config import ConfigError
-from jaxlm.layers.mixer import MIXERS, PatternConfig, with_position
+from jaxlm.layers.mixer import MIXERS, Mixer, PatternConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class HybridConfig:
+class HybridConfig(Mixer):
   """y = sum of the members' outputs, all of the same input."""
 
   members: tuple[Annotated[object, MIXERS], ...]
@@ -24,15 +24,14 @@ class HybridConfig:
 
   def heads(self, d_model: int):
     """Of the member that takes a position; all are checked."""
-    found = [m.heads(d_model) for m in self.members if hasattr(m, "heads")]
-    return found[0] if found else None
+    return next(filter(None, [m.heads(d_model) for m in self.members]), None)
 
   @property
   def position(self):
-    return next((m.position for m in self.members if hasattr(m, "position")), None)
+    return next((m.position for m in self.members if m.position is not None), None)
 
   def with_position(self, position):
-    return dataclasses.replace(self, members=tuple(with_position(m, position) for m in self.members))
+    return dataclasses.replace(self, members=tuple(m.with_position(position) for m in self.members))
 
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
     return Hybrid(self, d_model, dtype, name=name)

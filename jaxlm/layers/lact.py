@@ -14,6 +14,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.attention import attention, attention_weights
 from jaxlm.layers.attention import AttentionConfig, Keys, KVCache, write
 from jaxlm.layers.fast_weights import FastWeightConfig, Memory, MemoryState
+from jaxlm.layers.mixer import Mixer
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.positions.rope import RoPE
@@ -26,7 +27,7 @@ EPS = 1e-5      # of q and k norms, of the L2 norm (outside the root) and of the
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class LaCTConfig:
+class LaCTConfig(Mixer):
   """num_heads, window: of the attention; a query sees itself and the window - 1 keys before it, None = all.
 
   fast: the memory; its heads are groups of attention heads. With window >= fast.chunk every earlier token is seen by

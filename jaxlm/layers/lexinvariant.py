@@ -85,7 +85,7 @@ def lexicon_of(model_cfg, batch, *, train: bool, table: int = 0) -> dict:
 
   batch: with uint32 `sequence_seeds` (B, 2), functions of the run's seed and the place of each sequence in the stream.
   """
-  if not isinstance(getattr(model_cfg, "embedding", None), LexinvariantConfig):
+  if not isinstance(model_cfg.embedding, LexinvariantConfig):
     return {}
   if "sequence_seeds" not in batch:
     raise ConfigError("embedding.kind = 'lexinvariant' needs a table per sequence, but the batches have no "

@@ -16,6 +16,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.ssd import ssd
 from jaxlm.layers.causal_conv import causal_conv
 from jaxlm.layers.linear import linear
+from jaxlm.layers.mixer import Mixer
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.weights import normal, ones, weights, zeros
 from jaxlm.parameter import SPARED
@@ -24,7 +25,7 @@ from jaxlm.ranges import Count, NonNegative
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class Mamba2Config:
+class Mamba2Config(Mixer):
   """d_inner = expand * d_model channels in heads of head_dim; d_state: E; d_conv: taps J.
 
   num_groups: of heads that share B and C. norm_per_group: the gated norm's statistics are those of a group (as

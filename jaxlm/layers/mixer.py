@@ -2,23 +2,12 @@
 
 Axes: B batch, T time, D d_model.
 
-A mixer is chosen by its config, a frozen dataclass registered in MIXERS, with two methods:
-
-  build(d_model, dtype, name) -> nn.Module         called inside the parent's compact scope
-  init_state(d_model, batch_size, max_len, dtype) -> pytree of arrays, batch axis first
+A mixer is chosen by its config, a frozen dataclass that derives from `Mixer` and is registered in MIXERS.
 
 The module is called as `y_BTD, state = module(x_BTD, context, state)`. With `state=None` it maps a whole
 sequence and returns None as the state. With a state it continues after the tokens the state has seen, for
 any T >= 1 (prefill or one step), and returns the state after the last *valid* token of each row; a row whose
 token is invalid (segment id 0) keeps its state. Both paths share their functions and must agree.
-
-A mixer's config may also have, each optional:
-
-  followed_by_mlp: bool        False: the block ends after the mixer (Mamba)
-  heads(d_model) -> Heads      of a mixer that takes a position encoding; raises ConfigError if it does not fit
-  with_position(position)      the same config with the model's position where it has none of its own
-  stack_key                    a hashable; layers with equal keys have equal parameters and share one stack.
-                               Default: the config itself
 """
 
 import dataclasses
@@ -73,9 +62,43 @@ class Context:
   key_segment_ids_BT: jax.Array | None = None
 
 
+class Mixer:
+  """Base of mixer configs. Override `build` and `init_state`; the rest has defaults.
+
+  followed_by_mlp: False: the block ends after the mixer (Mamba). causal: no token sees a later one. window: of attention, None
+  where there is none. position: of a mixer that takes a position encoding.
+  """
+
+  followed_by_mlp = True
+  causal = True
+  window = None
+  position = None
+
+  def build(self, d_model: int, dtype: str, name: str | None = None):
+    """The Linen module. Called inside the parent's compact scope."""
+    raise NotImplementedError(f"{type(self).__name__} builds no module")
+
+  def init_state(self, d_model: int, batch_size: int, max_len: int, dtype):
+    """The decoding state before the first token: a pytree of arrays, batch axis first."""
+    raise NotImplementedError(f"{type(self).__name__} has no decoding state")
+
+  def heads(self, d_model: int):
+    """`Heads` of a mixer that takes a position encoding, else None. ConfigError if they do not fit the width."""
+    return None
+
+  def with_position(self, position) -> "Mixer":
+    """The same config with the model's position, if it takes one and has none of its own."""
+    return self
+
+  @property
+  def stack_key(self):
+    """A hashable. Layers with equal keys have equal parameters and share one stack."""
+    return self
+
+
 @dataclasses.dataclass(frozen=True)
 @checked
-class PatternConfig:
+class PatternConfig(Mixer):
   """Layers of several kinds in a repeating order.
 
   members: the mixers. order: their indices in one period, (0, 0, 1) for two of the first and one of the second;
@@ -101,17 +124,12 @@ class PatternConfig:
     return tuple(self.members[i] for i in self.order or range(len(self.members)))
 
   def with_position(self, position):
-    return dataclasses.replace(self, members=tuple(with_position(m, position) for m in self.members))
+    return dataclasses.replace(self, members=tuple(m.with_position(position) for m in self.members))
 
 
 def check_width(mixer, d_model: int) -> None:
   """Raises ConfigError where a mixer cannot be `d_model` wide. Nothing is allocated."""
   jax.eval_shape(lambda: mixer.init_state(d_model, 1, 1, "float32"))
-
-
-def with_position(mixer, position):
-  """The mixer with the model's position encoding, if it takes one and has none of its own."""
-  return mixer.with_position(position) if hasattr(mixer, "with_position") else mixer
 
 
 def layers_of(mixer, num_layers: int) -> tuple:

@@ -64,7 +64,7 @@ class Block(nn.Module):
     mixer = self.mixer.build(cfg.d_model, cfg.dtype, "mixer")
     y_BTD, state = mixer(tap(self, "attn_in", norm("norm", x_BTD)), context, state)
     out_BTD = x_BTD + after("norm_out", tap(self, "attn_out", y_BTD))
-    if cfg.mlp is not None and getattr(self.mixer, "followed_by_mlp", True):
+    if cfg.mlp is not None and self.mixer.followed_by_mlp:
       h_BTD = tap(self, "mlp_in", norm("mlp_norm", x_BTD if cfg.residual == "parallel" else out_BTD))
       y_BTD = cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, context.depth)
       out_BTD = out_BTD + after("mlp_norm_out", tap(self, "mlp_out", y_BTD))
@@ -138,7 +138,7 @@ def stacks(mixers: tuple) -> dict[str, list[int]]:
   """{name of the parameter stack: its layers}, '' if there is one only."""
   layers: dict = {}
   for l, mixer in enumerate(mixers):
-    layers.setdefault(getattr(mixer, "stack_key", mixer), []).append(l)
+    layers.setdefault(mixer.stack_key, []).append(l)
   return {"" if len(layers) == 1 else f"stack_{i}": value for i, value in enumerate(layers.values())}
 
 

@@ -26,11 +26,16 @@ class ModelConfig:
     "next_token", "inserted_tokens", "masked_tokens", "target_sequence" or "views".
   float32_params: names of parameters that the model computes with in float32, whatever `train.gather_dtype` says.
   flops_from_trace: training FLOPs are counted in the traced forward pass, not by parameters.
+  embedding: how tokens become vectors, None for a model without a choice. tie_embeddings: the head is the embedding's table.
+  num_chunkings: stages that shorten the sequence, of an H-Net. Configs that have these as fields give them a default.
   """
 
   scores: ClassVar[str] = "next_token"
   float32_params: ClassVar[tuple[str, ...]] = ()
   flops_from_trace: ClassVar[bool] = False
+  embedding = None
+  tie_embeddings = False
+  num_chunkings = 0
 
   @property
   def mixers(self) -> tuple:

@@ -14,7 +14,7 @@ from jaxlm.config import checked
 from jaxlm.layers import stack
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
 from jaxlm.layers.lexinvariant import check_embedding, check_packing
-from jaxlm.layers.mixer import MIXERS, Context, PatternConfig, layers_of, with_position
+from jaxlm.layers.mixer import MIXERS, Context, PatternConfig, layers_of
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import NORMS, RMSNormConfig
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
@@ -57,15 +57,14 @@ class DecoderConfig(ModelConfig):
   def __post_init__(self):
     check_embedding(self.embedding, self.tie_embeddings)
     for mixer in self.mixers:
-      if hasattr(mixer, "heads"):
-        mixer.heads(self.d_model)
+      mixer.heads(self.d_model)
     if self.heads is not None:
       self.position.check(self.heads)
 
   @property
   def mixers(self) -> tuple:
     """The mixer of each layer, with its position."""
-    return layers_of(with_position(self.mixer, self.position), self.num_layers)
+    return layers_of(self.mixer.with_position(self.position), self.num_layers)
 
   @property
   def period(self) -> int:
@@ -78,8 +77,8 @@ class DecoderConfig(ModelConfig):
   @property
   def heads(self) -> Heads | None:
     """Of the first mixer that uses the model's position."""
-    users = (m for m in self.mixers if hasattr(m, "heads") and getattr(m, "position", None) == self.position)
-    return next((m.heads(self.d_model) for m in users), None)
+    found = ((m.heads(self.d_model), m.position) for m in self.mixers)
+    return next((heads for heads, position in found if heads is not None and position == self.position), None)
 
   @property
   def max_len(self) -> int | None:

@@ -44,7 +44,7 @@ class InsertionConfig(DecoderConfig):
   def __post_init__(self):
     super().__post_init__()
     for mixer in self.mixers:
-      if getattr(mixer, "causal", True):
+      if mixer.causal:
         raise ConfigError(f"mixer {type(mixer).__name__}: a slot is judged by both sides; use attention with causal=False")
     if self.softcap is not None:
       raise ConfigError(f"softcap = {self.softcap}: the joint distribution has none; leave it out")

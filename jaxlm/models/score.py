@@ -17,4 +17,4 @@ class Score(NamedTuple):
 
 def lexinvariant(config) -> bool:
   """Whether a model has a random table for every sequence, so that one may average over several."""
-  return isinstance(getattr(config, "embedding", None), LexinvariantConfig)
+  return isinstance(config.embedding, LexinvariantConfig)

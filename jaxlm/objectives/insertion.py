@@ -71,7 +71,7 @@ class Insertion(Objective):
   use_constraint: bool = False
 
   def check(self, cfg) -> None:
-    if self.use_constraint and not getattr(cfg.data, "constraint", False):
+    if self.use_constraint and not cfg.data.constraint:
       raise ConfigError("objective.use_constraint = True reads which slots are closed, but the batches have no 'blocked'; set "
                         "data.constraint = True (data of form 'insertion': star_graphs, zebra, passages)")
 

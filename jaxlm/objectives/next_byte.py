@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
 from jaxlm.layers.chunking import ratio_loss
+from jaxlm.models.hnet import HNetConfig
 from jaxlm.models.hnet_rules import forward_flops
 from jaxlm.models.score import lexicon_of
 from jaxlm.objectives import ladder
@@ -74,7 +75,7 @@ class NextByte(Objective):
 
   def _fits(self, model) -> None:
     """model: its config."""
-    stages = getattr(model, "num_chunkings", 0)
+    stages = model.num_chunkings
     if len(self.targets) != stages:
       raise ConfigError(f"objective.targets = {self.targets}, but the model chunks {stages} times; give the bytes per chunk "
                         f"of every chunking stage, outside in")
@@ -117,7 +118,7 @@ class NextByte(Objective):
 
   def train_flops_per_token(self, model, seq_len):
     """By the paper's appendix B, at the target compression."""
-    if not hasattr(model, "num_chunkings"):
+    if not isinstance(model, HNetConfig):
       return None
     return 3 * forward_flops(model, seq_len, self.targets) / seq_len
 

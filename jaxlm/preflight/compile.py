@@ -92,7 +92,7 @@ def compile_and_print(lowered, options: dict[str, str] | None = None) -> tuple[A
 
 def abstract_batch(cfg: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of one global batch: the data config's `batch_fields`, for which no corpus is read, or those of a first batch."""
-  fields = getattr(cfg.data, "batch_fields", None)
+  fields = cfg.data.batch_fields
   if fields is None:
     fields = {name: (x.shape, x.dtype) for name, x in next(iter(cfg.data.build("train", seed=0))).items()}
   return {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}

@@ -8,6 +8,7 @@ utilisations. Fast weights add what one token teaches and reads; an H-Net counts
 import dataclasses
 
 from jaxlm.evaluation.flops import parts_per_token
+from jaxlm.models.hnet import HNetConfig
 from jaxlm.training.config import RunConfig
 
 #: Blockwise matmul passes of an attention kernel: scores and values forward, four and three in its two backward kernels.
@@ -61,7 +62,7 @@ def model_flops(cfg: RunConfig, program: str, num_devices: int, decode_rows: int
   if cfg.model.mixers:
     parts = parts_per_token(cfg.model, seq_len)
     dense = (sum(parts.values()) - parts.get("attention", 0.0) + memory_flops(cfg.model)) * seq_len
-  elif hasattr(cfg.model, "stages"):
+  elif isinstance(cfg.model, HNetConfig):
     from jaxlm.models.hnet_rules import forward_flops
     dense = forward_flops(cfg.model, seq_len, targets(cfg)) - sum(
         layer.count * 4 * layer.width * layer.length * layer.keys for layer in layers)
@@ -89,7 +90,7 @@ def attention_flops(cfg: RunConfig, program: str, num_devices: int, bucket=None)
 
 def attention_layers(cfg: RunConfig, bucket=None) -> list[Attended]:
   model, length = cfg.model, cfg.data.seq_len
-  if hasattr(model, "stages"):
+  if isinstance(model, HNetConfig):
     lengths, found = [length], []
     for s, target in enumerate(targets(cfg)):
       lengths.append(bucket[s] if bucket else int(lengths[-1] / target))
@@ -99,10 +100,8 @@ def attention_layers(cfg: RunConfig, bucket=None) -> list[Attended]:
       if count:
         found.append(Attended(heads.num_heads, heads.head_dim, lengths[s], stage.attention.window, count=count))
     return found
-  mixers = (mixer for mixer in getattr(model, "mixers", ()) if hasattr(mixer, "heads"))
-  heads = ((mixer, mixer.heads(model.d_model)) for mixer in mixers)
-  return [Attended(h.num_heads, h.head_dim, length, getattr(mixer, "window", None), getattr(mixer, "causal", True))
-          for mixer, h in heads]
+  heads = ((mixer, mixer.heads(model.d_model)) for mixer in model.mixers)
+  return [Attended(h.num_heads, h.head_dim, length, mixer.window, mixer.causal) for mixer, h in heads if h is not None]
 
 
 def targets(cfg: RunConfig) -> tuple[float, ...]:

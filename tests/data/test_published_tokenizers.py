@@ -279,7 +279,7 @@ def test_generate_feeds_the_ids_of_the_library_and_stops_at_the_end(folder, monk
 
   monkeypatch.setattr(generation, "Generator", Recorder)
   monkeypatch.setattr(opening, "open_model", lambda *_, **__: types.SimpleNamespace(params={}))
-  cfg = types.SimpleNamespace(model=types.SimpleNamespace(decodes=True), data=TextData(
+  cfg = types.SimpleNamespace(model=types.SimpleNamespace(decodes=True, scores="next_token"), data=TextData(
       source="mini:moby_dick", seq_len=8, batch_size=1, tokenizer=BPEFileConfig(str(path))))
   args = types.SimpleNamespace(run="", step=None, ema=False, prompt=["Hello world", "x"], num_samples=1, json=True,
                                max_new_tokens=1, seed=0)

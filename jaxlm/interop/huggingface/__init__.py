@@ -149,7 +149,7 @@ def export(cfg, params, *, name: str | None = None, dtype=None, max_len: int = 2
   for candidate in [name] if name else ARCHITECTURES:
     arch = converter(candidate)
     try:
-      config = arch.write(cfg, getattr(cfg, "max_len", None) or max_len)
+      config = arch.write(cfg, cfg.max_len or max_len)
       named = {} if arch.bare else {"architectures": [arch.name], "model_type": arch.model_type}
       config |= named
       differ = differences(cfg, read_config(config))

@@ -56,7 +56,7 @@ def attention_of(cfg: DecoderConfig, name: str) -> AttentionConfig:
   """The attention that all layers share, up to window and scale. Raises ConfigError if they differ otherwise."""
   if not isinstance(cfg, DecoderConfig):
     raise ConfigError(f"{type(cfg).__name__} is no stack of one kind of layer")
-  first, same = cfg.mixers[0], lambda m: getattr(m, "stack_key", m)
+  first, same = cfg.mixers[0], lambda m: m.stack_key
   if not isinstance(first, AttentionConfig) or any(same(m) != same(first) for m in cfg.mixers):
     kinds = sorted({type(m).__name__.removesuffix("Config") for m in cfg.mixers})
     raise ConfigError(f"its layers are {', '.join(kinds)} with parameters of their own, {name} has one kind of "

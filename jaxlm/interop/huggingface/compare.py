@@ -21,8 +21,7 @@ def spelled_out(cfg: DecoderConfig) -> dict:
                        if key.split(".")[-1] not in (*EXECUTION, *TRAINING)})
   layers = []
   for mixer in cfg.mixers:
-    if hasattr(mixer, "heads"):
-      heads = mixer.heads(cfg.d_model)
+    if (heads := mixer.heads(cfg.d_model)) is not None:
       position = mixer.position
       if hasattr(position, "rotary_dim"):
         position = dataclasses.replace(position, rotary_dim=position.rotary_dim or heads.head_dim)
