@@ -6,6 +6,7 @@ import io
 import os
 import random
 import shutil
+import types
 
 import command_lines
 import formats
@@ -84,7 +85,7 @@ def test_fuzzed_command_lines(tmp_path, monkeypatch):
   (tmp_path / "torn.py").write_text("def (:\n")
   (tmp_path / "empty").mkdir()
   (tmp_path / "link").symlink_to("nowhere")
-  monkeypatch.setattr(training, "_train", lambda *_: None)      # all that comes before the first step
+  monkeypatch.setattr(training, "_train", lambda *_: types.SimpleNamespace(exit_code=0))      # all that comes before the first step
   monkeypatch.setattr(preflight, "_target", _no_chip)      # this process has chosen its devices
   rng, came, wrong, good = random.Random(16), collections.Counter(), [], command_lines.good(tmp_path)
   before = set(os.listdir())
