@@ -83,7 +83,12 @@ def final(folder):
   """({array: value} of the last step, the numbers of metrics.jsonl without times)."""
   handlers = {"state": ocp.PyTreeCheckpointHandler()}
   with ocp.CheckpointManager(folder / "checkpoints", item_handlers=handlers, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-    state = manager.restore(manager.latest_step(), args=ocp.args.Composite(state=ocp.args.PyTreeRestore())).state
+    step = manager.latest_step()
+    saved = manager.item_metadata(step)["state"]
+    saved = getattr(saved, "tree", saved)
+    # As NumPy arrays, for two hosts had other devices than this process.
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(item=saved, restore_args=how))).state
   arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
   return arrays, [{k: v for k, v in record.items() if k not in TIMES} for record in metrics.read(folder)]
 
