@@ -27,10 +27,12 @@ class Restored(NamedTuple):
   lines: list[str]
 
 
-def newest(folder, steps: Sequence[int], read: Callable[[int], Any]) -> tuple[int, Any, list[tuple[int, str]]]:
+def newest(folder, steps: Sequence[int], read: Callable[[int], Any], *,
+           agreed: bool = True) -> tuple[int, Any, list[tuple[int, str]]]:
   """(step, read(step), [(damaged step, sentence)]) of the newest step that `read` takes on every process.
 
-  Every process must call it, with the same steps. CheckpointError if `read` takes none.
+  Every process must call it, with the same steps; agreed = False: this process asks for itself alone. CheckpointError if
+  `read` takes none.
   """
   damaged = []
   for step in sorted(steps, reverse=True):
@@ -41,7 +43,7 @@ def newest(folder, steps: Sequence[int], read: Callable[[int], Any]) -> tuple[in
       raise
     except Exception as error:    # what a damaged file raises depends on which file it is
       trouble = first_line(error)
-    trouble = next((text for text in gather(trouble) if text), None)
+    trouble = next((text for text in (gather(trouble) if agreed else [trouble]) if text), None)
     if trouble is None:
       return step, out, damaged
     damaged.append((step, f"checkpoint {folder / str(step)} cannot be read ({trouble})"))
@@ -94,7 +96,7 @@ def restore_params(folder, *, step: int | None = None, params: PyTree = None, em
 
 
 def newest_config(folder) -> dict | None:
-  """The configuration that the newest readable note of a run holds; None without a readable one."""
+  """The configuration that the newest readable note of a run holds; None without a readable one. Asks no other process."""
   try:
     folder = checkpoints_of(folder)
   except ConfigError:
@@ -104,7 +106,7 @@ def newest_config(folder) -> dict | None:
     read = lambda step: notes.opened(manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore())).note,
                                      f"checkpoint {folder / str(step)}")
     try:
-      return newest(folder, sorted(manager.all_steps()), read)[1]["config"]
+      return newest(folder, sorted(manager.all_steps()), read, agreed=False)[1]["config"]
     except CheckpointError:
       return None
 
