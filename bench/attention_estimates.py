@@ -233,7 +233,7 @@ def main():
   args = parser.parse_args()
   if args.one:
     chip, name, implementation, layout, size = args.one
-    print(json.dumps(estimate(chip, CASES[name], implementation, layout, size == "profiled")))
+    print(json_text.dumps(estimate(chip, CASES[name], implementation, layout, size == "profiled")))
     return
   import importlib.metadata as metadata
   results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -252,7 +252,7 @@ def main():
             show(xla.get("cycles")),
             f"{by_cycles:9.2f} {ratio:6.2f}" if ratio else f"  {pallas.get('failed') or xla.get('failed')}", flush=True)
       if args.write:
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        RESULTS.write_text(json_text.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

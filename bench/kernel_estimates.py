@@ -210,7 +210,7 @@ def main():
   parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.one:
-    print("RESULT " + json.dumps(estimate(*args.one)))
+    print("RESULT " + json_text.dumps(estimate(*args.one)))
     return
   results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
   cases = [] if args.write else [
@@ -224,7 +224,7 @@ def main():
       continue
     results[" | ".join(case)] = json.loads(found[0].removeprefix("RESULT "))
     print(" | ".join(case), found[0], flush=True)
-    RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    RESULTS.write_text(json_text.dumps(dict(sorted(results.items())), indent=1) + "\n")
   write(results)
 
 

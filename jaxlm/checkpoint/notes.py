@@ -7,6 +7,8 @@ is still read; its fields are checked by type.
 import hashlib
 import json
 
+from jaxlm import json_text
+
 FORMAT = 2
 
 
@@ -16,13 +18,13 @@ class Damaged(Exception):
 
 def digest(values: dict) -> str:
   """SHA-256 of the values as JSON with sorted keys, without the field `digest`."""
-  text = json.dumps({k: v for k, v in values.items() if k != "digest"}, sort_keys=True, separators=(",", ":"))
+  text = json_text.dumps({k: v for k, v in values.items() if k != "digest"}, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sealed(values: dict) -> dict:
   """The values as JSON keeps them, with their digest."""
-  values = json.loads(json.dumps(values))
+  values = json.loads(json_text.dumps(values))
   return values | {"digest": digest(values)}
 
 
