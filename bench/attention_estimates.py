@@ -27,6 +27,8 @@ import subprocess
 import sys
 import tempfile
 
+from jaxlm import json_text
+
 RESULTS = pathlib.Path(__file__).with_suffix(".json")
 TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1"}
 LIMIT_S = 240

@@ -22,6 +22,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from jaxlm import json_text
+
 RESULTS = Path(__file__).with_suffix(".json")
 README = Path(__file__).parents[1] / "jaxlm" / "kernels" / "README.md"
 CHIPS = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1"}
