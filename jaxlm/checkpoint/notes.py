@@ -8,6 +8,7 @@ import hashlib
 import json
 
 from jaxlm import json_text
+from jaxlm.checkpoint.errors import CheckpointError
 
 FORMAT = 2
 
@@ -30,8 +31,6 @@ def sealed(values: dict) -> dict:
 
 def opened(note, what: str) -> dict:
   """The note of a step. Damaged unless it is what was written; what: the step, for a note of a newer jaxlm."""
-  from jaxlm.checkpoint.errors import CheckpointError
-
   if not isinstance(note, dict):
     raise Damaged(f"its note is a {type(note).__name__}, not a mapping")
   if "digest" in note or note.get("format") != 1:

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.checkpoint.locations import folder_path, read_json
+from jaxlm.checkpoint.json_files import read_json
+from jaxlm.checkpoint.locations import folder_path
 from jaxlm.checkpoint.model_json import read_model
 from jaxlm.checkpoint.placed import abstract_params
 from jaxlm.checkpoint.reading import newest_config, restore_params
@@ -17,7 +18,6 @@ from jaxlm.checkpoint.weights_folder import is_weights_folder, load, place, read
 from jaxlm.config import ConfigError
 from jaxlm.data import DATA
 from jaxlm.models import MODELS
-from jaxlm.parallel.rules import path_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +78,7 @@ def open_model(folder, *, step: int | None = None, ema: bool = False, model=None
   if model is None and not isinstance(run.get("model"), dict):
     raise _no_run(path)
   model = read_model(run["model"], str(path / "config.json")) if model is None else model
-  restored = restore_params(path, step=step, ema=ema, params=abstract_params(model, mesh))
-  for line in restored.lines:
-    logging.getLogger("jaxlm").warning(line)
+  restored = _restored(path, step=step, ema=ema, params=abstract_params(model, mesh))
   params = jax.tree.map(np.asarray, restored.params) if as_stored else restored.params
   source = f"{folder}, step {restored.step}" + (", average" if ema else "")
   return Opened(model, params, str(folder), restored.step, source, run)
@@ -91,8 +89,18 @@ def initial_params(folder, params):
   what = f"train.init_from = {str(folder)!r}"
   if is_weights_folder(folder):
     return place(read_arrays(folder), params, what)
-  stored = restore_params(folder).params
-  return place({path_name(path): x for path, x in jax.tree.leaves_with_path(stored)}, params, what)
+  try:
+    return _restored(folder, params=params).params
+  except ConfigError as error:
+    raise ConfigError(f"{what}: {error}") from None
+
+
+def _restored(folder, **options):
+  """`restore_params`; damaged newer steps are logged as warnings."""
+  restored = restore_params(folder, **options)
+  for line in restored.lines:
+    logging.getLogger("jaxlm").warning(line)
+  return restored
 
 
 def run_mapping(folder) -> dict:

@@ -67,8 +67,7 @@ def restore_params(folder, *, step: int | None = None, params: PyTree = None, em
                         f"steps: {', '.join(map(str, there)) or 'none'}")
 
     def read(step):
-      note = notes.opened(manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore())).note,
-                          f"checkpoint {folder / str(step)}")
+      note = read_note(manager, step)
       name, saved = "ema" if ema else "params", _metadata(manager, step)
       if saved.get(name) is None:
         if any(array.startswith(f"{name}/") for array in note["checksums"]):
@@ -103,12 +102,16 @@ def newest_config(folder) -> dict | None:
     return None
   with ocp.CheckpointManager(folder, item_handlers={"note": ocp.JsonCheckpointHandler()},
                              options=ocp.CheckpointManagerOptions(read_only=True, **alone())) as manager:
-    read = lambda step: notes.opened(manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore())).note,
-                                     f"checkpoint {folder / str(step)}")
     try:
-      return newest(folder, sorted(manager.all_steps()), read, agreed=False)[1]["config"]
+      return newest(folder, manager.all_steps(), lambda step: read_note(manager, step), agreed=False)[1]["config"]
     except CheckpointError:
       return None
+
+
+def read_note(manager, step: int) -> dict:
+  """The note of a step. Damaged, CheckpointError (of a newer jaxlm), or what Orbax raises."""
+  raw = manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore())).note
+  return notes.opened(raw, f"checkpoint {manager.directory / str(step)}")
 
 
 def checkpoints_of(folder):

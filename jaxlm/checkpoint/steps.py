@@ -19,7 +19,7 @@ from jaxlm.checkpoint import notes
 from jaxlm.checkpoint.checksums import checksums
 from jaxlm.checkpoint.errors import CheckpointError
 from jaxlm.checkpoint.locations import folder_path
-from jaxlm.checkpoint.reading import alone, compared, first_line, newest
+from jaxlm.checkpoint.reading import alone, compared, first_line, newest, read_note
 from jaxlm.checkpoint.rotation import Rotation
 from jaxlm.parallel.agree import from_first, gather
 
@@ -85,8 +85,7 @@ class Checkpoints:
     start = time.perf_counter()
     with ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(read_only=True, **alone())) as manager:
       def read(step):
-        note = notes.opened(manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore())).note,
-                            f"checkpoint {self.folder / str(step)}")
+        note = read_note(manager, step)
         out = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))).state
         compared(note, out)
         return out, note

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from jaxlm import json_text
+from jaxlm.checkpoint.copies import LocalCopies, written_whole
 from jaxlm.checkpoint.errors import CheckpointFileError
-from jaxlm.checkpoint.locations import LocalCopies, exists_as_file, folder_path, written_whole
+from jaxlm.checkpoint.locations import exists_as_file, folder_path
 
 #: Older ones run code of a file in spite of `weights_only` (CVE-2025-32434).
 TORCH = (2, 6)

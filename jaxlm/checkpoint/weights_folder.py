@@ -45,8 +45,9 @@ def load(folder) -> tuple[Any, dict]:
 
   CheckpointFileError: a file is missing or damaged. WeightsError: the arrays are not those of the model.
   """
-  document, arrays = read_document(folder), read_arrays(folder)
-  model, params = read_model(document["model"], str(folder_path(folder) / "model.json")), unflatten(arrays)
+  document = read_document(folder)
+  model = read_model(document["model"], str(folder_path(folder) / "model.json"))
+  params = unflatten(_checked_arrays(folder, document))
   check_params(model, params, str(folder))
   return model, params
 
@@ -69,7 +70,11 @@ def read_document(folder) -> dict:
 
 def read_arrays(folder) -> dict[str, np.ndarray]:
   """{path in the parameter tree: array}. CheckpointFileError if one is not what was written."""
-  document, state = read_document(folder), read_weights(folder_path(folder))
+  return _checked_arrays(folder, read_document(folder))
+
+
+def _checked_arrays(folder, document: dict) -> dict[str, np.ndarray]:
+  state = read_weights(folder_path(folder))
   arrays = {name: state[name] for name in state}
   if document["version"] > 1:
     stored = document["checksums"]

@@ -33,7 +33,10 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def command(name: str, *, refusals: tuple[type[Exception], ...] = ()):
-  """Decorator of a command's `main(argv) -> code`. refusals: exceptions besides those of configurations and checkpoints whose text is for the user."""
+  """Decorator of a command's `main(argv) -> code`.
+
+  refusals: exceptions whose text is for the user, besides those of configurations and checkpoints.
+  """
   def decorate(main: Callable[[list[str]], int | None]) -> Callable[[Sequence[str] | None], int]:
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:

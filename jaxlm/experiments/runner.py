@@ -118,7 +118,7 @@ def provenance() -> dict:
   """Where and with what this is being measured: what a committed number needs beside it."""
   import jax
 
-  from jaxlm.training.run import revision
+  from jaxlm.training.provenance import revision
 
   names = ("jax", "jaxlib", "flax", "optax", "numpy")
   device = jax.devices()[0]

@@ -8,8 +8,8 @@ export writes it back beside the weights. A run keeps none of it; the weights fo
 import json
 from collections.abc import Mapping
 
-from jaxlm.checkpoint.locations import copy_file, folder_path
-from jaxlm.checkpoint.opening import run_mapping
+from jaxlm.checkpoint.copies import copy_file
+from jaxlm.checkpoint.locations import folder_path
 from jaxlm.checkpoint.weight_files import read_json
 from jaxlm.checkpoint.weights_folder import is_weights_folder
 from jaxlm.interop.huggingface.fields import IRRELEVANT
@@ -25,12 +25,12 @@ OF_THE_FILE = {"architectures", "model_type", "dtype", "torch_dtype", "transform
                "auto_map"}
 
 
-def source_of(folder):
+def source_of(folder, run: Mapping):
   """The weights folder whose companions belong to the weights of this one: itself, or what a run began with."""
   folder = folder_path(folder)
   if is_weights_folder(folder):
     return folder
-  begun = (run_mapping(folder).get("train") or {}).get("init_from")
+  begun = (run.get("train") or {}).get("init_from")
   begun = folder_path(begun) if begun else None
   return begun if begun is not None and (begun / "model.json").is_file() else None
 
@@ -43,11 +43,9 @@ def copy_files(source, target) -> list:
   return [copy_file(source / name, target / name) for name in found]
 
 
-def copy_run_tokenizer(run, target) -> list:
+def copy_run_tokenizer(run: Mapping, target) -> list:
   """Copies the tokenizer's files that a run's `data.tokenizer.path` names, which the run's weights go with."""
-  if is_weights_folder(run):
-    return []
-  tokenizer = (run_mapping(run).get("data") or {}).get("tokenizer")
+  tokenizer = (run.get("data") or {}).get("tokenizer")
   path = tokenizer.get("path") if isinstance(tokenizer, dict) else None
   path = folder_path(path) if path else None
   if path is None or not path.exists():

@@ -8,7 +8,8 @@ parameter tree); see jaxlm.checkpoint.weights_folder. Beside them lie the tokeni
 import json
 import sys
 
-from jaxlm.checkpoint.locations import folder_path, written_whole
+from jaxlm.checkpoint.copies import written_whole
+from jaxlm.checkpoint.locations import folder_path
 from jaxlm.checkpoint.trees import flatten, unflatten
 from jaxlm.checkpoint.weight_files import read_json, read_weights, write_weights
 from jaxlm.commands.exits import command
@@ -115,7 +116,7 @@ def _to_hf(source, target, args) -> None:
     raise ConfigError("--ignore-field is for the config.json of `--from hf`")
   opened = open_model(source, step=args.step, ema=args.ema, as_stored=True)
   cfg, params = opened.config, opened.params
-  origin = companions.source_of(source)
+  origin = companions.source_of(source, opened.run)
   kept = companions.kept_config(origin)
   max_len = args.seq_len or companions.longest_input(kept)
   config, state = huggingface.export(cfg, params, name=args.architecture, dtype=_numpy_dtype(args.dtype),
@@ -131,7 +132,7 @@ def _to_hf(source, target, args) -> None:
       files = write_weights(here, state)
       (here / "config.json").write_text(json.dumps(config, indent=2) + "\n")
       beside = companions.copy_files(origin, here) if origin is not None else []
-      beside += [file for file in companions.copy_run_tokenizer(source, here) if file not in beside]
+      beside += [file for file in companions.copy_run_tokenizer(opened.run, here) if file not in beside]
       tokenizer = companions.holds_tokenizer(here)
     if not tokenizer:
       print(f"note: no tokenizer is written: {origin or source} holds none; copy its files to {target}")
@@ -164,7 +165,7 @@ def _to_weights(source, target, args) -> None:
     params = unflatten({name: cast(name, value, dtype) for name, value in flatten(params).items()})
   if not args.dry_run:
     with written_whole(target) as here:
-      files, origin = weights_folder.save(here, opened.config, params, source=opened.source), companions.source_of(source)
+      files, origin = weights_folder.save(here, opened.config, params, source=opened.source), companions.source_of(source, opened.run)
       if origin is not None:
         kept = companions.kept_config(origin)
         files += ([companions.keep_config(kept, here)] if kept else []) + companions.copy_files(origin, here)

@@ -29,7 +29,7 @@ def start() -> None:
   """
   global _rollcall
   gpu.set_flags()
-  timeout_s, silence_s = _seconds(*START_TIMEOUT), _seconds(*LOST_TIMEOUT)
+  timeout_s, silence_s = seconds(*START_TIMEOUT), seconds(*LOST_TIMEOUT)
   address, count, index, local = _this_process(timeout_s)
   if count == 1 or _rollcall is not None:
     return
@@ -122,7 +122,8 @@ def _this_process(timeout_s: int) -> tuple[str, int, int, list[int] | None]:
   return address, count, index, local
 
 
-def _seconds(name: str, default: int) -> int:
+def seconds(name: str, default: int) -> int:
+  """The whole number of seconds in an environment variable, or the default. ConfigError for anything else."""
   text = os.environ.get(name, str(default))
   if not text.isdigit() or not int(text):
     raise ConfigError(f"{name} = {text!r}: wanted a whole number of seconds")

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 import ml_collections
 from etils import epath
 
-from jaxlm.checkpoint.locations import read_json
+from jaxlm.checkpoint.json_files import read_json
 from jaxlm.config import ConfigError, Kinds, build, checked, nearest
 from jaxlm.data import DATA
 from jaxlm.data.base import FramedDataConfig

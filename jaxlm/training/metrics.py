@@ -4,7 +4,8 @@ import json
 import math
 
 from jaxlm import json_text
-from jaxlm.checkpoint.locations import folder_path, write_text
+from jaxlm.checkpoint.json_files import write_text
+from jaxlm.checkpoint.locations import folder_path
 from jaxlm.config import ConfigError
 from jaxlm.training.mirror import Mirror
 

@@ -10,23 +10,17 @@
 
 import contextlib
 import dataclasses
-import os
-import pathlib
-import shlex
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from importlib import metadata
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxlm.checkpoint.errors import CheckpointError
-from jaxlm.checkpoint.locations import check_name, folder_path, read_json, write_json
-from jaxlm.checkpoint.opening import initial_params, run_mapping
+from jaxlm.checkpoint.json_files import write_json
+from jaxlm.checkpoint.opening import initial_params
 from jaxlm.checkpoint.steps import Checkpoints
 from jaxlm.config import ConfigError
 from jaxlm.evaluation.flops import traced_flops, train_flops_per_token
@@ -38,17 +32,14 @@ from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.parallel.place import host_rows, placer
 from jaxlm.parallel.rules import unsharded
 from jaxlm.parallel.start import require_same, several
-from jaxlm.training.config import RunConfig, check, differences, load_config, plain, resolved, run_config
+from jaxlm.training.config import RunConfig, check, load_config, resolved, run_config
 from jaxlm.training.loop import BucketOverflow, NonFinite, StopSignal, run_steps, written
 from jaxlm.training.metrics import Writer, read
 from jaxlm.training.progress import Display, count, duration
-from jaxlm.training.run_lock import LOCK, hold
+from jaxlm.training.provenance import revision
+from jaxlm.training.run_folder import OpenFolder, lost_checkpoints, open_folder
 from jaxlm.training.same_run import of_command, of_data
 from jaxlm.training.step import Program, build_program
-
-#: What may change when a run is resumed: where and how often, never what is computed.
-FREE = ("mesh", "eval", "train.max_skipped", "train.max_skipped_fraction", "train.log_every", "train.save_every",
-        "train.keep_last", "train.keep_every", "train.profile", "train.debug")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +92,7 @@ def train(config, workdir, overrides: Mapping[str, Any] | None = None, *, new: b
     return _train(cfg, make_mesh(cfg.mesh, devices), opened, quiet)
 
 
-def _train(cfg: RunConfig, mesh, opened: "OpenFolder", quiet: bool) -> Result:
+def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
   folder = opened.folder
   first = jax.process_index() == 0
   index, hosts = host_rows(mesh)
@@ -136,7 +127,8 @@ def _train(cfg: RunConfig, mesh, opened: "OpenFolder", quiet: bool) -> Result:
     for line in [*opened.lines, *lines, *opening_lines(program, folder, step)]:
       display.say(line)
     report = Report(program, display, writer, hosts, peak_tokens)
-    note = lambda bucket: {"config": resolved(cfg), "revision": revision(), "bucket": bucket, "hosts": hosts}
+    same = {"config": resolved(cfg), "revision": revision(), "hosts": hosts}
+    note = lambda bucket: same | {"bucket": bucket}
 
     def on_step(step, state, bucket) -> bool:
       save = cfg.train.save_every and step % cfg.train.save_every == 0
@@ -185,18 +177,6 @@ def _train(cfg: RunConfig, mesh, opened: "OpenFolder", quiet: bool) -> Result:
     display.say(f"stopped by {stop.received} at step {step}, saved; the same command continues" if early else
                 f"finished {step} steps in {duration(time.perf_counter() - report.start)}; everything is in {folder}")
     return Result(step, last, str(folder), state.params, state.ema, stop.received if early else None)
-
-
-def lost_checkpoints(folder, save_every: int, had_folder: bool) -> str | None:
-  """Why a run without a checkpoint may not begin again: it has had some, and beginning again forgets its metrics.
-
-  A run that was killed before its first checkpoint was whole begins again. The first is whole when the second is begun.
-  """
-  steps = [record["step"] for record in read(folder) if "loss" in record and not record.get("skipped")]
-  if not steps or (had_folder and not (save_every and max(steps) > 2 * save_every)):
-    return None
-  return (f"{folder} has no checkpoint, but its metrics.jsonl goes to step {max(steps)}: {folder / 'checkpoints'} was emptied or "
-          f"removed. Put it back to resume; to begin again from step 0 choose another --workdir, or remove metrics.jsonl")
 
 
 def too_many_skipped(skipped: int, steps: int, limit: float) -> str | None:
@@ -361,120 +341,3 @@ def last_metrics(folder, step: int) -> dict[str, float]:
     if record["step"] <= step:
       last |= {k: v for k, v in record.items() if k != "step"}
   return last
-
-
-@dataclasses.dataclass(frozen=True)
-class OpenFolder:
-  """A run folder to write to. lock: of the first process, None in the others. lines: what there is to say about it."""
-
-  folder: Any
-  lock: Any
-  lines: list[str]
-
-  def check(self) -> None:
-    """LockLost where another process has taken it over."""
-    if self.lock is not None:
-      self.lock.check()
-
-
-@contextlib.contextmanager
-def open_folder(workdir, cfg: RunConfig, *, new: bool = False, take_over: bool = False) -> Iterator[OpenFolder]:
-  """Creates the run folder, or checks that the run in it is this one, and locks it. The first process does it for all."""
-  folder, refused, lock, lines = folder_path(workdir), None, None, []
-  with contextlib.ExitStack() as stack:
-    if jax.process_index() == 0:
-      try:
-        check_name(folder)
-        begun(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context(hold(folder, take_over=take_over, say=lines.append))
-        _open(folder, cfg, new)
-      except ConfigError as error:
-        refused = str(error)
-    refused = from_first(refused)
-    if refused:
-      raise ConfigError(refused)
-    yield OpenFolder(folder, lock, lines)
-
-
-def begun(folder) -> bool:
-  """Whether the folder holds a run. ConfigError where it holds something else.
-
-  A run that was refused before it had its data has left nothing to protect.
-  """
-  found = folder.exists() and any(entry.name not in ("config.json", "run.json") and not entry.name.startswith(LOCK)
-                                  for entry in folder.iterdir())
-  # A lost config.json is in every checkpoint's note.
-  if found and not (folder / "config.json").exists() and not (folder / "checkpoints").is_dir():
-    raise ConfigError(f"{folder} exists, is not empty and is not a run folder; choose another --workdir")
-  return found
-
-
-def _open(folder, cfg: RunConfig, new: bool) -> None:
-  path, now = folder / "config.json", resolved(cfg)
-  if begun(folder):
-    if new:
-      raise ConfigError(f"{folder} holds a run already; leave out --new to resume it, or choose another --workdir")
-    _refuse_other_config(folder, run_mapping(folder), cfg)
-  write_json(path, now)
-  starts = _starts(folder / "run.json")
-  write_json(folder / "run.json", [*starts, provenance()])
-  (folder / "result.json").unlink(missing_ok=True)
-
-
-def _starts(path) -> list:
-  """The starts so far. They are provenance only: a damaged file is begun anew and does not stop a run."""
-  try:
-    return read_json(path, list) if path.exists() else []
-  except ConfigError:
-    return []
-
-
-def _refuse_other_config(folder, stored: dict, cfg: RunConfig) -> None:
-  try:    # fields that have been added since have had their default
-    old = resolved(run_config(stored))
-  except ConfigError:
-    old = plain(stored)
-  found = [(key, a, b) for key, a, b in differences(old, resolved(cfg))
-           if not any(key == free or key.startswith(free + ".") for free in FREE)]
-  steps = next(((a, b) for key, a, b in found if key == "train.steps"), None)
-  if steps is not None and len(found) == 1:
-    kind = type(cfg.schedule).__name__
-    if cfg.schedule.needs_num_steps:
-      raise ConfigError(f"{folder} is a run of train.steps = {steps[0]}, not {steps[1]}, and its schedule {kind} depends "
-                        f"on that number: all learning rates so far would have been others. Choose another --workdir, "
-                        f"or a schedule that can be extended (constant, inverse_sqrt)")
-    if steps[1] >= steps[0]:
-      return
-  if found:
-    lines = "\n".join(f"  {key}: {a!r} there, {b!r} now" for key, a, b in found)
-    raise ConfigError(f"{folder} holds a run with another configuration; choose another --workdir, or take these back:\n"
-                      f"{lines}")
-
-
-def provenance() -> dict:
-  """Revision, versions, device and command of this process."""
-  versions = {}
-  for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
-    try:
-      versions[name] = metadata.version(name)
-    except metadata.PackageNotFoundError:
-      versions[name] = "not installed as a package"
-  device = jax.devices()[0]
-  return {"started": time.strftime("%Y-%m-%d %H:%M:%S %Z"), "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-          "revision": revision(), "python": sys.version.split()[0], "versions": versions,
-          "devices": f"{jax.device_count()} x {device.device_kind}", "processes": jax.process_count()}
-
-
-#: Reports of tables decide nothing, and making one must not make the next one's tree unclean.
-RESULTS = ":(exclude)experiments/*/results/*"
-
-
-def revision() -> str:
-  """Commit of the source, '+' appended when tracked files (reports of tables apart) differ from it; 'unknown' outside a repository."""
-  root = pathlib.Path(__file__).parents[2]
-  git = lambda *args: subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout
-  try:
-    return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno", "--", ".", RESULTS).strip() else "")
-  except (OSError, subprocess.CalledProcessError):
-    return "unknown"

@@ -18,8 +18,10 @@ import uuid
 from collections.abc import Iterator
 
 from jaxlm import json_text
-from jaxlm.checkpoint.locations import folder_path, is_remote, write_text
+from jaxlm.checkpoint.json_files import write_text
+from jaxlm.checkpoint.locations import folder_path, is_remote
 from jaxlm.config import ConfigError
+from jaxlm.parallel.start import seconds
 
 try:
   import fcntl
@@ -207,7 +209,7 @@ class _Lease(_Lock):
 
   def __init__(self, folder):
     super().__init__(folder)
-    self.lease_s, self.beats, self.done, self.me = _lease_s(), 0, threading.Event(), self.owner()
+    self.lease_s, self.beats, self.done, self.me = seconds(*LEASE), 0, threading.Event(), self.owner()
 
   def acquire(self, take_over: bool, say) -> None:
     owner = self.read()
@@ -264,13 +266,6 @@ class _Lease(_Lock):
     with contextlib.suppress(OSError, LockLost):
       self.check()
       self.path.unlink()
-
-
-def _lease_s() -> int:
-  text = os.environ.get(LEASE[0], str(LEASE[1]))
-  if not text.isdigit() or not int(text):
-    raise ConfigError(f"{LEASE[0]} = {text!r}: wanted a whole number of seconds")
-  return int(text)
 
 
 def _named(owner: dict) -> str:

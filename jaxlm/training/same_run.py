@@ -8,7 +8,6 @@ import json
 import pathlib
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import jaxlm
 from jaxlm.checkpoint.locations import folder_path
 from jaxlm.json_text import dumps
 from jaxlm.training.config import RunConfig, resolved
+from jaxlm.training.provenance import versions
 from jaxlm.training.run_lock import LOCK
 
 #: Settings of JAX that change what is computed or compiled.
@@ -31,11 +31,7 @@ def of_command(cfg: RunConfig, workdir, revision: str, flags: Mapping[str, Any])
   facts = dict(flat(resolved(cfg))) | {"--workdir": str(folder_path(workdir))}
   facts |= {f"--{name}": str(value) for name, value in flags.items()}
   facts |= {"the revision": revision, "the code of jaxlm": code_digest()}
-  for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
-    try:
-      facts[f"the version of {name}"] = metadata.version(name)
-    except metadata.PackageNotFoundError:
-      facts[f"the version of {name}"] = "unknown"
+  facts |= {f"the version of {name}": version for name, version in versions().items()}
   return facts | {name: str(getattr(jax.config, name, None)) for name in SETTINGS}
 
 
@@ -75,5 +71,3 @@ def seen_owner(folder) -> str:
       if time.monotonic() > end:
         return "absent"
       time.sleep(0.2)
-
-

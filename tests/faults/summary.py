@@ -9,7 +9,7 @@ import pathlib
 import platform
 import time
 
-from jaxlm.training.run import revision
+from jaxlm.training.provenance import revision
 
 REVISION = revision()      # before this run rewrites the page
 

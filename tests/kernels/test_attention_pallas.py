@@ -1,12 +1,13 @@
 """The Pallas kernel of attention, interpreted on a CPU, against the definition; sizes are small, tiles are 128 x 128."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interpreter import every_detector
 
+from jaxlm.kernels import pallas_support
 from jaxlm.kernels.attention import BucketBias, CoPE, KeyBias, LinearBias, api, attention, pallas_tpu
 from jaxlm.kernels.attention.reference import Rule
 from jaxlm.kernels.attention.tiles import tiles
@@ -17,15 +18,12 @@ FLOAT32 = 1e-5
 
 @pytest.fixture
 def interpreted(monkeypatch):
-  """implementation="pallas" runs interpreted, with tiles of 128 by 128; call it to change either."""
-  whole = pallas_tpu.attention
-
-  def setup(interpret=True, forward=(128, 128), backward=(128, 128)):
-    monkeypatch.setattr(pallas_tpu, "attention", functools.partial(whole, interpret=interpret))
+  """implementation="pallas" runs interpreted, with tiles of 128 by 128; call it to change the tiles."""
+  def setup(forward=(128, 128), backward=(128, 128)):
     monkeypatch.setattr(pallas_tpu.blocks, "pallas_blocks", lambda *_: (forward, backward))
-  monkeypatch.setitem(api._supports, "pallas", lambda *args: pallas_tpu.uncovered(*args[:6]))
   setup()
-  return setup
+  with pallas_support.interpreted():
+    yield setup
 
 
 def draw(seed, *shape, dtype=jnp.float32):
@@ -104,14 +102,10 @@ def test_on_a_mesh_gradients_of_shared_parameters_are_those_of_all_devices(inter
 
 
 def test_no_race_no_read_outside_and_no_unwritten_memory_on_two_cores(interpreted):
-  from jax._src.pallas.mosaic.interpret import interpret_pallas_call
-  from jax.experimental.pallas import tpu as pltpu
-  interpreted(pltpu.InterpretParams(detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan",
-                                    num_cores_or_threads=2))
   bias = BucketBias(draw(9, 8, 2), False, 60), KeyBias(running(10, 2, 256, 2), running(10, 2, 256, 2))
-  got, want = both(2, 256, 256, 2, 2, 8, 8, bias, q_segment_ids_BT=packed(256))
+  with every_detector():
+    got, want = both(2, 256, 256, 2, 2, 8, 8, bias, q_segment_ids_BT=packed(256))
   near(got, want, FLOAT32)
-  assert not interpret_pallas_call.races.races_found
 
 
 @pytest.mark.parametrize("options", [dict(causal=True), dict(window=100), dict(window=300), dict(causal=False, window=70)])
@@ -140,12 +134,12 @@ def test_what_it_does_not_cover_is_refused_with_the_reason(interpreted):
   ask("explicit indices", q_index_BT=jnp.arange(8, dtype=jnp.int32)[None])
   ask("one of bfloat16, float32 for all", k=q.astype(jnp.bfloat16))
   long = jax.ShapeDtypeStruct((1, 100_000, 1, 64), jnp.bfloat16)
-  reason = pallas_tpu.uncovered(long, long, long, None, (LinearBias(jnp.ones(1)),), Rule(1.0))
+  reason = pallas_tpu.supports(long, long, long, None, (LinearBias(jnp.ones(1)),), Rule(1.0))
   assert "100000 queries and 100000 keys need about" in reason and "use the XLA form" in reason
 
 
 def test_it_is_chosen_on_tpus_only_where_the_estimate_is_better(monkeypatch):
-  for module in (api.cudnn, api.splash, pallas_tpu):
+  for module in (api.cudnn, api.splash, pallas_support):
     monkeypatch.setattr(module, "target_platform", lambda: "tpu")
   table, slope, cope = BucketBias(jnp.ones((8, 1))), LinearBias(jnp.ones(1)), CoPE(jnp.ones((4, 5)))
 

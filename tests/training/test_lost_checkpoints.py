@@ -7,7 +7,8 @@ import tiny_run
 
 from jaxlm.config import ConfigError
 from jaxlm.training import metrics
-from jaxlm.training.run import lost_checkpoints, train
+from jaxlm.training.run import train
+from jaxlm.training.run_folder import lost_checkpoints
 
 SMALL = {"mesh.fsdp": 1, "mesh.data": 8, "train.save_every": 2, "schedule": "constant", "eval.every": 0}
 

@@ -35,13 +35,7 @@ def splash_block(T: int) -> int:
   return next(block for block in (512, 256, 128) if T % block == 0)
 
 
-PALLAS_VMEM_BYTES = 48 * 2**20        # of 64 MiB (v5p, one core) or 128 MiB (v5e, v6e)
 PALLAS_FROM = 512                     # queries and keys from which the Pallas kernel is chosen
-
-
-def vmem_bytes() -> int:
-  """On-chip memory that the Pallas kernel may use."""
-  return PALLAS_VMEM_BYTES
 
 
 def pallas_blocks(T: int, S: int, positional: bool) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -27,8 +27,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxlm.kernels.attention.reference import LOWEST_MAX, MASKED, Rule
 from jaxlm.kernels.attention.tiles import Tiles
+from jaxlm.kernels.pallas_support import LANES, on_tpu
 
-LANES = 128
 ROWS = 64             # of a strip, rolled at a time: enough to hide a roll's latency
 NN, NT, TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ()))
 
@@ -58,8 +58,6 @@ class Call:
   forward: Tiles
   backward: Tiles
   precision: Any
-  vmem_limit_bytes: int
-  interpret: Any = False
 
 
 class _Grid(NamedTuple):
@@ -283,11 +281,9 @@ def _run(body, call: Call, grid: Tiles, name: str, order: tuple, ins: dict, outs
       in_specs=[spec(operand) for operand in ins.values()], out_specs=[spec(operand) for operand in outs.values()],
       out_shape=[operand.array for operand in outs.values()],
       scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
-      compiler_params=pltpu.CompilerParams(
-          # A strip is built with a head's first row of the batch and lasts for the others.
-          dimension_semantics=("parallel", "arbitrary" if "strip" in scratch else "parallel", "arbitrary", "arbitrary"),
-          vmem_limit_bytes=call.vmem_limit_bytes),
-      cost_estimate=cost, interpret=call.interpret, name=name,
+      cost_estimate=cost, name=name,
+      # A strip is built with a head's first row of the batch and lasts for the others.
+      **on_tpu("parallel", "arbitrary" if "strip" in scratch else "parallel", "arbitrary", "arbitrary"),
   )(*(operand.array for operand in ins.values()))
   return dict(zip(outs, results))
 

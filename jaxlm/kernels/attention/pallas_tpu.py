@@ -18,22 +18,19 @@ from jaxlm.kernels.attention.bias import KeyBias
 from jaxlm.kernels.attention.pallas_kernels import Call, Operands
 from jaxlm.kernels.attention.reference import MASKED, Rule, Sight
 from jaxlm.kernels.attention.tiles import tiles
-from jaxlm.kernels.platform import target_platform
+from jaxlm.kernels.pallas_support import round_up, vmem_bytes, why_not_here
+from jaxlm.kernels.platform import target_device_kind
 
 NO_SEGMENT = jnp.iinfo(jnp.int32).min      # of keys that are padding: no query has it
 
 
 def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str | None:
   """None, or the sentence that says why not. q, k, v: anything with shape and dtype."""
-  if target_platform() != "tpu":
-    return f"the trace is for {target_platform()}, the Pallas kernel needs a TPU"
+  reason = why_not_here()
+  if reason is not None:
+    return reason
   if spec is None and jax.sharding.get_abstract_mesh().size > 1:
     return "the compiler does not partition it: under a mesh of several devices pass spec, q's PartitionSpec"
-  return uncovered(q, k, v, sight, biases, rule)
-
-
-def uncovered(q, k, v, sight: Sight, biases: tuple, rule: Rule) -> str | None:
-  """As `supports`, on any platform and without a mesh."""
   if q.dtype not in (jnp.bfloat16, jnp.float32) or not q.dtype == k.dtype == v.dtype:
     return f"dtypes are {q.dtype}, {k.dtype}, {v.dtype}; it wants one of bfloat16, float32 for all"
   if not rule.contiguous:
@@ -41,7 +38,7 @@ def uncovered(q, k, v, sight: Sight, biases: tuple, rule: Rule) -> str | None:
   for bias in biases:
     if not isinstance(bias, KeyBias) and bias.by_distance(jnp.zeros((1,), jnp.int32)) is None:
       return f"{type(bias).__name__} depends on a whole row of keys, and a tile sees a part of it"
-  need, most = _vmem_bytes(q, k, v, biases, rule), blocks.vmem_bytes()
+  need, most = _vmem_bytes(q, k, v, biases, rule), vmem_bytes(target_device_kind())
   if need > most:
     return (f"{q.shape[1]} queries and {k.shape[1]} keys need about {need >> 20} MiB of on-chip memory in the backward pass, "
             f"and it takes at most {most >> 20}; use the XLA form")
@@ -52,8 +49,7 @@ def _grids(q, k, rule: Rule):
   """(forward, backward) grids over equally padded lengths. q (B, T, ...), k (B, S, ...)."""
   sizes = blocks.pallas_blocks(q.shape[1], k.shape[1], rule.causal or rule.window is not None)
   longest = [max(pair) for pair in zip(*sizes)]
-  up = lambda length, block: -(-length // block) * block
-  return tuple(tiles(up(q.shape[1], longest[0]), up(k.shape[1], longest[1]), *pair, rule) for pair in sizes)
+  return tuple(tiles(round_up(q.shape[1], longest[0]), round_up(k.shape[1], longest[1]), *pair, rule) for pair in sizes)
 
 
 def _vmem_bytes(q, k, v, biases, rule) -> int:
@@ -168,13 +164,10 @@ def _over_mesh(fn, x: Operands, spec):
   return jax.shard_map(fn, in_specs=(specs,), out_specs=specs.q, check_vma=False)(x)
 
 
-def attention(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, rule: Rule, spec=None, interpret=False):
-  """As reference.attention. Under a mesh of several devices `spec` places q (B, T, N, H); the rest follows it.
-
-  interpret: False, True, or pltpu.InterpretParams: for tests off a TPU.
-  """
+def attention(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, rule: Rule, spec=None):
+  """As reference.attention. Under a mesh of several devices `spec` places q (B, T, N, H); the rest follows it."""
   grids = _grids(q_BTNH, k_BSKH, rule)
-  call = Call(rule, *grids, _precision(q_BTNH.dtype), blocks.vmem_bytes(), interpret)
+  call = Call(rule, *grids, _precision(q_BTNH.dtype))
   x = _operands(q_BTNH, k_BSKH, v_BSKF, sight, biases, grids[0].T, grids[0].S)
   fn = functools.partial(_attention, call)
   if spec is not None and jax.sharding.get_abstract_mesh().size > 1:
