@@ -27,6 +27,8 @@ import subprocess
 import sys
 import tempfile
 
+from kernel_estimates import write
+
 from jaxlm import json_text
 
 RESULTS = pathlib.Path(__file__).with_suffix(".json")
@@ -238,6 +240,9 @@ def main():
     print(json_text.dumps(estimate(chip, CASES[name], implementation, layout, size == "profiled")))
     return
   import importlib.metadata as metadata
+
+  from jaxlm.training.provenance import revision
+  at = revision()
   results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
   results["versions"] = {package: metadata.version(package) for package in ("jax", "libtpu")}
   rows = results.setdefault("rows", {})
@@ -246,7 +251,7 @@ def main():
     for chip in args.chips:
       pallas, xla = (both(chip, name, form) for form in ("pallas", "xla"))
       ratio = xla["seconds"] / pallas["seconds"] if "seconds" in pallas and "seconds" in xla else None
-      rows[f"{chip} {name}"] = dict(case=dataclasses.asdict(CASES[name]), pallas=pallas, xla=xla,
+      rows[f"{chip} {name}"] = dict(case=dataclasses.asdict(CASES[name]), pallas=pallas, xla=xla, revision=at,
                                     ratio=ratio and round(ratio, 2))
       by_cycles = xla["cycles"] / pallas["cycles"] if ratio else None
       show = lambda value: f"{value:>10,}" if isinstance(value, int) else f"{'-':>10}"
@@ -255,6 +260,19 @@ def main():
             f"{by_cycles:9.2f} {ratio:6.2f}" if ratio else f"  {pallas.get('failed') or xla.get('failed')}", flush=True)
       if args.write:
         RESULTS.write_text(json_text.dumps(results, indent=1) + "\n")
+        write("attention", "attention_estimates.py", table(rows))
+
+
+def table(rows: dict) -> str:
+  """Per case and chip: cycles of both forms for the rows and heads that were compiled, and the ratio of their times."""
+  lines = ["| case | chip | XLA, cycles | Pallas, cycles | XLA / Pallas | revision |", "| --- | --- | ---: | ---: | ---: | --- |"]
+  show = lambda form: f"{form['cycles']:,}" if "cycles" in form else "-"
+  for name, row in sorted(rows.items(), key=lambda item: item[0].split()[::-1]):
+    chip, case = name.split()
+    ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+    length = f"T {row['case']['T']:,}" + (f", S {row['case']['S']:,}" if row["case"]["S"] else "")
+    lines.append(f"| {case} ({length}, H {row['case']['H']}) | {chip} | {show(row['xla'])} | {show(row['pallas'])} | {ratio} | {row.get('revision', '-')} |")
+  return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -181,24 +181,25 @@ def floor(op: str, shape: str, chip) -> float:
 
 def table(op: str, results: dict) -> str:
   from jaxlm.preflight.chips import CHIPS as ALL
-  lines = ["| shape | chip | XLA, ms | Pallas, ms | XLA / Pallas | floor, ms |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+  lines = ["| shape | chip | XLA, ms | Pallas, ms | XLA / Pallas | floor, ms | revision |", "| --- | --- | ---: | ---: | ---: | ---: | --- |"]
   for shape, values in OPS[op][1].items():
     for chip in CHIPS:
-      xla, pallas = (results.get(f"{op} | {shape} | {chip} | {form}", {}).get("seconds") for form in ("xla", "pallas"))
+      rows = [results.get(f"{op} | {shape} | {chip} | {form}", {}) for form in ("xla", "pallas")]
+      xla, pallas = (row.get("seconds") for row in rows)
+      made = ", ".join(sorted({row["revision"] for row in rows if "revision" in row}))
       if xla is None and pallas is None:
         continue
       ms = lambda s: "-" if s is None else f"{1e3 * s:.2f}"
       ratio = "-" if None in (xla, pallas) else f"{xla / pallas:.2f}"
       sizes = ", ".join(f"{k} {v:,}" for k, v in values.items() if len(k) == 1)
-      lines.append(f"| {shape} ({sizes}) | {chip} | {ms(xla)} | {ms(pallas)} | {ratio} | {ms(floor(op, shape, ALL[chip]))} |")
+      lines.append(f"| {shape} ({sizes}) | {chip} | {ms(xla)} | {ms(pallas)} | {ratio} | {ms(floor(op, shape, ALL[chip]))} | {made} |")
   return "\n".join(lines)
 
 
-def write(results: dict):
-  text = README.read_text()
-  for op in OPS:
-    begin, end = f"<!-- {op}: bench/kernel_estimates.py -->", f"<!-- end of {op} -->"
-    text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: f"{begin}\n{table(op, results)}\n{end}", text, flags=re.S)
+def write(op: str, script: str, table: str):
+  """Puts the table of an op between its marks in jaxlm/kernels/README.md."""
+  begin, end = f"<!-- {op}: bench/{script} -->", f"<!-- end of {op} -->"
+  text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: f"{begin}\n{table}\n{end}", README.read_text(), flags=re.S)
   README.write_text(text)
 
 
@@ -214,7 +215,9 @@ def main():
   if args.one:
     print("RESULT " + json_text.dumps(estimate(*args.one)))
     return
-  results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+  from jaxlm.training.provenance import revision
+
+  results, at = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}, revision()
   cases = [] if args.write else [
       (op, shape, chip, form) for op in args.op.split(",") for shape in OPS[op][1] for chip in args.chips.split(",")
       for form in args.forms.split(",") if args.shapes is None or shape in args.shapes.split(";")]
@@ -224,10 +227,11 @@ def main():
     if not found:
       print(" | ".join(case), "failed:", out.stderr[-2000:], flush=True)
       continue
-    results[" | ".join(case)] = json.loads(found[0].removeprefix("RESULT "))
+    results[" | ".join(case)] = json.loads(found[0].removeprefix("RESULT ")) | {"revision": at}
     print(" | ".join(case), found[0], flush=True)
     RESULTS.write_text(json_text.dumps(dict(sorted(results.items())), indent=1) + "\n")
-  write(results)
+  for op in OPS:
+    write(op, "kernel_estimates.py", table(op, results))
 
 
 if __name__ == "__main__":
