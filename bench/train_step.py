@@ -9,6 +9,7 @@ tokens per second, the range, tokens per second of CPU time (what a busy machine
 memory above what the process held after its imports. Programs are compiled by a process that ends before (the time of
 its first step is reported), so that no peak is a compiler's.
 Sides: jax-rope, jax-carope (the library's own train step), torch-eager, torch-compile (the decoder written out below).
+`--side jax-rope --side jax-rope-unguarded` measures what the check of the update costs; `--json` keeps the numbers.
 """
 
 import argparse
@@ -26,6 +27,8 @@ import time
 from jaxlm import json_text
 
 SIDES = ("jax-rope", "jax-carope", "torch-eager", "torch-compile")
+#: The step without the check that its update is finite: only when it is asked for.
+UNGUARDED = "jax-rope-unguarded"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +174,10 @@ def worker(side: str, shape: Shape) -> None:
     import jaxlm.training  # noqa: F401
 
     before = _peak_bytes()
-    step, num_params = jax_step(shape, side.removeprefix("jax-"))
+    if side == UNGUARDED:
+      import jaxlm.training.step
+      jaxlm.training.step.all_sane = lambda params, others: jnp.array(True)
+    step, num_params = jax_step(shape, side.removeprefix("jax-").removesuffix("-unguarded"))
   start = time.perf_counter()
   loss = step()
   print(json_text.dumps({"num_params": num_params, "first_step_s": time.perf_counter() - start, "loss": loss}), flush=True)
@@ -245,7 +251,8 @@ def report(shape: Shape, measured: dict, rounds: int, steps: int) -> str:
   lines.append("")
   for over, under, what in (("jax-rope", "torch-eager", "ours over eager PyTorch, tokens per second"),
                             ("jax-rope", "torch-compile", "ours over compiled PyTorch, tokens per second"),
-                            ("jax-rope", "jax-carope", "CARoPE's step over RoPE's, time")):
+                            ("jax-rope", "jax-carope", "CARoPE's step over RoPE's, time"),
+                            (UNGUARDED, "jax-rope", "the step with the check of its update over the one without, time")):
     if over in median and under in median:
       ratio = lambda key: [a / b for a, b in zip(measured[over][key], measured[under][key])]
       wall, cpu = ratio("tokens_per_s"), ratio("tokens_per_cpu_s")
@@ -295,16 +302,22 @@ def main() -> None:
     parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
   parser.add_argument("--rounds", type=int, default=9)
   parser.add_argument("--steps", type=int, default=4, help="steps per round")
-  parser.add_argument("--side", action="append", choices=SIDES, help="only these; default: all")
-  parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+  parser.add_argument("--side", action="append", choices=(*SIDES, UNGUARDED), help="only these; default: all but the unguarded one")
+  parser.add_argument("--json", type=pathlib.Path, help="keep the numbers of every round in this file")
+  parser.add_argument("--worker", choices=(*SIDES, UNGUARDED), help=argparse.SUPPRESS)
   args = parser.parse_args()
   shape = Shape(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Shape)})
   if args.worker:
     worker(args.worker, shape)
     return
-  machine = environment()
+  from jaxlm.training.provenance import revision
+
+  machine, at = environment(), revision()
   measured = measure(args.side or SIDES, shape, args.rounds, args.steps)
   print(report(shape, measured, args.rounds, args.steps))
+  if args.json:
+    args.json.write_text(json_text.dumps({"revision": at, "machine": machine, "shape": dataclasses.asdict(shape), "rounds": args.rounds,
+                                          "steps": args.steps, "sides": measured}, indent=1) + "\n")
   print(f"\n    {' '.join(['python', os.path.relpath(sys.argv[0]), *sys.argv[1:]])}\n\n{machine}")
 
 
