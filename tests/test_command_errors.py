@@ -141,7 +141,7 @@ def test_a_damaged_config_is_taken_from_the_checkpoint(place, damage, capsys, ca
   for argv in (["eval", "--run", folder, "--num_tokens=32"], ["generate", "--run", folder, "--max_new_tokens=2"],
                ["convert", "--from", folder, "--to", "out"], [*TRAIN, f"--workdir={folder}"]):
     assert cli.main(argv) == 0, capsys.readouterr()
-  assert DAMAGE[damage] in caplog.text and "what the newest checkpoint notes is used" in caplog.text
+  assert DAMAGE[damage] in caplog.text and "the copy in the newest checkpoint is used" in caplog.text
   assert json.loads((place / folder / "config.json").read_text()) == good      # train has written it again
 
 

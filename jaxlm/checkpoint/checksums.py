@@ -1,7 +1,7 @@
 """A checksum per array that does not depend on the mesh: 64 bits of every word and of its place.
 
-Orbax's storage has checksums for its index, none for the numbers: a flipped bit of a parameter is read back without a
-word. A step may be written by one mesh and read by another, so that a checksum of files or of shards could not be
+Orbax's storage has checksums for its index, none for the numbers: a flipped bit of a parameter is read back and nothing is
+reported. A step may be written by one mesh and read by another, so that a checksum of files or of shards could not be
 compared. This one is a sum over the array's 32-bit words (16- and 8-bit numbers are a word each)
 
   h = mix(word ^ mix(place)),   low = sum of h,   high = sum of mix(h + 1),   both modulo 2^32

@@ -131,7 +131,7 @@ def run_mapping(folder) -> dict:
 
 
 def _from_note(path, trouble: str, noted: dict) -> dict:
-  logging.getLogger("jaxlm").warning(f"{path / 'config.json'} {trouble}; what the newest checkpoint notes is used")
+  logging.getLogger("jaxlm").warning(f"{path / 'config.json'} {trouble}; the copy in the newest checkpoint is used")
   return noted
 
 

@@ -48,7 +48,7 @@ class LockLost(RuntimeError):
 def hold(workdir, *, take_over: bool = False, say=lambda line: None) -> Iterator["_Lock"]:
   """The lock of a run folder, which must exist. `.check()` raises LockLost when another process has taken it over.
 
-  take_over: also where the owner cannot be asked; an owner that is seen to live on this machine is never deposed.
+  take_over: also where the owner cannot be asked; an owner that runs on this machine is never replaced.
   say: gets a sentence when a dead owner's lease is taken over. Raises RunLocked.
   """
   folder = folder_path(workdir)
@@ -118,7 +118,7 @@ class _Lock:
               "if that process is dead, give the same command with --take_over")
     return RunLocked(f"{self.folder} is in use by {_named(owner)}; wait, choose another --workdir, or {remedy}")
 
-  def deposed(self) -> LockLost:
+  def taken_over(self) -> LockLost:
     self.lost = True
     owner = self.read()
     what = f"{self.folder} has been taken over by {_named(owner)}" if owner else f"{self.path} has been removed"
@@ -129,7 +129,7 @@ _held: set[int] = set()
 
 
 def _forget() -> None:
-  """In a forked child: it may outlive its parent, and must not hold the parent's lock."""
+  """Called in a forked child, which may outlive its parent and must not hold the parent's lock."""
   for file in _held:
     os.close(file)
   _held.clear()
@@ -172,7 +172,7 @@ class _KernelLock(_Lock):
     return {}
 
   def _replace(self) -> None:
-    """A lock file of our own in the place of one that nobody answers for."""
+    """Puts a lock file of this process in the place of one whose owner cannot be asked."""
     path = self.path.with_name(f"{LOCK}.{self.token}")
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,7 +194,7 @@ class _KernelLock(_Lock):
 
   def check(self) -> None:
     if not self._is_ours(self.file):
-      raise self.deposed()
+      raise self.taken_over()
 
   def release(self) -> None:
     if self._is_ours(self.file):
@@ -250,15 +250,15 @@ class _Lease(_Lock):
         self._write()
       except LockLost:
         return
-      except OSError:      # the store does not answer: a taker would be seen in the file when it does again
+      except OSError:      # the store does not answer; the file is read again at the next turn
         continue
 
   def check(self) -> None:
     if self.lost:
-      raise self.deposed()
+      raise self.taken_over()
     owner = self.read()
     if not owner or owner.get("token") != self.token:
-      raise self.deposed()
+      raise self.taken_over()
 
   def release(self) -> None:
     self.done.set()
