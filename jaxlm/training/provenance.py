@@ -30,15 +30,15 @@ def provenance() -> dict:
           "devices": f"{jax.device_count()} x {device.device_kind}", "processes": jax.process_count()}
 
 
-#: Reports of tables decide nothing, and making one must not make the next one's tree unclean.
-RESULTS = ":(exclude)experiments/*/results/*"
+#: Reports decide nothing, and making one must not make the next one's tree unclean.
+RESULTS = (":(exclude)experiments/*/results/*", ":(exclude)bench/*.json", ":(exclude)docs/faults.*", ":(exclude)jaxlm/kernels/README.md")
 
 
 def revision() -> str:
-  """Commit of the source, '+' appended when tracked files (reports of tables apart) differ from it; 'unknown' outside a repository."""
+  """Commit of the source, '+' appended when tracked files (reports apart) differ from it; 'unknown' outside a repository."""
   root = pathlib.Path(__file__).parents[2]
   git = lambda *args: subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout
   try:
-    return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno", "--", ".", RESULTS).strip() else "")
+    return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno", "--", ".", *RESULTS).strip() else "")
   except (OSError, subprocess.CalledProcessError):
     return "unknown"
