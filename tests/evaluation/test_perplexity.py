@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxlm.config import ConfigError
 from jaxlm.evaluation.perplexity import evaluate, evaluate_lengths
+from jaxlm.models.base import ModelConfig
 
 VOCAB = 11
 
@@ -36,7 +37,7 @@ class Bigram(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class BigramConfig:
+class BigramConfig(ModelConfig):
   max_len: int = 0
 
   def build(self):

@@ -89,7 +89,7 @@ def test_a_constraint_that_the_data_do_not_emit_is_refused_before_anything_is_bu
   check(cfg, 1)
   batch = next(iter(cfg.data.build("train", seed=0)))
   flat = types.SimpleNamespace(log_z_BT=jnp.zeros(batch["tokens"].shape), target_BM=jnp.zeros(batch["slots"].shape), stop_B2=None)
-  model = types.SimpleNamespace(cfg=None, apply=lambda *args, **fields: flat)
+  model = types.SimpleNamespace(cfg=cfg.model, apply=lambda *args, **fields: flat)
   found = cfg.objective.loss(model, None, batch, None, None, train=True)[1]["token"]
   # A flat row partition: the log of the number of open slots, which are those with missing tokens.
   want = [math.log(len(set(slots[:n]))) if n else 0.0 for slots, n in zip(batch["slots"], batch["num_missing"][:, 0])]
