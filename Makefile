@@ -30,8 +30,9 @@ test-faults: $(VENV)/.test  ## kill, damage and fuzz (half an hour on 2 cores); 
 test-compile: $(VENV)/.preflight  ## ahead-of-time compilation for TPU pods; installs libtpu (500 MB)
 	$(BIN)/python -m pytest -m compile
 
-lint: $(VENV)/.test  ## ruff
+lint: $(VENV)/.test  ## ruff: rules and formatting
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 preflight: $(VENV)/.preflight  ## compile every paper-scale configuration for its TPU slice (an hour), rewrite tpu/PREFLIGHT.md
 	$(BIN)/python tpu/matrix.py --write --again

@@ -2,8 +2,8 @@
 
   python bench/hnet_prefill.py [--width 128] [--bytes 512] [--bytes_per_chunk 5]
 
-Both read the same prompt in the generator's pieces of 64 bytes, with a pool router, one after the other. The first is the
-same model told that no piece is long enough to look (`models.hnet.LONG`).
+Both read the same prompt in the generator's pieces of 64 bytes, with a pool router, one after the
+other. The first is the same model told that no piece is long enough to look (`models.hnet.LONG`).
 """
 
 import argparse
@@ -23,12 +23,19 @@ from jaxlm.models import hnet
 
 
 def stage(width: int, n: int) -> hnet.StageConfig:
-  return hnet.StageConfig(width, 4 * width, AttentionConfig(4, position=RoPE(rotary_dim=width // 8)),
-                          Mamba2Config(d_state=64), Pool(n))
+  return hnet.StageConfig(
+    width,
+    4 * width,
+    AttentionConfig(4, position=RoPE(rotary_dim=width // 8)),
+    Mamba2Config(d_state=64),
+    Pool(n),
+  )
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--width", type=int, default=128)
   parser.add_argument("--bytes", type=int, default=512)
   parser.add_argument("--bytes_per_chunk", type=int, default=5)
@@ -36,11 +43,13 @@ def main():
   args = parser.parse_args()
   D, n = args.width, args.bytes_per_chunk
   cfg = hnet.HNetConfig("m2 [T4] m2", (stage(D, n), stage(D * 3 // 2, n)))
-  params = nn.unbox(jax.jit(cfg.build().init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))["params"]
+  params = nn.unbox(jax.jit(cfg.build().init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))[
+    "params"
+  ]
   prompt = np.random.default_rng(0).integers(0, 256, (1, args.bytes)).astype(np.int32)
   length, seconds, logits = np.asarray([args.bytes], np.int32), {}, {}
   for name, long in (("a slot per byte", args.bytes + 1), ("few slots", hnet.LONG)):
-    hnet.LONG = long      # read when the program is traced
+    hnet.LONG = long  # read when the program is traced
     _prefill_piece.clear_cache()
     seconds[name] = []
     for _ in range(args.rounds + 1):
@@ -48,10 +57,16 @@ def main():
       logits[name], _ = jax.block_until_ready(prefill(cfg, params, prompt, length, state))
       seconds[name].append(time.process_time() - start)
   assert np.allclose(*logits.values(), atol=1e-4)
-  medians = {name: np.median(values[1:]) for name, values in seconds.items()}      # the first round compiles
-  print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}; {cfg.layout}, widths {D} and {D * 3 // 2}, {args.bytes} bytes")
+  medians = {
+    name: np.median(values[1:]) for name, values in seconds.items()
+  }  # the first round compiles
+  print(
+    f"jax {jax.__version__} on {jax.devices()[0].device_kind}; {cfg.layout}, widths {D} and {D * 3 // 2}, {args.bytes} bytes"
+  )
   for name, median in medians.items():
-    print(f"  {name:16s} {1e3 * median:8.1f} ms CPU  {args.bytes / median:8.0f} bytes per CPU second")
+    print(
+      f"  {name:16s} {1e3 * median:8.1f} ms CPU  {args.bytes / median:8.0f} bytes per CPU second"
+    )
   slow, fast = medians.values()
   print(f"  {slow / fast:.2f} times as fast")
 

@@ -1,16 +1,22 @@
-r"""The compiler's estimate of each Pallas TPU kernel against the XLA form of its op, for chips that are not there.
+r"""The compiler's estimate of each Pallas TPU kernel against the XLA form of its op, for chips that
+are not there.
 
-  python bench/kernel_estimates.py [--op linear_cross_entropy] [--chips v5e,v5p] [--forms pallas,xla] [--shapes gpt2_small]
-  python bench/kernel_estimates.py --write        only the tables of jaxlm/kernels/README.md, from bench/kernel_estimates.json
+  python bench/kernel_estimates.py [--op linear_cross_entropy] [--chips v5e,v5p] [--forms
+  pallas,xla] [--shapes gpt2_small] python bench/kernel_estimates.py --write        only the tables of jaxlm/kernels/README.md, from bench/kernel_estimates.json
 
-Needs libtpu (extra `preflight`), no TPU. A figure is max(simulated cycles / clock, HBM bytes / bandwidth) of forward and
-backward. Cycles: libtpu's static profile of the final bundles, of kernels and of XLA's fusions alike, times the loops around
-them. Bytes: of kernels from their cost estimate, which counts a block as often as it is fetched; of XLA's programs as preflight
-counts them. Both lie below the truth: no contention, no launch, and reads and writes each get the whole bandwidth in the
-simulation. Simulated shapes are cut down along axes on which work is linear and scaled up again ("simulated").
+Needs libtpu (extra `preflight`), no TPU. A figure is max(simulated cycles / clock, HBM bytes /
+bandwidth) of forward and
+backward. Cycles: libtpu's static profile of the final bundles, of kernels and of XLA's fusions
+alike, times the loops around
+them. Bytes: of kernels from their cost estimate, which counts a block as often as it is fetched; of
+XLA's programs as preflight
+counts them. Both lie below the truth: no contention, no launch, and reads and writes each get the
+whole bandwidth in the simulation. Simulated shapes are cut down along axes on which work is linear
+and scaled up again ("simulated").
 
-Every estimate is a process of its own: a profile that fails aborts it, and the flags are read when libtpu loads. What the
-simulator cannot follow would distort a figure: kernels are estimated without a count of rows that is only known at run time.
+Every estimate is a process of its own: a profile that fails aborts it, and the flags are read when
+libtpu loads. What the simulator cannot follow would distort a figure: kernels are estimated without
+a count of rows that is only known at run time.
 """
 
 import argparse
@@ -31,14 +37,18 @@ WORTH = 1.3
 
 
 class Program:
-  """fn of ShapeDtypeStructs, to be compiled alone. scale: of its time to the whole op's. bytes: by hand, None to count them."""
+  """fn of ShapeDtypeStructs, to be compiled alone. scale: of its time to the whole op's. bytes: by
+  hand, None to count them.
+  """
 
   def __init__(self, fn, args, scale=1.0, bytes=None):
     self.fn, self.args, self.scale, self.bytes = fn, args, scale, bytes
 
 
 def linear_cross_entropy(form, shape, struct, chip):
-  """shape: B, T, V, D of a device; stretches: of time, that are simulated of the XLA form; V_xla: of the words."""
+  """shape: B, T, V, D of a device; stretches: of time, that are simulated of the XLA form; V_xla:
+  of the words.
+  """
   import jax
   import jax.numpy as jnp
 
@@ -51,15 +61,31 @@ def linear_cross_entropy(form, shape, struct, chip):
   if form == "pallas":
     tiles = blocks.tiles(kind, D, 2, vmem_bytes(kind))
     N, W = 2048, 4096
-    h, w, target, row = struct((N, D), bf16), struct((W, D), bf16), struct((N,), jnp.int32), struct((N,), jnp.float32)
+    h, w, target, row = (
+      struct((N, D), bf16),
+      struct((W, D), bf16),
+      struct((N,), jnp.int32),
+      struct((N,), jnp.float32),
+    )
     scale = B * T * V / (N * W)
-    forward = lambda h, w, target: pallas_tpu.forward(h, w, None, target, None, softcap=None, tiles=tiles, with_rest=True)
-    backward = lambda h, w, target, log_z, p, y: pallas_tpu.backward_w(
-        h, w, None, target, log_z, p, y, None, softcap=None, tiles=tiles, dtype=bf16)
-    cost = (pallas_tpu.forward_cost(B * T, V, D, 2, tiles, None, True), pallas_tpu.backward_cost(B * T, V, D, 2, tiles, None))
-    return [Program(forward, (h, w, target), scale, cost[0].bytes_accessed),
-            Program(backward, (h, w, target, row, row, row), scale, cost[1].bytes_accessed),
-            Program(None, (), 1.0, 3 * 2 * B * T * D)]       # dh from r and the targets' words: its profile aborts
+
+    def forward(h, w, target):
+      return pallas_tpu.forward(h, w, None, target, None, softcap=None, tiles=tiles, with_rest=True)
+
+    def backward(h, w, target, log_z, p, y):
+      return pallas_tpu.backward_w(
+        h, w, None, target, log_z, p, y, None, softcap=None, tiles=tiles, dtype=bf16
+      )
+
+    cost = (
+      pallas_tpu.forward_cost(B * T, V, D, 2, tiles, None, True),
+      pallas_tpu.backward_cost(B * T, V, D, 2, tiles, None),
+    )
+    return [
+      Program(forward, (h, w, target), scale, cost[0].bytes_accessed),
+      Program(backward, (h, w, target, row, row, row), scale, cost[1].bytes_accessed),
+      Program(None, (), 1.0, 3 * 2 * B * T * D),
+    ]  # dh from r and the targets' words: its profile aborts
   chunk = blocks.chunk_length(B, T, V)
   stretches, W = -(-T // chunk), shape.get("V_xla", V)
   kept = blocks.num_kept(B, chunk, V, 2, stretches, blocks.keep_bytes(kind))
@@ -69,53 +95,89 @@ def linear_cross_entropy(form, shape, struct, chip):
   keep_bytes = keep_bytes if few_kept == few else keep_bytes * 8 // 5 + 8
 
   def fn(h, w, target):
-    loss = lambda h, w: -jnp.mean(op(h, w, target, implementation="xla", chunk=chunk, keep_bytes=keep_bytes)[0])
+    def loss(h, w):
+      return -jnp.mean(
+        op(h, w, target, implementation="xla", chunk=chunk, keep_bytes=keep_bytes)[0]
+      )
+
     return jax.value_and_grad(loss, (0, 1))(h, w)
 
-  args = struct((B, few * chunk, D), bf16), struct((W, D), bf16), struct((B, few * chunk), jnp.int32)
+  args = (
+    struct((B, few * chunk, D), bf16),
+    struct((W, D), bf16),
+    struct((B, few * chunk), jnp.int32),
+  )
   return [Program(fn, args, T * V / (few * chunk * W))]
 
 
 def random_head(form, shape, struct, chip):
-  """shape: B, T, V, D of a device; V_sim: words that are simulated. Partition and h's gradient; the targets' rows are the same."""
+  """shape: B, T, V, D of a device; V_sim: words that are simulated. Partition and h's gradient; the
+  targets' rows are the same.
+  """
   import jax
   import jax.numpy as jnp
 
   from jaxlm.kernels.random_head import api, pallas_tpu, xla
+
   B, T, V, D = (shape[k] for k in "BTVD")
   W, b = min(V, shape["V_sim"]), min(B, 2)
   args = struct((b, T, D), jnp.bfloat16), struct((b, 2), jnp.uint32)
   if form == "pallas":
     words = xla.Vocabulary(start=0, count=W, vocab_size=W, chunk=W, law="gaussian")
+
     # Constants: the simulator aborts on the transfer of numbers that the program computes.
-    fn = lambda h: pallas_tpu.forward(h, jnp.ones((b, 2), jnp.uint32), words, with_rows=True)
-    return [Program(fn, args[:1], B * V / (b * W), pallas_tpu.forward_cost(B, T, V, D, 2, True, False).bytes_accessed)]
-  room = api.CHUNK_BYTES // (4 * B * (D + T))        # as the op chooses it for all of B
+    def fn(h):
+      return pallas_tpu.forward(h, jnp.ones((b, 2), jnp.uint32), words, with_rows=True)
+
+    return [
+      Program(
+        fn,
+        args[:1],
+        B * V / (b * W),
+        pallas_tpu.forward_cost(B, T, V, D, 2, True, False).bytes_accessed,
+      )
+    ]
+  room = api.CHUNK_BYTES // (4 * B * (D + T))  # as the op chooses it for all of B
   chunk = min(V, max(api.MIN_CHUNK, room // api.MIN_CHUNK * api.MIN_CHUNK))
   W = min(V, -(-W // chunk) * chunk)
-  loss = lambda h, seed: jnp.sum(api.random_head(h, seed, vocab_size=W, chunk=chunk, implementation="xla"))
+
+  def loss(h, seed):
+    return jnp.sum(api.random_head(h, seed, vocab_size=W, chunk=chunk, implementation="xla"))
+
   return [Program(jax.value_and_grad(loss), args, B * V / (b * W))]
 
 
 OPS = {
-    "linear_cross_entropy": (linear_cross_entropy, {
-        "gpt2_small": dict(B=64, T=512, V=50_304, D=768, stretches=2, V_xla=6_288),
-        "gpt2_small, rows of 8,192": dict(B=1, T=8192, V=50_304, D=768, stretches=2, V_xla=6_288),
-        "llama_1b": dict(B=1, T=8192, V=128_256, D=2048, stretches=2, V_xla=4_008),
-        "llama_8b": dict(B=1, T=8192, V=128_256, D=4096, stretches=2, V_xla=4_008),
-    }, 3),
-    "random_head": (random_head, {
-        "characters": dict(B=8, T=512, V=257, D=1024, V_sim=257),
-        "32,768 words": dict(B=8, T=512, V=32_768, D=1024, V_sim=1024),
-    }, 2),
+  "linear_cross_entropy": (
+    linear_cross_entropy,
+    {
+      "gpt2_small": dict(B=64, T=512, V=50_304, D=768, stretches=2, V_xla=6_288),
+      "gpt2_small, rows of 8,192": dict(B=1, T=8192, V=50_304, D=768, stretches=2, V_xla=6_288),
+      "llama_1b": dict(B=1, T=8192, V=128_256, D=2048, stretches=2, V_xla=4_008),
+      "llama_8b": dict(B=1, T=8192, V=128_256, D=4096, stretches=2, V_xla=4_008),
+    },
+    3,
+  ),
+  "random_head": (
+    random_head,
+    {
+      "characters": dict(B=8, T=512, V=257, D=1024, V_sim=257),
+      "32,768 words": dict(B=8, T=512, V=32_768, D=1024, V_sim=1024),
+    },
+    2,
+  ),
 }
 
 
 def estimate(op: str, shape: str, chip_name: str, form: str) -> dict:
   """In a process of its own."""
   folder = tempfile.TemporaryDirectory()
-  os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "LIBTPU_INIT_ARGS":
-                 f"--xla_jf_dump_static_llo_profile_to={folder.name} --xla_tpu_check_llo_types=false"}
+  os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "LIBTPU_INIT_ARGS": f"--xla_jf_dump_static_llo_profile_to={folder.name} --xla_tpu_check_llo_types=false",
+  }
   import jax
   import numpy as np
   from jax.experimental import topologies
@@ -123,10 +185,14 @@ def estimate(op: str, shape: str, chip_name: str, form: str) -> dict:
   from jax.sharding import PartitionSpec as P
 
   from jaxlm.preflight.chips import CHIPS as ALL
+
   chip = ALL[chip_name]
   devices = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip_name]).devices
   mesh = Mesh(np.array(devices[:1]), ("device",), axis_types=(AxisType.Auto,))
-  struct = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))
+
+  def struct(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))
+
   build, shapes, _ = OPS[op]
   cycles = total_bytes = seconds = 0.0
   unknown = []
@@ -155,14 +221,18 @@ def simulate(text: str, folder: Path):
   known, classes = {}, {}
   for path in folder.glob("*.textproto"):
     for name, cycles, same in re.findall(
-        r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)(?:(?:(?!hlo_op_name).)*?num_equivalent_hlos: (\d+))?',
-        path.read_text(), re.S):
+      r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)(?:(?:(?!hlo_op_name).)*?num_equivalent_hlos: (\d+))?',
+      path.read_text(),
+      re.S,
+    ):
       known[name] = int(cycles)
       classes[name] = int(same or 1)
   if not known:
     raise SystemExit("no profile was written: is this libtpu 0.0.52?")
   work = cost(Loops(parse(text))).work
-  like = {(w.op_class, w.bytes, w.cycles): known[w.name] for w in work if classes.get(w.name, 1) > 1}
+  like = {
+    (w.op_class, w.bytes, w.cycles): known[w.name] for w in work if classes.get(w.name, 1) > 1
+  }
   cycles, missing = 0, []
   for w in work:
     found = known.get(w.name, like.get((w.op_class, w.bytes, w.cycles)))
@@ -181,7 +251,11 @@ def floor(op: str, shape: str, chip) -> float:
 
 def table(op: str, results: dict) -> str:
   from jaxlm.preflight.chips import CHIPS as ALL
-  lines = ["| shape | chip | XLA, ms | Pallas, ms | XLA / Pallas | floor, ms | revision |", "| --- | --- | ---: | ---: | ---: | ---: | --- |"]
+
+  lines = [
+    "| shape | chip | XLA, ms | Pallas, ms | XLA / Pallas | floor, ms | revision |",
+    "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+  ]
   for shape, values in OPS[op][1].items():
     for chip in CHIPS:
       rows = [results.get(f"{op} | {shape} | {chip} | {form}", {}) for form in ("xla", "pallas")]
@@ -189,22 +263,34 @@ def table(op: str, results: dict) -> str:
       made = ", ".join(sorted({row["revision"] for row in rows if "revision" in row}))
       if xla is None and pallas is None:
         continue
-      ms = lambda s: "-" if s is None else f"{1e3 * s:.2f}"
+
+      def ms(s):
+        return "-" if s is None else f"{1e3 * s:.2f}"
+
       ratio = "-" if None in (xla, pallas) else f"{xla / pallas:.2f}"
       sizes = ", ".join(f"{k} {v:,}" for k, v in values.items() if len(k) == 1)
-      lines.append(f"| {shape} ({sizes}) | {chip} | {ms(xla)} | {ms(pallas)} | {ratio} | {ms(floor(op, shape, ALL[chip]))} | {made} |")
+      lines.append(
+        f"| {shape} ({sizes}) | {chip} | {ms(xla)} | {ms(pallas)} | {ratio} | {ms(floor(op, shape, ALL[chip]))} | {made} |"
+      )
   return "\n".join(lines)
 
 
 def write(op: str, script: str, table: str):
   """Puts the table of an op between its marks in jaxlm/kernels/README.md."""
   begin, end = f"<!-- {op}: bench/{script} -->", f"<!-- end of {op} -->"
-  text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: f"{begin}\n{table}\n{end}", README.read_text(), flags=re.S)
+  text = re.sub(
+    re.escape(begin) + ".*?" + re.escape(end),
+    lambda _: f"{begin}\n{table}\n{end}",
+    README.read_text(),
+    flags=re.S,
+  )
   README.write_text(text)
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--op", default=",".join(OPS))
   parser.add_argument("--chips", default=",".join(CHIPS))
   parser.add_argument("--forms", default="pallas,xla")
@@ -218,9 +304,18 @@ def main():
   from jaxlm.training.provenance import revision
 
   results, at = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}, revision()
-  cases = [] if args.write else [
-      (op, shape, chip, form) for op in args.op.split(",") for shape in OPS[op][1] for chip in args.chips.split(",")
-      for form in args.forms.split(",") if args.shapes is None or shape in args.shapes.split(";")]
+  cases = (
+    []
+    if args.write
+    else [
+      (op, shape, chip, form)
+      for op in args.op.split(",")
+      for shape in OPS[op][1]
+      for chip in args.chips.split(",")
+      for form in args.forms.split(",")
+      if args.shapes is None or shape in args.shapes.split(";")
+    ]
+  )
   for case in cases:
     out = subprocess.run([sys.executable, __file__, "--one", *case], capture_output=True, text=True)
     found = [line for line in out.stdout.splitlines() if line.startswith("RESULT ")]

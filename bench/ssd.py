@@ -1,6 +1,6 @@
 """SSD forward + backward, chunked form against the token-by-token reference.
 
-  python bench/ssd.py [--length 2048] [--chunks 32,64,128,256]
+python bench/ssd.py [--length 2048] [--chunks 32,64,128,256]
 """
 
 import argparse
@@ -34,15 +34,31 @@ def main():
   args = parser.parse_args()
   B, T, N, H, K, E = args.batch, args.length, args.heads, 64, 1, 128
   r = np.random.default_rng(0)
-  n = lambda *s: jnp.asarray(r.standard_normal(s), jnp.float32)
-  x, dt, a, b, c, g = n(B, T, N, H), jax.nn.softplus(n(B, T, N) - 3), -jnp.exp(n(N)), n(B, T, K, E), n(B, T, K, E), n(B, T, N, H)
+
+  def n(*s):
+    return jnp.asarray(r.standard_normal(s), jnp.float32)
+
+  x, dt, a, b, c, g = (
+    n(B, T, N, H),
+    jax.nn.softplus(n(B, T, N) - 3),
+    -jnp.exp(n(N)),
+    n(B, T, K, E),
+    n(B, T, K, E),
+    n(B, T, N, H),
+  )
 
   def step(**options):
-    loss = lambda x, dt, a, b, c: jnp.sum(g * ssd(x, dt, a, b, c, **options)[0])
+    def loss(x, dt, a, b, c):
+      return jnp.sum(g * ssd(x, dt, a, b, c, **options)[0])
+
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4)))
 
-  print(f"device {jax.devices()[0].device_kind}, jax {jax.__version__}; B {B} T {T} N {N} H {H} K {K} E {E}, float32")
-  reference = seconds(step(implementation="reference"), x, dt, a, b, c, repeats=max(2, args.repeats // 2))
+  print(
+    f"device {jax.devices()[0].device_kind}, jax {jax.__version__}; B {B} T {T} N {N} H {H} K {K} E {E}, float32"
+  )
+  reference = seconds(
+    step(implementation="reference"), x, dt, a, b, c, repeats=max(2, args.repeats // 2)
+  )
   print(f"reference        {1e3 * reference:9.1f} ms")
   for chunk in map(int, args.chunks.split(",")):
     fast = seconds(step(chunk=chunk), x, dt, a, b, c, repeats=args.repeats)

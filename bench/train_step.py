@@ -1,15 +1,18 @@
-r"""One training step (forward, backward, global-norm clip, AdamW) of ours against PyTorch, and CARoPE against RoPE.
+r"""One training step (forward, backward, global-norm clip, AdamW) of ours against PyTorch, and
+CARoPE against RoPE.
 
   python bench/train_step.py                           # or: make bench
   python bench/train_step.py --d_model 512 --num_layers 6 --seq_len 512 --batch_size 8
 
-Same shapes, same dtype, same number of parameters; every side lives in its own process, so that its peak memory is its
-own; rounds alternate between the sides, so that a busy machine is unfair to none. Reported: the median over rounds of
-tokens per second, the range, tokens per second of CPU time (what a busy machine changes least), and the peak resident
-memory above what the process held after its imports. Programs are compiled by a process that ends before (the time of
-its first step is reported), so that no peak is a compiler's.
-Sides: jax-rope, jax-carope (the library's own train step), torch-eager, torch-compile (the decoder written out below).
-`--side jax-rope --side jax-rope-unguarded` measures what the check of the update costs; `--json` keeps the numbers.
+Same shapes, same dtype, same number of parameters; every side lives in its own process, so that its
+peak memory is its own; rounds alternate between the sides, so that a busy machine is unfair to
+none. Reported: the median over rounds of tokens per second, the range, tokens per second of CPU
+time (what a busy machine changes least), and the peak resident memory above what the process held
+after its imports. Programs are compiled by a process that ends before (the time of its first step
+is reported), so that no peak is a compiler's.
+Sides: jax-rope, jax-carope (the library's own train step), torch-eager, torch-compile (the decoder
+written out below). `--side jax-rope --side jax-rope-unguarded` measures what the check of the
+update costs; `--json` keeps the numbers.
 """
 
 import argparse
@@ -44,18 +47,23 @@ class Shape:
   dtype: str = "float32"
 
 
-# ---------------------------------------------------------------------------------------------- PyTorch's side
+# ----------------------------------------------------------------------------------------------
+# PyTorch's side
 
 
 def torch_step(shape: Shape, compiled: bool):
-  """() -> loss of one step of a plain PyTorch decoder; fused attention and fused AdamW, as its users write it."""
+  """() -> loss of one step of a plain PyTorch decoder; fused attention and fused AdamW, as its
+  users write it.
+  """
   import torch
   import torch.nn.functional as F
   from torch import nn
 
   torch.manual_seed(0)
   head_dim = shape.d_model // shape.num_heads
-  angle = torch.outer(torch.arange(shape.seq_len), 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim))
+  angle = torch.outer(
+    torch.arange(shape.seq_len), 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
+  )
   cos, sin = angle.cos(), angle.sin()
 
   def rotate(x):
@@ -68,10 +76,15 @@ def torch_step(shape: Shape, compiled: bool):
       self.norm, self.mlp_norm = nn.LayerNorm(shape.d_model), nn.LayerNorm(shape.d_model)
       self.qkv = nn.Linear(shape.d_model, 3 * shape.d_model)
       self.out = nn.Linear(shape.d_model, shape.d_model)
-      self.up, self.down = nn.Linear(shape.d_model, 4 * shape.d_model), nn.Linear(4 * shape.d_model, shape.d_model)
+      self.up, self.down = (
+        nn.Linear(shape.d_model, 4 * shape.d_model),
+        nn.Linear(4 * shape.d_model, shape.d_model),
+      )
 
     def forward(self, x):
-      heads = lambda y: y.unflatten(-1, (shape.num_heads, head_dim)).transpose(1, 2)
+      def heads(y):
+        return y.unflatten(-1, (shape.num_heads, head_dim)).transpose(1, 2)
+
       q, k, v = map(heads, self.qkv(self.norm(x)).chunk(3, -1))
       y = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
       x = x + self.out(y.transpose(1, 2).flatten(2))
@@ -96,7 +109,9 @@ def torch_step(shape: Shape, compiled: bool):
 
   model = Decoder()
   loss_fn = torch.compile(model) if compiled else model
-  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+  optimizer = torch.optim.AdamW(
+    model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+  )
   text = torch.randint(shape.vocab_size, (shape.batch_size, shape.seq_len + 1))
   tokens, targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
 
@@ -112,11 +127,14 @@ def torch_step(shape: Shape, compiled: bool):
   return step, sum(p.numel() for p in model.parameters())
 
 
-# ----------------------------------------------------------------------------------------------------- our side
+# -----------------------------------------------------------------------------------------------------
+# our side
 
 
 def jax_step(shape: Shape, position: str):
-  """() -> loss of one step: the very program that `jaxlm train` runs, batch on the device as it is there."""
+  """() -> loss of one step: the very program that `jaxlm train` runs, batch on the device as it is
+  there.
+  """
   import jax
   import numpy as np
 
@@ -125,20 +143,47 @@ def jax_step(shape: Shape, position: str):
   from jaxlm.training.config import run_config
   from jaxlm.training.step import build_program
 
-  cfg = run_config(dict(
-      model=dict(kind="decoder", vocab_size=shape.vocab_size, d_model=shape.d_model, num_layers=shape.num_layers,
-                 mixer=dict(kind="attention", num_heads=shape.num_heads, use_bias=True),
-                 mlp=dict(activation="gelu_tanh", use_bias=True), norm=dict(kind="layer"), position=position,
-                 dtype=shape.dtype, unroll=shape.num_layers),
+  cfg = run_config(
+    dict(
+      model=dict(
+        kind="decoder",
+        vocab_size=shape.vocab_size,
+        d_model=shape.d_model,
+        num_layers=shape.num_layers,
+        mixer=dict(kind="attention", num_heads=shape.num_heads, use_bias=True),
+        mlp=dict(activation="gelu_tanh", use_bias=True),
+        norm=dict(kind="layer"),
+        position=position,
+        dtype=shape.dtype,
+        unroll=shape.num_layers,
+      ),
       objective=dict(kind="next_token"),
-      data=dict(kind="text", source="mini:en", tokenizer=dict(kind="bytes", separator=254), seq_len=shape.seq_len,
-                batch_size=shape.batch_size),
-      optimizer=dict(kind="adamw", learning_rate=1e-4, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0),
-      schedule=dict(kind="constant"), train=dict(steps=1_000_000)))
-  text = np.random.default_rng(0).integers(0, shape.vocab_size, (shape.batch_size, shape.seq_len + 1), np.int32)
-  batch = dict(tokens=text[:, :-1], targets=text[:, 1:], segment_ids=np.ones_like(text[:, 1:]),
-               positions=np.broadcast_to(np.arange(shape.seq_len, dtype=np.int32), (shape.batch_size, shape.seq_len)),
-               loss_weights=np.ones((shape.batch_size, shape.seq_len), np.float32))
+      data=dict(
+        kind="text",
+        source="mini:en",
+        tokenizer=dict(kind="bytes", separator=254),
+        seq_len=shape.seq_len,
+        batch_size=shape.batch_size,
+      ),
+      optimizer=dict(
+        kind="adamw", learning_rate=1e-4, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0
+      ),
+      schedule=dict(kind="constant"),
+      train=dict(steps=1_000_000),
+    )
+  )
+  text = np.random.default_rng(0).integers(
+    0, shape.vocab_size, (shape.batch_size, shape.seq_len + 1), np.int32
+  )
+  batch = dict(
+    tokens=text[:, :-1],
+    targets=text[:, 1:],
+    segment_ids=np.ones_like(text[:, 1:]),
+    positions=np.broadcast_to(
+      np.arange(shape.seq_len, dtype=np.int32), (shape.batch_size, shape.seq_len)
+    ),
+    loss_weights=np.ones((shape.batch_size, shape.seq_len), np.float32),
+  )
   mesh = make_mesh(cfg.mesh)
   program, batch = build_program(cfg, mesh, batch), placer(mesh)(batch)
   with program.context():
@@ -153,11 +198,14 @@ def jax_step(shape: Shape, position: str):
   return step, sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
-# ------------------------------------------------------------------------------------------- processes and rounds
+# -------------------------------------------------------------------------------------------
+# processes and rounds
 
 
 def worker(side: str, shape: Shape) -> None:
-  """Answers each line `n` on stdin with one JSON line: seconds for n steps, the last loss, peak memory so far."""
+  """Answers each line `n` on stdin with one JSON line: seconds for n steps, the last loss, peak
+  memory so far.
+  """
   if side.startswith("torch"):
     import torch
 
@@ -169,24 +217,35 @@ def worker(side: str, shape: Shape) -> None:
 
     from jaxlm.parallel.cpu import keep_memory
 
-    keep_memory()     # as `jaxlm train` does
+    keep_memory()  # as `jaxlm train` does
     jnp.zeros(1).block_until_ready()
     import jaxlm.training  # noqa: F401
 
     before = _peak_bytes()
     if side == UNGUARDED:
       import jaxlm.training.step
+
       jaxlm.training.step.all_sane = lambda params, others: jnp.array(True)
     step, num_params = jax_step(shape, side.removeprefix("jax-").removesuffix("-unguarded"))
   start = time.perf_counter()
   loss = step()
-  print(json_text.dumps({"num_params": num_params, "first_step_s": time.perf_counter() - start, "loss": loss}), flush=True)
+  print(
+    json_text.dumps(
+      {"num_params": num_params, "first_step_s": time.perf_counter() - start, "loss": loss}
+    ),
+    flush=True,
+  )
   for line in sys.stdin:
     start, cpu = time.perf_counter(), time.process_time()
     for _ in range(int(line)):
       loss = step()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    print(json_text.dumps({"seconds": seconds, "cpu_s": cpu, "loss": loss, "peak_bytes": _peak_bytes() - before}), flush=True)
+    print(
+      json_text.dumps(
+        {"seconds": seconds, "cpu_s": cpu, "loss": loss, "peak_bytes": _peak_bytes() - before}
+      ),
+      flush=True,
+    )
 
 
 def measure(sides, shape: Shape, rounds: int, steps: int) -> dict:
@@ -195,14 +254,32 @@ def measure(sides, shape: Shape, rounds: int, steps: int) -> dict:
   arguments = [f"--{k}={v}" for k, v in dataclasses.asdict(shape).items()]
   processes, out = {}, {}
   with tempfile.TemporaryDirectory() as cache:
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "TORCHINDUCTOR_CACHE_DIR": cache}
-    start = lambda side: subprocess.Popen([*here, side, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                          stderr=subprocess.DEVNULL, text=True, env=environment)
+    environment = {
+      **os.environ,
+      "JAX_COMPILATION_CACHE_DIR": cache,
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+      "TORCHINDUCTOR_CACHE_DIR": cache,
+    }
+
+    def start(side):
+      return subprocess.Popen(
+        [*here, side, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+      )
+
     try:
-      for side in sides:     # one after the other: one side's compiler must not disturb another's first step
+      for (
+        side
+      ) in sides:  # one after the other: one side's compiler must not disturb another's first step
         first = start(side)
-        out[side] = _answer(first) or {"error": "ended before its first step; run with --worker to see why"}
+        out[side] = _answer(first) or {
+          "error": "ended before its first step; run with --worker to see why"
+        }
         first.stdin.close()
         first.wait()
         if "error" not in out[side]:
@@ -219,7 +296,7 @@ def measure(sides, shape: Shape, rounds: int, steps: int) -> dict:
 
 def _rounds(processes, out, shape: Shape, rounds: int, steps: int) -> None:
   for n in range(rounds):
-    for side in list(processes)[::1 if n % 2 == 0 else -1]:
+    for side in list(processes)[:: 1 if n % 2 == 0 else -1]:
       process = processes[side]
       process.stdin.write(f"{steps}\n")
       process.stdin.flush()
@@ -236,9 +313,13 @@ def _rounds(processes, out, shape: Shape, rounds: int, steps: int) -> None:
 
 def report(shape: Shape, measured: dict, rounds: int, steps: int) -> str:
   """Markdown: the table, the two ratios, and what it was measured with."""
-  lines = [", ".join(f"{k} {v}" for k, v in dataclasses.asdict(shape).items()) + f"; {rounds} rounds of {steps} steps", "",
-           "| side | parameters | tokens/s, median | range | tokens per CPU second | peak memory above imports, MB | first step, s |",
-           "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+  lines = [
+    ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(shape).items())
+    + f"; {rounds} rounds of {steps} steps",
+    "",
+    "| side | parameters | tokens/s, median | range | tokens per CPU second | peak memory above imports, MB | first step, s |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+  ]
   median = {}
   for side, m in measured.items():
     if "error" in m:
@@ -246,18 +327,27 @@ def report(shape: Shape, measured: dict, rounds: int, steps: int) -> str:
       continue
     rates = m["tokens_per_s"]
     median[side] = statistics.median(rates)
-    lines.append(f"| {side} | {m['num_params']:,} | {median[side]:,.0f} | {min(rates):,.0f} to {max(rates):,.0f} "
-                 f"| {statistics.median(m['tokens_per_cpu_s']):,.0f} | {m['peak_bytes'] / 1e6:,.0f} | {m['first_step_s']:.1f} |")
+    lines.append(
+      f"| {side} | {m['num_params']:,} | {median[side]:,.0f} | {min(rates):,.0f} to {max(rates):,.0f} "
+      f"| {statistics.median(m['tokens_per_cpu_s']):,.0f} | {m['peak_bytes'] / 1e6:,.0f} | {m['first_step_s']:.1f} |"
+    )
   lines.append("")
-  for over, under, what in (("jax-rope", "torch-eager", "ours over eager PyTorch, tokens per second"),
-                            ("jax-rope", "torch-compile", "ours over compiled PyTorch, tokens per second"),
-                            ("jax-rope", "jax-carope", "CARoPE's step over RoPE's, time"),
-                            (UNGUARDED, "jax-rope", "the step with the check of its update over the one without, time")):
+  for over, under, what in (
+    ("jax-rope", "torch-eager", "ours over eager PyTorch, tokens per second"),
+    ("jax-rope", "torch-compile", "ours over compiled PyTorch, tokens per second"),
+    ("jax-rope", "jax-carope", "CARoPE's step over RoPE's, time"),
+    (UNGUARDED, "jax-rope", "the step with the check of its update over the one without, time"),
+  ):
     if over in median and under in median:
-      ratio = lambda key: [a / b for a, b in zip(measured[over][key], measured[under][key])]
+
+      def ratio(key):
+        return [a / b for a, b in zip(measured[over][key], measured[under][key])]
+
       wall, cpu = ratio("tokens_per_s"), ratio("tokens_per_cpu_s")
-      lines.append(f"- {what}: **{statistics.median(wall):.2f}** (rounds: {min(wall):.2f} to {max(wall):.2f}); by CPU time "
-                   f"{statistics.median(cpu):.2f} ({min(cpu):.2f} to {max(cpu):.2f})")
+      lines.append(
+        f"- {what}: **{statistics.median(wall):.2f}** (rounds: {min(wall):.2f} to {max(wall):.2f}); by CPU time "
+        f"{statistics.median(cpu):.2f} ({min(cpu):.2f} to {max(cpu):.2f})"
+      )
   return "\n".join(lines)
 
 
@@ -271,13 +361,19 @@ def environment() -> str:
     except metadata.PackageNotFoundError:
       pass
   try:
-    cpu = next(line.split(":", 1)[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-               if line.startswith("model name"))
+    cpu = next(
+      line.split(":", 1)[1].strip()
+      for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+      if line.startswith("model name")
+    )
   except (OSError, StopIteration):
     cpu = "CPU"
   load = f", load average before {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-  return (f"{cpu}, {_cores()} cores{load}; Python {sys.version.split()[0]}, "
-          + ", ".join(f"{k} {v}" for k, v in versions.items()) + f"; {time.strftime('%Y-%m-%d')}")
+  return (
+    f"{cpu}, {_cores()} cores{load}; Python {sys.version.split()[0]}, "
+    + ", ".join(f"{k} {v}" for k, v in versions.items())
+    + f"; {time.strftime('%Y-%m-%d')}"
+  )
 
 
 def _answer(process):
@@ -297,13 +393,22 @@ def _peak_bytes() -> int:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   for field in dataclasses.fields(Shape):
     parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
   parser.add_argument("--rounds", type=int, default=9)
   parser.add_argument("--steps", type=int, default=4, help="steps per round")
-  parser.add_argument("--side", action="append", choices=(*SIDES, UNGUARDED), help="only these; default: all but the unguarded one")
-  parser.add_argument("--json", type=pathlib.Path, help="keep the numbers of every round in this file")
+  parser.add_argument(
+    "--side",
+    action="append",
+    choices=(*SIDES, UNGUARDED),
+    help="only these; default: all but the unguarded one",
+  )
+  parser.add_argument(
+    "--json", type=pathlib.Path, help="keep the numbers of every round in this file"
+  )
   parser.add_argument("--worker", choices=(*SIDES, UNGUARDED), help=argparse.SUPPRESS)
   args = parser.parse_args()
   shape = Shape(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Shape)})
@@ -316,8 +421,20 @@ def main() -> None:
   measured = measure(args.side or SIDES, shape, args.rounds, args.steps)
   print(report(shape, measured, args.rounds, args.steps))
   if args.json:
-    args.json.write_text(json_text.dumps({"revision": at, "machine": machine, "shape": dataclasses.asdict(shape), "rounds": args.rounds,
-                                          "steps": args.steps, "sides": measured}, indent=1) + "\n")
+    args.json.write_text(
+      json_text.dumps(
+        {
+          "revision": at,
+          "machine": machine,
+          "shape": dataclasses.asdict(shape),
+          "rounds": args.rounds,
+          "steps": args.steps,
+          "sides": measured,
+        },
+        indent=1,
+      )
+      + "\n"
+    )
   print(f"\n    {' '.join(['python', os.path.relpath(sys.argv[0]), *sys.argv[1:]])}\n\n{machine}")
 
 

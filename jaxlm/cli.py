@@ -1,4 +1,5 @@
-"""`jaxlm COMMAND ...`: each command is a module with `main(argv) -> exit code`, imported only when called.
+"""`jaxlm COMMAND ...`: each command is a module with `main(argv) -> exit code`, imported only when
+called.
 
 The exit codes are listed in `jaxlm.commands.exits`."""
 
@@ -10,20 +11,25 @@ from jaxlm import __version__
 from jaxlm.commands.interrupt import during_imports
 
 COMMANDS = {
-    "train": ("jaxlm.training.command", "train a model, or resume its run"),
-    "eval": ("jaxlm.evaluation.command", "perplexity and bits per byte of a run, at any length"),
-    "generate": ("jaxlm.generation.command", "continue a prompt with a trained model"),
-    "preflight": ("jaxlm.preflight.command", "compile for a TPU slice that is not there: memory, FLOPs, collectives"),
-    "verify": ("jaxlm.interop.verify", "compare with the official implementations' arrays"),
-    "convert": ("jaxlm.interop.convert", "weights of other libraries in and out"),
-    "data": ("jaxlm.data.command", "prepare corpora and look at batches"),
-    "table": ("jaxlm.experiments.command", "run the rows of a paper's table and print it"),
+  "train": ("jaxlm.training.command", "train a model, or resume its run"),
+  "eval": ("jaxlm.evaluation.command", "perplexity and bits per byte of a run, at any length"),
+  "generate": ("jaxlm.generation.command", "continue a prompt with a trained model"),
+  "preflight": (
+    "jaxlm.preflight.command",
+    "compile for a TPU slice that is not there: memory, FLOPs, collectives",
+  ),
+  "verify": ("jaxlm.interop.verify", "compare with the official implementations' arrays"),
+  "convert": ("jaxlm.interop.convert", "weights of other libraries in and out"),
+  "data": ("jaxlm.data.command", "prepare corpora and look at batches"),
+  "table": ("jaxlm.experiments.command", "run the rows of a paper's table and print it"),
 }
 
 
 def usage() -> str:
   rows = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
-  return f"jaxlm {__version__}\n\nusage: jaxlm COMMAND ...\n\n{rows}\n\njaxlm COMMAND --help says more."
+  return (
+    f"jaxlm {__version__}\n\nusage: jaxlm COMMAND ...\n\n{rows}\n\njaxlm COMMAND --help says more."
+  )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +54,9 @@ def _main(argv: list[str]) -> int:
     from jaxlm.config import nearest
 
     return refuse("jaxlm", f"no command {argv[0]!r}; {nearest(argv[0], COMMANDS)}", WRONG)
-  logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax and Grain warn about what a reader leaves unread
+  logging.getLogger("absl").setLevel(
+    logging.ERROR
+  )  # Orbax and Grain warn about what a reader leaves unread
   return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
 
 

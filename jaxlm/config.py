@@ -1,11 +1,13 @@
-"""Configuration: a ConfigDict file becomes frozen dataclasses once, strictly, before anything is allocated.
+"""Configuration: a ConfigDict file becomes frozen dataclasses once, strictly, before anything is
+allocated.
 
-Every room owns the dataclasses of its own fields. `build` turns a plain mapping into one of them; a wrong
-key is answered with the nearest right one, a wrong type with the type that was wanted. A field whose
-annotation is a `Kinds` table (`typing.Annotated[object, KINDS]`) is a tagged union: the mapping's `kind`
-picks the class. Numbers stay in the range that the field's type declares (`jaxlm.ranges`), NaN and infinity are
-refused. Impossible combinations are refused by the dataclass's own `__post_init__`. A class under `@checked` has its
-ranges checked in Python too, whoever makes it.
+Every room owns the dataclasses of its own fields. `build` turns a plain mapping into one of them; a
+wrong key is answered with the nearest right one, a wrong type with the type that was wanted. A
+field whose annotation is a `Kinds` table (`typing.Annotated[object, KINDS]`) is a tagged union: the
+mapping's `kind` picks the class. Numbers stay in the range that the field's type declares
+(`jaxlm.ranges`), NaN and infinity are refused. Impossible combinations are refused by the
+dataclass's own `__post_init__`. A class under `@checked` has its ranges checked in Python too,
+whoever makes it.
 """
 
 import dataclasses
@@ -38,14 +40,23 @@ class RangeError(ConfigError):
 
 
 #: How people write a yes and a no on a command line.
-BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+BOOLEANS = {
+  "true": True,
+  "yes": True,
+  "on": True,
+  "1": True,
+  "false": False,
+  "no": False,
+  "off": False,
+  "0": False,
+}
 
 
 class Kinds:
   """A tagged union: kind -> 'module:Class', imported only when chosen.
 
-  what: the noun for messages ('mixer'). The class is a frozen dataclass without a `kind` field; its kind
-  is the table's key. default: kind of a mapping that names none; None: it must name one.
+  what: the noun for messages ('mixer'). The class is a frozen dataclass without a `kind` field; its
+  kind is the table's key. default: kind of a mapping that names none; None: it must name one.
   """
 
   def __init__(self, what: str, table: Mapping[str, str], default: str | None = None):
@@ -60,7 +71,9 @@ class Kinds:
   def cls(self, kind: str, path: str = "") -> type:
     if not isinstance(kind, str) or kind not in self.table:
       where = f"{path}.kind" if path else f"{self.what} kind"
-      raise ConfigError(f"{where} = {kind!r} is not a {self.what}; {nearest(str(kind), self.table)}")
+      raise ConfigError(
+        f"{where} = {kind!r} is not a {self.what}; {nearest(str(kind), self.table)}"
+      )
     module, name = self.table[kind].split(":")
     return getattr(importlib.import_module(module), name)
 
@@ -83,7 +96,9 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def checked(cls: type) -> type:
-  """Class decorator, below `dataclasses.dataclass`: every instance has its numbers in range before `__post_init__`."""
+  """Class decorator, below `dataclasses.dataclass`: every instance has its numbers in range before
+  `__post_init__`.
+  """
   after = cls.__dict__.get("__post_init__")
 
   def __post_init__(self):
@@ -99,10 +114,16 @@ def checked(cls: type) -> type:
 
 
 def check_number(value, range_, name: str):
-  """The value, if it lies in the range. RangeError names it otherwise. range_: a Range, or a type of jaxlm.ranges."""
+  """The value, if it lies in the range. RangeError names it otherwise. range_: a Range, or a type
+  of jaxlm.ranges.
+  """
   if not isinstance(range_, Range):
     range_ = next(a for a in typing.get_args(range_)[1:] if isinstance(a, Range))
-  if isinstance(value, int) and not storable(value) and (range_.low <= value <= range_.high or value.bit_length() > 128):
+  if (
+    isinstance(value, int)
+    and not storable(value)
+    and (range_.low <= value <= range_.high or value.bit_length() > 128)
+  ):
     raise RangeError(f"{name} is a whole number of {value.bit_length()} bits: wanted one of 64")
   if value not in range_:
     raise RangeError(f"{name} = {value!r}: wanted {range_}")
@@ -110,7 +131,9 @@ def check_number(value, range_, name: str):
 
 
 def check_seed(seed: int, name: str = "seed") -> int:
-  """The seed, if JAX's keys and NumPy's generators tell it from all others: a whole number in [0, 2^32)."""
+  """The seed, if JAX's keys and NumPy's generators tell it from all others: a whole number in [0,
+  2^32).
+  """
   if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
     raise RangeError(f"{name} = {seed!r}: wanted int, got {type(seed).__name__}")
   return check_number(seed, Seed, name)
@@ -146,9 +169,14 @@ def build(cls: type, mapping: Mapping, path: str = ""):
   path: where this mapping sits in the whole configuration ('model.mixer'), for messages.
   """
   if not isinstance(mapping, Mapping):
-    raise ConfigError(f"{path or 'the configuration'} is a {type(mapping).__name__}, wanted a mapping")
+    raise ConfigError(
+      f"{path or 'the configuration'} is a {type(mapping).__name__}, wanted a mapping"
+    )
   fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-  at = lambda key: f"{path}.{key}" if path else key
+
+  def at(key):
+    return f"{path}.{key}" if path else key
+
   for key in mapping:
     if key not in fields:
       raise ConfigError(f"unknown key {at(key)!r}; {nearest(key, fields)}")
@@ -161,7 +189,9 @@ def build(cls: type, mapping: Mapping, path: str = ""):
   try:
     return cls(**values)
   except ConfigError as error:
-    said = re.search(rf"(?<![\w.]){re.escape(path)}\b", str(error))      # 'model' is not said by 'd_model'
+    said = re.search(
+      rf"(?<![\w.]){re.escape(path)}\b", str(error)
+    )  # 'model' is not said by 'd_model'
     raise ConfigError(str(error) if said else f"{path}: {error}") from None
 
 
@@ -197,7 +227,11 @@ def _convert(value, hint, path: str):
         except ConfigError as error:
           errors.append(error)
     if len(errors) == 1:
-      own = isinstance(errors[0], RangeError) and str(errors[0]).startswith(f"{path} = ") and type(None) in args
+      own = (
+        isinstance(errors[0], RangeError)
+        and str(errors[0]).startswith(f"{path} = ")
+        and type(None) in args
+      )
       raise RangeError(f"{errors[0]}, or None") if own else errors[0]
     raise ConfigError(f"{path} = {value!r}: wanted {_type_name(hint)}")
   if origin is typing.Literal:
@@ -208,11 +242,19 @@ def _convert(value, hint, path: str):
     return value
   if origin is tuple:
     if not isinstance(value, (tuple, list)):
-      if len(args) == 2 and args[1] is Ellipsis and (value is None or (isinstance(value, str) and value.lower() in ("", "none", "null"))):
+      if (
+        len(args) == 2
+        and args[1] is Ellipsis
+        and (value is None or (isinstance(value, str) and value.lower() in ("", "none", "null")))
+      ):
         return ()
-      if len(args) == 2 and args[1] is Ellipsis and not isinstance(value, Mapping):      # one value for a list of one
+      if (
+        len(args) == 2 and args[1] is Ellipsis and not isinstance(value, Mapping)
+      ):  # one value for a list of one
         return (_convert(value, args[0], path),)
-      raise ConfigError(f"{path} = {value!r}: wanted a tuple like (64, 128), got {type(value).__name__}")
+      raise ConfigError(
+        f"{path} = {value!r}: wanted a tuple like (64, 128), got {type(value).__name__}"
+      )
     if len(args) == 2 and args[1] is Ellipsis:
       return tuple(_convert(v, args[0], f"{path}[{i}]") for i, v in enumerate(value))
     if args and len(args) != len(value):
@@ -232,15 +274,21 @@ def _convert(value, hint, path: str):
     return build(hint, value, path)
   if hint is float and _is_number(value):
     return check_number(_float(value), Range(), path)
-  if hint is int and isinstance(value, float) and value.is_integer():      # 1e3
+  if hint is int and isinstance(value, float) and value.is_integer():  # 1e3
     return int(value)
   if hint is bool and isinstance(value, (str, int)) and str(value).lower() in BOOLEANS:
     return BOOLEANS[str(value).lower()]
   if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
     return value
-  spelling = {bool: " (True or False)", int: " (a whole number, like 1000 or 1e3)", float: " (a number, like 3e-4)",
-              str: f" (a text: write \"'{value}'\", quotation marks included)"}.get(hint, "")
-  raise ConfigError(f"{path} = {value!r}: wanted {_type_name(hint)}, got {type(value).__name__}{spelling}")
+  spelling = {
+    bool: " (True or False)",
+    int: " (a whole number, like 1000 or 1e3)",
+    float: " (a number, like 3e-4)",
+    str: f" (a text: write \"'{value}'\", quotation marks included)",
+  }.get(hint, "")
+  raise ConfigError(
+    f"{path} = {value!r}: wanted {_type_name(hint)}, got {type(value).__name__}{spelling}"
+  )
 
 
 def _is_number(value) -> bool:

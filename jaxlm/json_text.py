@@ -1,6 +1,7 @@
-"""JSON as the standard has it: a number that is not finite is written as one of the texts "nan", "inf", "-inf".
+"""JSON as the standard has it: a number that is not finite is written as one of the texts "nan",
+"inf", "-inf".
 
-    loads(dumps({"loss": math.nan}))  ->  {"loss": "nan"};    number("nan")  ->  nan
+loads(dumps({"loss": math.nan}))  ->  {"loss": "nan"};    number("nan")  ->  nan
 """
 
 import json
@@ -12,12 +13,16 @@ NOT_FINITE = ("nan", "inf", "-inf")
 
 
 def dumps(value: Any, **options) -> str:
-  """`json.dumps` without bare NaN and Infinity, which readers of other languages refuse. options: of json.dumps."""
+  """`json.dumps` without bare NaN and Infinity, which readers of other languages refuse. options:
+  of json.dumps.
+  """
   return json.dumps(_plain(value), allow_nan=False, **options)
 
 
 def number(value: Any) -> Any:
-  """A value of a field that holds numbers, as it was before `dumps`; lists and mappings of them too."""
+  """A value of a field that holds numbers, as it was before `dumps`; lists and mappings of them
+  too.
+  """
   if isinstance(value, Mapping):
     return {key: number(item) for key, item in value.items()}
   if isinstance(value, list):

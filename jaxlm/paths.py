@@ -1,4 +1,6 @@
-"""Paths as people type them: `~` is their home, `~name` another user's; addresses of object stores stay as they are."""
+"""Paths as people type them: `~` is their home, `~name` another user's; addresses of object stores
+stay as they are.
+"""
 
 import os
 
@@ -17,7 +19,9 @@ def expand(path: str | os.PathLike) -> str:
       return home + slash + rest
     if os.path.lexists(text):
       return text
-    raise ConfigError(f"{text}: there is no user {name!r} whose home that would be; for a file of this name write ./{text}")
+    raise ConfigError(
+      f"{text}: there is no user {name!r} whose home that would be; for a file of this name write ./{text}"
+    )
   return (os.environ.get("HOME") or _home_on_record(text)).rstrip("/") + slash + rest
 
 
@@ -25,6 +29,9 @@ def _home_on_record(text: str) -> str:
   """The home folder that the system has for this user; asked where HOME is not set."""
   try:
     import pwd
+
     return pwd.getpwuid(os.getuid()).pw_dir
   except (ImportError, KeyError):
-    raise ConfigError(f"{text}: no home folder is known, because HOME is not set; set it, or give the whole path") from None
+    raise ConfigError(
+      f"{text}: no home folder is known, because HOME is not set; set it, or give the whole path"
+    ) from None

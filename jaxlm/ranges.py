@@ -2,8 +2,8 @@
 
     learning_rate: NonNegative          width: Count          depth: Annotated[float, Range(0, 90)]
 
-`jaxlm.config` refuses what lies outside, wherever a configuration is built. Every numeric field of a configuration has
-a range, if only `Integer` or `Finite`; no range holds NaN or infinity.
+`jaxlm.config` refuses what lies outside, wherever a configuration is built. Every numeric field of
+a configuration has a range, if only `Integer` or `Finite`; no range holds NaN or infinity.
 """
 
 import dataclasses
@@ -18,7 +18,9 @@ def storable(x) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """low <= x <= high, or < where that end is open. also: single numbers outside that have a meaning of their own."""
+  """low <= x <= high, or < where that end is open. also: single numbers outside that have a meaning
+  of their own.
+  """
 
   low: float = -math.inf
   high: float = math.inf
@@ -47,7 +49,8 @@ Natural = Annotated[int, Range(0)]
 #: Layers of a stack. A model holds an entry for each before anything is allocated.
 Layers = Annotated[int, Range(1, 100_000)]
 Integer = Annotated[int, Range()]
-#: What jax.random.key and NumPy's generators tell apart. Larger seeds are cut to 32 bits by the former only.
+#: What jax.random.key and NumPy's generators tell apart. Larger seeds are cut to 32 bits by the
+#: former only.
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 #: Steps of a run: the train state counts them in 32 bits.
 Steps = Annotated[int, Range(1, 2**31 - 1)]

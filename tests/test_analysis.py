@@ -1,4 +1,6 @@
-"""Taps record what a pass computes and edits change it, layer by layer, in every family; unused they cost nothing."""
+"""Taps record what a pass computes and edits change it, layer by layer, in every family; unused
+they cost nothing.
+"""
 
 import pathlib
 
@@ -14,17 +16,31 @@ from jaxlm.kernels.attention import attention, attention_weights
 from jaxlm.training.config import load_config, run_config
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-PATTERN = {"model.num_layers": 4, "model.d_model": 32, "model.mixer": dict(kind="pattern", order=(0, 0, 1), members=(
-    dict(kind="attention", num_heads=2, window=4), dict(kind="attention", num_heads=2)))}
+PATTERN = {
+  "model.num_layers": 4,
+  "model.d_model": 32,
+  "model.mixer": dict(
+    kind="pattern",
+    order=(0, 0, 1),
+    members=(dict(kind="attention", num_heads=2, window=4), dict(kind="attention", num_heads=2)),
+  ),
+}
 SMALL = {"model.num_layers": 3, "model.d_model": 32, "model.mixer.num_heads": 2}
 FILES = {
-    "decoder": ("carope/tiny.py", SMALL), "pattern": ("carope/tiny.py", PATTERN),
-    "remat": ("carope/tiny.py", SMALL | {"model.remat": "full"}),
-    "lact": ("lact/micro.py", {}), "hnet": ("hnet/tiny.py", {}), "mrt5": ("mrt5/smoke.py", {}),
-    "insertion": ("ilm/star_easy.py", SMALL),
-    "masked_diffusion": ("ilm/star_easy.py:masked_diffusion", {"model.num_layers": 2, "model.d_model": 32, "model.num_heads": 2}),
-    "views": ("lact/nvs_toy.py", {"model.num_layers": 2})}
-WAVE = np.sin(np.arange(256)).astype(np.float32)      # not constant: a layer norm would remove that
+  "decoder": ("carope/tiny.py", SMALL),
+  "pattern": ("carope/tiny.py", PATTERN),
+  "remat": ("carope/tiny.py", SMALL | {"model.remat": "full"}),
+  "lact": ("lact/micro.py", {}),
+  "hnet": ("hnet/tiny.py", {}),
+  "mrt5": ("mrt5/smoke.py", {}),
+  "insertion": ("ilm/star_easy.py", SMALL),
+  "masked_diffusion": (
+    "ilm/star_easy.py:masked_diffusion",
+    {"model.num_layers": 2, "model.d_model": 32, "model.num_heads": 2},
+  ),
+  "views": ("lact/nvs_toy.py", {"model.num_layers": 2}),
+}
+WAVE = np.sin(np.arange(256)).astype(np.float32)  # not constant: a layer norm would remove that
 # A residual stream of each family, by its full name.
 STREAM = {"hnet": "main/resid", "mrt5": "decoder/resid"}
 
@@ -33,13 +49,26 @@ def given(name):
   file, overrides = FILES[name]
   cfg = run_config(load_config(f"{CONFIGS}/{file}", overrides)).model
   rng = np.random.default_rng(0)
-  draw = lambda x: (rng.integers(4, 20, (2, *x.shape[1:])).astype(np.int32) if x.dtype == jnp.int32
-                    else rng.random((2, *x.shape[1:]), np.float32))
+
+  def draw(x):
+    return (
+      rng.integers(4, 20, (2, *x.shape[1:])).astype(np.int32)
+      if x.dtype == jnp.int32
+      else rng.random((2, *x.shape[1:]), np.float32)
+    )
+
   batch = jax.tree.map(draw, cfg.example(12) if name != "views" else cfg.example())
   batch = batch | ({"decoder_tokens": batch["tokens"]} if name == "mrt5" else {})
-  params = nn.unbox(jax.jit(lambda *a: cfg.build().init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, *a))(
-      *zeros(cfg.inputs(batch))))["params"]
-  return cfg, jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), params), batch
+  params = nn.unbox(
+    jax.jit(
+      lambda *a: cfg.build().init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, *a)
+    )(*zeros(cfg.inputs(batch)))
+  )["params"]
+  return (
+    cfg,
+    jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), params),
+    batch,
+  )
 
 
 def zeros(arguments):
@@ -48,15 +77,20 @@ def zeros(arguments):
 
 def output(cfg, params, batch, tree=None):
   variables = {"params": params} | ({"edits": tree} if tree else {})
-  return jax.tree.leaves(jax.jit(lambda v, a: cfg.build().apply(v, *a))(variables, inputs(cfg, batch)))[0]
+  return jax.tree.leaves(
+    jax.jit(lambda v, a: cfg.build().apply(v, *a))(variables, inputs(cfg, batch))
+  )[0]
 
 
 def inputs(cfg, batch):
   return jax.tree.map(jnp.asarray, concrete(cfg.inputs(batch)))
 
 
-def concrete(arguments):      # the noise level of masked diffusion is a shape, not part of the batch
-  return jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, arguments)
+def concrete(arguments):  # the noise level of masked diffusion is a shape, not part of the batch
+  return jax.tree.map(
+    lambda x: np.full(x.shape, 0.5, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x,
+    arguments,
+  )
 
 
 @pytest.fixture(params=FILES)
@@ -71,18 +105,31 @@ def test_recording_and_editing_by_layer_in_every_family(family, monkeypatch):
   stream = STREAM.get(name, "resid")
   plain = record(cfg, params, batch, [stream])
   want = np.asarray(output(cfg, params, batch))
-  np.testing.assert_array_equal(jax.tree.leaves(plain["output"])[0], want)      # looking changes nothing
+  np.testing.assert_array_equal(
+    jax.tree.leaves(plain["output"])[0], want
+  )  # looking changes nothing
   layers = plain[stream]
-  assert len(layers) == dict(sites(cfg))[next(n for n in sites(cfg) if n == stream or n.endswith("/" + stream))]
+  assert (
+    len(layers)
+    == dict(sites(cfg))[next(n for n in sites(cfg) if n == stream or n.endswith("/" + stream))]
+  )
   last = len(layers) - 1
   # Replacing the last stream by itself is the identity.
   same = output(cfg, params, batch, edits(cfg, {(stream, last): Edit(value=layers[last])}))
   np.testing.assert_allclose(same, want, atol=1e-5)
   # An edit of the last layer changes the output, this layer's value, and no earlier one's.
-  changed = record(cfg, params, batch, [stream], edits=edits(cfg, {(stream, last): Edit(add=WAVE[:layers[last].shape[-1]])}))
+  changed = record(
+    cfg,
+    params,
+    batch,
+    [stream],
+    edits=edits(cfg, {(stream, last): Edit(add=WAVE[: layers[last].shape[-1]])}),
+  )
   assert float(jnp.abs(jax.tree.leaves(changed["output"])[0] - want).max()) > 1e-3
   changed = changed[stream]
-  np.testing.assert_allclose(changed[last], np.asarray(layers[last]) + WAVE[:layers[last].shape[-1]], atol=1e-5)
+  np.testing.assert_allclose(
+    changed[last], np.asarray(layers[last]) + WAVE[: layers[last].shape[-1]], atol=1e-5
+  )
   for l in range(last):
     np.testing.assert_array_equal(changed[l], layers[l])
 
@@ -92,15 +139,21 @@ def test_a_zeroed_head_is_that_of_a_model_without_its_output_weights():
   keep_NH = jnp.ones((2, 1)).at[1].set(0)
   tree = edits(cfg, {("heads", 1): Edit(scale=keep_NH)})
   cut = jax.tree_util.tree_map_with_path(
-      lambda path, p: p.at[1, 1].set(0) if path[-1].key == "w_o" else p, params)      # (layer, head, ...)
+    lambda path, p: p.at[1, 1].set(0) if path[-1].key == "w_o" else p, params
+  )  # (layer, head, ...)
   np.testing.assert_allclose(output(cfg, params, batch, tree), output(cfg, cut, batch), atol=1e-5)
 
 
 def test_a_traced_function_sees_its_layer_and_masks_choose_positions():
   cfg, params, batch = given("pattern")
-  grow = lambda x, layer: x * (1 + layer.astype(x.dtype))
+
+  def grow(x, layer):
+    return x * (1 + layer.astype(x.dtype))
+
   by_fn = output(cfg, params, batch, edits(cfg, {("mlp_out", None): Edit(fn=grow)}))
-  by_scale = output(cfg, params, batch, edits(cfg, {("mlp_out", l): Edit(scale=1.0 + l) for l in range(4)}))
+  by_scale = output(
+    cfg, params, batch, edits(cfg, {("mlp_out", l): Edit(scale=1.0 + l) for l in range(4)})
+  )
   np.testing.assert_allclose(by_fn, by_scale, atol=1e-5)
   mask_BT1 = jnp.zeros((1, 12, 1), bool).at[:, 7:].set(True)
   later = output(cfg, params, batch, edits(cfg, {("attn_out", 0): Edit(value=3.0, mask=mask_BT1)}))
@@ -115,11 +168,15 @@ def test_recorded_attention_is_the_softmax_that_the_heads_were_made_with():
   for layer, (p_BNTS, v, heads) in enumerate(zip(found["attention"], found["v"], found["heads"])):
     np.testing.assert_allclose(jnp.sum(p_BNTS, -1), 1.0, atol=1e-5)
     np.testing.assert_allclose(jnp.einsum("bnts,bsnh->btnh", p_BNTS, v), heads, atol=1e-5)
-    seen = np.tri(12, dtype=bool) & ((np.arange(12)[:, None] - np.arange(12) < 4) if layer % 3 < 2 else True)
+    seen = np.tri(12, dtype=bool) & (
+      (np.arange(12)[:, None] - np.arange(12) < 4) if layer % 3 < 2 else True
+    )
     assert not np.asarray(p_BNTS)[:, :, ~seen].any()
 
 
-@pytest.mark.parametrize("rule", [dict(), dict(window=3), dict(softmax1=True), dict(softcap=2.0), dict(causal=False)])
+@pytest.mark.parametrize(
+  "rule", [dict(), dict(window=3), dict(softmax1=True), dict(softcap=2.0), dict(causal=False)]
+)
 def test_attention_weights_times_values_is_attention(rule):
   q, k, v = (jax.random.normal(jax.random.key(i), (2, 9, n, 4)) for i, n in enumerate((4, 2, 2)))
   p_BNTS = attention_weights(q, k, **rule)
@@ -129,7 +186,14 @@ def test_attention_weights_times_values_is_attention(rule):
 
 def test_unused_taps_leave_the_compiled_step_as_it_is(monkeypatch):
   cfg, params, batch = given("decoder")
-  text = lambda: jax.jit(lambda p, a: cfg.build().apply({"params": p}, *a)).lower(params, cfg.inputs(batch)).as_text()
+
+  def text():
+    return (
+      jax.jit(lambda p, a: cfg.build().apply({"params": p}, *a))
+      .lower(params, cfg.inputs(batch))
+      .as_text()
+    )
+
   with_taps = text()
   for module in ("layers.stack", "layers.attention", "layers.mlp", "models.decoder"):
     monkeypatch.setattr(f"jaxlm.{module}.tap", lambda module, site, x: x)
@@ -143,16 +207,23 @@ def test_h_net_boundaries_can_be_read_and_set():
   assert everywhere["boundary"].all()
   nowhere = edits(cfg, {name: Edit(value=False)})
   _, infos = jax.jit(lambda v, t: cfg.build().apply(v, t, method="with_stages"))(
-      {"params": params, "edits": nowhere}, batch["tokens"])
-  np.testing.assert_array_equal(infos[0].boundary_BT, np.arange(12)[None].repeat(2, 0) == 0)      # the first byte stays
+    {"params": params, "edits": nowhere}, batch["tokens"]
+  )
+  np.testing.assert_array_equal(
+    infos[0].boundary_BT, np.arange(12)[None].repeat(2, 0) == 0
+  )  # the first byte stays
 
 
 def test_mrt5_gates_can_be_read_and_set():
   cfg, params, batch = given("mrt5")
   gate = record(cfg, params, batch, ["gate"])["gate"]
   assert gate.shape == (2, 12) and float(gate.max()) <= 0
-  closed = record(cfg, params, batch, ["gate"], edits=edits(cfg, {"gate": Edit(value=cfg.reduction.scale)}))
-  assert float(jnp.abs(closed["output"] - record(cfg, params, batch, ["gate"])["output"]).max()) > 1e-4
+  closed = record(
+    cfg, params, batch, ["gate"], edits=edits(cfg, {"gate": Edit(value=cfg.reduction.scale)})
+  )
+  assert (
+    float(jnp.abs(closed["output"] - record(cfg, params, batch, ["gate"])["output"]).max()) > 1e-4
+  )
 
 
 def test_a_wrong_site_or_layer_is_answered_with_the_right_ones():

@@ -7,14 +7,23 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 SPECS = ROOT / "docs" / "specs"
-#: 'docs/specs/ilm.md, sections 4 to 6', '`docs/specs/hnet.md` 7-9, 16', '(docs/specs/lexinvariant.md, 7)'.
-CITATION = re.compile(r"docs/specs/([a-z-]+)\.md`?,?(?:\s+(?:sections?\s+)?(\d[\d., ]*(?:(?:to|and|-)\s*\d[\d., ]*)*))?")
-FILES = [path for folder in ("jaxlm", "configs", "experiments", "tests", "bench", "tpu", "docs") for path in sorted((ROOT / folder).rglob("*"))
-         if path.suffix in (".py", ".md") and path != pathlib.Path(__file__)] + [ROOT / "README.md"]
+#: 'docs/specs/ilm.md, sections 4 to 6', '`docs/specs/hnet.md` 7-9, 16',
+#: '(docs/specs/lexinvariant.md, 7)'.
+CITATION = re.compile(
+  r"docs/specs/([a-z-]+)\.md`?,?(?:\s+(?:sections?\s+)?(\d[\d., ]*(?:(?:to|and|-)\s*\d[\d., ]*)*))?"
+)
+FILES = [
+  path
+  for folder in ("jaxlm", "configs", "experiments", "tests", "bench", "tpu", "docs")
+  for path in sorted((ROOT / folder).rglob("*"))
+  if path.suffix in (".py", ".md") and path != pathlib.Path(__file__)
+] + [ROOT / "README.md"]
 
 
 def sections(name: str) -> set[str]:
-  return set(re.findall(r"^#+ (\d+(?:\.\d+)?)\.? ", (SPECS / f"{name}.md").read_text(), re.MULTILINE))
+  return set(
+    re.findall(r"^#+ (\d+(?:\.\d+)?)\.? ", (SPECS / f"{name}.md").read_text(), re.MULTILINE)
+  )
 
 
 def cited(numbers: str) -> list[str]:
@@ -28,7 +37,14 @@ def cited(numbers: str) -> list[str]:
 
 
 def test_the_specifications_of_the_six_systems_are_here():
-  assert {path.stem for path in SPECS.glob("*.md")} >= {"carope", "hnet", "ilm", "lact", "lexinvariant", "mrt5"}
+  assert {path.stem for path in SPECS.glob("*.md")} >= {
+    "carope",
+    "hnet",
+    "ilm",
+    "lact",
+    "lexinvariant",
+    "mrt5",
+  }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -42,4 +58,8 @@ def test_cited_sections_exist(path):
 
 def test_a_wrong_section_would_be_seen():
   name, numbers = CITATION.search("(docs/specs/ilm.md, sections 4 to 6, 7.1 and 99)").groups()
-  assert cited(numbers) == ["4", "5", "6", "7.1", "99"] and "99" not in sections(name) and "7.1" in sections(name)
+  assert (
+    cited(numbers) == ["4", "5", "6", "7.1", "99"]
+    and "99" not in sections(name)
+    and "7.1" in sections(name)
+  )

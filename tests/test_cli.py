@@ -20,18 +20,27 @@ def test_version(capsys):
 
 
 def test_an_unknown_command_is_answered_with_the_nearest_one(capsys):
-  assert cli.main(["trian"]) == 2 and "no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
+  assert (
+    cli.main(["trian"]) == 2
+    and "no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
+  )
 
 
 def test_no_command_is_an_error_that_shows_the_list(capsys):
   assert cli.main([]) == 2 and "preflight" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv, said", [
+@pytest.mark.parametrize(
+  "argv, said",
+  [
     (["--workdir=x"], "no configuration; give --config="),
-    (["--workdir=x", "--config=configs/no_such.py"], "config file configs/no_such.py does not exist"),
+    (
+      ["--workdir=x", "--config=configs/no_such.py"],
+      "config file configs/no_such.py does not exist",
+    ),
     (["--workdir=x", "--config"], "--config has no value"),
-])
+  ],
+)
 def test_train_without_a_usable_config_ends_with_one_sentence_and_code_2(argv, said, capsys):
   assert cli.main(["train", *argv]) == 2
   error = capsys.readouterr().err
@@ -39,7 +48,9 @@ def test_train_without_a_usable_config_ends_with_one_sentence_and_code_2(argv, s
 
 
 def test_a_prompt_that_is_no_text_is_refused_before_anything_is_read(capsys):
-  assert cli.main(["generate", "--run", "nowhere", "--prompt", "\udcff"]) == 2      # how Python reads the byte 0xff
+  assert (
+    cli.main(["generate", "--run", "nowhere", "--prompt", "\udcff"]) == 2
+  )  # how Python reads the byte 0xff
   assert r"'\udcff' holds bytes that are not UTF-8" in capsys.readouterr().err
 
 
@@ -50,8 +61,11 @@ def test_only_what_this_library_does_not_implement_is_a_sentence():
 
   from jaxlm.kernels.compact import compact
   from jaxlm.training.command import _is_ours
-  for call, ours in ((lambda: compact(jnp.ones((1, 2), bool), 1, implementation="magic"), True),
-                     (lambda: json.JSONEncoder().default(object()), False)):
+
+  for call, ours in (
+    (lambda: compact(jnp.ones((1, 2), bool), 1, implementation="magic"), True),
+    (lambda: json.JSONEncoder().default(object()), False),
+  ):
     with pytest.raises((NotImplementedError, TypeError)) as caught:
       call()
     assert _is_ours(caught.value) == ours

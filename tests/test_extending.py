@@ -1,4 +1,6 @@
-"""The parts of docs/extending.md, written to disk as a reader would, are parts of the library by one registry line."""
+"""The parts of docs/extending.md, written to disk as a reader would, are parts of the library by
+one registry line.
+"""
 
 import importlib
 import pathlib
@@ -17,7 +19,12 @@ from jaxlm.training.run import train
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-TABLES = ("jaxlm.layers.mixer:MIXERS", "jaxlm.layers.positions:POSITIONS", "jaxlm.objectives:OBJECTIVES", "jaxlm.data:DATA")
+TABLES = (
+  "jaxlm.layers.mixer:MIXERS",
+  "jaxlm.layers.positions:POSITIONS",
+  "jaxlm.objectives:OBJECTIVES",
+  "jaxlm.data:DATA",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +34,7 @@ def mine(tmp_path, monkeypatch):
   (tmp_path / "mine" / "__init__.py").write_text("")
   registration, *files = BLOCKS
   for block in files:
-    name, = re.findall(r"^# file: (\S+)\n", block)
+    (name,) = re.findall(r"^# file: (\S+)\n", block)
     (tmp_path / name).write_text(block)
   monkeypatch.syspath_prepend(str(tmp_path))
   for where in TABLES:
@@ -42,11 +49,22 @@ def mine(tmp_path, monkeypatch):
 
 def config(**sections):
   """A tiny decoder on the task of the page; sections are merged over it."""
-  out = {"model": dict(kind="decoder", vocab_size=27, d_model=16, num_layers=2, mixer=dict(kind="attention", num_heads=2),
-                       position="rope"),
-         "objective": dict(kind="next_token"), "data": dict(kind="reversal", batch_size=8, seq_len=8),
-         "optimizer": dict(kind="adamw", learning_rate=1e-2), "schedule": dict(kind="constant"),
-         "train": dict(steps=2, save_every=0, log_every=1), "eval": dict(every=0, num_tokens=64)}
+  out = {
+    "model": dict(
+      kind="decoder",
+      vocab_size=27,
+      d_model=16,
+      num_layers=2,
+      mixer=dict(kind="attention", num_heads=2),
+      position="rope",
+    ),
+    "objective": dict(kind="next_token"),
+    "data": dict(kind="reversal", batch_size=8, seq_len=8),
+    "optimizer": dict(kind="adamw", learning_rate=1e-2),
+    "schedule": dict(kind="constant"),
+    "train": dict(steps=2, save_every=0, log_every=1),
+    "eval": dict(every=0, num_tokens=64),
+  }
   return {name: {**out[name], **sections.get(name, {})} for name in out}
 
 
@@ -58,24 +76,41 @@ def test_the_position_trains_and_decodes(tmp_path):
   done = trained(tmp_path, model=dict(position="half_alibi"))
   assert np.isfinite(done.metrics["loss"])
   import jaxlm
+
   opened = jaxlm.open_model(tmp_path / "run")
   generator = Generator(opened.config, opened.params, Sampling(temperature=0))
   new = generator.generate([[1, 2, 3], [4]], 3)
   assert [len(tokens) for tokens in new] == [3, 3]
   whole = opened.config.build().apply({"params": opened.params}, jnp.asarray([[1, 2, 3, *new[0]]]))
-  np.testing.assert_array_equal(np.argmax(whole[0, 2:-1], -1), new[0])      # step by step is the parallel pass
+  np.testing.assert_array_equal(
+    np.argmax(whole[0, 2:-1], -1), new[0]
+  )  # step by step is the parallel pass
 
 
 def test_the_mixer_streams_what_it_maps_and_keeps_documents_apart(tmp_path):
-  assert np.isfinite(trained(tmp_path, model=dict(mixer=dict(kind="moving_average"), position="none")).metrics["loss"])
+  assert np.isfinite(
+    trained(tmp_path, model=dict(mixer=dict(kind="moving_average"), position="none")).metrics[
+      "loss"
+    ]
+  )
   from mine.moving_average import MovingAverageConfig
+
   cfg, D, rng = MovingAverageConfig(), 8, np.random.default_rng(0)
-  run = lambda module, x, context, state: module(x, context, state)
+
+  def run(module, x, context, state):
+    return module(x, context, state)
+
   x = jnp.asarray(rng.standard_normal((1, 9, D)), jnp.float32)
   ids, at = jnp.ones((1, 9), jnp.int32), jnp.arange(9)[None]
-  build = lambda: cfg.build(D, "float32")
+
+  def build():
+    return cfg.build(D, "float32")
+
   params = nn.unbox(nn.init(run, build())(jax.random.key(0), x, Context(ids, at), None))["params"]
-  apply = lambda x, ids, state=None: nn.apply(run, build())({"params": params}, x, Context(ids, jnp.zeros_like(ids)), state)
+
+  def apply(x, ids, state=None):
+    return nn.apply(run, build())({"params": params}, x, Context(ids, jnp.zeros_like(ids)), state)
+
   whole, _ = apply(x, ids)
   state, pieces = cfg.init_state(D, 1, 9, "float32"), []
   for piece in (x[:, :4], x[:, 4:5], x[:, 5:]):
@@ -83,7 +118,7 @@ def test_the_mixer_streams_what_it_maps_and_keeps_documents_apart(tmp_path):
     pieces.append(y)
   np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=1e-6)
   _, kept = apply(x[:, :3], jnp.zeros((1, 3), jnp.int32), state)
-  np.testing.assert_array_equal(kept, state)                                 # padding leaves a row as it was
+  np.testing.assert_array_equal(kept, state)  # padding leaves a row as it was
   packed, _ = apply(x, jnp.asarray([[1] * 4 + [2] * 5]))
   np.testing.assert_allclose(packed[:, 4:], apply(x[:, 4:], ids[:, 4:])[0], atol=1e-6)
 
@@ -98,11 +133,16 @@ def test_the_objective_is_next_token_at_epsilon_0(tmp_path):
 
 def test_the_task_is_learnt_and_shared_out_to_hosts(tmp_path):
   from mine.reversal import ReversalData
+
   data = ReversalData(batch_size=4, seq_len=8)
   batch = next(iter(data.build("train", seed=0)))
   np.testing.assert_array_equal(batch["targets"][:, 4:], batch["tokens"][:, 3::-1])
-  halves = [next(iter(data.build("train", seed=0, process_index=i, process_count=2))) for i in range(2)]
-  np.testing.assert_array_equal(np.stack([h["tokens"] for h in halves], 1).reshape(4, 8), batch["tokens"])
+  halves = [
+    next(iter(data.build("train", seed=0, process_index=i, process_count=2))) for i in range(2)
+  ]
+  np.testing.assert_array_equal(
+    np.stack([h["tokens"] for h in halves], 1).reshape(4, 8), batch["tokens"]
+  )
   first = trained(tmp_path / "a", train=dict(steps=1))
   later = trained(tmp_path / "b", train=dict(steps=60))
   assert later.metrics["loss"] < first.metrics["loss"] - 0.3
@@ -112,6 +152,7 @@ def test_the_probe_gives_a_number_for_each_head(tmp_path):
   trained(tmp_path)
   from mine.head_worth import head_worth
   from mine.reversal import ReversalData
+
   batch = next(iter(ReversalData(batch_size=4, seq_len=8).build("validation", seed=0)))
   worth = head_worth(tmp_path / "run", batch, layer=1)
   assert len(worth) == 2 and np.isfinite(worth).all() and any(abs(w) > 1e-6 for w in worth)

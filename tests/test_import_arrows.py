@@ -12,32 +12,76 @@ OPEN = {"config", "parameter", "paths", "ranges", "json_text"}
 
 # room -> rooms it may import.
 MAY_IMPORT = {
-    "kernels": set(),
-    "commands": {"checkpoint", "data"},      # shared by the arms of cli.py: how they read flags, end and print
-    "layers": {"kernels"},
-    "models": {"kernels", "layers"},
-    "objectives": {"kernels", "layers", "models"},
-    "data": set(),
-    "parallel": set(),
-    "checkpoint": {"models", "data", "parallel"},      # trained models on disk, for all who read them
-    "training": {"checkpoint", "objectives", "models", "parallel", "data", "evaluation", "generation"},
-    "generation": {"kernels", "layers", "models", "objectives", "data"},
-    "evaluation": {"models", "objectives", "generation", "data", "parallel"},
-    "analysis": {"kernels", "layers", "models"},
-    "interop": {"checkpoint", "commands", "kernels", "layers", "models", "objectives", "data", "generation", "evaluation"},
-    "preflight": {"commands", "training", "parallel", "models", "objectives", "data", "generation", "evaluation"},
-    "experiments": {"checkpoint", "training", "evaluation", "preflight", "generation", "models", "objectives", "data", "parallel"},
+  "kernels": set(),
+  "commands": {
+    "checkpoint",
+    "data",
+  },  # shared by the arms of cli.py: how they read flags, end and print
+  "layers": {"kernels"},
+  "models": {"kernels", "layers"},
+  "objectives": {"kernels", "layers", "models"},
+  "data": set(),
+  "parallel": set(),
+  "checkpoint": {"models", "data", "parallel"},  # trained models on disk, for all who read them
+  "training": {
+    "checkpoint",
+    "objectives",
+    "models",
+    "parallel",
+    "data",
+    "evaluation",
+    "generation",
+  },
+  "generation": {"kernels", "layers", "models", "objectives", "data"},
+  "evaluation": {"models", "objectives", "generation", "data", "parallel"},
+  "analysis": {"kernels", "layers", "models"},
+  "interop": {
+    "checkpoint",
+    "commands",
+    "kernels",
+    "layers",
+    "models",
+    "objectives",
+    "data",
+    "generation",
+    "evaluation",
+  },
+  "preflight": {
+    "commands",
+    "training",
+    "parallel",
+    "models",
+    "objectives",
+    "data",
+    "generation",
+    "evaluation",
+  },
+  "experiments": {
+    "checkpoint",
+    "training",
+    "evaluation",
+    "preflight",
+    "generation",
+    "models",
+    "objectives",
+    "data",
+    "parallel",
+  },
 }
 
 
 def imported_rooms(path: pathlib.Path):
-  """(line, room) of every import of jaxlm in a file, deferred imports and registry strings included."""
+  """(line, room) of every import of jaxlm in a file, deferred imports and registry strings
+  included.
+  """
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       names = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
-      names = [f"{node.module}.{alias.name}" if node.module == "jaxlm" else node.module or ""
-               for alias in node.names]
+      names = [
+        f"{node.module}.{alias.name}" if node.module == "jaxlm" else node.module or ""
+        for alias in node.names
+      ]
     else:
       continue
     for name in names:
@@ -49,9 +93,13 @@ def imported_rooms(path: pathlib.Path):
 @pytest.mark.parametrize("room", sorted(MAY_IMPORT))
 def test_imports_point_downwards(room):
   allowed = MAY_IMPORT[room] | {room} | (OPEN if room != "kernels" else set())
-  wrong = [f"{path.relative_to(ROOT)}:{line} imports {target}"
-           for path in sorted((ROOT / room).rglob("*.py")) if path.name != "command.py"   # the arms of cli.py
-           for line, target in imported_rooms(path) if target not in allowed]
+  wrong = [
+    f"{path.relative_to(ROOT)}:{line} imports {target}"
+    for path in sorted((ROOT / room).rglob("*.py"))
+    if path.name != "command.py"  # the arms of cli.py
+    for line, target in imported_rooms(path)
+    if target not in allowed
+  ]
   assert not wrong, "\n".join(wrong)
 
 

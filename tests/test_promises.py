@@ -20,7 +20,11 @@ def test_every_test_that_the_page_names_exists():
   there = {}
   for file, name in NAMED:
     if file not in there:
-      there[file] = {node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
+      there[file] = {
+        node.name
+        for node in ast.parse((ROOT / file).read_text()).body
+        if isinstance(node, ast.FunctionDef)
+      }
     assert name in there[file], f"{file} has no {name}"
 
 
@@ -32,7 +36,9 @@ def test_every_promise_has_its_test():
 
 
 def program(path, last: str):
-  path.write_text(f"import pathlib\npathlib.Path({str(path.with_suffix('.ran'))!r}).touch()\n{last}\n")
+  path.write_text(
+    f"import pathlib\npathlib.Path({str(path.with_suffix('.ran'))!r}).touch()\n{last}\n"
+  )
   return path
 
 
@@ -50,7 +56,11 @@ def test_a_table_script_is_a_program_and_is_run(tmp_path):
 
 
 def test_a_value_on_the_command_line_is_never_run(tmp_path):
-  for text in (f"__import__('pathlib').Path('{tmp_path}/ran').touch()", f"open('{tmp_path}/ran', 'w')", "().__class__.__mro__[1]"):
+  for text in (
+    f"__import__('pathlib').Path('{tmp_path}/ran').touch()",
+    f"open('{tmp_path}/ran', 'w')",
+    "().__class__.__mro__[1]",
+  ):
     _, overrides, _ = parse_flags([f"--config.seed={text}"])
     assert overrides == {"seed": text}
   assert not (tmp_path / "ran").exists()

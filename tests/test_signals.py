@@ -21,14 +21,20 @@ sys.exit(cli.main(["slow"]))
 """
 
 
-@pytest.mark.parametrize("text", [
+@pytest.mark.parametrize(
+  "text",
+  [
     "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n",
     # As compiled libraries do: what they meet becomes an error of their own.
     "import os, signal\ntry:\n  os.kill(os.getpid(), signal.SIGINT)\n  x = 1\nexcept BaseException:\n  raise ImportError('broken') from None\n",
-], ids=["plain", "swallowed"])
+  ],
+  ids=["plain", "swallowed"],
+)
 def test_ctrl_c_in_the_middle_of_an_import_is_one_sentence(tmp_path, text):
   (tmp_path / "slow.py").write_text(text)
-  run = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT, str(tmp_path)], capture_output=True, text=True)
+  run = subprocess.run(
+    [sys.executable, "-c", INTERRUPTED_IMPORT, str(tmp_path)], capture_output=True, text=True
+  )
   assert (run.returncode, run.stderr) == (130, "jaxlm: interrupted while it was loading\n")
 
 
@@ -42,13 +48,17 @@ def test_elsewhere_ctrl_c_is_what_it_was_and_the_sentence_comes_at_the_end(capsy
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130), (None, 0)])
+@pytest.mark.parametrize(
+  "name, code", [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130), (None, 0)]
+)
 def test_the_exit_code_of_a_run_says_what_has_stopped_it(name, code, capsys):
   result = Result(3, {}, "runs/x", None, stopped=name)
   assert (result.exit_code, result.finished) == (code, name is None)
   if name:
     assert exits.ending("jaxlm table", Stopped(result)) == code
-    assert capsys.readouterr().err == f"jaxlm table: stopped by {name}; the same command continues\n"
+    assert (
+      capsys.readouterr().err == f"jaxlm table: stopped by {name}; the same command continues\n"
+    )
 
 
 def test_a_hangup_stops_a_run_unless_it_was_told_to_ignore_it():

@@ -9,24 +9,49 @@ import sys
 import pytest
 
 TPU = pathlib.Path(__file__).parents[1] / "tpu"
-VARIABLES = dict(PROJECT="p", ZONE="z", NAME="n", TOPOLOGY="v5e:4x4", WORKDIR="gs://b/r", CLUSTER="c", IMAGE="i",
-                 DRY_RUN="1", TPU_ENV="/nonexistent")
+VARIABLES = dict(
+  PROJECT="p",
+  ZONE="z",
+  NAME="n",
+  TOPOLOGY="v5e:4x4",
+  WORKDIR="gs://b/r",
+  CLUSTER="c",
+  IMAGE="i",
+  DRY_RUN="1",
+  TPU_ENV="/nonexistent",
+)
 CONFIG = "configs/carope/tiny.py"
 
 
 def dry_run(script, *arguments, **variables):
-  environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **VARIABLES, **variables}
+  environment = {
+    "PATH": os.environ["PATH"],
+    "HOME": os.environ.get("HOME", "/"),
+    **VARIABLES,
+    **variables,
+  }
   environment = {k: v for k, v in environment.items() if v is not None}
-  return subprocess.run([TPU / script, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+  return subprocess.run(
+    [TPU / script, *arguments], env=environment, capture_output=True, text=True, timeout=60
+  )
 
 
-@pytest.mark.parametrize("topology, accelerator, runtime", [
-    ("v4:2x2x4", "v4-32", "tpu-ubuntu2204-base"), ("v5e:16x16", "v5litepod-256", "v2-alpha-tpuv5-lite"),
-    ("v5p:4x4x4", "v5p-128", "v2-alpha-tpuv5"), ("v6e:2x4", "v6e-8", "v2-alpha-tpuv6e")])
+@pytest.mark.parametrize(
+  "topology, accelerator, runtime",
+  [
+    ("v4:2x2x4", "v4-32", "tpu-ubuntu2204-base"),
+    ("v5e:16x16", "v5litepod-256", "v2-alpha-tpuv5-lite"),
+    ("v5p:4x4x4", "v5p-128", "v2-alpha-tpuv5"),
+    ("v6e:2x4", "v6e-8", "v2-alpha-tpuv6e"),
+  ],
+)
 def test_a_topology_becomes_the_clouds_own_name_for_the_slice(topology, accelerator, runtime):
   done = dry_run("create.sh", TOPOLOGY=topology)
   assert done.returncode == 0, done.stderr
-  assert f"--accelerator-type={accelerator} " in done.stdout and f"--runtime-version={runtime} " in done.stdout
+  assert (
+    f"--accelerator-type={accelerator} " in done.stdout
+    and f"--runtime-version={runtime} " in done.stdout
+  )
 
 
 def test_several_slices_are_several_nodes_everywhere():
@@ -39,7 +64,11 @@ def test_overrides_reach_every_worker():
   for script in ("launch.sh", "profile.sh", "xpk.sh"):
     done = dry_run(script, CONFIG, "--config.train.steps=10")
     assert done.returncode == 0, done.stderr
-    assert "--config.train.steps=10" in done.stdout and "--worker=all" in done.stdout or script == "xpk.sh"
+    assert (
+      "--config.train.steps=10" in done.stdout
+      and "--worker=all" in done.stdout
+      or script == "xpk.sh"
+    )
 
 
 @pytest.mark.parametrize("script", ["bootstrap.sh", "logs.sh", "delete.sh"])
@@ -49,13 +78,17 @@ def test_dry_run_prints_gcloud_commands_and_runs_none(script):
   assert "gcloud compute tpus" in done.stdout
 
 
-@pytest.mark.parametrize("script, arguments, variables, message", [
+@pytest.mark.parametrize(
+  "script, arguments, variables, message",
+  [
     ("create.sh", (), dict(TOPOLOGY="v9:4x4"), "known: v4 v5e v5p v6e"),
     ("create.sh", (), dict(TOPOLOGY="v5e"), "chip:AxB"),
     ("create.sh", (), dict(PROJECT=None), "PROJECT is not set"),
     ("launch.sh", ("configs/none.py",), {}, "no config file"),
     ("launch.sh", (), {}, "usage"),
-    ("launch.sh", (CONFIG,), dict(WORKDIR="/tmp/x", DRY_RUN="0"), "not gs://")])
+    ("launch.sh", (CONFIG,), dict(WORKDIR="/tmp/x", DRY_RUN="0"), "not gs://"),
+  ],
+)
 def test_bad_input_is_refused_with_the_remedy(script, arguments, variables, message):
   done = dry_run(script, *arguments, **variables)
   assert done.returncode == 2 and message in done.stderr
@@ -63,8 +96,13 @@ def test_bad_input_is_refused_with_the_remedy(script, arguments, variables, mess
 
 def test_scripts_are_shellcheck_clean():
   # Beside this interpreter (extra `test`); its folder need not be on PATH.
-  shellcheck = shutil.which("shellcheck", path=os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]))
-  done = subprocess.run([shellcheck, "-x", "-P", str(TPU), *map(str, TPU.glob("*.sh"))], capture_output=True, text=True)
+  shellcheck = shutil.which(
+    "shellcheck",
+    path=os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]),
+  )
+  done = subprocess.run(
+    [shellcheck, "-x", "-P", str(TPU), *map(str, TPU.glob("*.sh"))], capture_output=True, text=True
+  )
   assert done.returncode == 0, done.stdout
 
 
@@ -82,8 +120,19 @@ def launched(folder, failures, state):
   """launch.sh against a gcloud of ours, and what that was asked."""
   (folder / "gcloud").write_text(GCLOUD)
   (folder / "gcloud").chmod(0o755)
-  done = dry_run("launch.sh", CONFIG, DRY_RUN="0", PATH=f"{folder}{os.pathsep}{os.environ['PATH']}", LOG=str(folder / "log"),
-                 FAILURES=str(failures), STATE=state, STATE_TRIES="2", STATE_PAUSE="0", RESTART_PAUSE="0", RETRIES="4")
+  done = dry_run(
+    "launch.sh",
+    CONFIG,
+    DRY_RUN="0",
+    PATH=f"{folder}{os.pathsep}{os.environ['PATH']}",
+    LOG=str(folder / "log"),
+    FAILURES=str(failures),
+    STATE=state,
+    STATE_TRIES="2",
+    STATE_PAUSE="0",
+    RESTART_PAUSE="0",
+    RETRIES="4",
+  )
   return done, (folder / "log").read_text().splitlines()
 
 
@@ -91,8 +140,12 @@ def test_a_crash_on_a_living_slice_is_cleared_away_and_tried_again(tmp_path):
   done, asked = launched(tmp_path, 2, "ACTIVE")
   assert done.returncode == 0, done.stderr
   cleared = [line for line in asked if "pkill" in line]
-  assert len(cleared) == 2 and all("'[j]axlm train'" in line for line in cleared)     # a plain pattern finds its own shell
-  assert sum("jaxlm train --config" in line for line in asked) == 3 and not any("delete" in line for line in asked)
+  assert len(cleared) == 2 and all(
+    "'[j]axlm train'" in line for line in cleared
+  )  # a plain pattern finds its own shell
+  assert sum("jaxlm train --config" in line for line in asked) == 3 and not any(
+    "delete" in line for line in asked
+  )
 
 
 def test_three_crashes_in_a_row_end_the_launch(tmp_path):
@@ -102,12 +155,18 @@ def test_three_crashes_in_a_row_end_the_launch(tmp_path):
 
 def test_a_slice_that_cannot_be_asked_about_is_not_deleted(tmp_path):
   done, asked = launched(tmp_path, 9, "ERROR: could not resolve host")
-  assert done.returncode == 2 and "may still be training" in done.stderr and not any("delete" in line for line in asked)
+  assert (
+    done.returncode == 2
+    and "may still be training" in done.stderr
+    and not any("delete" in line for line in asked)
+  )
 
 
 def test_a_slice_that_was_taken_away_is_asked_for_again(tmp_path):
   done, asked = launched(tmp_path, 9, "ERROR: NOT_FOUND")
-  assert done.returncode == 2 and any("queued-resources delete" in line for line in asked)      # create.sh then finds none
+  assert done.returncode == 2 and any(
+    "queued-resources delete" in line for line in asked
+  )  # create.sh then finds none
   assert any("queued-resources create" in line for line in asked)
 
 

@@ -1,4 +1,5 @@
-"""`make demo`: trains a small CARoPE model and its RoPE twin on two novels, compares them beyond their training length.
+"""`make demo`: trains a small CARoPE model and its RoPE twin on two novels, compares them beyond
+their training length.
 
   python experiments/carope/demo.py [--workdir runs/demo] [--steps N]
 
@@ -19,17 +20,36 @@ CONFIG = "configs/carope/demo.py"
 PROMPT = "The captain "
 
 TABLE = Table(
-    name="demo", title="Bits per byte of held-out chapters",
-    rows=[Row("rope", CONFIG, {"model.position": "rope"}, label="RoPE"),
-          Row("carope", CONFIG, {"model.position": "carope"}, label="CARoPE")],
-    columns=[Column("train length", "bpb@1x", 3), Column("2x", "bpb@2x", 3), Column("4x", "bpb@4x", 3),
-             Column("perplexity at 4x", "ppl@4x", 2)],
-    scales={"demo": Scale("")},
-    measure=measures.perplexity_at((1, 2, 4)),
-    claims={"beyond the training length CARoPE loses less than RoPE":
-            lambda t: t["rope", "4x"] - t["rope", "train length"] - (t["carope", "4x"] - t["carope", "train length"])},
-    figure=Figure("loss@4x", "Loss by position, trained to the dashed line", "position (bytes)", "loss (nats per byte)",
-                  smooth=16, marks=lambda config: {config["data"]["seq_len"]: "training length"}))
+  name="demo",
+  title="Bits per byte of held-out chapters",
+  rows=[
+    Row("rope", CONFIG, {"model.position": "rope"}, label="RoPE"),
+    Row("carope", CONFIG, {"model.position": "carope"}, label="CARoPE"),
+  ],
+  columns=[
+    Column("train length", "bpb@1x", 3),
+    Column("2x", "bpb@2x", 3),
+    Column("4x", "bpb@4x", 3),
+    Column("perplexity at 4x", "ppl@4x", 2),
+  ],
+  scales={"demo": Scale("")},
+  measure=measures.perplexity_at((1, 2, 4)),
+  claims={
+    "beyond the training length CARoPE loses less than RoPE": lambda t: (
+      t["rope", "4x"]
+      - t["rope", "train length"]
+      - (t["carope", "4x"] - t["carope", "train length"])
+    )
+  },
+  figure=Figure(
+    "loss@4x",
+    "Loss by position, trained to the dashed line",
+    "position (bytes)",
+    "loss (nats per byte)",
+    smooth=16,
+    marks=lambda config: {config["data"]["seq_len"]: "training length"},
+  ),
+)
 
 
 def sample(workdir: pathlib.Path, row: str, num_tokens: int, seed: int = 0) -> str:
@@ -48,11 +68,13 @@ def sample(workdir: pathlib.Path, row: str, num_tokens: int, seed: int = 0) -> s
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--workdir", default="runs/demo", help="a new folder is made in it")
   parser.add_argument("--steps", type=int, default=None, help="training steps of each model")
   args = parser.parse_args(argv)
-  logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax warns about what a reader leaves unread
+  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns about what a reader leaves unread
   start = time.time()
   workdir = pathlib.Path(args.workdir) / time.strftime("%Y%m%d-%H%M%S")
   try:
@@ -64,13 +86,17 @@ def main(argv=None) -> int:
     print(error, file=sys.stderr)
     return 2
   length, steps = config["data"]["seq_len"], config["train"]["steps"]
-  note = (f"{config['model']['num_layers']} layers of width {config['model']['d_model']}, {length} bytes, "
-          f"{steps:,} steps of {config['data']['batch_size'] * length:,} bytes each")
+  note = (
+    f"{config['model']['num_layers']} layers of width {config['model']['d_model']}, {length} bytes, "
+    f"{steps:,} steps of {config['data']['batch_size'] * length:,} bytes each"
+  )
   table = Table(**{**TABLE.__dict__, "scales": {"demo": Scale(note, overrides=overrides)}})
 
   failed = runner.run_rows(table, "demo", rows=["rope", "carope"], seeds=[0], workdir=workdir)
   if failed:
-    print("\n".join(f"{row}: {message}" for (_, row, _), message in failed.items()), file=sys.stderr)
+    print(
+      "\n".join(f"{row}: {message}" for (_, row, _), message in failed.items()), file=sys.stderr
+    )
     return 1
   results = runner.results(table, "demo", workdir)
   picture = figure.draw(table, results, workdir / "demo.png")
@@ -81,11 +107,18 @@ def main(argv=None) -> int:
   for row in ("carope", "rope"):
     print(f"\n{table.row(row).label} continues {PROMPT!r} to 3 times its training length:\n")
     print(sample(workdir, row, 3 * length - len(PROMPT)))
-  print(f"\nTable {pages[0]}, figure {picture}, runs with checkpoints and curves in {workdir}; "
-        f"{time.time() - start:.0f} s in all.")
-  command, run = pathlib.Path(sys.executable).with_name("jaxlm"), runner.folder(workdir, "", "carope", 0)
-  print(f"Go on: {command} eval --run {run} --lengths={length},{8 * length}\n"
-        f"       {command} generate --run {run} --prompt {PROMPT.strip()!r}")
+  print(
+    f"\nTable {pages[0]}, figure {picture}, runs with checkpoints and curves in {workdir}; "
+    f"{time.time() - start:.0f} s in all."
+  )
+  command, run = (
+    pathlib.Path(sys.executable).with_name("jaxlm"),
+    runner.folder(workdir, "", "carope", 0),
+  )
+  print(
+    f"Go on: {command} eval --run {run} --lengths={length},{8 * length}\n"
+    f"       {command} generate --run {run} --prompt {PROMPT.strip()!r}"
+  )
   return 0
 
 

@@ -1,10 +1,12 @@
 """In which order a trained insertion model wrote its sequences, as a picture.
 
-  python experiments/ilm/insertion_order.py --run runs/ilm-text --out experiments/ilm/results/insertion_order.png
+  python experiments/ilm/insertion_order.py --run runs/ilm-text --out
+  experiments/ilm/results/insertion_order.png
       [--prompt "a ___ used for ___"] [--samples 6] [--top_p 0.9] [--seed 0] [--greedy]
 
-Each row is a finished sequence from left to right; a token's colour and number say when it was inserted, what was given has
-no number. Runs of tasks (star graphs) show test problems and need no prompt.
+Each row is a finished sequence from left to right; a token's colour and number say when it was
+inserted, what was given has no number. Runs of tasks (star graphs) show test problems and need no
+prompt.
 """
 
 import argparse
@@ -31,14 +33,17 @@ def orders(cfg, params, frames, answering):
 
 
 def draw(rows, pieces, path, title: str):
-  """rows: [(tokens, when)]; pieces(tokens) -> their texts. What is wider than the page goes on below, further right."""
+  """rows: [(tokens, when)]; pieces(tokens) -> their texts.
+
+  What is wider than the page goes on below, further right.
+  """
   import matplotlib
 
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
 
   most = max(max(when) for _, when in rows)
-  boxes, y = [], 0.0      # (text, step, x, y, width); a page is 1 wide
+  boxes, y = [], 0.0  # (text, step, x, y, width); a page is 1 wide
   for tokens, when in rows:
     x = 0.005
     for text, step in zip(pieces(tokens), when):
@@ -57,10 +62,24 @@ def draw(rows, pieces, path, title: str):
   colours = plt.get_cmap("viridis_r")
   for text, step, x, y, size in boxes:
     if step:
-      axes.add_patch(plt.Rectangle((x, y + 0.3), size, 0.45, color=colours(0.1 + 0.85 * step / most), linewidth=0))
-      axes.text(x + size / 2, y + 0.27, str(step), ha="center", va="bottom", fontsize=6, color="0.35")
-    axes.text(x + size / 2, y + 0.525, text, ha="center", va="center", fontsize=8.5, family="monospace",
-              color="white" if step > 0.45 * most else "black")
+      axes.add_patch(
+        plt.Rectangle(
+          (x, y + 0.3), size, 0.45, color=colours(0.1 + 0.85 * step / most), linewidth=0
+        )
+      )
+      axes.text(
+        x + size / 2, y + 0.27, str(step), ha="center", va="bottom", fontsize=6, color="0.35"
+      )
+    axes.text(
+      x + size / 2,
+      y + 0.525,
+      text,
+      ha="center",
+      va="center",
+      fontsize=8.5,
+      family="monospace",
+      color="white" if step > 0.45 * most else "black",
+    )
   axes.set_title(title, fontsize=10, loc="left")
   fig.tight_layout()
   path = pathlib.Path(path)
@@ -70,7 +89,9 @@ def draw(rows, pieces, path, title: str):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--run", required=True)
   parser.add_argument("--out", required=True)
   parser.add_argument("--prompt", action="append", default=[])
@@ -92,24 +113,45 @@ def main():
   params = open_model(args.run, ema=cfg.train.ema_decay is not None).params
   text = cfg.data.has_text
   if text:
-    frames = [frame(cfg.data, prompt, cfg.data.seq_len) for prompt in args.prompt or [""] for _ in range(args.samples)]
+    frames = [
+      frame(cfg.data, prompt, cfg.data.seq_len)
+      for prompt in args.prompt or [""]
+      for _ in range(args.samples)
+    ]
   else:
-    frames = [Frame(p.tolist(), [True] * (len(p) - 1) + [False], len(a))
-              for p, a in cfg.data.problems("test", seed=cfg.seed, number=args.samples)]
+    frames = [
+      Frame(p.tolist(), [True] * (len(p) - 1) + [False], len(a))
+      for p, a in cfg.data.problems("test", seed=cfg.seed, number=args.samples)
+    ]
   token = Filter(top_k=1) if args.greedy else Filter(top_p=args.top_p)
-  answering = Answering(max_len=args.max_len or cfg.data.seq_len, insertion=InsertionSampling(token, Filter(top_k=1)),
-                        seed=args.seed)
+  answering = Answering(
+    max_len=args.max_len or cfg.data.seq_len,
+    insertion=InsertionSampling(token, Filter(top_k=1)),
+    seed=args.seed,
+  )
   rows = orders(cfg, params, frames, answering)
   ids = cfg.data.ids
   if text:
     tokenizer = cfg.data.load_tokenizer()
-    pieces = lambda tokens: [tokenizer.decode([t]) if t < ids.cls else "" for t in tokens]
+
+    def pieces(tokens):
+      return [tokenizer.decode([t]) if t < ids.cls else "" for t in tokens]
   else:
-    rows = [(t[-(len(t) - len(f.tokens)) - 3:], w[-(len(w) - len(f.tokens)) - 3:]) for (t, w), f in zip(rows, frames)]
-    pieces = lambda tokens: [":" if t == ids.bos else str(t) for t in tokens]
+    rows = [
+      (t[-(len(t) - len(f.tokens)) - 3 :], w[-(len(w) - len(f.tokens)) - 3 :])
+      for (t, w), f in zip(rows, frames)
+    ]
+
+    def pieces(tokens):
+      return [":" if t == ids.bos else str(t) for t in tokens]
+
   draw(rows, pieces, args.out, args.title)
   for tokens, when in rows:
-    print(" ".join(f"{piece.strip()}[{step}]" if step else piece for piece, step in zip(pieces(tokens), when)))
+    print(
+      " ".join(
+        f"{piece.strip()}[{step}]" if step else piece for piece, step in zip(pieces(tokens), when)
+      )
+    )
 
 
 if __name__ == "__main__":

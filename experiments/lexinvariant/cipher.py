@@ -1,11 +1,14 @@
-"""Lexinvariant language models, in-context deciphering: what the states of a frozen model say about the cipher of its text.
+"""Lexinvariant language models, in-context deciphering: what the states of a frozen model say about
+the cipher of its text.
 
   python experiments/lexinvariant/cipher.py --scale smoke|small|paper      (or: jaxlm table experiments/lexinvariant/cipher.py …)
 
-Every text is under a substitution cipher of its own: `full` moves every character, `partial` the letters. Two probes read the
-last states (jaxlm.evaluation.probes): the token probe says which plain character stands at a position, the key probe what each
-cipher character seen so far stands for. The exact posterior for toy sources is in bayes.py. The paper (arXiv 2305.16349,
-abstract) infers the mapping "with high accuracy"; 99.6 % "via probing" is a third party's account, and which probe, split and
+Every text is under a substitution cipher of its own: `full` moves every character, `partial` the
+letters. Two probes read the
+last states (jaxlm.evaluation.probes): the token probe says which plain character stands at a
+position, the key probe what each cipher character seen so far stands for. The exact posterior for
+toy sources is in bayes.py. The paper (arXiv 2305.16349, abstract) infers the mapping "with high
+accuracy"; 99.6 % "via probing" is a third party's account, and which probe, split and
 text length are unknown to us: no cell of the paper is printed.
 """
 
@@ -19,28 +22,47 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from characters import LEXINVARIANT_PROSE, SCALES, STANDARD_PROSE  # noqa: E402
 
 TABLE = Table(
-    name="lexinvariant-cipher", title="Characters deciphered from a frozen model's states, per cent",
-    rows=[STANDARD_PROSE, LEXINVARIANT_PROSE],
-    columns=[Column("token, full", "token@full", 1), Column("token, full, last quarter", "token_last@full", 1),
-             Column("key, full", "key@full", 1), Column("key by frequency, full", "weighted@full", 1),
-             Column("token, partial", "token@partial", 1), Column("token, partial, last quarter", "token_last@partial", 1),
-             Column("key, partial", "key@partial", 1), Column("key by frequency, partial", "weighted@partial", 1),
-             Column("commonest character", "common@full", 1)],
-    # Half as many steps as the model had, at most the 10,000 of the spec.
-    scales=SCALES, measure=deciphered(steps=lambda c: min(c["train"]["steps"] // 2, 10_000)),
-    source="arXiv 2305.16349: no values by cell known to us",
-    claims={
-        "a lexinvariant model's states decipher more than a standard model's, full cipher": lambda t: (
-            t["lexinvariant_prose", "token, full, last quarter"] > t["standard_prose", "token, full, last quarter"],
-            f"{t['lexinvariant_prose', 'token, full, last quarter']:.1f} and "
-            f"{t['standard_prose', 'token, full, last quarter']:.1f} %"),
-        "and more than the commonest character would": lambda t:
-            t["lexinvariant_prose", "token, full, last quarter"] - t["lexinvariant_prose", "commonest character"],
-        "more context deciphers more": lambda t:
-            t["lexinvariant_prose", "token, full, last quarter"] - t["lexinvariant_prose", "token, full"],
-    },
-    figure=Figure("token@full", "Characters deciphered by position, full cipher", "position in the window (characters)",
-                  "per cent right (token probe)", smooth=5))
+  name="lexinvariant-cipher",
+  title="Characters deciphered from a frozen model's states, per cent",
+  rows=[STANDARD_PROSE, LEXINVARIANT_PROSE],
+  columns=[
+    Column("token, full", "token@full", 1),
+    Column("token, full, last quarter", "token_last@full", 1),
+    Column("key, full", "key@full", 1),
+    Column("key by frequency, full", "weighted@full", 1),
+    Column("token, partial", "token@partial", 1),
+    Column("token, partial, last quarter", "token_last@partial", 1),
+    Column("key, partial", "key@partial", 1),
+    Column("key by frequency, partial", "weighted@partial", 1),
+    Column("commonest character", "common@full", 1),
+  ],
+  # Half as many steps as the model had, at most the 10,000 of the spec.
+  scales=SCALES,
+  measure=deciphered(steps=lambda c: min(c["train"]["steps"] // 2, 10_000)),
+  source="arXiv 2305.16349: no values by cell known to us",
+  claims={
+    "a lexinvariant model's states decipher more than a standard model's, full cipher": lambda t: (
+      t["lexinvariant_prose", "token, full, last quarter"]
+      > t["standard_prose", "token, full, last quarter"],
+      f"{t['lexinvariant_prose', 'token, full, last quarter']:.1f} and "
+      f"{t['standard_prose', 'token, full, last quarter']:.1f} %",
+    ),
+    "and more than the commonest character would": lambda t: (
+      t["lexinvariant_prose", "token, full, last quarter"]
+      - t["lexinvariant_prose", "commonest character"]
+    ),
+    "more context deciphers more": lambda t: (
+      t["lexinvariant_prose", "token, full, last quarter"] - t["lexinvariant_prose", "token, full"]
+    ),
+  },
+  figure=Figure(
+    "token@full",
+    "Characters deciphered by position, full cipher",
+    "position in the window (characters)",
+    "per cent right (token probe)",
+    smooth=5,
+  ),
+)
 
 if __name__ == "__main__":
   raise SystemExit(TABLE.main())

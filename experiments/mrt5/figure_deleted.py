@@ -1,11 +1,14 @@
-"""MrT5: one sentence in several scripts, the bytes that a trained gate deletes in grey.  A figure, not a table.
+"""MrT5: one sentence in several scripts, the bytes that a trained gate deletes in grey.  A figure,
+not a table.
 
-  python experiments/mrt5/figure_deleted.py --run runs/mrt5-span-corruption/smoke/mrt5_50/seed0 --out experiments/mrt5/results/deleted.png
+  python experiments/mrt5/figure_deleted.py --run runs/mrt5-span-corruption/smoke/mrt5_50/seed0
+  --out experiments/mrt5/results/deleted.png
 
-The sentence is from article 26 of the Universal Declaration of Human Rights, which lies in the validation split. Above: the
-characters, darker the more of their bytes stay; below: a cell per byte, dark if it goes on behind the gate. A language whose
-characters no font of this machine draws is left out and named. Chinese: a CJK font, for instance Debian's fonts-wqy-microhei
-(--font FILE adds one that is not installed).
+The sentence is from article 26 of the Universal Declaration of Human Rights, which lies in the
+validation split. Above: the characters, darker the more of their bytes stay; below: a cell per
+byte, dark if it goes on behind the gate. A language whose characters no font of this machine draws
+is left out and named. Chinese: a CJK font, for instance Debian's fonts-wqy-microhei (--font FILE
+adds one that is not installed).
 """
 
 import argparse
@@ -14,8 +17,16 @@ import unicodedata
 
 import numpy as np
 
-LANGUAGES = {"eng": "English", "fra": "French", "rus": "Russian", "ell_monotonic": "Greek", "arb": "Arabic",
-             "cmn_hans": "Chinese", "tha": "Thai", "hin": "Hindi"}
+LANGUAGES = {
+  "eng": "English",
+  "fra": "French",
+  "rus": "Russian",
+  "ell_monotonic": "Greek",
+  "arb": "Arabic",
+  "cmn_hans": "Chinese",
+  "tha": "Thai",
+  "hin": "Hindi",
+}
 ENDS = {"hin": "।", "arb": ".", "cmn_hans": ",", "tha": " "}
 KEPT, DELETED = "#1b1b1b", "#c9ccd1"
 
@@ -26,7 +37,7 @@ def sentence(code: str) -> str:
 
   text = mini(f"udhr/{code}")[1]["validation"][0].decode().split("\n\n")[1]
   end = text.find(ENDS.get(code, "."))
-  return text[:end + 1].strip()
+  return text[: end + 1].strip()
 
 
 def clusters(text: str) -> list[str]:
@@ -46,7 +57,7 @@ def kept_bytes(programs, text: str, length: int) -> np.ndarray:
 
   ids = byte_t5.encode(text)
   front = programs.front(byte_t5.pad([ids], max(length, len(ids))))
-  return np.asarray(front.gate_BL)[0, :len(ids) - 1] > programs.threshold
+  return np.asarray(front.gate_BL)[0, : len(ids) - 1] > programs.threshold
 
 
 def drawable(text: str, fonts) -> bool:
@@ -78,14 +89,38 @@ def draw(rows, fonts, title: str, out: pathlib.Path) -> None:
     y, at = -i, 0
     rightwards = unicodedata.bidirectional(text[0]) not in ("R", "AL")
     size = len(text.encode())
-    axes.text(-1.5, y, f"{language}\n{100 * (1 - kept.mean()):.0f} % deleted", ha="right", va="center", fontsize=8.5, color="0.25")
+    axes.text(
+      -1.5,
+      y,
+      f"{language}\n{100 * (1 - kept.mean()):.0f} % deleted",
+      ha="right",
+      va="center",
+      fontsize=8.5,
+      color="0.25",
+    )
     for cluster in clusters(text):
       n = len(cluster.encode())
       left = at if rightwards else size - at - n
-      axes.text(left + n / 2, y + 0.12, cluster, ha="center", va="center", fontsize=11, color=shade(kept[at:at + n].mean()))
+      axes.text(
+        left + n / 2,
+        y + 0.12,
+        cluster,
+        ha="center",
+        va="center",
+        fontsize=11,
+        color=shade(kept[at : at + n].mean()),
+      )
       for k in range(n):
         cell = left + (k if rightwards else n - 1 - k)
-        axes.add_patch(Rectangle((cell + 0.08, y - 0.33), 0.84, 0.14, linewidth=0, color=KEPT if kept[at + k] else DELETED))
+        axes.add_patch(
+          Rectangle(
+            (cell + 0.08, y - 0.33),
+            0.84,
+            0.14,
+            linewidth=0,
+            color=KEPT if kept[at + k] else DELETED,
+          )
+        )
       at += n
   axes.set(xlim=(-14, width + 1), ylim=(-len(rows) + 0.45, 0.6), title=title)
   axes.title.set_fontsize(10)
@@ -97,9 +132,15 @@ def draw(rows, fonts, title: str, out: pathlib.Path) -> None:
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--run", required=True, help="run folder of a model with a delete gate over ByT5's bytes")
-  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("experiments/mrt5/results/deleted.png"))
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    "--run", required=True, help="run folder of a model with a delete gate over ByT5's bytes"
+  )
+  parser.add_argument(
+    "--out", type=pathlib.Path, default=pathlib.Path("experiments/mrt5/results/deleted.png")
+  )
   parser.add_argument("--font", action="append", default=[])
   args = parser.parse_args()
 
@@ -112,7 +153,11 @@ def main() -> int:
   opened = open_model(args.run)
   cfg, params, step = run_config(opened.run), opened.params, opened.step
   programs = TwoPrograms(cfg.model.build(), params)
-  installed = [f.fname for f in font_manager.fontManager.ttflist if f.name.startswith("Noto Sans") or "CJK" in f.name]
+  installed = [
+    f.fname
+    for f in font_manager.fontManager.ttflist
+    if f.name.startswith("Noto Sans") or "CJK" in f.name
+  ]
   fonts = [font_manager.findfont("DejaVu Sans"), *args.font, *sorted(installed)]
   rows = []
   for code, language in LANGUAGES.items():
@@ -122,10 +167,17 @@ def main() -> int:
       continue
     kept = kept_bytes(programs, text, cfg.data.seq_len)
     rows.append((language, text, kept))
-    print(f"{language}: {len(text)} characters, {len(kept)} bytes, {100 * (1 - kept.mean()):.1f} % deleted")
+    print(
+      f"{language}: {len(text)} characters, {len(kept)} bytes, {100 * (1 - kept.mean()):.1f} % deleted"
+    )
   model = opened.run["model"]
-  draw(rows, fonts, f"Bytes that a delete gate keeps (dark) and deletes (grey): d_model {model['d_model']}, gate at block "
-       f"{model['reduction']['layer']}, {step:,} steps of span corruption", args.out)
+  draw(
+    rows,
+    fonts,
+    f"Bytes that a delete gate keeps (dark) and deletes (grey): d_model {model['d_model']}, gate at block "
+    f"{model['reduction']['layer']}, {step:,} steps of span corruption",
+    args.out,
+  )
   print(f"written: {args.out}")
   return 0
 

@@ -1,14 +1,15 @@
 """A checksum per array that does not depend on the mesh: 64 bits of every word and of its place.
 
-Orbax's storage has checksums for its index, none for the numbers: a flipped bit of a parameter is read back and nothing is
-reported. A step may be written by one mesh and read by another, so that a checksum of files or of shards could not be
-compared. This one is a sum over the array's 32-bit words (16- and 8-bit numbers are a word each)
+Orbax's storage has checksums for its index, none for the numbers: a flipped bit of a parameter is
+read back and nothing is reported. A step may be written by one mesh and read by another, so that a
+checksum of files or of shards could not be compared. This one is a sum over the array's 32-bit
+words (16- and 8-bit numbers are a word each)
 
   h = mix(word ^ mix(place)),   low = sum of h,   high = sum of mix(h + 1),   both modulo 2^32
 
-with the place in the flattened array and murmur3's 32-bit finaliser `mix`, a bijection (A. Appleby, public domain).
-Integer sums do not depend on their order. Changing one word always changes `low`; swapping words or reversing an array
-changes it as any hash would.
+with the place in the flattened array and murmur3's 32-bit finaliser `mix`, a bijection (A. Appleby,
+public domain). Integer sums do not depend on their order. Changing one word always changes `low`;
+swapping words or reversing an array changes it as any hash would.
 """
 
 import functools
@@ -20,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.parallel.rules import path_name
 
-BLOCK = 1 << 16      # words that the host mixes at a time, so that they stay in its cache
+BLOCK = 1 << 16  # words that the host mixes at a time, so that they stay in its cache
 
 
 def checksums(tree) -> dict[str, str]:
@@ -30,13 +31,22 @@ def checksums(tree) -> dict[str, str]:
 
 def word_sums(tree) -> dict[str, int]:
   """The checksums of steps of format 1: sums of words, which do not see their order."""
-  plain = lambda words, place, np: (words, words)
-  return _of(tree, functools.partial(_host_sum, mixed=plain), functools.partial(_device_sum, mixed=plain),
-             lambda pair: int(pair[0]))
+
+  def plain(words, place, np):
+    return (words, words)
+
+  return _of(
+    tree,
+    functools.partial(_host_sum, mixed=plain),
+    functools.partial(_device_sum, mixed=plain),
+    lambda pair: int(pair[0]),
+  )
 
 
 def differing(stored: dict, found: dict, at: str = "") -> list[str]:
-  """Names in `found` whose checksum is not the stored one, or was not stored. at: where the tree lies in what was stored."""
+  """Names in `found` whose checksum is not the stored one, or was not stored. at: where the tree
+  lies in what was stored.
+  """
   return [name for name, value in found.items() if stored.get(at + name) != value]
 
 
@@ -55,8 +65,10 @@ def _mixed(words, place, np):
 def _of(tree, host, device, text) -> dict:
   names = [path_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
   leaves = jax.tree.leaves(tree)
-  if all(isinstance(x, np.ndarray | np.generic) or x.is_fully_addressable and _on_cpu(x) for x in leaves):
-    pairs = [host(np.asarray(x)) for x in leaves]     # nothing to copy, nothing to compile
+  if all(
+    isinstance(x, np.ndarray | np.generic) or x.is_fully_addressable and _on_cpu(x) for x in leaves
+  ):
+    pairs = [host(np.asarray(x)) for x in leaves]  # nothing to copy, nothing to compile
   else:
     pairs = jax.device_get(_device_sums(leaves[0].sharding, device)(leaves))
   return {name: text(pair) for name, pair in zip(names, pairs)}
@@ -71,7 +83,7 @@ def _host_sum(x: np.ndarray, mixed=_mixed) -> tuple[int, int]:
   low = high = 0
   with np.errstate(over="ignore"):
     for start in range(0, words.size, BLOCK):
-      block = words[start:start + BLOCK].astype(np.uint32)
+      block = words[start : start + BLOCK].astype(np.uint32)
       place = (np.arange(start, start + block.size, dtype=np.int64) & 0xFFFFFFFF).astype(np.uint32)
       a, b = mixed(block, place, np)
       low, high = low + int(np.sum(a, dtype=np.uint64)), high + int(np.sum(b, dtype=np.uint64))
@@ -79,12 +91,19 @@ def _host_sum(x: np.ndarray, mixed=_mixed) -> tuple[int, int]:
 
 
 def _device_sum(x, mixed=_mixed):
-  words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(
-      x, {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32))
+  words = (
+    x.astype(jnp.uint8)
+    if x.dtype == jnp.bool_
+    else jax.lax.bitcast_convert_type(
+      x, {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+    )
+  )
   words = words.astype(jnp.uint32)
   place, stride = jnp.zeros(words.shape, jnp.uint32), 1
   for axis in reversed(range(words.ndim)):
-    place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride & 0xFFFFFFFF)
+    place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(
+      stride & 0xFFFFFFFF
+    )
     stride *= words.shape[axis]
   a, b = mixed(words, place, jnp)
   return jnp.stack([jnp.sum(a, dtype=jnp.uint32), jnp.sum(b, dtype=jnp.uint32)])
@@ -92,5 +111,7 @@ def _device_sum(x, mixed=_mixed):
 
 @functools.cache
 def _device_sums(sharding, device):
-  out = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+  out = (
+    NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+  )
   return jax.jit(lambda leaves: jnp.stack([device(x) for x in leaves]), out_shardings=out)

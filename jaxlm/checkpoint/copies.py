@@ -1,4 +1,6 @@
-"""Files between this machine's disk and an object store: copies to read, and folders that are written whole or not at all."""
+"""Files between this machine's disk and an object store: copies to read, and folders that are
+written whole or not at all.
+"""
 
 import contextlib
 import pathlib
@@ -20,7 +22,10 @@ def copy_file(source, target):
 
 
 class LocalCopies:
-  """Files on this machine's disk. Those of an object store are copied, and the copies live as long as this object."""
+  """Files on this machine's disk.
+
+  Those of an object store are copied, and the copies live as long as this object.
+  """
 
   def __init__(self):
     self._folder = None
@@ -36,7 +41,9 @@ class LocalCopies:
 
 @contextlib.contextmanager
 def written_whole(folder) -> Iterator[pathlib.Path]:
-  """A new local folder whose files are in `folder` once the block ends, and none of them if it fails."""
+  """A new local folder whose files are in `folder` once the block ends, and none of them if it
+  fails.
+  """
   target = folder_path(folder)
   beside = None if is_remote(target) else pathlib.Path(target).parent
   if beside is not None:

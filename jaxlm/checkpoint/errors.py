@@ -10,4 +10,7 @@ class CheckpointFileError(ValueError):
 
 
 class WeightsError(ValueError):
-  """Names, shapes or number types of a checkpoint that do not fit the model. The message lists every one of them."""
+  """Names, shapes or number types of a checkpoint that do not fit the model.
+
+  The message lists every one of them.
+  """

@@ -17,7 +17,9 @@ def read_json(path: epath.Path, kind: type = dict):
     what = f"no JSON ({error})" if path.read_bytes().strip() else "empty"
     raise ConfigError(f"{path} is damaged: it is {what}; put back a copy of it") from None
   if not isinstance(value, kind):
-    raise ConfigError(f"{path} is damaged: it holds a {type(value).__name__}, wanted a {kind.__name__}; put back a copy of it")
+    raise ConfigError(
+      f"{path} is damaged: it holds a {type(value).__name__}, wanted a {kind.__name__}; put back a copy of it"
+    )
   return value
 
 

@@ -1,4 +1,6 @@
-"""A model's configuration as plain JSON and back: the `model` section of a config file, of a run and of a weights folder."""
+"""A model's configuration as plain JSON and back: the `model` section of a config file, of a run
+and of a weights folder.
+"""
 
 import dataclasses
 import typing
@@ -23,13 +25,18 @@ def read_model(mapping, where: str):
 
 
 def tagged(value, hint=None):
-  """The plain mapping that `config.build` reads back: dataclasses as mappings, members of a union with their kind."""
+  """The plain mapping that `config.build` reads back: dataclasses as mappings, members of a union
+  with their kind.
+  """
   if dataclasses.is_dataclass(value):
     hints = typing.get_type_hints(type(value), include_extras=True)
     kinds = _kinds_in(hint)
     tag = {"kind": kinds.kind_of(value)} if kinds else {}
-    return tag | {f.name: tagged(getattr(value, f.name), hints[f.name])
-                  for f in dataclasses.fields(value) if f.init}
+    return tag | {
+      f.name: tagged(getattr(value, f.name), hints[f.name])
+      for f in dataclasses.fields(value)
+      if f.init
+    }
   if isinstance(value, (tuple, list)):
     return [tagged(v, hint) for v in value]
   if isinstance(value, dict):

@@ -1,4 +1,6 @@
-"""One way to trained parameters: `open_model` reads a run folder or a weights folder, on a disk or in an object store."""
+"""One way to trained parameters: `open_model` reads a run folder or a weights folder, on a disk or
+in an object store.
+"""
 
 import dataclasses
 import functools
@@ -24,8 +26,10 @@ from jaxlm.models import MODELS
 class Opened:
   """A trained model. `config, params, data = open_model(folder)` takes it apart.
 
-  config: the model's configuration; params: its parameters, a nested dict of arrays. step: of a run's checkpoint, None for
-  a weights folder. source: the folder and step, for people. run: the whole configuration of the run, {} for a weights folder.
+  config: the model's configuration; params: its parameters, a nested dict of arrays. step: of a
+  run's checkpoint, None for
+  a weights folder. source: the folder and step, for people. run: the whole configuration of the
+  run, {} for a weights folder.
   """
 
   config: Any
@@ -45,31 +49,46 @@ class Opened:
 
   @functools.cached_property
   def tokenizer(self):
-    """The tokenizer of the run's data, or of the files beside the weights; None where there is none."""
+    """The tokenizer of the run's data, or of the files beside the weights; None where there is
+    none.
+    """
     if self.data is not None:
       return self.data.load_tokenizer() if self.data.has_text else None
     if (folder_path(self.folder) / "tokenizer.json").is_file():
       from jaxlm.data.tokenizers.bpe import BPEFileConfig
+
       return BPEFileConfig(self.folder).load()
     return None
 
 
-def open_model(folder, *, step: int | None = None, ema: bool = False, model=None, mesh=None,
-               as_stored: bool = False) -> Opened:
+def open_model(
+  folder,
+  *,
+  step: int | None = None,
+  ema: bool = False,
+  model=None,
+  mesh=None,
+  as_stored: bool = False,
+) -> Opened:
   """The model in a run folder or in a weights folder (`jaxlm convert`), its checksums compared.
 
-  folder: a path or an address such as gs://bucket/run. step: of a run; None: the newest that is not damaged. ema: the
-  average of the parameters. model: a config to use in place of the folder's own, for the same parameters. mesh: the
-  parameters are sharded over it by the model's rules; None: one device. as_stored: NumPy arrays in the types of the files,
-  not jax arrays in those of the model. A damaged newer step is logged as a warning.
+  folder: a path or an address such as gs://bucket/run. step: of a run; None: the newest that is not
+  damaged. ema: the
+  average of the parameters. model: a config to use in place of the folder's own, for the same
+  parameters. mesh: the parameters are sharded over it by the model's rules; None: one device.
+  as_stored: NumPy arrays in the types of the files, not jax arrays in those of the model. A damaged
+  newer step is logged as a warning.
 
-  ConfigError: no such folder, step or average, or parameters that do not fit `model`. CheckpointError,
+  ConfigError: no such folder, step or average, or parameters that do not fit `model`.
+  CheckpointError,
   CheckpointFileError: damaged files.
   """
   path = folder_path(folder)
   if is_weights_folder(path):
     if step is not None or ema:
-      raise ConfigError(f"{folder} is a weights folder: it has no steps and no average to choose from")
+      raise ConfigError(
+        f"{folder} is a weights folder: it has no steps and no average to choose from"
+      )
     own, params = load(path)
     if not as_stored:
       params = place(flatten(params), abstract_params(model or own, mesh), str(folder))
@@ -85,7 +104,9 @@ def open_model(folder, *, step: int | None = None, ema: bool = False, model=None
 
 
 def initial_params(folder, params):
-  """Parameters to begin with, from a run's newest good step or a weights folder. params: abstract tree with shardings."""
+  """Parameters to begin with, from a run's newest good step or a weights folder. params: abstract
+  tree with shardings.
+  """
   what = f"train.init_from = {str(folder)!r}"
   if is_weights_folder(folder):
     return place(read_arrays(folder), params, what)
@@ -104,10 +125,12 @@ def _restored(folder, **options):
 
 
 def run_mapping(folder) -> dict:
-  """A run's resolved configuration: its config.json, checked against the note of the newest checkpoint.
+  """A run's resolved configuration: its config.json, checked against the note of the newest
+  checkpoint.
 
-  A lost or damaged config.json, and a `model` or `data` in it that the checkpoint was not trained with, are replaced by the
-  note's, which a digest protects; a warning says so. ConfigError: no run, or nothing of it can be read.
+  A lost or damaged config.json, and a `model` or `data` in it that the checkpoint was not trained
+  with, are replaced by the note's, which a digest protects; a warning says so. ConfigError: no run,
+  or nothing of it can be read.
   """
   path = folder_path(folder)
   noted = newest_config(path) if (path / "checkpoints").is_dir() else None
@@ -120,18 +143,26 @@ def run_mapping(folder) -> dict:
   except ConfigError as error:
     if noted is None:
       raise
-    return _from_note(path, str(error).removeprefix(f"{path / 'config.json'} ").partition(";")[0], noted)
+    return _from_note(
+      path, str(error).removeprefix(f"{path / 'config.json'} ").partition(";")[0], noted
+    )
   lost = [section for section in noted or () if section not in run]
   if lost:
     return _from_note(path, f"has no {' and no '.join(lost)}", noted)
   for section, kinds in (("model", MODELS), ("data", DATA)):
     if noted and section in noted and not _alike(kinds, run.get(section), noted[section]):
-      run |= {section: _from_note(path, f"has another {section} than the run was trained with", noted)[section]}
+      run |= {
+        section: _from_note(path, f"has another {section} than the run was trained with", noted)[
+          section
+        ]
+      }
   return run
 
 
 def _from_note(path, trouble: str, noted: dict) -> dict:
-  logging.getLogger("jaxlm").warning(f"{path / 'config.json'} {trouble}; the copy in the newest checkpoint is used")
+  logging.getLogger("jaxlm").warning(
+    f"{path / 'config.json'} {trouble}; the copy in the newest checkpoint is used"
+  )
   return noted
 
 
@@ -151,7 +182,15 @@ def _no_run(path) -> ConfigError:
   if not path.is_dir():
     return ConfigError(f"{path} is neither a run folder nor a weights folder: it is a file")
   if (path / "checkpoints").is_dir():
-    return ConfigError(f"{path} has lost its config.json, and no checkpoint of it can be read; put back a copy of it")
+    return ConfigError(
+      f"{path} has lost its config.json, and no checkpoint of it can be read; put back a copy of it"
+    )
   others = [*path.glob("*.safetensors"), *path.glob("*.bin"), *path.glob("*.pt")]
-  return ConfigError(f"{path} is neither a run folder (it holds no config.json) nor a weights folder (no model.json)" + (
-      f"; a Hugging Face folder is converted first: jaxlm convert --from hf {path} --to OUT" if others else ""))
+  return ConfigError(
+    f"{path} is neither a run folder (it holds no config.json) nor a weights folder (no model.json)"
+    + (
+      f"; a Hugging Face folder is converted first: jaxlm convert --from hf {path} --to OUT"
+      if others
+      else ""
+    )
+  )

@@ -8,7 +8,9 @@ from jaxlm.parallel.rules import param_shardings
 
 
 def abstract_params(model, mesh=None):
-  """`jax.ShapeDtypeStruct`s with shardings: over the mesh by the model's rules, or whole on the first local device."""
+  """`jax.ShapeDtypeStruct`s with shardings: over the mesh by the model's rules, or whole on the
+  first local device.
+  """
   boxed = base.abstract_params(model)
   params = nn.unbox(boxed)
   if mesh is not None:
@@ -16,4 +18,6 @@ def abstract_params(model, mesh=None):
   else:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = jax.tree.map(lambda _: here, params)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings
+  )

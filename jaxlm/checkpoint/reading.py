@@ -27,12 +27,14 @@ class Restored(NamedTuple):
   lines: list[str]
 
 
-def newest(folder, steps: Sequence[int], read: Callable[[int], Any], *,
-           agreed: bool = True) -> tuple[int, Any, list[tuple[int, str]]]:
-  """(step, read(step), [(damaged step, sentence)]) of the newest step that `read` takes on every process.
+def newest(
+  folder, steps: Sequence[int], read: Callable[[int], Any], *, agreed: bool = True
+) -> tuple[int, Any, list[tuple[int, str]]]:
+  """(step, read(step), [(damaged step, sentence)]) of the newest step that `read` takes on every
+  process.
 
-  Every process must call it, with the same steps; agreed = False: this process asks for itself alone. CheckpointError if
-  `read` takes none.
+  Every process must call it, with the same steps; agreed = False: this process asks for itself
+  alone. CheckpointError if `read` takes none.
   """
   damaged = []
   for step in sorted(steps, reverse=True):
@@ -41,7 +43,7 @@ def newest(folder, steps: Sequence[int], read: Callable[[int], Any], *,
       out, trouble = read(step), None
     except (ConfigError, CheckpointError):
       raise
-    except Exception as error:    # what a damaged file raises depends on which file it is
+    except Exception as error:  # what a damaged file raises depends on which file it is
       trouble = first_line(error)
     trouble = next((text for text in (gather(trouble) if agreed else [trouble]) if text), None)
     if trouble is None:
@@ -51,11 +53,14 @@ def newest(folder, steps: Sequence[int], read: Callable[[int], Any], *,
   raise CheckpointError(f"no checkpoint in {folder} can be read: {listed}")
 
 
-def restore_params(folder, *, step: int | None = None, params: PyTree = None, ema: bool = False) -> Restored:
+def restore_params(
+  folder, *, step: int | None = None, params: PyTree = None, ema: bool = False
+) -> Restored:
   """The parameters of a run, or their average, alone.
 
-  folder: the run folder or its `checkpoints`. step: None: the newest that is not damaged. params: abstract tree with
-  shardings; None: as saved, on one device. ConfigError: no such run, step or average. CheckpointError: damaged.
+  folder: the run folder or its `checkpoints`. step: None: the newest that is not damaged. params:
+  abstract tree with shardings; None: as saved, on one device. ConfigError: no such run, step or
+  average. CheckpointError: damaged.
   """
   folder = checkpoints_of(folder)
   handlers = {"state": ocp.PyTreeCheckpointHandler(), "note": ocp.JsonCheckpointHandler()}
@@ -63,8 +68,10 @@ def restore_params(folder, *, step: int | None = None, params: PyTree = None, em
   with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
     there = sorted(manager.all_steps())
     if not there or step is not None and step not in there:
-      raise ConfigError(f"{folder} has no complete checkpoint{'' if step is None else f' of step {step}'}; "
-                        f"steps: {', '.join(map(str, there)) or 'none'}")
+      raise ConfigError(
+        f"{folder} has no complete checkpoint{'' if step is None else f' of step {step}'}; "
+        f"steps: {', '.join(map(str, there)) or 'none'}"
+      )
 
     def read(step):
       note = read_note(manager, step)
@@ -72,38 +79,72 @@ def restore_params(folder, *, step: int | None = None, params: PyTree = None, em
       if saved.get(name) is None:
         if any(array.startswith(f"{name}/") for array in note["checksums"]):
           raise Damaged(f"it was written with {name}, which its files no longer name")
-        raise ConfigError(f"the run {folder} keeps no average of its parameters; set train.ema_decay")
-      shapes = {path_name(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(saved[name])}
-      written = {array.removeprefix(f"{name}/") for array in note["checksums"] if array.startswith(f"{name}/")}
+        raise ConfigError(
+          f"the run {folder} keeps no average of its parameters; set train.ema_decay"
+        )
+      shapes = {
+        path_name(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(saved[name])
+      }
+      written = {
+        array.removeprefix(f"{name}/")
+        for array in note["checksums"]
+        if array.startswith(f"{name}/")
+      }
       if written != set(shapes):
-        raise Damaged(f"its files and its note name different arrays, among them {min(written ^ set(shapes))}")
+        raise Damaged(
+          f"its files and its note name different arrays, among them {min(written ^ set(shapes))}"
+        )
       if params is not None:
         fit(shapes, params, f"checkpoint {folder / str(step)}")
       item = {name: _on_one_device(saved[name]) if params is None else params}
-      out = manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(
-          item=item, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(item)))).state[name]
+      out = manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeRestore(
+            item=item,
+            partial_restore=True,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+          )
+        ),
+      ).state[name]
       # Numbers that were cast on the way cannot be compared.
-      compared(note, jax.tree.map(lambda x, meta: x if x.dtype == meta.dtype else None, out, saved[name]), f"{name}/")
+      compared(
+        note,
+        jax.tree.map(lambda x, meta: x if x.dtype == meta.dtype else None, out, saved[name]),
+        f"{name}/",
+      )
       return out, note
 
     try:
       found, (out, note), damaged = newest(folder, there if step is None else [step], read)
     except CheckpointError as error:
       others = [str(s) for s in there if s != step]
-      raise CheckpointError(f"{error}" + (f"; other steps: {', '.join(others)}" if step is not None and others else "")) from None
-  return Restored(out, note, found, [f"{text}; step {found} is read instead" for _, text in damaged])
+      raise CheckpointError(
+        f"{error}" + (f"; other steps: {', '.join(others)}" if step is not None and others else "")
+      ) from None
+  return Restored(
+    out, note, found, [f"{text}; step {found} is read instead" for _, text in damaged]
+  )
 
 
 def newest_config(folder) -> dict | None:
-  """The configuration that the newest readable note of a run holds; None without a readable one. Asks no other process."""
+  """The configuration that the newest readable note of a run holds; None without a readable one.
+
+  Asks no other process.
+  """
   try:
     folder = checkpoints_of(folder)
   except ConfigError:
     return None
-  with ocp.CheckpointManager(folder, item_handlers={"note": ocp.JsonCheckpointHandler()},
-                             options=ocp.CheckpointManagerOptions(read_only=True, **alone())) as manager:
+  with ocp.CheckpointManager(
+    folder,
+    item_handlers={"note": ocp.JsonCheckpointHandler()},
+    options=ocp.CheckpointManagerOptions(read_only=True, **alone()),
+  ) as manager:
     try:
-      return newest(folder, manager.all_steps(), lambda step: read_note(manager, step), agreed=False)[1]["config"]
+      return newest(
+        folder, manager.all_steps(), lambda step: read_note(manager, step), agreed=False
+      )[1]["config"]
     except CheckpointError:
       return None
 
@@ -124,13 +165,17 @@ def checkpoints_of(folder):
 
 
 def fit(shapes: dict[str, tuple[int, ...]], params: PyTree, what: str) -> None:
-  """ConfigError unless the stored {name: shape} are those of `params`. what: the subject of the sentence."""
+  """ConfigError unless the stored {name: shape} are those of `params`. what: the subject of the
+  sentence.
+  """
   wanted = {path_name(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(params)}
   wrong = sorted(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
   if wrong:
     name = wrong[0]
-    raise ConfigError(f"{what} does not fit the model in {len(wrong)} parameters, among them {name}: "
-                      f"{shapes.get(name, 'absent')} there, {wanted.get(name, 'absent')} here")
+    raise ConfigError(
+      f"{what} does not fit the model in {len(wrong)} parameters, among them {name}: "
+      f"{shapes.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
+    )
 
 
 def compared(note: dict, tree: PyTree, at: str = "") -> None:
@@ -150,8 +195,11 @@ def alone() -> dict:
   if jax.process_count() == 1:
     return {}
   me = jax.process_index()
-  return {"multiprocessing_options": ocp.options.MultiprocessingOptions(
-      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"restore{me}")}
+  return {
+    "multiprocessing_options": ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"restore{me}"
+    )
+  }
 
 
 def first_line(error: Exception) -> str:

@@ -1,7 +1,8 @@
-"""Which checkpoints stay when a new one is whole: the last few and every so many steps; all while steps are skipped.
+"""Which checkpoints stay when a new one is whole: the last few and every so many steps; all while
+steps are skipped.
 
-The state of a run whose steps are being skipped is finite, but it may be the one that makes every step fail. Until a step
-succeeds, it takes no older checkpoint's place.
+The state of a run whose steps are being skipped is finite, but it may be the one that makes every
+step fail. Until a step succeeds, it takes no older checkpoint's place.
 """
 
 from orbax.checkpoint import checkpoint_managers

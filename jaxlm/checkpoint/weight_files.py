@@ -1,7 +1,9 @@
-"""Checkpoint folders on disk: `config.json` beside safetensors (one file or an index of shards) or torch files.
+"""Checkpoint folders on disk: `config.json` beside safetensors (one file or an index of shards) or
+torch files.
 
-Arrays come as numpy, bfloat16 as `ml_dtypes.bfloat16`; safetensors are read one array at a time. Files in an object store
-are first copied to a temporary folder. Nothing of a file is executed, and an index names files of its own folder only.
+Arrays come as numpy, bfloat16 as `ml_dtypes.bfloat16`; safetensors are read one array at a time.
+Files in an object store are first copied to a temporary folder. Nothing of a file is executed, and
+an index names files of its own folder only.
 """
 
 import json
@@ -21,9 +23,20 @@ TORCH = (2, 6)
 
 SHARD_BYTES = 5_000_000_000
 #: Names in a safetensors header -> NumPy's.
-SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-                      "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn",
-                      "F8_E5M2": "float8_e5m2"}
+SAFETENSORS_DTYPES = {
+  "F64": "float64",
+  "F32": "float32",
+  "F16": "float16",
+  "BF16": "bfloat16",
+  "I64": "int64",
+  "I32": "int32",
+  "I16": "int16",
+  "I8": "int8",
+  "U8": "uint8",
+  "BOOL": "bool",
+  "F8_E4M3": "float8_e4m3fn",
+  "F8_E5M2": "float8_e5m2",
+}
 
 
 def read_json(path) -> dict:
@@ -47,6 +60,7 @@ class Safetensors(Mapping):
 
   def __init__(self, files):
     from safetensors import SafetensorError, safe_open
+
     self._where: dict[str, object] = {}
     self._copies = LocalCopies()
     for file in files:
@@ -63,15 +77,20 @@ class Safetensors(Mapping):
 
   def __getitem__(self, name: str) -> np.ndarray:
     if self.dtype(name) not in SAFETENSORS_DTYPES.values() or "float8" in self.dtype(name):
-      raise CheckpointFileError(f"{name} is {self.dtype(name)}: only plain floating-point arrays are read; dequantise the checkpoint "
-                                f"with the library that made it and save it again")
+      raise CheckpointFileError(
+        f"{name} is {self.dtype(name)}: only plain floating-point arrays are read; dequantise the checkpoint "
+        f"with the library that made it and save it again"
+      )
     from safetensors import SafetensorError
+
     try:
       return self._where[name].get_tensor(name)
     except (SafetensorError, TypeError, ValueError, AttributeError) as error:
-      raise CheckpointFileError(f"{name} cannot be read from its safetensors file: {error}") from None
+      raise CheckpointFileError(
+        f"{name} cannot be read from its safetensors file: {error}"
+      ) from None
 
-  def __contains__(self, name) -> bool:      # the mixin's reads the array
+  def __contains__(self, name) -> bool:  # the mixin's reads the array
     return name in self._where
 
   def dtype(self, name: str) -> str:
@@ -90,17 +109,22 @@ class Safetensors(Mapping):
 
 
 def read_torch(files) -> dict[str, np.ndarray]:
-  """Name -> array of `pytorch_model.bin` or `.pt` files (tensors only; pickled code is not executed)."""
+  """Name -> array of `pytorch_model.bin` or `.pt` files (tensors only; pickled code is not
+  executed).
+  """
   try:
     import torch
   except ImportError:
     raise CheckpointFileError(
-        f"{files[0]} is a torch file, and torch is not installed; install the extra `jaxlm[bench]`, or convert the "
-        f"checkpoint to safetensors") from None
+      f"{files[0]} is a torch file, and torch is not installed; install the extra `jaxlm[bench]`, or convert the "
+      f"checkpoint to safetensors"
+    ) from None
   version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
   if version < TORCH:
-    raise CheckpointFileError(f"torch {torch.__version__} can be made to run code by a file, even as jaxlm reads it; install torch "
-                              f"{'.'.join(map(str, TORCH))} or newer, or convert the checkpoint to safetensors")
+    raise CheckpointFileError(
+      f"torch {torch.__version__} can be made to run code by a file, even as jaxlm reads it; install torch "
+      f"{'.'.join(map(str, TORCH))} or newer, or convert the checkpoint to safetensors"
+    )
   state, copies = {}, LocalCopies()
   for file in files:
     if not exists_as_file(file):
@@ -111,7 +135,9 @@ def read_torch(files) -> dict[str, np.ndarray]:
       text = next(iter(str(error).splitlines()), type(error).__name__)
       raise CheckpointFileError(f"{file} is not a readable torch checkpoint: {text}") from None
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()):
+    if not isinstance(loaded, dict) or not all(
+      isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()
+    ):
       raise CheckpointFileError(f"{file} is not a state dict (name -> tensor)")
     for name, tensor in loaded.items():
       state[name] = _to_numpy(tensor, name, file)
@@ -121,21 +147,29 @@ def read_torch(files) -> dict[str, np.ndarray]:
 def _to_numpy(tensor, name: str, file) -> np.ndarray:
   import ml_dtypes
   import torch
-  alone = {torch.bfloat16: (torch.int16, ml_dtypes.bfloat16), torch.float8_e4m3fn: (torch.int8, ml_dtypes.float8_e4m3fn),
-           torch.float8_e5m2: (torch.int8, ml_dtypes.float8_e5m2)}      # numpy has no such types
+
+  alone = {
+    torch.bfloat16: (torch.int16, ml_dtypes.bfloat16),
+    torch.float8_e4m3fn: (torch.int8, ml_dtypes.float8_e4m3fn),
+    torch.float8_e5m2: (torch.int8, ml_dtypes.float8_e5m2),
+  }  # numpy has no such types
   try:
     if tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized:
       held = tensor.untyped_storage().nbytes()
       if held < tensor.numel() * tensor.element_size():
-        raise CheckpointFileError(f"{file} holds {name} as a view of {tuple(tensor.shape)} over {held} bytes; save it contiguous")
+        raise CheckpointFileError(
+          f"{file} holds {name} as a view of {tuple(tensor.shape)} over {held} bytes; save it contiguous"
+        )
     tensor = tensor.detach().contiguous()
     if tensor.dtype in alone:
       bits, ours = alone[tensor.dtype]
       return tensor.view(bits).numpy().view(ours)
     return tensor.numpy()
   except (TypeError, RuntimeError, NotImplementedError):
-    raise CheckpointFileError(f"{file} holds {name} as {tensor.dtype}, {tensor.layout}: only plain floating-point tensors are "
-                              f"read; dequantise the checkpoint with the library that made it and save it again") from None
+    raise CheckpointFileError(
+      f"{file} holds {name} as {tensor.dtype}, {tensor.layout}: only plain floating-point tensors are "
+      f"read; dequantise the checkpoint with the library that made it and save it again"
+    ) from None
 
 
 def read_weights(path) -> Mapping[str, np.ndarray]:
@@ -152,7 +186,9 @@ def read_weights(path) -> Mapping[str, np.ndarray]:
       state = read([path / file for file in dict.fromkeys(weight_map.values())])
       absent = [n for n in weight_map if n not in state]
       if absent:
-        raise CheckpointFileError(f"{index} promises {absent[0]!r}, which {weight_map[absent[0]]} does not hold")
+        raise CheckpointFileError(
+          f"{index} promises {absent[0]!r}, which {weight_map[absent[0]]} does not hold"
+        )
       return state
     if exists_as_file(path / name):
       return read([path / name])
@@ -162,23 +198,35 @@ def read_weights(path) -> Mapping[str, np.ndarray]:
       return read(files)
   found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
   raise CheckpointFileError(
-      f"{path} holds no weights: wanted model.safetensors, pytorch_model.bin or an index of shards; found {found}")
+    f"{path} holds no weights: wanted model.safetensors, pytorch_model.bin or an index of shards; found {found}"
+  )
 
 
 def _weight_map(index) -> dict[str, str]:
-  """{array: file} of an index of shards; files are plain names, so that an index reaches nothing outside its folder."""
+  """{array: file} of an index of shards; files are plain names, so that an index reaches nothing
+  outside its folder.
+  """
   weight_map = read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise CheckpointFileError(f"{index} has no 'weight_map'")
   for name, file in weight_map.items():
     if not isinstance(file, str) or not file or file in (".", "..") or re.search(r"[/\\\0]", file):
-      raise CheckpointFileError(f"{index} names {str(file)[:80]!r} as the file of {name[:80]!r}; wanted the plain name of a file beside it")
+      raise CheckpointFileError(
+        f"{index} names {str(file)[:80]!r} as the file of {name[:80]!r}; wanted the plain name of a file beside it"
+      )
   return weight_map
 
 
-def write_weights(folder, state: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None,
-                  shard_bytes: int = SHARD_BYTES) -> list:
-  """Writes model.safetensors, or shards of at most `shard_bytes` with their index. Returns the files."""
+def write_weights(
+  folder,
+  state: Mapping[str, np.ndarray],
+  metadata: dict[str, str] | None = None,
+  shard_bytes: int = SHARD_BYTES,
+) -> list:
+  """Writes model.safetensors, or shards of at most `shard_bytes` with their index.
+
+  Returns the files.
+  """
   shards: list[dict[str, np.ndarray]] = [{}]
   size = 0
   for name, array in state.items():
@@ -197,7 +245,10 @@ def write_weights(folder, state: Mapping[str, np.ndarray], metadata: dict[str, s
       names.append(f"model-{i + 1:05}-of-{len(shards):05}.safetensors")
       _save_file(shard, local / names[-1], metadata)
       weight_map |= dict.fromkeys(shard, names[-1])
-    index = {"metadata": {"total_size": sum(a.nbytes for a in state.values())}, "weight_map": weight_map}
+    index = {
+      "metadata": {"total_size": sum(a.nbytes for a in state.values())},
+      "weight_map": weight_map,
+    }
     names.append("model.safetensors.index.json")
     (local / names[-1]).write_text(json_text.dumps(index, indent=1))
   return [folder_path(folder) / name for name in names]
@@ -207,6 +258,7 @@ def _save_file(arrays: dict[str, np.ndarray], file, metadata: dict[str, str]) ->
   """OSError where the file cannot be written: the library says so as an error of its own."""
   from safetensors import SafetensorError
   from safetensors.numpy import save_file
+
   try:
     save_file(arrays, file, metadata)
   except SafetensorError as error:

@@ -4,11 +4,12 @@
   1        the request was right and it failed: a row, a check, a step, a full disk
   2        the request was wrong: a flag, a key, a path
   128 + n  signal n ended it: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, also of a training run that is saved and that the same
-           command continues (result.json: finished false), so that `jaxlm train ... && jaxlm eval ...` does not go on with
-           half a model; 141 nobody reads its output any more (`jaxlm eval ... | head -1`)
+           command continues (result.json: finished false), so that
+           `jaxlm train ... && jaxlm eval ...` does not go on with half a model; 141 nobody reads
+           its output any more (`jaxlm eval ... | head -1`)
 
-What a person or the system has refused is one sentence on standard error. Any other exception is a fault of this library
-and keeps its traceback. With JAXLM_DEBUG=1 the sentences have theirs, too.
+What a person or the system has refused is one sentence on standard error. Any other exception is a
+fault of this library and keeps its traceback. With JAXLM_DEBUG=1 the sentences have theirs, too.
 """
 
 import errno
@@ -27,8 +28,18 @@ from jaxlm.config import ConfigError
 GOOD, FAILED, WRONG = 0, 1, 2
 INTERRUPTED, UNREAD = 128 + 2, 128 + 13
 #: What a path can be wrong in; any other errno is a failure of a right request.
-PATH_ERRORS = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS,
-               errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTEMPTY}
+PATH_ERRORS = {
+  errno.ENOENT,
+  errno.EEXIST,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EROFS,
+  errno.ELOOP,
+  errno.ENAMETOOLONG,
+  errno.ENOTEMPTY,
+}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -37,6 +48,7 @@ def command(name: str, *, refusals: tuple[type[Exception], ...] = ()):
 
   refusals: exceptions whose text is for the user, besides those of configurations and checkpoints.
   """
+
   def decorate(main: Callable[[list[str]], int | None]) -> Callable[[Sequence[str] | None], int]:
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
@@ -46,22 +58,33 @@ def command(name: str, *, refusals: tuple[type[Exception], ...] = ()):
           sys.unraisablehook = without_closed_loops
         code = main(list(sys.argv[1:] if argv is None else argv)) or GOOD
         if sys.stdout is not None:
-          sys.stdout.flush()     # at the interpreter's end it would be too late for a sentence
+          sys.stdout.flush()  # at the interpreter's end it would be too late for a sentence
         return code
       except (Exception, KeyboardInterrupt, SystemExit) as error:
         return ending(name, error, refusals)
+
     return guarded
+
   return decorate
 
 
 def ending(name: str, error: BaseException, refusals: tuple[type[Exception], ...] = ()) -> int:
-  """The exit code of what a command has raised; its sentence is printed. What is not for the user is raised again."""
-  if caused_by(error, BrokenPipeError) and (isinstance(error, SystemExit) or _reader_gone()):     # SystemExit: rich's
+  """The exit code of what a command has raised; its sentence is printed.
+
+  What is not for the user is raised again.
+  """
+  if caused_by(error, BrokenPipeError) and (
+    isinstance(error, SystemExit) or _reader_gone()
+  ):  # SystemExit: rich's
     _silence()
     return UNREAD
-  interrupt = caused_by(error, KeyboardInterrupt)     # also where a library has met it while it was imported
+  interrupt = caused_by(
+    error, KeyboardInterrupt
+  )  # also where a library has met it while it was imported
   if interrupt:
-    return refuse(name, interrupt if str(interrupt) else "interrupted", getattr(interrupt, "code", INTERRUPTED))
+    return refuse(
+      name, interrupt if str(interrupt) else "interrupted", getattr(interrupt, "code", INTERRUPTED)
+    )
   if isinstance(error, SystemExit):
     if isinstance(error.code, str):
       return refuse(name, error.code, WRONG)
@@ -74,9 +97,11 @@ def ending(name: str, error: BaseException, refusals: tuple[type[Exception], ...
     return refuse(name, explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)
   if isinstance(error, MemoryError):
     return refuse(name, f"out of memory: {error}" if str(error) else "out of memory", FAILED)
-  if isinstance(error, ImportError) and str(error).startswith("Please install"):      # etils': an object store without its client
+  if isinstance(error, ImportError) and str(error).startswith(
+    "Please install"
+  ):  # etils': an object store without its client
     return refuse(name, str(error), WRONG)
-  if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):      # XLA's
+  if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):  # XLA's
     return refuse(name, f"out of memory: {str(error).splitlines()[0][:300]}", FAILED)
   raise error
 
@@ -93,19 +118,31 @@ def refuse(name: str, sentence, code: int) -> int:
 
 
 def without_closed_loops(unraisable) -> None:
-  """Python's report of an exception that nobody can catch, but for what a write of Orbax that has ended tells its loop."""
-  if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+  """Python's report of an exception that nobody can catch, but for what a write of Orbax that has
+  ended tells its loop.
+  """
+  if not (
+    isinstance(unraisable.exc_value, RuntimeError)
+    and str(unraisable.exc_value) == "Event loop is closed"
+  ):
     sys.__unraisablehook__(unraisable)
 
 
 def _visible(sentence: str) -> str:
-  """The sentence with control characters as escapes: it may quote a file of others, and a terminal would obey them."""
-  return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "surrogatepass").decode() for c in sentence)
+  """The sentence with control characters as escapes: it may quote a file of others, and a terminal
+  would obey them.
+  """
+  return "".join(
+    c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape", "surrogatepass").decode()
+    for c in sentence
+  )
 
 
 def explain(error: OSError) -> str:
   """One sentence: which file, what is wrong with it, what to do."""
-  path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else None
+  path = (
+    os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else None
+  )
   if error.errno in FULL:
     where = f"the disk of {path}" if path else "a disk"
     return f"{where} is full ({error.strerror}); free space there, and give the same command again"
@@ -139,6 +176,7 @@ def explain(error: OSError) -> str:
 def _choose(path: str) -> str:
   """The remedy that fits the place: the cache has a variable of its own."""
   from jaxlm.data.folders import data_dir
+
   try:
     cached = pathlib.Path(path).absolute().is_relative_to(data_dir())
   except ConfigError:
@@ -152,7 +190,7 @@ def _file_on_the_way(path: pathlib.Path) -> pathlib.Path | None:
     try:
       if at.exists():
         return None if at.is_dir() else at
-    except OSError:      # below a file, below a folder that may not be read
+    except OSError:  # below a file, below a folder that may not be read
       continue
   return None
 
@@ -181,7 +219,11 @@ def _reader_gone() -> bool:
         return True
     except BrokenPipeError:
       return True
-    except (OSError, ValueError, AttributeError):      # no file descriptor: replaced by a program, closed; no poll here
+    except (
+      OSError,
+      ValueError,
+      AttributeError,
+    ):  # no file descriptor: replaced by a program, closed; no poll here
       continue
   return False
 
@@ -201,6 +243,8 @@ def _silence() -> None:
 
 
 def _print_anything() -> None:
-  """A character that the terminal's encoding has not is printed as its escape; a name on disk may be no text at all."""
+  """A character that the terminal's encoding has not is printed as its escape; a name on disk may
+  be no text at all.
+  """
   if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
     sys.stdout.reconfigure(errors="backslashreplace")

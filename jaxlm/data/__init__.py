@@ -1,20 +1,25 @@
-"""Sources, tokenizers, packing: every pipeline is a Grain dataset, seeded, checkpointable, shardable by host.
+"""Sources, tokenizers, packing: every pipeline is a Grain dataset, seeded, checkpointable,
+shardable by host.
 
-A data config is a frozen dataclass of base `jaxlm.data.base.DataConfig` with `seq_len`, `batch_size` (global, in sequences), `vocab_size` and
+A data config is a frozen dataclass of base `jaxlm.data.base.DataConfig` with `seq_len`,
+`batch_size` (global, in sequences), `vocab_size` and
 
   build(split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset
 
-of host-local numpy batches (batch_size / process_count, seq_len): int32 `tokens`, `targets`, `segment_ids` (from 1;
-0 is padding), `positions`, `target_bytes` (UTF-8 bytes of each target) and float32 `loss_weights`. Data of another form
-have the fields that their objective's docstring lists: insertion (`jaxlm.data.forms`) no `targets`, but `slots`, `missing`,
-`num_missing` and one loss weight per sequence. One that reads a
-corpus also has `batch_fields`, {name: (shape, dtype)} of a global batch, so that preflight needs no data.
+of host-local numpy batches (batch_size / process_count, seq_len): int32 `tokens`, `targets`,
+`segment_ids` (from 1; 0 is padding), `positions`, `target_bytes` (UTF-8 bytes of each target) and
+float32 `loss_weights`. Data of another form have the fields that their objective's docstring lists:
+insertion (`jaxlm.data.forms`) no `targets`, but `slots`, `missing`, `num_missing` and one loss
+weight per sequence. One that reads a corpus also has `batch_fields`, {name: (shape, dtype)} of a
+global batch, so that preflight needs no data.
 """
 
 from jaxlm.config import Kinds
 from jaxlm.data.errors import DataError
 
-DATA = Kinds("data", {
+DATA = Kinds(
+  "data",
+  {
     "bigram": "jaxlm.data.bigram:BigramData",
     "star_graphs": "jaxlm.data.star_graphs:StarGraphData",
     "diagnostic": "jaxlm.data.diagnostic_tasks:DiagnosticData",
@@ -30,6 +35,7 @@ DATA = Kinds("data", {
     "word_search": "jaxlm.data.text_pairs:WordSearchData",
     "xnli": "jaxlm.data.text_pairs:XNLIData",
     "zebra": "jaxlm.data.zebra:ZebraData",
-})
+  },
+)
 
 __all__ = ["DATA", "DataError"]

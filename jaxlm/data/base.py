@@ -1,4 +1,6 @@
-"""What every data config declares, so that a pair of data and objective can be refused before anything is read."""
+"""What every data config declares, so that a pair of data and objective can be refused before
+anything is read.
+"""
 
 from typing import ClassVar
 
@@ -6,23 +8,25 @@ from jaxlm.config import ConfigError
 
 #: Form of a batch -> the fields that its objectives read (`jaxlm.data.forms` for the framed ones).
 BATCH_FORMS = {
-    "causal": "tokens, targets, segment_ids, positions, loss_weights (B, T)",
-    "insertion": "tokens, slots, missing, num_missing, segment_ids, positions, loss_weights (B, 1)",
-    "insertion_transformer": "as insertion, with the end token missing in empty slots",
-    "masked_diffusion": "tokens, maskable, segment_ids, positions, loss_weights (B, 1)",
-    "encoder_decoder": "tokens, decoder_tokens, targets, loss_weights (B, T of the target)",
-    "views": "{input,target}_{images,intrinsics,poses}, loss_weights (B, S)",
+  "causal": "tokens, targets, segment_ids, positions, loss_weights (B, T)",
+  "insertion": "tokens, slots, missing, num_missing, segment_ids, positions, loss_weights (B, 1)",
+  "insertion_transformer": "as insertion, with the end token missing in empty slots",
+  "masked_diffusion": "tokens, maskable, segment_ids, positions, loss_weights (B, 1)",
+  "encoder_decoder": "tokens, decoder_tokens, targets, loss_weights (B, T of the target)",
+  "views": "{input,target}_{images,intrinsics,poses}, loss_weights (B, S)",
 }
 
 
 class DataConfig:
   """Base of data configs (frozen dataclasses).
 
-  batch_form: a key of BATCH_FORMS. Data that can be made in several forms have a field `form`, and it is that.
+  batch_form: a key of BATCH_FORMS. Data that can be made in several forms have a field `form`, and
+  it is that.
   """
 
   batch_form: ClassVar[str] = "causal"
-  #: {name: (shape, dtype)} of a global batch, so that preflight needs no data; None: a batch is built to see it.
+  #: {name: (shape, dtype)} of a global batch, so that preflight needs no data; None: a batch is
+  #: built to see it.
   batch_fields = None
   #: Whether rows say where nothing may be inserted (`blocked`).
   constraint = False
@@ -34,8 +38,10 @@ class DataConfig:
 
   def load_tokenizer(self):
     """The tokenizer of the rows. ConfigError for data that are no text."""
-    raise ConfigError(f"data.kind of this run makes {type(self).__name__.removesuffix('Data')} rows of token ids, which are no text: "
-                      f"there is nothing to read a prompt with; `jaxlm eval` scores it, and its tables are in experiments/")
+    raise ConfigError(
+      f"data.kind of this run makes {type(self).__name__.removesuffix('Data')} rows of token ids, which are no text: "
+      f"there is nothing to read a prompt with; `jaxlm eval` scores it, and its tables are in experiments/"
+    )
 
   def check(self, cfg) -> None:
     """Raises ConfigError for what does not fit the other sections of `cfg` (a RunConfig)."""

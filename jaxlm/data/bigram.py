@@ -1,6 +1,8 @@
-"""Texts of one fixed bigram source, each under a substitution cipher of its own (docs/specs/lexinvariant.md, sections 1 and 9).
+"""Texts of one fixed bigram source, each under a substitution cipher of its own
+(docs/specs/lexinvariant.md, sections 1 and 9).
 
-Small enough that the best possible predictor is known: `jaxlm.evaluation.bayes_mixture`. Axes: N texts, T time, V symbols.
+Small enough that the best possible predictor is known: `jaxlm.evaluation.bayes_mixture`. Axes: N
+texts, T time, V symbols.
 """
 
 import dataclasses
@@ -49,7 +51,9 @@ class Bigram:
   def log_prob(self, text_NT) -> np.ndarray:
     """log p(x_t | x_<t), (N, T)."""
     with np.errstate(divide="ignore"):
-      return np.log(np.take_along_axis(self.conditionals(text_NT), text_NT[..., None], axis=-1)[..., 0])
+      return np.log(
+        np.take_along_axis(self.conditionals(text_NT), text_NT[..., None], axis=-1)[..., 0]
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Bigram:
 class BigramData(DataConfig):
   """source_seed draws the source, once and for all; every row is a new text under a new cipher.
 
-  concentration: of the Dirichlet that the transitions come from; small ones make sharp sources. rows: of one pass.
+  concentration: of the Dirichlet that the transitions come from; small ones make sharp sources.
+  rows: of one pass.
   """
 
   batch_size: Count
@@ -73,16 +78,35 @@ class BigramData(DataConfig):
 
   @property
   def source(self) -> Bigram:
-    return Bigram.draw(self.num_symbols, self.concentration, np.random.default_rng(self.source_seed))
+    return Bigram.draw(
+      self.num_symbols, self.concentration, np.random.default_rng(self.source_seed)
+    )
 
-  def build(self, split: str, *, seed: int, process_index: int = 0, process_count: int = 1,
-            repeat: bool = True) -> grain.IterDataset:
+  def build(
+    self,
+    split: str,
+    *,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    repeat: bool = True,
+  ) -> grain.IterDataset:
     check_split(split)
-    return batches(_Texts(self, split, seed), batch_size=self.batch_size, seed=seed, shuffle=False, repeat=repeat,
-                   process_index=process_index, process_count=process_count, fingerprint=f"bigram {self}")
+    return batches(
+      _Texts(self, split, seed),
+      batch_size=self.batch_size,
+      seed=seed,
+      shuffle=False,
+      repeat=repeat,
+      process_index=process_index,
+      process_count=process_count,
+      fingerprint=f"bigram {self}",
+    )
 
   def examples(self, split: str, seed: int) -> dict[str, np.ndarray]:
-    """The first pass of a split as whole arrays, with `plain` (N, T + 1), what the texts say, and `cipher` (N, V)."""
+    """The first pass of a split as whole arrays, with `plain` (N, T + 1), what the texts say, and
+    `cipher` (N, V).
+    """
     texts = _Texts(self, split, check_seed(seed))
     drawn = [texts.draw(i) for i in range(self.rows)]
     return {k: np.stack([row[k] for row in drawn]) for k in drawn[0]}
@@ -104,13 +128,19 @@ class _Texts:
     rng, T = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], index]), self.cfg.seq_len
     plain = self.source.sample(1, T + 1, rng)[0]
     cipher = full_cipher(self.cfg.num_symbols, rng)
-    return text_row(cipher[plain]) | dict(sequence_seeds=rng.integers(0, 2**32, size=2, dtype=np.uint32), plain=plain,
-                                          cipher=cipher)
+    return text_row(cipher[plain]) | dict(
+      sequence_seeds=rng.integers(0, 2**32, size=2, dtype=np.uint32), plain=plain, cipher=cipher
+    )
 
 
 def text_row(text: np.ndarray) -> dict[str, np.ndarray]:
   """T + 1 symbols, which are no text, as a row of T tokens and their T successors."""
   T = len(text) - 1
-  return dict(tokens=text[:-1].astype(np.int32), targets=text[1:].astype(np.int32), segment_ids=np.ones(T, np.int32),
-              positions=np.arange(T, dtype=np.int32), loss_weights=np.ones(T, np.float32),
-              target_bytes=np.zeros(T, np.int32))
+  return dict(
+    tokens=text[:-1].astype(np.int32),
+    targets=text[1:].astype(np.int32),
+    segment_ids=np.ones(T, np.int32),
+    positions=np.arange(T, dtype=np.int32),
+    loss_weights=np.ones(T, np.float32),
+    target_bytes=np.zeros(T, np.int32),
+  )

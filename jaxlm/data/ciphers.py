@@ -1,6 +1,7 @@
 """Substitution ciphers: every symbol stands for another, the same throughout a text.
 
-A cipher is an int permutation: cipher[plain symbol] = cipher symbol (docs/specs/lexinvariant.md, section 7).
+A cipher is an int permutation: cipher[plain symbol] = cipher symbol (docs/specs/lexinvariant.md,
+section 7).
 """
 
 import numpy as np
@@ -12,19 +13,29 @@ def full_cipher(vocab_size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def partial_cipher(alphabet: str, rng: np.random.Generator, fixed: str | None = None) -> np.ndarray:
-  """A uniform permutation of an alphabet's characters that leaves `fixed` alone; default: all that are no letters."""
+  """A uniform permutation of an alphabet's characters that leaves `fixed` alone; default: all that
+  are no letters.
+  """
   moves = np.array([c.isalpha() if fixed is None else c not in fixed for c in alphabet])
   cipher = np.arange(len(alphabet), dtype=np.int32)
   cipher[moves] = rng.permutation(cipher[moves])
   return cipher
 
 
-def draw_ciphers(characters: list[str], vocab_size: int, count: int, rng: np.random.Generator, *,
-                 partial: bool) -> np.ndarray:
-  """int32 (count, vocab_size): ids of `characters` move, all of them or (partial) the letters; other ids stay."""
+def draw_ciphers(
+  characters: list[str], vocab_size: int, count: int, rng: np.random.Generator, *, partial: bool
+) -> np.ndarray:
+  """int32 (count, vocab_size): ids of `characters` move, all of them or (partial) the letters;
+  other ids stay.
+  """
   n = len(characters)
-  draw = lambda: partial_cipher("".join(characters), rng) if partial else full_cipher(n, rng)
-  return np.stack([np.concatenate([draw(), np.arange(n, vocab_size, dtype=np.int32)]) for _ in range(count)])
+
+  def draw():
+    return partial_cipher("".join(characters), rng) if partial else full_cipher(n, rng)
+
+  return np.stack(
+    [np.concatenate([draw(), np.arange(n, vocab_size, dtype=np.int32)]) for _ in range(count)]
+  )
 
 
 def encipher(tokens: np.ndarray, cipher: np.ndarray) -> np.ndarray:
@@ -38,5 +49,7 @@ def inverse(cipher: np.ndarray) -> np.ndarray:
 
 
 def move_rows(table: np.ndarray, cipher: np.ndarray) -> np.ndarray:
-  """The table (.., V, D) that gives a ciphered text the vectors of the plain one: row cipher[v] is row v."""
+  """The table (.., V, D) that gives a ciphered text the vectors of the plain one: row cipher[v] is
+  row v.
+  """
   return np.take_along_axis(table, inverse(cipher)[..., None], axis=-2)

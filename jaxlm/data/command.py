@@ -21,15 +21,26 @@ Stopping is safe at any time: the same command goes on. Files go to $JAXLM_DATA,
 @command("jaxlm data")
 def main(argv: list[str]) -> int:
   parser = Parser("jaxlm data", description=USAGE, example="jaxlm data list")
-  actions = parser.add_subparsers(dest="action", required=True, metavar="list | info | prepare", parser_class=Parser)
-  for action, what in (("list", "all corpora, and which are here"), ("info", "what a corpus holds"),
-                       ("prepare", "make a corpus, or go on making it")):
-    sub = actions.add_parser(action, help=what, example=f"jaxlm data {action}" + " prose-small" * (action != "list"))
+  actions = parser.add_subparsers(
+    dest="action", required=True, metavar="list | info | prepare", parser_class=Parser
+  )
+  for action, what in (
+    ("list", "all corpora, and which are here"),
+    ("info", "what a corpus holds"),
+    ("prepare", "make a corpus, or go on making it"),
+  ):
+    sub = actions.add_parser(
+      action, help=what, example=f"jaxlm data {action}" + " prose-small" * (action != "list")
+    )
     sub.add_argument("--data-dir", default=None, help="default: $JAXLM_DATA, else ~/.cache/jaxlm")
     if action != "list":
-      sub.add_argument("names" if action == "prepare" else "name", nargs="+" if action == "prepare" else None)
+      sub.add_argument(
+        "names" if action == "prepare" else "name", nargs="+" if action == "prepare" else None
+      )
     if action == "prepare":
-      sub.add_argument("--force", action="store_true", help="throw away what is there and begin anew")
+      sub.add_argument(
+        "--force", action="store_true", help="throw away what is there and begin anew"
+      )
       sub.add_argument("--quiet", action="store_true", help="no progress bar")
   args = parser.parse_args(argv)
   folder = data_dir(args.data_dir)
@@ -45,7 +56,11 @@ def main(argv: list[str]) -> int:
     raise
   except OSError as error:
     if error.errno in FULL:
-      return refuse("jaxlm data", f"{explain(error)}. What is written so far stays good; --data-dir names another folder", FAILED)
+      return refuse(
+        "jaxlm data",
+        f"{explain(error)}. What is written so far stays good; --data-dir names another folder",
+        FAILED,
+      )
     raise
   except KeyboardInterrupt:
     return refuse("jaxlm data", "stopped; the same command goes on from here", INTERRUPTED)
@@ -62,7 +77,9 @@ def _manifest(folder, name: str) -> dict | None:
       return manifest
   except (ValueError, KeyError, TypeError, AttributeError):
     pass
-  raise DataError(f"{path} is damaged; make the corpus again with `jaxlm data prepare {name} --force`")
+  raise DataError(
+    f"{path} is damaged; make the corpus again with `jaxlm data prepare {name} --force`"
+  )
 
 
 def _list(folder) -> None:
@@ -77,7 +94,9 @@ def _list(folder) -> None:
     except DataError:
       here = "damaged"
     rows.append([name, corpus.what, here])
-  print_table(("name", "what", "here"), rows, title=f"corpora ({folder})", words=("what",), box=False)
+  print_table(
+    ("name", "what", "here"), rows, title=f"corpora ({folder})", words=("what",), box=False
+  )
 
 
 def _info(folder, name: str) -> None:
@@ -94,8 +113,10 @@ def _info(folder, name: str) -> None:
     return
   for split, entry in manifest["splits"].items():
     dropped = f", {entry['dropped']} dropped: they stand in train" if entry["dropped"] else ""
-    print(f"  {split:<10} {entry['documents']:>9,} documents {entry['bytes']:>13,} bytes  {entry['sha256'][:16]}"
-          f"{dropped}")
+    print(
+      f"  {split:<10} {entry['documents']:>9,} documents {entry['bytes']:>13,} bytes  {entry['sha256'][:16]}"
+      f"{dropped}"
+    )
   for file, entry in manifest.get("files", {}).items():
     print(f"  {file:<20} {entry['bytes']:>11,} bytes  {entry['sha256'][:16]}")
 
@@ -108,13 +129,21 @@ def _prepare(folder, name: str, force: bool, quiet: bool) -> None:
   from jaxlm.data.prepare.write import prepare
 
   recipe = corpus(name)
-  columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-             TimeElapsedColumn())
+  columns = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    TextColumn("{task.completed}/{task.total}"),
+    TimeElapsedColumn(),
+  )
   with Progress(*columns, disable=quiet or not sys.stderr.isatty()) as bar:
     task = bar.add_task(name)
-    manifest = prepare(name, recipe, folder,
-                       lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
-                       force=force)
+    manifest = prepare(
+      name,
+      recipe,
+      folder,
+      lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+      force=force,
+    )
   for line in complaints(name, manifest):
     print(f"warning: {line}", file=sys.stderr)
   _info(folder, name)

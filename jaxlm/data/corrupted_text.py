@@ -1,4 +1,5 @@
-"""`data.kind = "span_corruption"`: text in any number of languages, its spans replaced by sentinels. docs/specs/mrt5.md, section 7.
+"""`data.kind = "span_corruption"`: text in any number of languages, its spans replaced by
+sentinels. docs/specs/mrt5.md, section 7.
 
 Axes: N tokens of a chunk, L encoder, T decoder.
 """
@@ -28,7 +29,9 @@ class ByT5Tokenizer(ByteTokenizer):
   """byte + 3, documents ended by 1; what is not UTF-8 is refused, as its bytes may be sentinels."""
 
   def __init__(self):
-    super().__init__(ByteTokenizerConfig(offset=byte_t5.OFFSET, separator=byte_t5.END, size=byte_t5.VOCAB_SIZE))
+    super().__init__(
+      ByteTokenizerConfig(offset=byte_t5.OFFSET, separator=byte_t5.END, size=byte_t5.VOCAB_SIZE)
+    )
     self.fingerprint += "-utf8"
 
   def encode_batch(self, texts):
@@ -40,10 +43,12 @@ class ByT5Tokenizer(ByteTokenizer):
 @dataclasses.dataclass(frozen=True)
 @checked
 class SpanCorruptionData(DataConfig):
-  """sources: as in `jaxlm.data.sources`, one per language, say. seq_len: of the encoder's input; the target's follows.
+  """sources: as in `jaxlm.data.sources`, one per language, say. seq_len: of the encoder's input;
+  the target's follows.
 
-  Languages are drawn with probability proportional to size^exponent: 0 uniform (the paper), 1 as they are, 0.3 usual
-  where sizes span orders of magnitude. A training row is a function of (seed, index): its language, its chunk, its
+  Languages are drawn with probability proportional to size^exponent: 0 uniform (the paper), 1 as
+  they are, 0.3 usual where sizes span orders of magnitude. A training row is a function of (seed,
+  index): its language, its chunk, its
   noise. rows: of one pass, the languages in turn.
   """
 
@@ -74,14 +79,32 @@ class SpanCorruptionData(DataConfig):
   def batch_fields(self) -> dict:
     return byte_t5.batch_fields(self.batch_size, self.seq_len, self.target_len)
 
-  def build(self, split: str, *, seed: int, process_index: int = 0, process_count: int = 1,
-            repeat: bool = True) -> grain.IterDataset:
+  def build(
+    self,
+    split: str,
+    *,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    repeat: bool = True,
+  ) -> grain.IterDataset:
     check_split(split)
-    stores = [token_store(open_corpus(source), split, ByT5Tokenizer(), data_dir() / "tokens") for source in self.sources]
+    stores = [
+      token_store(open_corpus(source), split, ByT5Tokenizer(), data_dir() / "tokens")
+      for source in self.sources
+    ]
     rows = _Rows(self, split, seed, stores, len_=10_000_000 if repeat else self.rows)
     said = f"{self} {[store.fingerprint for store in stores]}"
-    return batches(rows, batch_size=self.batch_size, seed=seed, shuffle=False, repeat=repeat, process_index=process_index,
-                   process_count=process_count, fingerprint=hashlib.sha256(said.encode()).hexdigest()[:16])
+    return batches(
+      rows,
+      batch_size=self.batch_size,
+      seed=seed,
+      shuffle=False,
+      repeat=repeat,
+      process_index=process_index,
+      process_count=process_count,
+      fingerprint=hashlib.sha256(said.encode()).hexdigest()[:16],
+    )
 
 
 def shares(sizes, exponent: float) -> np.ndarray:
@@ -91,17 +114,22 @@ def shares(sizes, exponent: float) -> np.ndarray:
 
 
 class _Rows:
-  """Row i, corrupted. Training draws language and chunk; a pass takes them in turn, as many as there are."""
+  """Row i, corrupted. Training draws language and chunk; a pass takes them in turn, as many as
+  there are.
+  """
 
   def __init__(self, cfg: SpanCorruptionData, split: str, seed: int, stores, len_: int):
     self.cfg, self.split, self.seed, self.stores = cfg, split, seed, stores
     self.size = lengths(cfg.seq_len, cfg.noise_density, cfg.mean_span)[0]
-    # A separator precedes each document, so the text from the first document on, with an end appended, is d0 1 d1 1 ...
+    # A separator precedes each document, so the text from the first document on, with an end
+    # appended, is d0 1 d1 1 ...
     self.chunks = [len(store) // self.size for store in stores]
     for source, store, count in zip(cfg.sources, stores, self.chunks):
       if count < 1:
-        raise DataError(f"{source}: split {split!r} holds {len(store)} tokens, fewer than one chunk of {self.size}; shorten "
-                        "data.seq_len or use a larger corpus")
+        raise DataError(
+          f"{source}: split {split!r} holds {len(store)} tokens, fewer than one chunk of {self.size}; shorten "
+          "data.seq_len or use a larger corpus"
+        )
     self.p = shares([len(store) for store in stores], cfg.exponent)
     self.drawn = split == "train"
     self.len = len_ if self.drawn else min(len_, len(stores) * max(self.chunks))
@@ -121,10 +149,18 @@ class _Rows:
 
   def row(self, which: int, chunk: int, rng) -> dict[str, np.ndarray]:
     store, start = self.stores[which], 1 + chunk * self.size
-    tokens = np.asarray(store.tokens[start:start + self.size], np.int32)
+    tokens = np.asarray(store.tokens[start : start + self.size], np.int32)
     if len(tokens) < self.size:
       tokens = np.append(tokens, byte_t5.END).astype(np.int32)
-    inputs, labels = corrupt(tokens, noise_mask(self.size, self.cfg.noise_density, self.cfg.mean_span, rng))
-    return dict(tokens=inputs, decoder_tokens=shift_right(labels), targets=labels, segment_ids=np.ones_like(inputs),
-                positions=np.arange(len(inputs), dtype=np.int32), loss_weights=np.ones(len(labels), np.float32),
-                target_bytes=byte_t5.num_bytes(labels))
+    inputs, labels = corrupt(
+      tokens, noise_mask(self.size, self.cfg.noise_density, self.cfg.mean_span, rng)
+    )
+    return dict(
+      tokens=inputs,
+      decoder_tokens=shift_right(labels),
+      targets=labels,
+      segment_ids=np.ones_like(inputs),
+      positions=np.arange(len(inputs), dtype=np.int32),
+      loss_weights=np.ones(len(labels), np.float32),
+      target_bytes=byte_t5.num_bytes(labels),
+    )

@@ -1,4 +1,6 @@
-"""MrT5's diagnostic tasks over random letters: copy, vowel removal, contextual vowel removal, ABC -> D. docs/specs/mrt5.md, section 8."""
+"""MrT5's diagnostic tasks over random letters: copy, vowel removal, contextual vowel removal, ABC
+-> D. docs/specs/mrt5.md, section 8.
+"""
 
 import dataclasses
 import string
@@ -22,7 +24,9 @@ TASKS = ("copy", "vowel_removal", "contextual_vowel_removal", "merge_ABC")
 
 
 def places(rng: np.random.Generator, length: int, size: int, number: int) -> list[int]:
-  """Starts of substrings of `size`, at least `size` apart, up to `number`; gives up after 501 draws."""
+  """Starts of substrings of `size`, at least `size` apart, up to `number`; gives up after 501
+  draws.
+  """
   found: list[int] = []
   for _ in range(501):
     if len(found) >= number:
@@ -36,14 +40,17 @@ def places(rng: np.random.Generator, length: int, size: int, number: int) -> lis
 def sample(task: str, rng: np.random.Generator, length: int = 64) -> tuple[str, str]:
   """(text, target), each beginning with '#', the text of length - 1 characters."""
   # The reference draws two letters more for `copy`, which truncation takes away again.
-  text = "".join(rng.choice(LETTERS, size=length if task == "copy" else length - 2))[:length - 2]
+  text = "".join(rng.choice(LETTERS, size=length if task == "copy" else length - 2))[: length - 2]
   if task in ("merge_ABC", "contextual_vowel_removal"):
     average, size = (5, 3) if task == "merge_ABC" else (25, 2)
     number = max(1, int(rng.normal(average, average / 2)))
     letters = list(text)
     for at in places(rng, len(text), size, number):
-      letters[at:at + size] = ("ABC" if task == "merge_ABC" else
-                               (CONSONANTS[rng.integers(len(CONSONANTS))], VOWELS[rng.integers(len(VOWELS))]))
+      letters[at : at + size] = (
+        "ABC"
+        if task == "merge_ABC"
+        else (CONSONANTS[rng.integers(len(CONSONANTS))], VOWELS[rng.integers(len(VOWELS))])
+      )
     text = "".join(letters)
   return "#" + text, target(task, "#" + text)
 
@@ -58,7 +65,9 @@ def target(task: str, text: str) -> str:
   out, i = [], 0
   while i < len(text):
     out.append(text[i])
-    follows = text[i].islower() and text[i] not in VOWELS and i + 1 < len(text) and text[i + 1] in VOWELS
+    follows = (
+      text[i].islower() and text[i] not in VOWELS and i + 1 < len(text) and text[i + 1] in VOWELS
+    )
     i += 2 if follows else 1
   return "".join(out)
 
@@ -72,7 +81,9 @@ def row(task: str, rng: np.random.Generator, length: int = 64) -> tuple[np.ndarr
 @dataclasses.dataclass(frozen=True)
 @checked
 class DiagnosticData(DataConfig):
-  """Rows of one task, each a function of (seed, split, index). seq_len: of inputs and labels. rows: of one pass."""
+  """Rows of one task, each a function of (seed, split, index). seq_len: of inputs and labels. rows:
+  of one pass.
+  """
 
   batch_form: ClassVar[str] = "encoder_decoder"
 
@@ -83,7 +94,9 @@ class DiagnosticData(DataConfig):
 
   def __post_init__(self):
     if self.seq_len < 8:
-      raise ConfigError(f"data.seq_len = {self.seq_len}: wanted 8 or more, room for '#', a text and the end")
+      raise ConfigError(
+        f"data.seq_len = {self.seq_len}: wanted 8 or more, room for '#', a text and the end"
+      )
 
   @property
   def vocab_size(self) -> int:
@@ -93,11 +106,26 @@ class DiagnosticData(DataConfig):
   def batch_fields(self) -> dict:
     return byte_t5.batch_fields(self.batch_size, self.seq_len, self.seq_len)
 
-  def build(self, split: str, *, seed: int, process_index: int = 0, process_count: int = 1,
-            repeat: bool = True) -> grain.IterDataset:
+  def build(
+    self,
+    split: str,
+    *,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    repeat: bool = True,
+  ) -> grain.IterDataset:
     check_split(split)
-    return batches(_Rows(self, split, seed), batch_size=self.batch_size, seed=seed, shuffle=False, repeat=repeat,
-                   process_index=process_index, process_count=process_count, fingerprint=f"diagnostic {self}")
+    return batches(
+      _Rows(self, split, seed),
+      batch_size=self.batch_size,
+      seed=seed,
+      shuffle=False,
+      repeat=repeat,
+      process_index=process_index,
+      process_count=process_count,
+      fingerprint=f"diagnostic {self}",
+    )
 
 
 class _Rows:
@@ -113,6 +141,12 @@ class _Rows:
     rng = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)])
     inputs, labels = row(self.cfg.task, rng, self.cfg.seq_len)
     counted = labels != byte_t5.IGNORED
-    return dict(tokens=inputs, decoder_tokens=shift_right(labels), targets=np.maximum(labels, 0),
-                segment_ids=np.ones_like(inputs), positions=np.arange(len(inputs), dtype=np.int32),
-                loss_weights=counted.astype(np.float32), target_bytes=byte_t5.num_bytes(labels))
+    return dict(
+      tokens=inputs,
+      decoder_tokens=shift_right(labels),
+      targets=np.maximum(labels, 0),
+      segment_ids=np.ones_like(inputs),
+      positions=np.arange(len(inputs), dtype=np.int32),
+      loss_weights=counted.astype(np.float32),
+      target_bytes=byte_t5.num_bytes(labels),
+    )

@@ -1,8 +1,10 @@
-"""SHA-256 of files, each computed once: remembered in the process, and for large files in the data folder.
+"""SHA-256 of files, each computed once: remembered in the process, and for large files in the data
+folder.
 
-A file is known by its real path, size, inode, and the times of its last change and of the last change of its entry (nanoseconds;
-the second one cannot be put back). A second change within one tick of the clock would not show, so a file that has just changed
-is hashed a tick later. Where times are whole seconds, one that changed within the last two is hashed again each time.
+A file is known by its real path, size, inode, and the times of its last change and of the last
+change of its entry (nanoseconds; the second one cannot be put back). A second change within one
+tick of the clock would not show, so a file that has just changed is hashed a tick later. Where
+times are whole seconds, one that changed within the last two is hashed again each time.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ from jaxlm import json_text
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 
-LARGE = 1 << 20      # bytes; smaller files are hashed faster than looked up
+LARGE = 1 << 20  # bytes; smaller files are hashed faster than looked up
 TICK_S = 0.02
 RECENT_S = 2.0
 LEFT_S = 60.0
@@ -54,7 +56,10 @@ def _file() -> str | None:
 
 
 def _load() -> None:
-  """What other processes have found, once per data folder. A damaged or absent file is as an empty one."""
+  """What other processes have found, once per data folder.
+
+  A damaged or absent file is as an empty one.
+  """
   file = _file()
   if file is None or file in _read:
     return
@@ -66,7 +71,10 @@ def _load() -> None:
 
 
 def _save() -> None:
-  """Adds to what other processes have written, atomically. A folder that cannot be written costs a hash."""
+  """Adds to what other processes have written, atomically.
+
+  A folder that cannot be written costs a hash.
+  """
   file = _file()
   if file is None:
     return
@@ -74,7 +82,7 @@ def _save() -> None:
   _load()
   with contextlib.suppress(OSError):
     os.makedirs(os.path.dirname(file), exist_ok=True)
-    for left in glob.glob(f"{glob.escape(file)}.*"):      # of a process that was killed while it wrote
+    for left in glob.glob(f"{glob.escape(file)}.*"):  # of a process that was killed while it wrote
       if time.time() - os.path.getmtime(left) > LEFT_S:
         os.unlink(left)
     large = {path: entry for path, entry in _known.items() if entry[0][0] >= LARGE}

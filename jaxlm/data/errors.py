@@ -4,4 +4,7 @@ from jaxlm.config import ConfigError
 
 
 class DataError(ConfigError):
-  """Data that is missing, empty or damaged. The message names the file or data set and the remedy."""
+  """Data that is missing, empty or damaged.
+
+  The message names the file or data set and the remedy.
+  """

@@ -16,4 +16,6 @@ def data_dir(given: str | os.PathLike | None = None) -> pathlib.Path:
   try:
     return pathlib.Path(expand("~/.cache/jaxlm")).absolute()
   except ConfigError:
-    raise DataError("there is no folder for prepared corpora and tokens: HOME is not set; set JAXLM_DATA to a folder") from None
+    raise DataError(
+      "there is no folder for prepared corpora and tokens: HOME is not set; set JAXLM_DATA to a folder"
+    ) from None

@@ -1,6 +1,8 @@
-"""In-context reasoning with symbols that mean nothing: LookUp and Permutation (docs/specs/lexinvariant.md, section 8).
+"""In-context reasoning with symbols that mean nothing: LookUp and Permutation
+(docs/specs/lexinvariant.md, section 8).
 
-Prompts are token ids; answers follow the prompt directly. Axes: B instances, K pairs, E examples, N string length.
+Prompts are token ids; answers follow the prompt directly. Axes: B instances, K pairs, E examples, N
+string length.
 """
 
 import dataclasses
@@ -22,8 +24,13 @@ class Prompts(NamedTuple):
 def lookup_prompts(keys_BK, values_BK, query_B, *, arrow: int, separator: int) -> Prompts:
   """`k1 > v1 ; .. kK > vK ; kq >`, answer vq; query: q."""
   rows = np.arange(len(keys_BK))
-  marks = lambda token: np.full_like(keys_BK, token)
-  pairs = np.stack([keys_BK, marks(arrow), values_BK, marks(separator)], axis=-1).reshape(len(keys_BK), -1)
+
+  def marks(token):
+    return np.full_like(keys_BK, token)
+
+  pairs = np.stack([keys_BK, marks(arrow), values_BK, marks(separator)], axis=-1).reshape(
+    len(keys_BK), -1
+  )
   prompt = np.concatenate([pairs, keys_BK[rows, query_B][:, None], marks(arrow)[:, :1]], axis=1)
   return Prompts(prompt.astype(np.int32), values_BK[rows, query_B][:, None].astype(np.int32))
 
@@ -31,9 +38,16 @@ def lookup_prompts(keys_BK, values_BK, query_B, *, arrow: int, separator: int) -
 def permutation_prompts(strings_BEN, sigma_BN, *, arrow: int, separator: int) -> Prompts:
   """`a1..aN > a_sigma(1)..a_sigma(N) ;` for all strings but the last, whose image is the answer."""
   B, E, N = strings_BEN.shape
-  images = np.take_along_axis(strings_BEN, np.broadcast_to(sigma_BN[:, None], strings_BEN.shape), axis=2)
-  marks = lambda token: np.full((B, E, 1), token)
-  solved = np.concatenate([strings_BEN, marks(arrow), images, marks(separator)], axis=2)[:, :-1].reshape(B, -1)
+  images = np.take_along_axis(
+    strings_BEN, np.broadcast_to(sigma_BN[:, None], strings_BEN.shape), axis=2
+  )
+
+  def marks(token):
+    return np.full((B, E, 1), token)
+
+  solved = np.concatenate([strings_BEN, marks(arrow), images, marks(separator)], axis=2)[
+    :, :-1
+  ].reshape(B, -1)
   prompt = np.concatenate([solved, strings_BEN[:, -1], marks(arrow)[:, 0]], axis=1)
   return Prompts(prompt.astype(np.int32), images[:, -1].astype(np.int32))
 
@@ -45,29 +59,42 @@ class LookUp:
 
   num_pairs: Count = 4
 
-  def draw(self, symbols: np.ndarray, count: int, rng: np.random.Generator, *, arrow: int, separator: int) -> Prompts:
+  def draw(
+    self, symbols: np.ndarray, count: int, rng: np.random.Generator, *, arrow: int, separator: int
+  ) -> Prompts:
     K = self.num_pairs
     chosen = _distinct(symbols, 2 * K, count, rng, f"LookUp with num_pairs = {K}")
-    return lookup_prompts(chosen[:, :K], chosen[:, K:], rng.integers(K, size=count), arrow=arrow, separator=separator)
+    return lookup_prompts(
+      chosen[:, :K], chosen[:, K:], rng.integers(K, size=count), arrow=arrow, separator=separator
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 @checked
 class Permutation:
-  """num_examples strings of `length` fresh symbols, the last unsolved, under one permutation; chance is 1 / length!."""
+  """num_examples strings of `length` fresh symbols, the last unsolved, under one permutation;
+  chance is 1 / length!.
+  """
 
   length: Count = 4
   num_examples: Count = 5
 
-  def draw(self, symbols: np.ndarray, count: int, rng: np.random.Generator, *, arrow: int, separator: int) -> Prompts:
+  def draw(
+    self, symbols: np.ndarray, count: int, rng: np.random.Generator, *, arrow: int, separator: int
+  ) -> Prompts:
     N, E = self.length, self.num_examples
-    strings = _distinct(symbols, N, count * E, rng, f"Permutation with length = {N}").reshape(count, E, N)
+    strings = _distinct(symbols, N, count * E, rng, f"Permutation with length = {N}").reshape(
+      count, E, N
+    )
     sigma = rng.permuted(np.broadcast_to(np.arange(N), (count, N)), axis=1)
     return permutation_prompts(strings, sigma, arrow=arrow, separator=separator)
 
 
 #: Of the spec: 500 instances each.
-SETTINGS = (*(LookUp(k) for k in (2, 4, 8)), *(Permutation(n, e) for n in (3, 4, 5) for e in (3, 5)))
+SETTINGS = (
+  *(LookUp(k) for k in (2, 4, 8)),
+  *(Permutation(n, e) for n in (3, 4, 5) for e in (3, 5)),
+)
 
 
 def _distinct(symbols, number: int, rows: int, rng, what: str) -> np.ndarray:

@@ -1,8 +1,10 @@
-"""A folder in a shared cache that is made once, by whichever process comes first, and is never seen half made.
+"""A folder in a shared cache that is made once, by whichever process comes first, and is never seen
+half made.
 
-The maker holds a lock (`flock`, released by the kernel when the process dies), writes into a folder of a name that nobody else
-uses, and renames it. Processes that want the same folder wait. What an interrupted maker has left is removed by the next one.
-A folder whose files do not have the recorded sizes is made again.
+The maker holds a lock (`flock`, released by the kernel when the process dies), writes into a folder
+of a name that nobody else uses, and renames it. Processes that want the same folder wait. What an
+interrupted maker has left is removed by the next one. A folder whose files do not have the recorded
+sizes is made again.
 """
 
 import contextlib
@@ -18,7 +20,9 @@ from jaxlm import json_text
 
 try:
   import fcntl
-except ImportError:      # Windows: no lock; names stay unique, and the last of two makers is thrown away
+except (
+  ImportError
+):  # Windows: no lock; names stay unique, and the last of two makers is thrown away
   fcntl = None
 
 SIZES = "sizes.json"
@@ -31,7 +35,7 @@ def made_once(folder: pathlib.Path, make: Callable[[pathlib.Path], None]) -> pat
   folder.parent.mkdir(parents=True, exist_ok=True)
   with locked(_lock_of(folder)):
     remove_leftovers(folder.parent)
-    if whole(folder):      # another process was first
+    if whole(folder):  # another process was first
       return folder
     part = folder.parent / f"{folder.name}.part-{uuid.uuid4().hex}"
     part.mkdir()
@@ -40,7 +44,9 @@ def made_once(folder: pathlib.Path, make: Callable[[pathlib.Path], None]) -> pat
       sizes = {file.name: file.stat().st_size for file in part.iterdir()}
       (part / SIZES).write_text(json_text.dumps(sizes))
       old = folder.parent / f"{folder.name}.part-{uuid.uuid4().hex}"
-      if folder.exists():      # damaged: other processes may have it mapped, so it is moved and not written over
+      if (
+        folder.exists()
+      ):  # damaged: other processes may have it mapped, so it is moved and not written over
         folder.rename(old)
       part.rename(folder)
       shutil.rmtree(old, ignore_errors=True)
@@ -53,16 +59,23 @@ def made_once(folder: pathlib.Path, make: Callable[[pathlib.Path], None]) -> pat
 
 
 def whole(folder: pathlib.Path) -> bool:
-  """Whether every file of a made folder has the size that it was made with. No file is read but the list of sizes."""
+  """Whether every file of a made folder has the size that it was made with.
+
+  No file is read but the list of sizes.
+  """
   try:
     sizes = json.loads((folder / SIZES).read_text())
-    return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    return bool(sizes) and all(
+      (folder / name).stat().st_size == size for name, size in sizes.items()
+    )
   except (OSError, ValueError, AttributeError):
     return False
 
 
 def remove_leftovers(cache: pathlib.Path) -> None:
-  """Removes parts whose maker is gone: nobody holds the lock of the folder that they were to become, or we do."""
+  """Removes parts whose maker is gone: nobody holds the lock of the folder that they were to
+  become, or we do.
+  """
   for part in cache.glob("*.part*"):
     name = part.name.partition(".part")[0]
     with contextlib.suppress(OSError), locked(cache / f"{name}.lock", wait=False) as ours:
@@ -70,7 +83,7 @@ def remove_leftovers(cache: pathlib.Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-_held: dict[str, int] = {}      # lock file -> the thread of this process that holds it
+_held: dict[str, int] = {}  # lock file -> the thread of this process that holds it
 
 
 def _lock_of(folder: pathlib.Path) -> pathlib.Path:
@@ -79,7 +92,8 @@ def _lock_of(folder: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, *, wait: bool = True) -> Iterator[bool]:
-  """Holds a lock file; yields whether it is held. On a file system without locks, who would wait goes on without one, and who
+  """Holds a lock file; yields whether it is held. On a file system without locks, who would wait
+  goes on without one, and who
   would not is told that it is not held: nothing is removed there."""
   owner = _held.get(str(path))
   if owner == threading.get_ident() or (owner is not None and not wait):
@@ -87,7 +101,7 @@ def locked(path: pathlib.Path, *, wait: bool = True) -> Iterator[bool]:
     return
   try:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-  except PermissionError:      # another user's lock file
+  except PermissionError:  # another user's lock file
     handle = os.open(path, os.O_RDONLY)
   try:
     real = held = False

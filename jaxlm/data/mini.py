@@ -8,9 +8,10 @@
 | mini:udhr, mini:udhr/eng | 35 languages, or one | 475,050 (35)    | 58,216 (35)  | 55,425 (35) |
 | mini:dna                 | phage lambda, bases  | 38,801 (1)      | 4,850 (1)    | 4,851 (1)   |
 
-Bytes (documents). A document is a chapter and its side is the hash of its key; the UDHR is held out by article in all
-languages at once (26 and 27 validation, 28 to 30 test), because it is the same text in each of them; the genome is cut
-by position (its ends are bases the model has not seen, and nothing more: one molecule has no independent parts).
+Bytes (documents). A document is a chapter and its side is the hash of its key; the UDHR is held out
+by article in all languages at once (26 and 27 validation, 28 to 30 test), because it is the same
+text in each of them; the genome is cut by position (its ends are bases the model has not seen, and
+nothing more: one molecule has no independent parts).
 """
 
 import functools
@@ -29,7 +30,9 @@ UDHR_TAIL = (7, 8)
 
 
 def mini(name: str) -> tuple[str, dict[str, list[bytes]]]:
-  """(fingerprint, {split: documents}) of 'moby_dick', 'pride_and_prejudice', 'en' (both), 'udhr', 'udhr/eng', 'dna'."""
+  """(fingerprint, {split: documents}) of 'moby_dick', 'pride_and_prejudice', 'en' (both), 'udhr',
+  'udhr/eng', 'dna'.
+  """
   if name in BOOKS:
     splits = _books((name,))
   elif name == "en":
@@ -60,7 +63,10 @@ def _books(books: tuple[str, ...]) -> dict[str, list[bytes]]:
 
 
 def chapters(book: str) -> list[tuple[str, bytes]]:
-  """[('moby_dick/017', text)]; what stands before the first chapter belongs to it. They concatenate to the file."""
+  """[('moby_dick/017', text)]; what stands before the first chapter belongs to it.
+
+  They concatenate to the file.
+  """
   text = (FOLDER / f"en_{book}.txt").read_bytes()
   starts = [m.start() for m in re.finditer(BOOKS[book], text, re.MULTILINE)]
   bounds = [0, *starts[1:], len(text)]
@@ -72,6 +78,10 @@ def _udhr(paths) -> dict[str, list[bytes]]:
   for path in paths:
     paragraphs = path.read_bytes().strip().split(b"\n\n")
     validation, test = len(paragraphs) - sum(UDHR_TAIL), len(paragraphs) - UDHR_TAIL[1]
-    for split, a, b in (("train", 0, validation), ("validation", validation, test), ("test", test, None)):
+    for split, a, b in (
+      ("train", 0, validation),
+      ("validation", validation, test),
+      ("test", test, None),
+    ):
       sides[split].append(b"\n\n".join(paragraphs[a:b]) + b"\n")
   return sides

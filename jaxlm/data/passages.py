@@ -1,7 +1,9 @@
-"""`data.kind = "passages"`: one sentence, paragraph or document per row, whole, for models of complete sequences.
+"""`data.kind = "passages"`: one sentence, paragraph or document per row, whole, for models of
+complete sequences.
 
-Axes: T position. docs/specs/ilm.md, section 7.3. LM1B's documents are sentences and TinyStories' are stories (`source`
-"tfds:lm1b", "text:stories/{split}/*.txt", ..); a corpus of chapters is cut with `unit`.
+Axes: T position. docs/specs/ilm.md, section 7.3. LM1B's documents are sentences and TinyStories'
+are stories (`source` "tfds:lm1b", "text:stories/{split}/*.txt", ..); a corpus of chapters is cut
+with `unit`.
 
 Five ids follow the tokenizer's: CLS, BOS, EOS, PAD, MASK.
 """
@@ -47,7 +49,7 @@ class Ids(NamedTuple):
     return cls(*range(vocab_size, vocab_size + 5))
 
 
-FOLD_RULE = 2      # of which document is in which fold: another rule is another store
+FOLD_RULE = 2  # of which document is in which fold: another rule is another store
 NO_BYTES = Ids(0, 0, 0, 0, 0)
 
 
@@ -56,10 +58,11 @@ NO_BYTES = Ids(0, 0, 0, 0, 0)
 class PassageData(FramedDataConfig):
   """source, tokenizer: as of "text". unit: what a row is. form: what the model's objective reads.
 
-  seq_len: places of a row, special tokens included; longer passages are left out (`PassageData.left_out` counts them),
-  never cut. fold: (k, n) keeps the documents of every split whose text's hash is k modulo n: (0, 2) and (1, 2) have no document
-  in common, whatever is added, so that a judge can be trained on what the judged model never saw. constraint: as in
-  `forms.corrupted`.
+  seq_len: places of a row, special tokens included; longer passages are left out
+  (`PassageData.left_out` counts them),
+  never cut. fold: (k, n) keeps the documents of every split whose text's hash is k modulo n: (0, 2)
+  and (1, 2) have no document in common, whatever is added, so that a judge can be trained on what
+  the judged model never saw. constraint: as in `forms.corrupted`.
   """
 
   source: str
@@ -75,7 +78,9 @@ class PassageData(FramedDataConfig):
   def __post_init__(self):
     check_constraint(self.constraint, self.form)
     if self.seq_len < 3:
-      raise ConfigError(f"data.seq_len = {self.seq_len}: wanted room for CLS, BOS and a token, 3 or more")
+      raise ConfigError(
+        f"data.seq_len = {self.seq_len}: wanted room for CLS, BOS and a token, 3 or more"
+      )
     if self.fold is not None and not 0 <= self.fold[0] < self.fold[1]:
       raise ConfigError(f"data.fold = {self.fold}: wanted (k, n) with 0 <= k < n")
 
@@ -90,23 +95,30 @@ class PassageData(FramedDataConfig):
   @property
   def batch_fields(self) -> dict:
     """{name: (shape, dtype)} of a batch; no corpus is read."""
-    ids = Ids.after(0)      # the tokenizer's file may be elsewhere, and shapes do not depend on it
+    ids = Ids.after(0)  # the tokenizer's file may be elsewhere, and shapes do not depend on it
     fields = row(*framed([], [], ids, self.form), form=self.form, seq_len=self.seq_len, pad=ids.pad)
     if self.form.startswith("insertion"):
       fields = self._corrupt(fields, np.random.default_rng(0), ids)
     return {name: ((self.batch_size, *x.shape), x.dtype) for name, x in fields.items()}
 
   def load_tokenizer(self) -> Tokenizer:
-    """The tokenizer; one that is trained here reads the whole train split the first time, whatever the fold."""
+    """The tokenizer; one that is trained here reads the whole train split the first time, whatever
+    the fold.
+    """
     corpus = open_corpus(self.source)
-    return self.tokenizer.load(lambda: corpus.documents("train"), corpus.fingerprint, data_dir() / "tokenizers")
+    return self.tokenizer.load(
+      lambda: corpus.documents("train"), corpus.fingerprint, data_dir() / "tokenizers"
+    )
 
   def store(self, split: str) -> TokenStore:
     check_split(split)
     corpus = open_corpus(self.source)
     name = f"{corpus.fingerprint} {FOLD_RULE} {self.unit} {self.fold}"
-    passages = Corpus(self.source, hashlib.sha256(name.encode()).hexdigest(),
-                      lambda split: cut(corpus.documents(split), self.unit, self.fold))
+    passages = Corpus(
+      self.source,
+      hashlib.sha256(name.encode()).hexdigest(),
+      lambda split: cut(corpus.documents(split), self.unit, self.fold),
+    )
     return token_store(passages, split, self.load_tokenizer(), data_dir() / "tokens")
 
   def passages(self, split: str) -> "Passages":
@@ -122,17 +134,34 @@ class PassageData(FramedDataConfig):
     """Text of ids; special ones vanish."""
     return self.load_tokenizer().decode(t for t in tokens if t < self.ids.cls).strip()
 
-  def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
+  def build(
+    self, split, *, seed, process_index=0, process_count=1, repeat=True
+  ) -> grain.IterDataset:
     found = self.passages(split)
     transform = self._corrupt if self.form.startswith("insertion") else None
-    return batches(Rows(self, found), batch_size=self.batch_size, seed=seed, shuffle=self.shuffle and repeat, repeat=repeat,
-                   process_index=process_index, process_count=process_count, transform=transform,
-                   fingerprint=f"passages {found.store.fingerprint} {self.seq_len} {self.form} {self.shuffle}")
+    return batches(
+      Rows(self, found),
+      batch_size=self.batch_size,
+      seed=seed,
+      shuffle=self.shuffle and repeat,
+      repeat=repeat,
+      process_index=process_index,
+      process_count=process_count,
+      transform=transform,
+      fingerprint=f"passages {found.store.fingerprint} {self.seq_len} {self.form} {self.shuffle}",
+    )
 
   def _corrupt(self, row, rng, ids: Ids | None = None):
     ids = ids or self.ids
-    return corrupted(row, rng, seq_len=self.seq_len, num_missing=self.seq_len, pad=ids.pad,
-                     eos=ids.eos if self.form == "insertion_transformer" else None, constraint=self.constraint)
+    return corrupted(
+      row,
+      rng,
+      seq_len=self.seq_len,
+      num_missing=self.seq_len,
+      pad=ids.pad,
+      eos=ids.eos if self.form == "insertion_transformer" else None,
+      constraint=self.constraint,
+    )
 
 
 class Passages:
@@ -144,8 +173,10 @@ class Passages:
     lengths = np.diff(store.starts) - len(store.front) - len(store.behind)
     self.index = np.flatnonzero((lengths <= longest) & (lengths > 0))
     if not len(self.index):
-      raise DataError(f"no passage has at most {longest} tokens (the shortest has {lengths.min()}); raise data.seq_len or "
-                      f"cut smaller units")
+      raise DataError(
+        f"no passage has at most {longest} tokens (the shortest has {lengths.min()}); raise data.seq_len or "
+        f"cut smaller units"
+      )
 
   def __len__(self) -> int:
     return len(self.index)
@@ -176,14 +207,20 @@ class Rows:
     cfg = self.cfg
     tokens, types = framed([], self.passages[index], cfg.ids, cfg.form)
     num_bytes = framed([], self.passages.num_bytes(index), NO_BYTES, cfg.form)[0]
-    return row(tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, num_bytes=num_bytes)
+    return row(
+      tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, num_bytes=num_bytes
+    )
 
 
-def cut(documents: Iterator[bytes], unit: str, fold: tuple[int, int] | None = None) -> Iterator[bytes]:
+def cut(
+  documents: Iterator[bytes], unit: str, fold: tuple[int, int] | None = None
+) -> Iterator[bytes]:
   """The units of a fold's documents, white space run together; documents are taken as they are."""
   for document in documents:
     # Other digits than those that decide the side.
-    if fold is not None and int(hashlib.sha256(document).hexdigest()[8:24], 16) % fold[1] != fold[0]:
+    if (
+      fold is not None and int(hashlib.sha256(document).hexdigest()[8:24], 16) % fold[1] != fold[0]
+    ):
       continue
     if unit == "document":
       yield document.strip()
@@ -196,10 +233,12 @@ def cut(documents: Iterator[bytes], unit: str, fold: tuple[int, int] | None = No
 
 
 def sentences(text: str) -> list[str]:
-  """`text` cut behind . ! ? where a capital follows, but not behind titles and initials; joined with blanks it is `text`."""
+  """`text` cut behind . ! ? where a capital follows, but not behind titles and initials; joined
+  with blanks it is `text`.
+  """
   out, start = [], 0
   for match in SENTENCE_END.finditer(text):
-    here = text[start:match.end(1)]
+    here = text[start : match.end(1)]
     if not ABBREVIATED.search(here):
       out.append(here)
       start = match.end()

@@ -1,8 +1,10 @@
 """Rows to batches: shuffled, repeated, shared out to hosts, and resumed by one number.
 
-Global batch n is rows nB .. nB+B-1 of the (shuffled, repeated) stream, a pure function of (seed, n). Host h of P holds
-rows h, h + P, h + 2P, .. of each, so the hosts' rows together are the single host's. The iterator's state is n, the
-number of batches read: it does not know how many hosts or workers there were, and seeking costs nothing.
+Global batch n is rows nB .. nB+B-1 of the (shuffled, repeated) stream, a pure function of (seed,
+n). Host h of P holds rows h, h + P, h + 2P, .. of each, so the hosts' rows together are the single
+host's. The iterator's state is n, the
+number of batches read: it does not know how many hosts or workers there were, and seeking costs
+nothing.
 """
 
 import sys
@@ -16,14 +18,28 @@ from jaxlm.data.errors import DataError
 from jaxlm.data.rows import Filled
 
 
-def batches(rows, *, batch_size: int, seed: int = 0, shuffle: bool = True, repeat: bool = True, process_index: int = 0,
-            process_count: int = 1, num_workers: int = 0, fingerprint: str = "", limit: int | None = None,
-            transform: Callable[[dict, np.random.Generator], dict] | None = None) -> "Batches":
-  """Host-local batches, (batch_size / process_count, ..) per field, of any random-access source of equal-shaped rows.
+def batches(
+  rows,
+  *,
+  batch_size: int,
+  seed: int = 0,
+  shuffle: bool = True,
+  repeat: bool = True,
+  process_index: int = 0,
+  process_count: int = 1,
+  num_workers: int = 0,
+  fingerprint: str = "",
+  limit: int | None = None,
+  transform: Callable[[dict, np.random.Generator], dict] | None = None,
+) -> "Batches":
+  """Host-local batches, (batch_size / process_count, ..) per field, of any random-access source of
+  equal-shaped rows.
 
-  repeat: for ever, whole batches, a new order each epoch; otherwise once, the last batch filled up with rows of weight
-  0, so that all hosts have the same number. transform: (row, rng) -> row, rng a function of seed and place in the
-  stream (corruption, masking). limit: batches at most. fingerprint: what a saved position may be resumed on.
+  repeat: for ever, whole batches, a new order each epoch; otherwise once, the last batch filled up
+  with rows of weight 0, so that all hosts have the same number. transform: (row, rng) -> row, rng a
+  function of seed and place in the
+  stream (corruption, masking). limit: batches at most. fingerprint: what a saved position may be
+  resumed on.
   """
   check_sizes(batch_size, process_index, process_count)
   check_seed(seed)
@@ -53,7 +69,9 @@ def check_sizes(batch_size: int, process_index: int = 0, process_count: int = 1)
     raise DataError(f"process_index = {process_index} is not below process_count = {process_count}")
   if batch_size % process_count:
     up = -(-batch_size // process_count) * process_count
-    raise DataError(f"data.batch_size = {batch_size} is not divisible by the {process_count} hosts; set it to {up}")
+    raise DataError(
+      f"data.batch_size = {batch_size} is not divisible by the {process_count} hosts; set it to {up}"
+    )
 
 
 class Batches(grain.IterDataset):
@@ -94,8 +112,10 @@ class BatchIterator(grain.DatasetIterator):
   def set_state(self, state: dict) -> None:
     for key, here in self._dataset.stamp.items():
       if state.get(key) != here:
-        raise DataError(f"the saved position was read with {key} = {state.get(key)!r}, this data has {here!r}: batch "
-                        f"{state.get('step')} is another one here; resume with the same data, or start a new run")
+        raise DataError(
+          f"the saved position was read with {key} = {state.get(key)!r}, this data has {here!r}: batch "
+          f"{state.get('step')} is another one here; resume with the same data, or start a new run"
+        )
     self._step = int(state["step"])
     self.close()
 
@@ -110,7 +130,10 @@ class BatchIterator(grain.DatasetIterator):
       return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
     from absl import flags
 
-    if not flags.FLAGS.is_parsed():    # Grain's workers read flags
+    if not flags.FLAGS.is_parsed():  # Grain's workers read flags
       flags.FLAGS(sys.argv[:1])
-    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers)))
+    return iter(
+      data.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers)
+      )
+    )

@@ -1,12 +1,13 @@
 """Plain files as documents: what their bytes are, and on which side each document is.
 
-Sides. A file of LONG_FILE bytes or more is cut by position, by itself; so is a line of JSON of LONG_LINE or more. Any other
-document is whole, on the side that the hash of its own text names (`jaxlm.data.splits`), be it a file, a line or a record.
-Either way other files, names, folders and the way in which a pattern is written do not move it, and copies stay together.
+Sides. A file of LONG_FILE bytes or more is cut by position, by itself; so is a line of JSON of
+LONG_LINE or more. Any other document is whole, on the side that the hash of its own text names
+(`jaxlm.data.splits`), be it a file, a line or a record. Either way other files, names, folders and
+the way in which a pattern is written do not move it, and copies stay together.
 
-One exception: where no document is that long, and they are fewer than MIN_DOCUMENTS or leave one side empty, each is cut by
-position as well. A corpus that grows out of this is another corpus: what was held out may be trained on then. To decide for
-good, write {split} into the pattern.
+One exception: where no document is that long, and they are fewer than MIN_DOCUMENTS or leave one
+side empty, each is cut by position as well. A corpus that grows out of this is another corpus: what
+was held out may be trained on then. To decide for good, write {split} into the pattern.
 """
 
 import glob
@@ -24,25 +25,29 @@ from jaxlm.data.errors import DataError
 from jaxlm.data.splits import MIN_DOCUMENTS, SPLITS, cut_by_position, split_of, split_of_digest
 from jaxlm.paths import expand
 
-# A tenth of such a file is some sentences, enough to hold out. Lines are many, and better whole unless they hold books.
+# A tenth of such a file is some sentences, enough to hold out. Lines are many, and better whole
+# unless they hold books.
 LONG_FILE, LONG_LINE = 1 << 12, 1 << 16
 JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 #: First bytes of files that are no text -> what they are and what to do.
 MAGIC = {
-    b"\x1f\x8b": ("compressed by gzip", "unpack it (gunzip), or name it .jsonl.gz if its lines are JSON"),
-    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it (unzstd)"),
-    b"BZh": ("compressed by bzip2", "unpack it (bunzip2)"),
-    b"\xfd7zXZ\x00": ("compressed by xz", "unpack it (unxz)"),
-    b"PK\x03\x04": ("a zip archive", "unpack it"),
-    b"PAR1": ("a Parquet table", "write its text column as .jsonl"),
-    b"ARROW1": ("an Arrow table", "write its text column as .jsonl"),
-    b"%PDF-": ("a PDF document", "extract its text"),
-    b"\x04\x22\x4d\x18": ("compressed by lz4", "unpack it (unlz4)"),
-    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
-    b"SQLite format 3\x00": ("an SQLite database", "write its text column as .jsonl"),
-    b"\xff\xfe\x00\x00": ("UTF-32", "convert it to UTF-8 (iconv -f UTF-32 -t UTF-8)"),
-    b"\xff\xfe": ("UTF-16", "convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"),
-    b"\xfe\xff": ("UTF-16", "convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+  b"\x1f\x8b": (
+    "compressed by gzip",
+    "unpack it (gunzip), or name it .jsonl.gz if its lines are JSON",
+  ),
+  b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it (unzstd)"),
+  b"BZh": ("compressed by bzip2", "unpack it (bunzip2)"),
+  b"\xfd7zXZ\x00": ("compressed by xz", "unpack it (unxz)"),
+  b"PK\x03\x04": ("a zip archive", "unpack it"),
+  b"PAR1": ("a Parquet table", "write its text column as .jsonl"),
+  b"ARROW1": ("an Arrow table", "write its text column as .jsonl"),
+  b"%PDF-": ("a PDF document", "extract its text"),
+  b"\x04\x22\x4d\x18": ("compressed by lz4", "unpack it (unlz4)"),
+  b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
+  b"SQLite format 3\x00": ("an SQLite database", "write its text column as .jsonl"),
+  b"\xff\xfe\x00\x00": ("UTF-32", "convert it to UTF-8 (iconv -f UTF-32 -t UTF-8)"),
+  b"\xff\xfe": ("UTF-16", "convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+  b"\xfe\xff": ("UTF-16", "convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"),
 }
 BOM = b"\xef\xbb\xbf"
 
@@ -53,9 +58,14 @@ def documents_of(paths: list[str], *, text: bool, column: str | None) -> Iterato
     yield _read(source, text)
 
 
-def by_side(paths: list[str], *, text: bool, column: str | None) -> Callable[[str], Iterator[bytes]]:
+def by_side(
+  paths: list[str], *, text: bool, column: str | None
+) -> Callable[[str], Iterator[bytes]]:
   """split -> its documents."""
-  sides = lambda: ((source, _side(source, text)) for source in _sources(paths, text, column))
+
+  def sides():
+    return ((source, _side(source, text)) for source in _sources(paths, text, column))
+
   whole = enough(side for _, side in sides())
 
   def documents(split: str) -> Iterator[bytes]:
@@ -78,7 +88,9 @@ def side_of(document: bytes) -> str:
 
 
 def _sources(paths: list[str], text: bool, column: str | None) -> Iterator[str | bytes]:
-  """Of each document that is not empty: the path of its file, which is not read yet, or its text, of a line."""
+  """Of each document that is not empty: the path of its file, which is not read yet, or its text,
+  of a line.
+  """
   for path in paths:
     if text and (column is not None or json_ending(path)):
       yield from filter(None, json_lines(path, column or "text"))
@@ -99,7 +111,11 @@ def _side(source: str | bytes, text: bool) -> str | None:
   if text and _has_mark(source):
     document = read_text(source)
     return side_of(document) if len(document) < LONG_FILE else None
-  return split_of_digest(file_digest(source), small=True) if os.path.getsize(source) < LONG_FILE else None
+  return (
+    split_of_digest(file_digest(source), small=True)
+    if os.path.getsize(source) < LONG_FILE
+    else None
+  )
 
 
 def _has_mark(path: str) -> bool:
@@ -108,8 +124,8 @@ def _has_mark(path: str) -> bool:
 
 
 def enough(sides: Iterator[str | None]) -> bool:
-  """Whether documents can be whole, each on its side: there are many, and some on every side; one that is cut (None) is on
-  every side. Looks no further than it must."""
+  """Whether documents can be whole, each on its side: there are many, and some on every side; one
+  that is cut (None) is on every side. Looks no further than it must."""
   seen = set()
   for count, side in enumerate(sides, 1):
     if side is None:
@@ -128,11 +144,15 @@ def read_text(path: str) -> bytes:
   try:
     raw.decode("utf-8")
   except UnicodeDecodeError as error:
-    raise DataError(f"{path} is not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start}); convert it, or read "
-                    f"it as 'bytes:{path}'") from None
+    raise DataError(
+      f"{path} is not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start}); convert it, or read "
+      f"it as 'bytes:{path}'"
+    ) from None
   if what := _json_of(raw):
-    raise DataError(f"{path} holds {what}, and would be trained on with its braces; name the column of its text, "
-                    f"'text:{path}#text', or read it as it is with 'bytes:{path}'")
+    raise DataError(
+      f"{path} holds {what}, and would be trained on with its braces; name the column of its text, "
+      f"'text:{path}#text', or read it as it is with 'bytes:{path}'"
+    )
   return raw
 
 
@@ -144,22 +164,32 @@ def check_magic(path: str, start: bytes) -> None:
   elif start[257:262] == b"ustar":
     what, remedy = "a tar archive", "unpack it (tar -xf)"
   elif start.count(0) * 4 > len(start):
-    what, remedy = "binary, or UTF-16 without a mark, for it holds zero bytes", "convert it (iconv -f UTF-16LE -t UTF-8)"
+    what, remedy = (
+      "binary, or UTF-16 without a mark, for it holds zero bytes",
+      "convert it (iconv -f UTF-16LE -t UTF-8)",
+    )
   else:
     return
-  raise DataError(f"{path} is not text, it is {what}; {remedy}, or read its bytes as they are with 'bytes:{path}'")
+  raise DataError(
+    f"{path} is not text, it is {what}; {remedy}, or read its bytes as they are with 'bytes:{path}'"
+  )
 
 
 def _json_of(raw: bytes) -> str:
-  """What a file of JSON holds whose texts are in a column: objects in lines, or one list of them. '' of any other file."""
-  start = raw[:1 << 20].lstrip()
+  """What a file of JSON holds whose texts are in a column: objects in lines, or one list of them.
+
+  '' of any other file.
+  """
+  start = raw[: 1 << 20].lstrip()
   if re.match(rb'\[\s*\{\s*"', start):
     return "a list of JSON objects"
   if not start.startswith(b"{"):
     return ""
   first, _, rest = start.partition(b"\n")
   found, second = _parsed(first), _parsed(rest.lstrip().partition(b"\n")[0])
-  if isinstance(found, dict) and (isinstance(second, dict) or (not rest.strip() and isinstance(found.get("text"), str))):
+  if isinstance(found, dict) and (
+    isinstance(second, dict) or (not rest.strip() and isinstance(found.get("text"), str))
+  ):
     return "a JSON object in each line"
   return ""
 
@@ -172,7 +202,10 @@ def _parsed(line: bytes):
 
 
 def json_lines(path: str, column: str) -> Iterator[bytes]:
-  """The string under `column` of each line's object, or of each object of a list. Empty lines are passed over."""
+  """The string under `column` of each line's object, or of each object of a list.
+
+  Empty lines are passed over.
+  """
   try:
     with _unpacked(path) as lines:
       for number, line in enumerate(lines, 1):
@@ -201,7 +234,9 @@ def _of_list(path: str, raw: bytes, column: str) -> Iterator[bytes]:
   """Of a file that is one list of objects, written in whatever lines."""
   found = _parsed(raw)
   if not isinstance(found, list):
-    raise DataError(f"{path} begins as a JSON list and is none; mend it, or write one object per line")
+    raise DataError(
+      f"{path} begins as a JSON list and is none; mend it, or write one object per line"
+    )
   for number, entry in enumerate(found):
     yield _text_of(f"{path}, entry {number}", path, entry, b"", column)
 
@@ -212,18 +247,27 @@ def _text_of(where: str, path: str, found, line: bytes, column: str) -> bytes:
     try:
       line.decode()
     except UnicodeDecodeError as error:
-      raise DataError(f"{where} is not UTF-8 (byte 0x{line[error.start]:02x} at {error.start}); convert the file") from None
+      raise DataError(
+        f"{where} is not UTF-8 (byte 0x{line[error.start]:02x} at {error.start}); convert the file"
+      ) from None
     raise DataError(f"{where} is not a JSON object; every line of JSON lines is one")
   if column not in found:
-    raise DataError(f"{where} has no column {column!r}; {nearest(column, found)}; name it behind '#': "
-                    f"'text:{path}#{next(iter(found), 'text')}'")
+    raise DataError(
+      f"{where} has no column {column!r}; {nearest(column, found)}; name it behind '#': "
+      f"'text:{path}#{next(iter(found), 'text')}'"
+    )
   if not isinstance(found[column], str):
-    raise DataError(f"{where}: column {column!r} holds {type(found[column]).__name__}, wanted a string")
+    raise DataError(
+      f"{where}: column {column!r} holds {type(found[column]).__name__}, wanted a string"
+    )
   return found[column].encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
 
 
 def with_column(pattern: str) -> tuple[str, str | None]:
-  """('books/*.jsonl', 'body') of 'books/*.jsonl#body'. Where files match with the '#', it is part of their names."""
+  """('books/*.jsonl', 'body') of 'books/*.jsonl#body'.
+
+  Where files match with the '#', it is part of their names.
+  """
   start, _, column = pattern.rpartition("#")
   if not start or "/" in column:
     return pattern, None

@@ -20,7 +20,7 @@ def read_columns(path: str | pathlib.Path, columns: Sequence[str]) -> list[tuple
 
     try:
       table = parquet.read_table(path)
-    except ValueError as error:      # pyarrow's errors are
+    except ValueError as error:  # pyarrow's errors are
       raise DataError(f"{path} is not a Parquet table: {str(error).splitlines()[0]}") from None
     _check(path, columns, table.column_names)
     return list(zip(*(table.column(c).to_pylist() for c in columns)))
@@ -29,7 +29,9 @@ def read_columns(path: str | pathlib.Path, columns: Sequence[str]) -> list[tuple
       with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
-      raise DataError(f"{path} is not a table of comma-separated values in UTF-8: {error}") from None
+      raise DataError(
+        f"{path} is not a table of comma-separated values in UTF-8: {error}"
+      ) from None
   elif path.suffix == ".jsonl":
     try:
       # Only a line feed ends a line: a JSON string may hold U+2028 and its like.
@@ -39,7 +41,9 @@ def read_columns(path: str | pathlib.Path, columns: Sequence[str]) -> list[tuple
     if not all(isinstance(row, dict) for row in rows):
       raise DataError(f"{path} is not JSON lines: every line is to be an object")
   else:
-    raise DataError(f"{path}: no reader for {path.suffix or 'a file without an ending'}; wanted .jsonl, .csv or .parquet")
+    raise DataError(
+      f"{path}: no reader for {path.suffix or 'a file without an ending'}; wanted .jsonl, .csv or .parquet"
+    )
   if not rows:
     raise DataError(f"{path} holds no row")
   for row in rows:
@@ -50,4 +54,6 @@ def read_columns(path: str | pathlib.Path, columns: Sequence[str]) -> list[tuple
 def _check(path, columns, there) -> None:
   for column in columns:
     if column not in there:
-      raise DataError(f"{path} has no column {column!r}; {nearest(column, list(there))} (it has {', '.join(there)})")
+      raise DataError(
+        f"{path} has no column {column!r}; {nearest(column, list(there))} (it has {', '.join(there)})"
+      )

@@ -1,7 +1,8 @@
 """Rows of seq_len tokens by index: contiguous windows, or documents packed first-fit.
 
-Both are random-access sources of {tokens, targets, segment_ids, positions, loss_weights, target_bytes}, each (T,):
-which tokens row i holds is a function of i alone, so order, hosts and workers are decided elsewhere.
+Both are random-access sources of {tokens, targets, segment_ids, positions, loss_weights,
+target_bytes}, each (T,): which tokens row i holds is a function of i alone, so order, hosts and
+workers are decided elsewhere.
 """
 
 import functools
@@ -12,17 +13,20 @@ from jaxlm.data.errors import DataError
 from jaxlm.data.store import TokenStore
 
 Row = dict[str, np.ndarray]
-OPEN_ROWS = 64    # rows that first-fit looks at; more fill little better and mix documents of distant places
+OPEN_ROWS = (
+  64  # rows that first-fit looks at; more fill little better and mix documents of distant places
+)
 
 
 class Windows:
-  """Row i reads tokens iT .. iT+T-1 and predicts iT+1 .. iT+T of the joined documents; no mask between documents.
+  """Row i reads tokens iT .. iT+T-1 and predicts iT+1 .. iT+T of the joined documents; no mask
+  between documents.
 
-  whole: leave out a last window that is not full (training); otherwise it is padded and scored (evaluation), so that
-  every token but the first is a target exactly once whatever T is.
+  whole: leave out a last window that is not full (training); otherwise it is padded and scored
+  (evaluation), so that every token but the first is a target exactly once whatever T is.
 
-  Where the tokenizer begins every text with a token of its own (<s>), every row begins with it, in place of its first
-  token; as a target between documents it weighs 0, for a model is told it.
+  Where the tokenizer begins every text with a token of its own (<s>), every row begins with it, in
+  place of its first token; as a target between documents it weighs 0, for a model is told it.
   """
 
   def __init__(self, store: TokenStore, seq_len: int, *, whole: bool = True):
@@ -30,8 +34,10 @@ class Windows:
     targets = len(store) - 1
     self.length = targets // seq_len if whole else -(-targets // seq_len)
     if self.length < 1:
-      raise DataError(f"the split holds {len(store)} tokens, fewer than one window of seq_len {seq_len} + 1; "
-                      f"shorten data.seq_len or use a larger corpus")
+      raise DataError(
+        f"the split holds {len(store)} tokens, fewer than one window of seq_len {seq_len} + 1; "
+        f"shorten data.seq_len or use a larger corpus"
+      )
 
   def __len__(self) -> int:
     return self.length
@@ -42,12 +48,14 @@ class Windows:
 
 
 class Packed:
-  """Documents share rows without seeing each other: segment_ids 1, 2, .., positions from 0 in each segment.
+  """Documents share rows without seeing each other: segment_ids 1, 2, .., positions from 0 in each
+  segment.
 
-  A document (its frame included) longer than T is cut into pieces of T; where the tokenizer begins every text with a token of
-  its own (<s>), each piece does: it stands in place of the token that ends the piece before. Pieces go, in an order drawn from `seed`
-  (None: corpus order), each into the first open row with room. The last token of a segment has no target there:
-  weight 0. Which pieces share a row is fixed; epochs shuffle rows.
+  A document (its frame included) longer than T is cut into pieces of T; where the tokenizer begins
+  every text with a token of its own (<s>), each piece does: it stands in place of the token that
+  ends the piece before. Pieces go, in an order drawn from `seed`
+  (None: corpus order), each into the first open row with room. The last token of a segment has no
+  target there: weight 0. Which pieces share a row is fixed; epochs shuffle rows.
   """
 
   def __init__(self, store: TokenStore, seq_len: int, *, seed: int | None = 0):
@@ -56,7 +64,9 @@ class Packed:
   @functools.cached_property
   def _plan(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(first piece of each row, start of each piece, its length), pieces in row order."""
-    starts, lengths = pieces(np.asarray(self.store.starts), self.seq_len, overlap=int(bool(self.store.given)))
+    starts, lengths = pieces(
+      np.asarray(self.store.starts), self.seq_len, overlap=int(bool(self.store.given))
+    )
     order = np.arange(len(starts))
     if self.seed is not None:
       order = np.random.default_rng([self.seed, 0x7061636B]).permutation(order)
@@ -78,7 +88,9 @@ class Packed:
 
 
 class Filled:
-  """`rows`, then copies of its first row that weigh nothing, up to a multiple of `multiple`: every batch is full."""
+  """`rows`, then copies of its first row that weigh nothing, up to a multiple of `multiple`: every
+  batch is full.
+  """
 
   def __init__(self, rows, multiple: int):
     self.rows, self.length = rows, -(-len(rows) // multiple) * multiple
@@ -94,7 +106,8 @@ class Filled:
 
 
 def pieces(starts: np.ndarray, seq_len: int, overlap: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """(start, length) of every piece of at most seq_len tokens, in corpus order; together they are all tokens.
+  """(start, length) of every piece of at most seq_len tokens, in corpus order; together they are
+  all tokens.
 
   overlap: tokens that a piece has in common with the one before it of its document.
   """
@@ -106,7 +119,9 @@ def pieces(starts: np.ndarray, seq_len: int, overlap: int = 0) -> tuple[np.ndarr
 
 
 def first_fit(lengths: np.ndarray, seq_len: int, open_rows: int = OPEN_ROWS) -> np.ndarray:
-  """int64 row of each piece: the first open row with room; without one, the fullest is closed and a new one opened."""
+  """int64 row of each piece: the first open row with room; without one, the fullest is closed and a
+  new one opened.
+  """
   room = np.full(open_rows, seq_len, np.int64)
   row, rows = np.arange(open_rows), open_rows
   out = np.empty(len(lengths), np.int64)
@@ -123,21 +138,27 @@ def first_fit(lengths: np.ndarray, seq_len: int, open_rows: int = OPEN_ROWS) -> 
 
 
 def _row(store: TokenStore, spans: list[tuple[int, int]], seq_len: int) -> Row:
-  """A row of the spans of a store as segments. One of seq_len + 1 tokens carries the last position's target."""
-  row = {k: np.zeros(seq_len, np.int32) for k in ("tokens", "targets", "segment_ids", "positions", "target_bytes")}
+  """A row of the spans of a store as segments.
+
+  One of seq_len + 1 tokens carries the last position's target.
+  """
+  row = {
+    k: np.zeros(seq_len, np.int32)
+    for k in ("tokens", "targets", "segment_ids", "positions", "target_bytes")
+  }
   row["loss_weights"] = np.zeros(seq_len, np.float32)
   at = 0
   for number, (start, stop) in enumerate(spans, 1):
     segment = store.tokens[start:stop]
     n, t = min(len(segment), seq_len), len(segment) - 1
-    row["tokens"][at:at + n] = segment[:n]
-    row["targets"][at:at + t] = segment[1:]
-    row["segment_ids"][at:at + n] = number
-    row["positions"][at:at + n] = np.arange(n)
-    row["loss_weights"][at:at + t] = 1.0
-    row["target_bytes"][at:at + t] = store.bytes_between(start + 1, stop)
+    row["tokens"][at : at + n] = segment[:n]
+    row["targets"][at : at + t] = segment[1:]
+    row["segment_ids"][at : at + n] = number
+    row["positions"][at : at + n] = np.arange(n)
+    row["loss_weights"][at : at + t] = 1.0
+    row["target_bytes"][at : at + t] = store.bytes_between(start + 1, stop)
     if store.given:
       row["tokens"][at] = store.given[-1]
-      row["loss_weights"][at:at + t][np.isin(segment[1:], store.given)] = 0.0
+      row["loss_weights"][at : at + t][np.isin(segment[1:], store.given)] = 0.0
     at += n
   return row

@@ -1,4 +1,5 @@
-"""Posed images for view synthesis: ray-cast toy scenes, and folders in the format of the released code.
+"""Posed images for view synthesis: ray-cast toy scenes, and folders in the format of the released
+code.
 
 Axes: B batch, S views, Y rows, X columns.
 """
@@ -28,13 +29,18 @@ LIGHT = np.array([0.4, 0.3, 0.87])
 @dataclasses.dataclass(frozen=True)
 @checked
 class SceneData(DataConfig):
-  """num_inputs views teach, num_targets views are asked for; images are size x size (or height x width) pixels.
+  """num_inputs views teach, num_targets views are asked for; images are size x size (or height x
+  width) pixels.
 
-  source: 'toy' casts rays at coloured spheres and boxes; otherwise a folder, or a .txt or .json list of folders, each
+  source: 'toy' casts rays at coloured spheres and boxes; otherwise a folder, or a .txt or .json
+  list of folders, each
     with `opencv_cameras.json` (frames: file_path, w2c, fx, fy, cx, cy). {split} in it is replaced.
-  centre_poses: real scenes: align to the mean camera and divide by the largest coordinate of a camera.
-  num_shapes, shape_scale: of a toy scene; a factor on radii and sides, so that small pictures still show something.
-  rows: of one pass over toy scenes. Inputs and targets of a folder are drawn without replacement: anew in every epoch of
+  centre_poses: real scenes: align to the mean camera and divide by the largest coordinate of a
+  camera.
+  num_shapes, shape_scale: of a toy scene; a factor on radii and sides, so that small pictures still
+  show something.
+  rows: of one pass over toy scenes. Inputs and targets of a folder are drawn without replacement:
+  anew in every epoch of
     training, from (seed, index) in a single pass, so that validations are comparable.
   """
 
@@ -64,28 +70,47 @@ class SceneData(DataConfig):
   def batch_fields(self) -> dict:
     """{name: (shape, dtype)} of a batch; no scene is read."""
     S = self.num_inputs + self.num_targets
-    blank = as_row(self, np.zeros((S, 3, self.size, self.width or self.size)), np.zeros((S, 4)), np.zeros((S, 4, 4)))
+    blank = as_row(
+      self,
+      np.zeros((S, 3, self.size, self.width or self.size)),
+      np.zeros((S, 4)),
+      np.zeros((S, 4, 4)),
+    )
     return {name: ((self.batch_size, *x.shape), x.dtype) for name, x in blank.items()}
 
-  def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
-    """Batches of {input,target}_{images,intrinsics,poses}; images (B, S, 3, Y, X) float32 in [0, 1]."""
+  def build(
+    self, split, *, seed, process_index=0, process_count=1, repeat=True
+  ) -> grain.IterDataset:
+    """Batches of {input,target}_{images,intrinsics,poses}; images (B, S, 3, Y, X) float32 in [0,
+    1].
+    """
     check_split(split)
     toy = self.source == "toy"
     rows = ToyScenes(self, split, seed) if toy else PosedFolders(self, split, seed, lazy=repeat)
-    return batches(rows, batch_size=self.batch_size, seed=seed, shuffle=repeat and not toy, repeat=repeat,
-                   process_index=process_index, process_count=process_count, fingerprint=f"scenes {self}{rows.content}",
-                   transform=rows.draw if repeat and not toy else None)
+    return batches(
+      rows,
+      batch_size=self.batch_size,
+      seed=seed,
+      shuffle=repeat and not toy,
+      repeat=repeat,
+      process_index=process_index,
+      process_count=process_count,
+      fingerprint=f"scenes {self}{rows.content}",
+      transform=rows.draw if repeat and not toy else None,
+    )
 
 
 def as_row(cfg: SceneData, images, intrinsics, poses) -> dict[str, np.ndarray]:
   """The first num_inputs views are inputs, the rest targets."""
   n, row = cfg.num_inputs, {}
   for role, part in (("input", slice(0, n)), ("target", slice(n, n + cfg.num_targets))):
-    row |= {f"{role}_images": np.asarray(images[part], np.float32),
-            f"{role}_intrinsics": np.asarray(intrinsics[part], np.float32),
-            f"{role}_poses": np.asarray(poses[part], np.float32)}
+    row |= {
+      f"{role}_images": np.asarray(images[part], np.float32),
+      f"{role}_intrinsics": np.asarray(intrinsics[part], np.float32),
+      f"{role}_poses": np.asarray(poses[part], np.float32),
+    }
   row["loss_weights"] = np.ones(cfg.num_targets, np.float32)
-  row["target_bytes"] = np.zeros(cfg.num_targets, np.int32)     # for rows that fill up the last batch
+  row["target_bytes"] = np.zeros(cfg.num_targets, np.int32)  # for rows that fill up the last batch
   return row
 
 
@@ -114,21 +139,33 @@ class ToyScenes:
 
 
 def random_shapes(rng, count: int, scale: float = 1.0) -> list[dict]:
-  """Spheres (radius) and axis-aligned boxes (half sides) inside the unit ball (at scale 1), in saturated colours."""
+  """Spheres (radius) and axis-aligned boxes (half sides) inside the unit ball (at scale 1), in
+  saturated colours.
+  """
   shapes = []
   for _ in range(count):
     hue = rng.uniform(0, 1, 3)
     sphere = rng.uniform() < 0.5
-    size = dict(radius=scale * rng.uniform(0.15, 0.35)) if sphere else dict(half=scale * rng.uniform(0.12, 0.3, 3))
-    shapes.append(dict(centre=rng.uniform(-0.5, 0.5, 3), colour=0.15 + 0.85 * (hue / hue.max())) | size)
+    size = (
+      dict(radius=scale * rng.uniform(0.15, 0.35))
+      if sphere
+      else dict(half=scale * rng.uniform(0.12, 0.3, 3))
+    )
+    shapes.append(
+      dict(centre=rng.uniform(-0.5, 0.5, 3), colour=0.15 + 0.85 * (hue / hue.max())) | size
+    )
   return shapes
 
 
 def look_at_origin(rng) -> np.ndarray:
-  """Camera-to-world (4, 4) of a camera 2.5 from the origin, looking at it; x right, y down, z forward."""
+  """Camera-to-world (4, 4) of a camera 2.5 from the origin, looking at it; x right, y down, z
+  forward.
+  """
   up = np.array([0.0, 0.0, 1.0])
   angle, height = rng.uniform(0, 2 * np.pi), rng.uniform(-0.2, 0.8)
-  place = 2.5 * np.array([np.sqrt(1 - height**2) * np.cos(angle), np.sqrt(1 - height**2) * np.sin(angle), height])
+  place = 2.5 * np.array(
+    [np.sqrt(1 - height**2) * np.cos(angle), np.sqrt(1 - height**2) * np.sin(angle), height]
+  )
   forward = -place / np.linalg.norm(place)
   right = np.cross(forward, up)
   right /= np.linalg.norm(right)
@@ -138,7 +175,10 @@ def look_at_origin(rng) -> np.ndarray:
 
 
 def cast(shapes, intrinsics, pose, height: int, width: int) -> np.ndarray:
-  """(3, Y, X) in [0, 1]: nearest hit, Lambert shading, on a white background. Rays as the model has them (pixel centres)."""
+  """(3, Y, X) in [0, 1]: nearest hit, Lambert shading, on a white background.
+
+  Rays as the model has them (pixel centres).
+  """
   fx, fy, cx, cy = intrinsics
   y, x = np.mgrid[:height, :width] + 0.5
   ray = np.stack([(x - cx) / fx, (y - cy) / fy, np.ones_like(x)], -1) @ pose[:3, :3].T
@@ -177,8 +217,8 @@ def _hit_box(shape, origin, ray):
 
 
 class PosedFolders:
-  """One row per scene folder. Its views are drawn from (seed, index), or, lazy, later: a row is {"scene": index} for
-  `draw`, whose generator knows the place in the stream."""
+  """One row per scene folder. Its views are drawn from (seed, index), or, lazy, later: a row is
+  {"scene": index} for `draw`, whose generator knows the place in the stream."""
 
   def __init__(self, cfg: SceneData, split: str, seed: int, *, lazy: bool = False):
     self.cfg, self.seed, self.lazy = cfg, seed, lazy
@@ -186,7 +226,9 @@ class PosedFolders:
 
   @property
   def content(self) -> str:
-    """Of the cameras of all scenes in order. Pictures do not enter: they are large, and which are read is drawn."""
+    """Of the cameras of all scenes in order. Pictures do not enter: they are large, and which are
+    read is drawn.
+    """
     cameras = " ".join(file_digest(folder / CAMERA_FILE) for folder in self.folders)
     return " " + hashlib.sha256(cameras.encode()).hexdigest()[:16]
 
@@ -202,13 +244,22 @@ class PosedFolders:
     frames = read_frames(folder)
     wanted = cfg.num_inputs + cfg.num_targets
     if len(frames) < wanted:
-      raise DataError(f"{folder} has {len(frames)} views, {wanted} are wanted; lower data.num_inputs or num_targets")
+      raise DataError(
+        f"{folder} has {len(frames)} views, {wanted} are wanted; lower data.num_inputs or num_targets"
+      )
     chosen = rng.permutation(len(frames))[:wanted]
     height, width = cfg.size, cfg.width or cfg.size
-    read = [read_image(folder / frames[i]["file_path"], _intrinsics(frames[i]), height, width) for i in chosen]
+    read = [
+      read_image(folder / frames[i]["file_path"], _intrinsics(frames[i]), height, width)
+      for i in chosen
+    ]
     poses = np.stack([np.linalg.inv(np.asarray(frames[i]["w2c"], np.float64)) for i in chosen])
-    return as_row(cfg, np.stack([image for image, _ in read]), np.stack([k for _, k in read]),
-                  centred(poses) if cfg.centre_poses else poses)
+    return as_row(
+      cfg,
+      np.stack([image for image, _ in read]),
+      np.stack([k for _, k in read]),
+      centred(poses) if cfg.centre_poses else poses,
+    )
 
 
 def find_folders(source: str) -> list[pathlib.Path]:
@@ -222,10 +273,14 @@ def find_folders(source: str) -> list[pathlib.Path]:
   elif path.is_dir():
     found = sorted(f.parent for f in path.rglob(CAMERA_FILE))
   else:
-    raise DataError(f"data.source = {source!r}: no such folder or list; use 'toy' for generated scenes")
+    raise DataError(
+      f"data.source = {source!r}: no such folder or list; use 'toy' for generated scenes"
+    )
   missing = [f for f in found if not (f / CAMERA_FILE).is_file()]
   if missing or not found:
-    raise DataError(f"data.source = {source!r}: no {CAMERA_FILE} in {missing[0] if missing else source}")
+    raise DataError(
+      f"data.source = {source!r}: no {CAMERA_FILE} in {missing[0] if missing else source}"
+    )
   return found
 
 
@@ -242,7 +297,9 @@ def _intrinsics(frame) -> np.ndarray:
 
 
 def read_image(path, intrinsics, height: int, width: int):
-  """(image (3, Y, X) in [0, 1], intrinsics): resized to cover, centre-cropped, transparent pixels white."""
+  """(image (3, Y, X) in [0, 1], intrinsics): resized to cover, centre-cropped, transparent pixels
+  white.
+  """
   from PIL import Image
 
   try:
@@ -255,14 +312,18 @@ def read_image(path, intrinsics, height: int, width: int):
   ratio = size[0] / image.width, size[1] / image.height
   pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS), np.float32) / 255
   left, top = (size[0] - width) // 2, (size[1] - height) // 2
-  pixels = pixels[top:top + height, left:left + width]
+  pixels = pixels[top : top + height, left : left + width]
   rgb = pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]
   fx, fy, cx, cy = intrinsics
-  return rgb.transpose(2, 0, 1), np.array([fx * ratio[0], fy * ratio[1], cx * ratio[0] - left, cy * ratio[1] - top])
+  return rgb.transpose(2, 0, 1), np.array(
+    [fx * ratio[0], fy * ratio[1], cx * ratio[0] - left, cy * ratio[1] - top]
+  )
 
 
 def centred(poses: np.ndarray) -> np.ndarray:
-  """Poses relative to the mean camera (mean place, mean forward, mean down), the farthest coordinate at 1."""
+  """Poses relative to the mean camera (mean place, mean forward, mean down), the farthest
+  coordinate at 1.
+  """
   place, forward, down = (poses[:, :3, i].mean(0) for i in (3, 2, 1))
   z = forward / np.linalg.norm(forward)
   x = np.cross(down, z)

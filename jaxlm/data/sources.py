@@ -1,4 +1,5 @@
-"""Where documents come from: 'scheme:rest' names a corpus, a corpus yields the bytes of its documents in order.
+"""Where documents come from: 'scheme:rest' names a corpus, a corpus yields the bytes of its
+documents in order.
 
   mini:moby_dick           embedded (`jaxlm.data.mini`)
   text:books/**/*.txt      UTF-8 files, a document each; text:books is all files below that folder
@@ -9,8 +10,9 @@
   tfds:lm1b  tfds:wiki40b/en#text           prepared TFDS data, after # the feature
   prepared:prose-small     made by `jaxlm data prepare prose-small`
 
-{split} in a pattern stands for train, validation or test. Without it a document is on the side that the hash of its text names,
-5 % each for validation and test; of text: and bytes:, long files, and few, are cut by position (`jaxlm.data.plain_files`).
+{split} in a pattern stands for train, validation or test. Without it a document is on the side that
+the hash of its text names, 5 % each for validation and test; of text: and bytes:, long files, and
+few, are cut by position (`jaxlm.data.plain_files`).
 """
 
 import dataclasses
@@ -33,12 +35,14 @@ from jaxlm.data.splits import SPLITS
 from jaxlm.paths import expand
 
 ROWS_AT_ONCE = 1024
-RULE = 3      # of the sides of documents (`plain_files`): another rule is another corpus
+RULE = 3  # of the sides of documents (`plain_files`): another rule is another corpus
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """documents: split -> iterator of bytes, the same each time. fingerprint: changes when any byte of them does."""
+  """documents: split -> iterator of bytes, the same each time. fingerprint: changes when any byte
+  of them does.
+  """
 
   name: str
   fingerprint: str
@@ -49,8 +53,10 @@ def open_corpus(source: str) -> Corpus:
   """The corpus that `source` names; reads no document beyond what its fingerprint needs."""
   scheme, colon, rest = source.partition(":")
   if not colon or scheme not in SCHEMES:
-    raise DataError(f"data.source = {source!r}: no such scheme; {nearest(scheme, SCHEMES)} (e.g. 'mini:moby_dick', "
-                    f"'text:books/*.txt', 'tfds:lm1b', 'prepared:prose-small')")
+    raise DataError(
+      f"data.source = {source!r}: no such scheme; {nearest(scheme, SCHEMES)} (e.g. 'mini:moby_dick', "
+      f"'text:books/*.txt', 'tfds:lm1b', 'prepared:prose-small')"
+    )
   if not rest:
     raise DataError(f"data.source = {source!r} names nothing after the colon")
   return SCHEMES[scheme](source, rest)
@@ -64,18 +70,28 @@ def _mini(source: str, name: str) -> Corpus:
 
 
 def _files(source: str, pattern: str) -> Corpus:
-  """Files, a document each, or a line each of JSON lines. Few documents are cut by position, so that one book is enough."""
+  """Files, a document each, or a line each of JSON lines.
+
+  Few documents are cut by position, so that one book is enough.
+  """
   text = source.startswith("text:")
   pattern, column = plain_files.with_column(pattern) if text else (pattern, None)
   if "{split}" in pattern:
     by_split = _by_split(source, pattern)
-    return Corpus(source, _fingerprint(source, by_split, column),
-                  lambda split: plain_files.documents_of(by_split[split], text=text, column=column))
+    return Corpus(
+      source,
+      _fingerprint(source, by_split, column),
+      lambda split: plain_files.documents_of(by_split[split], text=text, column=column),
+    )
   paths = _matching(source, pattern)
   if not paths:
-    raise DataError(f"data.source = {source!r}: no file matches; the path is relative to {os.getcwd()}")
+    raise DataError(
+      f"data.source = {source!r}: no file matches; the path is relative to {os.getcwd()}"
+    )
   if not any(map(os.path.getsize, paths)):
-    raise DataError(f"data.source = {source!r}: the corpus is empty ({len(paths)} file(s) of 0 bytes)")
+    raise DataError(
+      f"data.source = {source!r}: the corpus is empty ({len(paths)} file(s) of 0 bytes)"
+    )
   # Decided when a document is asked for: a fingerprint needs no text.
   sides = functools.cache(lambda: plain_files.by_side(paths, text=text, column=column))
   return Corpus(source, _fingerprint(source, {"all": paths}, column), lambda split: sides()(split))
@@ -84,19 +100,33 @@ def _files(source: str, pattern: str) -> Corpus:
 def _array_record(source: str, pattern: str) -> Corpus:
   pattern, feature = plain_files.with_column(pattern)
   whole, inside = "{split}" not in pattern, "**/*.array_record*"
-  by_split = {SPLITS[0]: _matching(source, pattern, inside)} if whole else _by_split(source, pattern, inside)
+  by_split = (
+    {SPLITS[0]: _matching(source, pattern, inside)} if whole else _by_split(source, pattern, inside)
+  )
   if not any(by_split.values()):
-    raise DataError(f"data.source = {source!r}: no file matches; the path is relative to {os.getcwd()}")
+    raise DataError(
+      f"data.source = {source!r}: no file matches; the path is relative to {os.getcwd()}"
+    )
   fingerprint = _fingerprint(source, by_split, feature)
   if not whole:
     return Corpus(source, fingerprint, lambda split: read_records(by_split[split], feature))
   # Records carry no name: their text is the key, so copies stay together and files may be added.
-  return Corpus(source, fingerprint, lambda split: (
-      record for record in read_records(by_split[SPLITS[0]], feature) if plain_files.side_of(record) == split))
+  return Corpus(
+    source,
+    fingerprint,
+    lambda split: (
+      record
+      for record in read_records(by_split[SPLITS[0]], feature)
+      if plain_files.side_of(record) == split
+    ),
+  )
 
 
 def _tfds(source: str, rest: str) -> Corpus:
-  """Prepared TFDS data through `tfds.data_source`, which needs no TensorFlow. Missing splits are carved out of train."""
+  """Prepared TFDS data through `tfds.data_source`, which needs no TensorFlow.
+
+  Missing splits are carved out of train.
+  """
   import tensorflow_datasets as tfds
 
   name, _, feature = rest.partition("#")
@@ -104,22 +134,30 @@ def _tfds(source: str, rest: str) -> Corpus:
   try:
     builder = tfds.builder(name)
     splits = dict(builder.info.splits)
-  except Exception as error:    # not found, not downloadable, no version: a different class each time
-    raise DataError(f"data.source = {source!r}: TFDS cannot open it ({str(error).splitlines()[0][:160]}); "
-                    f"set TFDS_DATA_DIR to the folder of prepared data") from None
+  except Exception as error:  # not found, not downloadable, no version: a different class each time
+    raise DataError(
+      f"data.source = {source!r}: TFDS cannot open it ({str(error).splitlines()[0][:160]}); "
+      f"set TFDS_DATA_DIR to the folder of prepared data"
+    ) from None
   if not splits:
-    raise DataError(f"data.source = {source!r} is not prepared in {builder.data_dir}; run tfds.builder({name!r}, "
-                    f"file_format='array_record').download_and_prepare(), or set TFDS_DATA_DIR")
+    raise DataError(
+      f"data.source = {source!r} is not prepared in {builder.data_dir}; run tfds.builder({name!r}, "
+      f"file_format='array_record').download_and_prepare(), or set TFDS_DATA_DIR"
+    )
   if feature not in (builder.info.features or {}):
-    raise DataError(f"data.source = {source!r} has no feature {feature!r}; {nearest(feature, builder.info.features)}; "
-                    f"name it after '#'")
+    raise DataError(
+      f"data.source = {source!r} has no feature {feature!r}; {nearest(feature, builder.info.features)}; "
+      f"name it after '#'"
+    )
 
   def rows(split: str) -> Iterator[bytes]:
     try:
       data = builder.as_data_source(split)
     except NotImplementedError as error:
-      raise DataError(f"data.source = {source!r} was prepared as {builder.info.file_format}; prepare it again with "
-                      f"file_format='array_record' ({str(error).splitlines()[0][:120]})") from None
+      raise DataError(
+        f"data.source = {source!r} was prepared as {builder.info.file_format}; prepare it again with "
+        f"file_format='array_record' ({str(error).splitlines()[0][:120]})"
+      ) from None
     # In ranges: a call decodes every group that it touches.
     for start in range(0, len(data), ROWS_AT_ONCE):
       for row in data.__getitems__(list(range(start, min(start + ROWS_AT_ONCE, len(data))))):
@@ -127,7 +165,9 @@ def _tfds(source: str, rest: str) -> Corpus:
 
   held_out = [split for split in SPLITS if split in splits]
   sizes = {split: splits[split].num_bytes for split in splits}
-  digest = hashlib.sha256(f"{builder.info.full_name} {RULE} {feature} {sorted(sizes.items())}".encode())
+  digest = hashlib.sha256(
+    f"{builder.info.full_name} {RULE} {feature} {sorted(sizes.items())}".encode()
+  )
   for path in sorted(pathlib.Path(builder.data_dir).glob("*.array_record*")):
     digest.update(file_digest(path).encode())
 
@@ -135,8 +175,11 @@ def _tfds(source: str, rest: str) -> Corpus:
     # `train` keeps out what is carved from it for the splits that the data set does not have.
     if split in held_out and (split != "train" or len(held_out) == len(SPLITS)):
       return rows(split)
-    return (text for text in rows("train")
-            if (side := plain_files.side_of(text)) == split or (split == "train" and side in held_out))
+    return (
+      text
+      for text in rows("train")
+      if (side := plain_files.side_of(text)) == split or (split == "train" and side in held_out)
+    )
 
   return Corpus(source, digest.hexdigest(), documents)
 
@@ -145,51 +188,76 @@ def _prepared(source: str, name: str) -> Corpus:
   folder = data_dir() / "prepared" / name
   manifest = folder / "manifest.json"
   if not manifest.is_file():
-    raise DataError(f"data set {name!r} is not in {data_dir()}; make it with `jaxlm data prepare {name}`, or set "
-                    f"JAXLM_DATA to the folder where it is")
+    raise DataError(
+      f"data set {name!r} is not in {data_dir()}; make it with `jaxlm data prepare {name}`, or set "
+      f"JAXLM_DATA to the folder where it is"
+    )
   described = json.loads(manifest.read_text())
   for entry in described["splits"].values():
     path = folder / entry["file"]
     if not path.is_file() or path.stat().st_size != entry["file_bytes"]:
-      raise DataError(f"{path} does not match {manifest}; make it again with `jaxlm data prepare {name} --force`")
-  return Corpus(source, hashlib.sha256(json_text.dumps(described["splits"], sort_keys=True).encode()).hexdigest(),
-                lambda split: read_records([str(folder / described["splits"][split]["file"])]))
+      raise DataError(
+        f"{path} does not match {manifest}; make it again with `jaxlm data prepare {name} --force`"
+      )
+  return Corpus(
+    source,
+    hashlib.sha256(json_text.dumps(described["splits"], sort_keys=True).encode()).hexdigest(),
+    lambda split: read_records([str(folder / described["splits"][split]["file"])]),
+  )
 
 
-SCHEMES = {"mini": _mini, "text": _files, "bytes": _files, "array_record": _array_record, "tfds": _tfds,
-           "prepared": _prepared}
+SCHEMES = {
+  "mini": _mini,
+  "text": _files,
+  "bytes": _files,
+  "array_record": _array_record,
+  "tfds": _tfds,
+  "prepared": _prepared,
+}
 
 
 def _by_split(source: str, pattern: str, inside: str = "**/*") -> dict[str, list[str]]:
   """{split: files} of a pattern with {split}. A file may not be trained on and held out."""
-  by_split, seen = {split: _matching(source, pattern.replace("{split}", split), inside) for split in SPLITS}, {}
+  by_split, seen = (
+    {split: _matching(source, pattern.replace("{split}", split), inside) for split in SPLITS},
+    {},
+  )
   for split, paths in by_split.items():
     for path in paths:
       other = seen.setdefault(os.path.realpath(path), split)
       if other != split and other == "train":
-        raise DataError(f"data.source = {source!r}: {path} is in the splits {other} and {split}; write a pattern that tells them "
-                        f"apart, or remove the link")
+        raise DataError(
+          f"data.source = {source!r}: {path} is in the splits {other} and {split}; write a pattern that tells them "
+          f"apart, or remove the link"
+        )
   return by_split
 
 
 def _matching(source: str, pattern: str, inside: str = "**/*") -> list[str]:
-  """Files of a glob, bytewise sorted. A path that exists as it is written is meant as it is written, `[v2]` and `*` in its
-  names included; of a folder, the files `inside` it are taken. A path without wildcards must exist."""
+  """Files of a glob, bytewise sorted. A path that exists as it is written is meant as it is
+  written, `[v2]` and `*` in its names included; of a folder, the files `inside` it are taken. A
+  path without wildcards must exist."""
   pattern = expand(pattern)
   if os.path.isdir(pattern):
-    os.listdir(pattern)     # a folder that may not be read says so
+    os.listdir(pattern)  # a folder that may not be read says so
     found = glob.glob(os.path.join(glob.escape(pattern), inside), recursive=True)
     if not any(map(os.path.isfile, found)):
-      raise DataError(f"data.source = {source!r}: no file matches; {pattern} is a folder, and it holds no {inside}")
+      raise DataError(
+        f"data.source = {source!r}: no file matches; {pattern} is a folder, and it holds no {inside}"
+      )
   elif os.path.lexists(pattern) or not glob.has_magic(pattern):
     if not os.path.exists(pattern):
-      raise DataError(f"data.source = {source!r}: {_absent(pattern)}; the path is relative to {os.getcwd()}")
+      raise DataError(
+        f"data.source = {source!r}: {_absent(pattern)}; the path is relative to {os.getcwd()}"
+      )
     found = [pattern]
   else:
     found = glob.glob(_literal_start(pattern), recursive=True)
     if found and all(map(os.path.isdir, found)):
-      raise DataError(f"data.source = {source!r}: no file matches, only folders ({found[0]}); for the files in them write "
-                      f"{pattern}/{inside}")
+      raise DataError(
+        f"data.source = {source!r}: no file matches, only folders ({found[0]}); for the files in them write "
+        f"{pattern}/{inside}"
+      )
   for path in found:
     if not os.path.exists(path):
       raise DataError(f"data.source = {source!r}: {_absent(path)}; remove or mend the link")
@@ -197,7 +265,11 @@ def _matching(source: str, pattern: str, inside: str = "**/*") -> list[str]:
 
 
 def _absent(path: str) -> str:
-  return f"{path} is a link to {os.readlink(path)}, which does not exist" if os.path.islink(path) else f"{path} does not exist"
+  return (
+    f"{path} is a link to {os.readlink(path)}, which does not exist"
+    if os.path.islink(path)
+    else f"{path} does not exist"
+  )
 
 
 def _literal_start(pattern: str) -> str:
@@ -211,10 +283,13 @@ def _literal_start(pattern: str) -> str:
 
 
 def _fingerprint(source: str, by_split: dict[str, list[str]], column: str | None) -> str:
-  """Of the scheme, the rule of sides, the column, and of each split's files in order. Names and folders do not enter: the order does."""
+  """Of the scheme, the rule of sides, the column, and of each split's files in order.
+
+  Names and folders do not enter: the order does.
+  """
   digest = hashlib.sha256(f"{source.partition(':')[0]} {RULE} {column}".encode())
   for split, paths in by_split.items():
     digest.update(f"\n{split}".encode())
-    for path in paths:      # and how a file is read, where its name decides
+    for path in paths:  # and how a file is read, where its name decides
       digest.update(f" {file_digest(path)}{plain_files.json_ending(path)}".encode())
   return digest.hexdigest()

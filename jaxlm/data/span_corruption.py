@@ -1,4 +1,5 @@
-"""Span corruption over bytes, as MrT5 does it: sentinels 258, 257, ... downward, which are bytes that UTF-8 never uses.
+"""Span corruption over bytes, as MrT5 does it: sentinels 258, 257, ... downward, which are bytes
+that UTF-8 never uses.
 
 Axes: N tokens of a chunk. docs/specs/mrt5.md, section 7.
 """
@@ -13,7 +14,9 @@ UNAMBIGUOUS = 11
 
 
 def lengths(inputs_length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
-  """(N, target length): the most tokens whose corrupted inputs fit inputs_length, sentinels and end included."""
+  """(N, target length): the most tokens whose corrupted inputs fit inputs_length, sentinels and end
+  included.
+  """
 
   def parts(tokens: int):
     noise = int(round(tokens * noise_density))
@@ -21,7 +24,9 @@ def lengths(inputs_length: int, noise_density: float, mean_span: float) -> tuple
     return tokens - noise + spans + 1, noise + spans + 1
 
   if parts(inputs_length)[0] > inputs_length:
-    raise DataError(f"inputs_length = {inputs_length} does not hold its own corruption; use a longer one or fewer spans")
+    raise DataError(
+      f"inputs_length = {inputs_length} does not hold its own corruption; use a longer one or fewer spans"
+    )
   tokens = inputs_length
   while parts(tokens + 1)[0] <= inputs_length:
     tokens += 1
@@ -31,7 +36,9 @@ def lengths(inputs_length: int, noise_density: float, mean_span: float) -> tuple
   return tokens, targets
 
 
-def noise_mask(length: int, noise_density: float, mean_span: float, rng: np.random.Generator) -> np.ndarray:
+def noise_mask(
+  length: int, noise_density: float, mean_span: float, rng: np.random.Generator
+) -> np.ndarray:
   """Bool (length,): random spans, beginning with what is kept and ending with noise."""
   noise = min(max(int(np.round(length * noise_density)), 1), length - 1)
   spans = max(int(np.round(min(noise, length - noise) / mean_span)), 1)
@@ -71,5 +78,7 @@ def check_spans(inputs_length: int, noise_density: float, mean_span: float) -> N
   noise = int(round(tokens * noise_density))
   spans = max(1, int(round(min(noise, tokens - noise) / mean_span)))
   if spans > UNAMBIGUOUS:
-    raise DataError(f"{spans} spans at inputs_length = {inputs_length}: only {UNAMBIGUOUS} bytes never occur in UTF-8, so "
-                    "sentinels would be read as text; use a longer mean_span, a lower density or shorter inputs")
+    raise DataError(
+      f"{spans} spans at inputs_length = {inputs_length}: only {UNAMBIGUOUS} bytes never occur in UTF-8, so "
+      "sentinels would be read as text; use a longer mean_span, a lower density or shorter inputs"
+    )

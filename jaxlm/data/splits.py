@@ -1,7 +1,9 @@
-"""Train, validation and test by document: the same document is always on the same side, whatever else is added.
+"""Train, validation and test by document: the same document is always on the same side, whatever
+else is added.
 
-A document's side is a function of its key alone (real data do not come in a fixed order), so translations of one
-text share a key and copies never straddle. Texts of few documents are cut by position instead.
+A document's side is a function of its key alone (real data do not come in a fixed order), so
+translations of one text share a key and copies never straddle. Texts of few documents are cut by
+position instead.
 """
 
 import hashlib
@@ -12,16 +14,19 @@ from jaxlm.data.errors import DataError
 SPLITS = ("train", "validation", "test")
 #: Of rows that are drawn: default_rng([seed, SPLIT_SEEDS[split], index]).
 SPLIT_SEEDS = {"train": 0, "validation": 1, "test": 2}
-SMALL_BYTES = 30_000_000    # below: 5 % + 5 % are held out instead of 1 % + 1 %
-MIN_DOCUMENTS = 20          # fewer: cut by position
+SMALL_BYTES = 30_000_000  # below: 5 % + 5 % are held out instead of 1 % + 1 %
+MIN_DOCUMENTS = 20  # fewer: cut by position
 
 
 def split_of(key: str, *, small: bool) -> str:
-  """Side of a document: int(SHA-256(key)[:8 hex digits]) mod 1000 is below 10 (test), below 20 (validation), or train.
+  """Side of a document: int(SHA-256(key)[:8 hex digits]) mod 1000 is below 10 (test), below 20
+  (validation), or train.
 
   small: corpora under 30 MB use 50 and 100.
   """
-  return split_of_digest(hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest(), small=small)
+  return split_of_digest(
+    hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest(), small=small
+  )
 
 
 def split_of_digest(digest: str, *, small: bool) -> str:
@@ -32,9 +37,11 @@ def split_of_digest(digest: str, *, small: bool) -> str:
 
 
 def cut_by_position(document: bytes, *, text: bool = False) -> dict[str, bytes]:
-  """First 80 % train, then 10 % validation, 10 % test; each cut falls after a line end where there is one.
+  """First 80 % train, then 10 % validation, 10 % test; each cut falls after a line end where there
+  is one.
 
-  text: UTF-8, so that a cut elsewhere falls between characters. The three concatenate to `document`.
+  text: UTF-8, so that a cut elsewhere falls between characters. The three concatenate to
+  `document`.
   """
   cuts = [0]
   for fraction in (0.8, 0.9):
@@ -48,7 +55,9 @@ def cut_by_position(document: bytes, *, text: bool = False) -> dict[str, bytes]:
 
 
 def split_documents(documents: Iterable[tuple[str, bytes]]) -> dict[str, list[bytes]]:
-  """{split: texts} of an in-memory corpus of (key, text): by key, or by position if there are few documents."""
+  """{split: texts} of an in-memory corpus of (key, text): by key, or by position if there are few
+  documents.
+  """
   documents = [(key, text) for key, text in documents if text]
   small = sum(len(text) for _, text in documents) < SMALL_BYTES
   sides = {split: [] for split in SPLITS}

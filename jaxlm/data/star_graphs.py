@@ -1,9 +1,12 @@
-"""Star graphs: find the path from source to goal among the shuffled edges of a graph with one branching node.
+"""Star graphs: find the path from source to goal among the shuffled edges of a graph with one
+branching node.
 
-Axes: T position. docs/specs/ilm.md, section 7.1. Every graph is a function of (seed, split, index): nothing is stored.
+Axes: T position. docs/specs/ilm.md, section 7.1. Every graph is a function of (seed, split, index):
+nothing is stored.
 
-A sequence is `u v u v ... source goal BOS p0 p1 p1 p2 ...`: the edges in random order, the question, the path edge by
-edge. CLS stands in front for insertion models, EOS at the end for autoregressive ones.
+A sequence is `u v u v ... source goal BOS p0 p1 p1 p2 ...`: the edges in random order, the
+question, the path edge by edge. CLS stands in front for insertion models, EOS at the end for
+autoregressive ones.
 """
 
 import dataclasses
@@ -33,8 +36,9 @@ class Graph(NamedTuple):
 class StarFamily:
   """degree arms; paths of min_path .. max_path nodes.
 
-  Symmetric (min_plan None): the hub is the source, every arm has max_path nodes, the hub among them.
-  Otherwise each arm is a chain through the hub, which is at least min_plan steps before its end.
+  Symmetric (min_plan None): the hub is the source, every arm has max_path nodes, the hub among
+  them. Otherwise each arm is a chain through the hub, which is at least min_plan steps before its
+  end.
   """
 
   degree: int
@@ -49,7 +53,9 @@ class StarFamily:
 
   @property
   def seq_len(self) -> int:
-    """Tokens of the longest sequence with CLS, edges, question, BOS and path; one more for what ends it elsewhere."""
+    """Tokens of the longest sequence with CLS, edges, question, BOS and path; one more for what
+    ends it elsewhere.
+    """
     return 1 + 2 * self.most_edges + 3 + 2 * self.max_path - 2
 
   def generate(self, rng: np.random.Generator) -> Graph:
@@ -63,7 +69,7 @@ class StarFamily:
       nodes = rng.choice(self.num_nodes, int(lengths.sum()) - self.degree + 1, replace=False)
       hub, rest, arms = nodes[0], nodes[1:], []
       for length, join in zip(lengths, joins):
-        arm, rest = rest[:length - 1], rest[length - 1:]
+        arm, rest = rest[: length - 1], rest[length - 1 :]
         arms.append(np.insert(arm, join, hub))
     edges = np.concatenate([np.stack([arm[:-1], arm[1:]], axis=1) for arm in arms])
     return Graph(rng.permutation(edges), arms[0])
@@ -75,7 +81,10 @@ class StarFamily:
       out.setdefault(u, []).append(v)
       into.setdefault(v, []).append(u)
     busy = {n for n in out if len(out[n]) > 1} | {n for n in into if len(into[n]) > 1}
-    refuse = lambda why: ConfigError(f"not a star graph of {self}: {why}")
+
+    def refuse(why):
+      return ConfigError(f"not a star graph of {self}: {why}")
+
     if len(busy) != 1:
       raise refuse(f"{len(busy)} branching nodes")
     hub = busy.pop()
@@ -83,7 +92,9 @@ class StarFamily:
       raise refuse(f"hub {hub} has {len(out[hub])} arms")
     if not self.min_path <= len(graph.path) <= self.max_path:
       raise refuse(f"a path of {len(graph.path)} nodes")
-    if any(v not in out.get(u, ()) for u, v in zip(graph.path[:-1].tolist(), graph.path[1:].tolist())):
+    if any(
+      v not in out.get(u, ()) for u, v in zip(graph.path[:-1].tolist(), graph.path[1:].tolist())
+    ):
       raise refuse("its path is not made of its edges")
     nodes = np.unique(graph.edges)
     if nodes.min() < 0 or nodes.max() >= self.num_nodes or len(nodes) != len(graph.edges) + 1:
@@ -94,10 +105,12 @@ class StarFamily:
 
 
 FAMILIES = {
-    "tiny": StarFamily(degree=3, min_path=4, max_path=4, num_nodes=12),      # ours: easy with paths one edge shorter
-    "easy": StarFamily(degree=3, min_path=5, max_path=5, num_nodes=20),
-    "medium": StarFamily(degree=3, min_path=3, max_path=6, num_nodes=20, min_plan=2),
-    "hard": StarFamily(degree=5, min_path=6, max_path=12, num_nodes=56, min_plan=5),
+  "tiny": StarFamily(
+    degree=3, min_path=4, max_path=4, num_nodes=12
+  ),  # ours: easy with paths one edge shorter
+  "easy": StarFamily(degree=3, min_path=5, max_path=5, num_nodes=20),
+  "medium": StarFamily(degree=3, min_path=3, max_path=6, num_nodes=20, min_plan=2),
+  "hard": StarFamily(degree=5, min_path=6, max_path=12, num_nodes=56, min_plan=5),
 }
 
 
@@ -138,15 +151,17 @@ class Ids(NamedTuple):
 def encode(graph: Graph, ids: Ids, form: Form) -> tuple[np.ndarray, np.ndarray]:
   """(tokens, types) of one graph, without padding; types: 0 CLS, 1 given, 2 to be found."""
   question = [*graph.edges.reshape(-1), graph.path[0], graph.path[-1]]
-  return framed(question, np.stack([graph.path[:-1], graph.path[1:]], axis=1).reshape(-1), ids, form)
+  return framed(
+    question, np.stack([graph.path[:-1], graph.path[1:]], axis=1).reshape(-1), ids, form
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 @checked
 class StarGraphData(FramedDataConfig):
-  """family: easy, medium or hard, or tiny, which is ours. form: what the model's objective reads. rows: graphs of the
-  training split; 100 and 5,000 of validation and test, as the paper's, unless eval_rows is set. sequence_seeds: as in
-  `data.text`. constraint: as in `forms.corrupted`.
+  """family: easy, medium or hard, or tiny, which is ours. form: what the model's objective reads.
+  rows: graphs of the training split; 100 and 5,000 of validation and test, as the paper's, unless
+  eval_rows is set. sequence_seeds: as in `data.text`. constraint: as in `forms.corrupted`.
   """
 
   batch_size: Count
@@ -179,20 +194,38 @@ class StarGraphData(FramedDataConfig):
   def vocab_size(self) -> int:
     return self.star.num_nodes + 8
 
-  def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
+  def build(
+    self, split, *, seed, process_index=0, process_count=1, repeat=True
+  ) -> grain.IterDataset:
     check_split(split)
-    transform = {"insertion": self._insertion, "insertion_transformer": self._insertion}.get(self.form)
+    transform = {"insertion": self._insertion, "insertion_transformer": self._insertion}.get(
+      self.form
+    )
     if self.sequence_seeds:
       transform = functools.partial(_with_seeds, transform)
-    return batches(Graphs(self, split, seed), batch_size=self.batch_size, seed=seed, shuffle=split == "train",
-                   repeat=repeat, process_index=process_index, process_count=process_count, transform=transform,
-                   fingerprint=f"star graphs {self}")
+    return batches(
+      Graphs(self, split, seed),
+      batch_size=self.batch_size,
+      seed=seed,
+      shuffle=split == "train",
+      repeat=repeat,
+      process_index=process_index,
+      process_count=process_count,
+      transform=transform,
+      fingerprint=f"star graphs {self}",
+    )
 
   def num_rows(self, split: str) -> int:
-    return self.rows if split == "train" else self.eval_rows or {"validation": 100, "test": 5_000}[split]
+    return (
+      self.rows if split == "train" else self.eval_rows or {"validation": 100, "test": 5_000}[split]
+    )
 
-  def problems(self, split: str, *, seed: int, number: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(prompt up to BOS, answer without EOS) of the first `number` graphs of a split, as this form encodes them."""
+  def problems(
+    self, split: str, *, seed: int, number: int | None = None
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(prompt up to BOS, answer without EOS) of the first `number` graphs of a split, as this form
+    encodes them.
+    """
     check_split(split)
     check_seed(seed)
     graphs, out = Graphs(self, split, seed), []
@@ -205,8 +238,15 @@ class StarGraphData(FramedDataConfig):
   def _insertion(self, row, rng):
     """Corruption of one row, drawn anew in every epoch."""
     it = self.form == "insertion_transformer"
-    return corrupted(row, rng, seq_len=self.seq_len, num_missing=self.seq_len if it else 2 * (self.star.max_path - 1),
-                     pad=self.ids.pad, eos=self.ids.eos if it else None, constraint=self.constraint)
+    return corrupted(
+      row,
+      rng,
+      seq_len=self.seq_len,
+      num_missing=self.seq_len if it else 2 * (self.star.max_path - 1),
+      pad=self.ids.pad,
+      eos=self.ids.eos if it else None,
+      constraint=self.constraint,
+    )
 
 
 def _with_seeds(transform, row, rng):
@@ -223,7 +263,9 @@ class Graphs:
     return self.cfg.num_rows(self.split)
 
   def graph(self, index: int) -> Graph:
-    return self.cfg.star.generate(np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)]))
+    return self.cfg.star.generate(
+      np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)])
+    )
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     cfg = self.cfg

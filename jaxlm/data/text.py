@@ -27,10 +27,12 @@ from jaxlm.ranges import Count, Range
 class TextData(DataConfig):
   """source: see `jaxlm.data.sources`. batch_size: global, in sequences of seq_len tokens.
 
-  packing: 'windows' joins documents, a separator before each, and cuts them contiguously without a mask (the papers'
-  way); 'packed' puts whole documents side by side, masked from each other by segment_ids.
+  packing: 'windows' joins documents, a separator before each, and cuts them contiguously without a
+  mask (the papers' way); 'packed' puts whole documents side by side, masked from each other by
+  segment_ids.
   shuffle: the order of training rows, anew each epoch; a single pass is always in corpus order.
-  sequence_seeds: adds uint32 `sequence_seeds` (B, 2), a function of seed and place in the stream (lexinvariant models).
+  sequence_seeds: adds uint32 `sequence_seeds` (B, 2), a function of seed and place in the stream
+  (lexinvariant models).
   """
 
   source: str
@@ -57,29 +59,51 @@ class TextData(DataConfig):
     names = ("tokens", "targets", "segment_ids", "positions", "target_bytes")
     shape = (self.batch_size, self.seq_len)
     seeds = {"sequence_seeds": ((self.batch_size, 2), np.uint32)} if self.sequence_seeds else {}
-    return {name: (shape, np.int32) for name in names} | {"loss_weights": (shape, np.float32)} | seeds
+    return (
+      {name: (shape, np.int32) for name in names} | {"loss_weights": (shape, np.float32)} | seeds
+    )
 
   def load_tokenizer(self) -> Tokenizer:
     """The tokenizer; one that is trained here reads the train split the first time."""
     corpus = open_corpus(self.source)
-    return self.tokenizer.load(lambda: corpus.documents("train"), corpus.fingerprint, data_dir() / "tokenizers")
+    return self.tokenizer.load(
+      lambda: corpus.documents("train"), corpus.fingerprint, data_dir() / "tokenizers"
+    )
 
   def store(self, split: str) -> TokenStore:
     """All tokens of a split, from the cache or tokenised now."""
     check_split(split)
-    return token_store(open_corpus(self.source), split, self.load_tokenizer(), data_dir() / "tokens")
+    return token_store(
+      open_corpus(self.source), split, self.load_tokenizer(), data_dir() / "tokens"
+    )
 
-  def build(self, split: str, *, seed: int, process_index: int = 0, process_count: int = 1,
-            repeat: bool = True) -> grain.IterDataset:
+  def build(
+    self,
+    split: str,
+    *,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    repeat: bool = True,
+  ) -> grain.IterDataset:
     """Batches for ever (training), or one pass in corpus order with every target once (evaluation)."""
     store = self.store(split)
     if self.packing == "packed":
       rows = Packed(store, self.seq_len, seed=seed if repeat and self.shuffle else None)
     else:
       rows = Windows(store, self.seq_len, whole=repeat)
-    return batches(rows, batch_size=self.batch_size, seed=seed, shuffle=self.shuffle and repeat, repeat=repeat,
-                   process_index=process_index, process_count=process_count, num_workers=self.num_workers,
-                   fingerprint=self._position_of(store), transform=seeded if self.sequence_seeds else None)
+    return batches(
+      rows,
+      batch_size=self.batch_size,
+      seed=seed,
+      shuffle=self.shuffle and repeat,
+      repeat=repeat,
+      process_index=process_index,
+      process_count=process_count,
+      num_workers=self.num_workers,
+      fingerprint=self._position_of(store),
+      transform=seeded if self.sequence_seeds else None,
+    )
 
   def _position_of(self, store: TokenStore) -> str:
     """What a saved position depends on besides seed and batch size."""
@@ -87,24 +111,44 @@ class TextData(DataConfig):
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def evaluation_batches(cfg: TextData, split: str, seq_len: int, batch_size: int, *, num_tokens: int | None = None,
-                       process_index: int = 0, process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
-  """Windows of `seq_len`, contiguous and disjoint, once, in order; the last batch filled up with weight 0.
+def evaluation_batches(
+  cfg: TextData,
+  split: str,
+  seq_len: int,
+  batch_size: int,
+  *,
+  num_tokens: int | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Windows of `seq_len`, contiguous and disjoint, once, in order; the last batch filled up with
+  weight 0.
 
-  Every token of the split but the first is a target once, whatever seq_len is; num_tokens keeps the first whole
-  windows of so many, at least one.
+  Every token of the split but the first is a target once, whatever seq_len is; num_tokens keeps the
+  first whole windows of so many, at least one.
   """
   if seq_len < 1:
     raise DataError(f"seq_len = {seq_len}: wanted 1 or more")
   rows = Windows(cfg.store(split), seq_len, whole=False)
   if num_tokens is not None:
     rows.length = min(rows.length, max(num_tokens // seq_len, 1))
-  return iter(batches(rows, batch_size=batch_size, shuffle=False, repeat=False, process_index=process_index,
-                      process_count=process_count, transform=seeded if cfg.sequence_seeds else None))
+  return iter(
+    batches(
+      rows,
+      batch_size=batch_size,
+      shuffle=False,
+      repeat=False,
+      process_index=process_index,
+      process_count=process_count,
+      transform=seeded if cfg.sequence_seeds else None,
+    )
+  )
 
 
 def check_vocabulary(tokenizer_size: int, table_size: int) -> None:
   """Refuses a tokenizer whose ids do not fit a model's embedding table."""
   if tokenizer_size > table_size:
-    raise DataError(f"the tokenizer has {tokenizer_size} tokens, but the table has {table_size} rows; set "
-                    f"model.vocab_size to at least {tokenizer_size}")
+    raise DataError(
+      f"the tokenizer has {tokenizer_size} tokens, but the table has {table_size} rows; set "
+      f"model.vocab_size to at least {tokenizer_size}"
+    )

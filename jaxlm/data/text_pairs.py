@@ -1,7 +1,10 @@
-"""Tasks that map a text to a text, over ByT5's bytes: XNLI, TyDiQA, spelling correction, word search. docs/specs/mrt5.md, section 8.
+"""Tasks that map a text to a text, over ByT5's bytes: XNLI, TyDiQA, spelling correction, word
+search. docs/specs/mrt5.md, section 8.
 
-XNLI and TyDiQA are read in the format in which they are published. The character tasks stand in for the suite of Huang et
-al. (2023), which is not in any package: made from word lists, misspellings and WordNet's definitions.
+XNLI and TyDiQA are read in the format in which they are published. The character tasks stand in for
+the suite of Huang et
+al. (2023), which is not in any package: made from word lists, misspellings and WordNet's
+definitions.
 
 Axes: L encoder, T decoder.
 """
@@ -29,8 +32,34 @@ from jaxlm.data.splits import SPLIT_SEEDS, SPLITS, check_split
 from jaxlm.paths import expand
 from jaxlm.ranges import Count
 
-XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
-TYDIQA_LANGUAGES = ("russian", "arabic", "bengali", "telugu", "finnish", "swahili", "korean", "indonesian", "english")
+XNLI_LANGUAGES = (
+  "ar",
+  "bg",
+  "de",
+  "el",
+  "en",
+  "es",
+  "fr",
+  "hi",
+  "ru",
+  "sw",
+  "th",
+  "tr",
+  "ur",
+  "vi",
+  "zh",
+)
+TYDIQA_LANGUAGES = (
+  "russian",
+  "arabic",
+  "bengali",
+  "telugu",
+  "finnish",
+  "swahili",
+  "korean",
+  "indonesian",
+  "english",
+)
 #: The training file says "contradictory".
 XNLI_LABELS = {"entailment": 0, "neutral": 1, "contradiction": 2, "contradictory": 2}
 
@@ -38,9 +67,11 @@ XNLI_LABELS = {"entailment": 0, "neutral": 1, "contradiction": 2, "contradictory
 @dataclasses.dataclass(frozen=True)
 @checked
 class Pairs(DataConfig):
-  """Base. seq_len, target_len: longest input and answer, the end included; longer ones are cut. A subclass gives `pairs`.
+  """Base. seq_len, target_len: longest input and answer, the end included; longer ones are cut. A
+  subclass gives `pairs`.
 
-  count_padding: the padding of answers counts in the loss, as in the release's question answering; for replay only.
+  count_padding: the padding of answers counts in the loss, as in the release's question answering;
+  for replay only.
   """
 
   batch_form: ClassVar[str] = "encoder_decoder"
@@ -49,7 +80,6 @@ class Pairs(DataConfig):
   seq_len: Count
   target_len: Count
   count_padding: bool = False
-
 
   @property
   def vocab_size(self) -> int:
@@ -63,15 +93,29 @@ class Pairs(DataConfig):
     """Random-access (input text, answer)."""
     raise NotImplementedError(f"{type(self).__name__} names no pairs")
 
-  def build(self, split: str, *, seed: int, process_index: int = 0, process_count: int = 1,
-            repeat: bool = True) -> grain.IterDataset:
+  def build(
+    self,
+    split: str,
+    *,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    repeat: bool = True,
+  ) -> grain.IterDataset:
     check_split(split)
     pairs = self.pairs(split, seed)
     if not len(pairs):
       raise DataError(f"{type(self).__name__}: split {split!r} is empty")
-    return batches(_Rows(self, pairs), batch_size=self.batch_size, seed=seed, shuffle=repeat, repeat=repeat,
-                   process_index=process_index, process_count=process_count,
-                   fingerprint=self._position_of(pairs))
+    return batches(
+      _Rows(self, pairs),
+      batch_size=self.batch_size,
+      seed=seed,
+      shuffle=repeat,
+      repeat=repeat,
+      process_index=process_index,
+      process_count=process_count,
+      fingerprint=self._position_of(pairs),
+    )
 
   def _position_of(self, pairs) -> str:
     """What a saved position depends on: every pair, or what rows are made of."""
@@ -82,11 +126,21 @@ class Pairs(DataConfig):
 
   def row(self, source: str, answer: str) -> dict[str, np.ndarray]:
     tokens = byte_t5.pad([byte_t5.encode(source, self.seq_len)], self.seq_len)[0]
-    labels = byte_t5.pad([byte_t5.encode(answer, self.target_len)], self.target_len, byte_t5.IGNORED)[0]
-    counted = np.ones_like(labels) if self.count_padding else (labels != byte_t5.IGNORED).astype(np.int32)
-    return dict(tokens=tokens, decoder_tokens=shift_right(labels), targets=np.maximum(labels, 0),
-                segment_ids=(tokens != byte_t5.PAD).astype(np.int32), positions=np.arange(self.seq_len, dtype=np.int32),
-                loss_weights=counted.astype(np.float32), target_bytes=byte_t5.num_bytes(labels))
+    labels = byte_t5.pad(
+      [byte_t5.encode(answer, self.target_len)], self.target_len, byte_t5.IGNORED
+    )[0]
+    counted = (
+      np.ones_like(labels) if self.count_padding else (labels != byte_t5.IGNORED).astype(np.int32)
+    )
+    return dict(
+      tokens=tokens,
+      decoder_tokens=shift_right(labels),
+      targets=np.maximum(labels, 0),
+      segment_ids=(tokens != byte_t5.PAD).astype(np.int32),
+      positions=np.arange(self.seq_len, dtype=np.int32),
+      loss_weights=counted.astype(np.float32),
+      target_bytes=byte_t5.num_bytes(labels),
+    )
 
 
 class _Rows:
@@ -103,15 +157,21 @@ class _Rows:
 def _file(folder: str, *names: str) -> pathlib.Path:
   """The first of `names` under folder, as the archives unpack it or flat."""
   for name in names:
-    for path in (pathlib.Path(expand(folder)) / name, pathlib.Path(expand(folder)) / pathlib.Path(name).name):
+    for path in (
+      pathlib.Path(expand(folder)) / name,
+      pathlib.Path(expand(folder)) / pathlib.Path(name).name,
+    ):
       if path.is_file():
         return path
-  raise DataError(f"data.folder = {folder!r} holds no {' or '.join(names)}; unpack the published archive there")
+  raise DataError(
+    f"data.folder = {folder!r} holds no {' or '.join(names)}; unpack the published archive there"
+  )
 
 
 def _lines(path: pathlib.Path):
   try:
-    # Only a line feed ends a line: a sentence may hold U+0085, U+2028 and their like. A byte-order mark is no text.
+    # Only a line feed ends a line: a sentence may hold U+0085, U+2028 and their like. A byte-order
+    # mark is no text.
     return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
   except UnicodeDecodeError as error:
     raise DataError(f"{path} is not UTF-8 (offset {error.start}); convert it") from None
@@ -120,8 +180,8 @@ def _lines(path: pathlib.Path):
 @dataclasses.dataclass(frozen=True)
 @checked
 class XNLIData(Pairs):
-  """'Premise: ... Hypothesis: ...' -> '0', '1' or '2'. Trained on English (multinli.train.en.tsv of XNLI-MT-1.0); validation
-  and test in `languages` (xnli.dev.tsv, xnli.test.tsv of XNLI-1.0)."""
+  """'Premise: ... Hypothesis: ...' -> '0', '1' or '2'. Trained on English (multinli.train.en.tsv of
+  XNLI-MT-1.0); validation and test in `languages` (xnli.dev.tsv, xnli.test.tsv of XNLI-1.0)."""
 
   folder: str = "XNLI"
   languages: tuple[str, ...] = ("en",)
@@ -132,36 +192,62 @@ class XNLIData(Pairs):
     super().__post_init__()
     for language in self.languages:
       if language not in XNLI_LANGUAGES:
-        raise ConfigError(f"data.languages: {language!r} is none of XNLI's {', '.join(XNLI_LANGUAGES)}")
+        raise ConfigError(
+          f"data.languages: {language!r} is none of XNLI's {', '.join(XNLI_LANGUAGES)}"
+        )
 
   def pairs(self, split, seed):
     if split == "train":
-      path, columns = _file(self.folder, "XNLI-MT-1.0/multinli/multinli.train.en.tsv"), ("premise", "hypo", "label")
-      keep = lambda row: True
+      path, columns = (
+        _file(self.folder, "XNLI-MT-1.0/multinli/multinli.train.en.tsv"),
+        ("premise", "hypo", "label"),
+      )
+
+      def keep(row):
+        return True
     else:
       name = {"validation": "dev", "test": "test"}[split]
-      path, columns = _file(self.folder, f"XNLI-1.0/xnli.{name}.tsv"), ("sentence1", "sentence2", "gold_label")
-      keep = lambda row: row["language"] in self.languages
+      path, columns = (
+        _file(self.folder, f"XNLI-1.0/xnli.{name}.tsv"),
+        ("sentence1", "sentence2", "gold_label"),
+      )
+
+      def keep(row):
+        return row["language"] in self.languages
+
     rows = csv.DictReader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
     missing = [c for c in columns if c not in (rows.fieldnames or ())]
     if missing:
-      raise DataError(f"{path} has no column {missing[0]!r}; wanted a header with {', '.join(columns)}")
+      raise DataError(
+        f"{path} has no column {missing[0]!r}; wanted a header with {', '.join(columns)}"
+      )
     out = []
     for number, row in enumerate(rows, 2):
       if keep(row):
         if row[columns[2]] not in XNLI_LABELS:
-          raise DataError(f"{path}, line {number}: label {row[columns[2]]!r} is none of {', '.join(XNLI_LABELS)}")
-        out.append(byte_t5.xnli_texts({"premise": row[columns[0]], "hypothesis": row[columns[1]],
-                                       "label": XNLI_LABELS[row[columns[2]]]}))
+          raise DataError(
+            f"{path}, line {number}: label {row[columns[2]]!r} is none of {', '.join(XNLI_LABELS)}"
+          )
+        out.append(
+          byte_t5.xnli_texts(
+            {
+              "premise": row[columns[0]],
+              "hypothesis": row[columns[1]],
+              "label": XNLI_LABELS[row[columns[2]]],
+            }
+          )
+        )
     return out
 
 
 @dataclasses.dataclass(frozen=True)
 @checked
 class TyDiQAData(Pairs):
-  """'Question: ... Context: ...' -> the first answer, of TyDiQA-GoldP (or SQuAD, XQuAD: one format).
+  """'Question: ... Context: ...' -> the first answer, of TyDiQA-GoldP (or SQuAD, XQuAD: one
+  format).
 
-  A fifth of the training file, by hash of the question's id, is for validation; test is the published validation file.
+  A fifth of the training file, by hash of the question's id, is for validation; test is the
+  published validation file.
   """
 
   folder: str = "tydiqa"
@@ -175,15 +261,33 @@ class TyDiQAData(Pairs):
     path = _file(self.folder, f"tydiqa-goldp-v1.1-{name}.json", f"{name}.json")
     try:
       document = json.loads("\n".join(_lines(path)))
-      found = [dict(id=qa["id"], question=qa["question"], context=paragraph["context"],
-                    answers=[answer["text"] for answer in qa["answers"]])
-               for article in document["data"] for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
+      found = [
+        dict(
+          id=qa["id"],
+          question=qa["question"],
+          context=paragraph["context"],
+          answers=[answer["text"] for answer in qa["answers"]],
+        )
+        for article in document["data"]
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+      ]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
       raise DataError(f"{path} is not in SQuAD's format: {type(error).__name__} {error}") from None
-    of_language = lambda q: q["id"].partition("-")[0] in (*self.languages, q["id"])    # ids without a prefix: SQuAD
-    held_out = lambda q: int(hashlib.sha256(q["id"].encode()).hexdigest()[:8], 16) % 5 == 0
-    return [q for q in found if of_language(q) and q["answers"] and
-            (split == "test" or held_out(q) == (split == "validation"))]
+
+    def of_language(q):
+      return q["id"].partition("-")[0] in (*self.languages, q["id"])  # ids without a prefix: SQuAD
+
+    def held_out(q):
+      return int(hashlib.sha256(q["id"].encode()).hexdigest()[:8], 16) % 5 == 0
+
+    return [
+      q
+      for q in found
+      if of_language(q)
+      and q["answers"]
+      and (split == "test" or held_out(q) == (split == "validation"))
+    ]
 
   def pairs(self, split, seed):
     return [byte_t5.qa_texts(q) for q in self.questions(split)]
@@ -199,9 +303,11 @@ def _hash_side(key: str) -> str:
 class SpellingData(Pairs):
   """A short phrase with one misspelt word -> the phrase: 'the actuall name' -> 'the actual name'.
 
-  misspellings: documents or lines 'word wrong wrong ...' ('prepared:spelling', from people's mistakes). contexts: prose in
-  which the words occur; None: the word alone. A word is on one side of the split with all its misspellings.
-  which: 'dependent' keeps the misspellings that are words themselves, which only the context gives away.
+  misspellings: documents or lines 'word wrong wrong ...' ('prepared:spelling', from people's
+  mistakes). contexts: prose in which the words occur; None: the word alone. A word is on one side
+  of the split with all its misspellings.
+  which: 'dependent' keeps the misspellings that are words themselves, which only the context gives
+  away.
   """
 
   misspellings: str = "prepared:spelling"
@@ -211,24 +317,35 @@ class SpellingData(Pairs):
   target_len: Count = 64
 
   def pairs(self, split, seed):
-    corpora = tuple(open_corpus(source).fingerprint for source in (self.misspellings, self.contexts) if source)
+    corpora = tuple(
+      open_corpus(source).fingerprint for source in (self.misspellings, self.contexts) if source
+    )
     return _spelling(self, split, seed, corpora)
 
 
 @functools.lru_cache(maxsize=8)
-def _spelling(cfg: SpellingData, split: str, seed: int, corpora: tuple[str, ...]) -> list[tuple[str, str]]:
+def _spelling(
+  cfg: SpellingData, split: str, seed: int, corpora: tuple[str, ...]
+) -> list[tuple[str, str]]:
   """corpora: fingerprints, so that what is kept is that of the texts as they are."""
   wrong_of = {}
-  for side in SPLITS:     # sides are by word, whatever the corpus made of it
+  for side in SPLITS:  # sides are by word, whatever the corpus made of it
     for document in open_corpus(cfg.misspellings).documents(side):
       for line in document.decode().splitlines():
         word, *wrong = line.split()
         if wrong and word.isascii() and word.isalpha():
           wrong_of.setdefault(word, []).extend(w for w in wrong if w != word and w.isascii())
   known = {w.lower() for w in wrong_of}
-  wanted = {"all": lambda w: True, "dependent": lambda w: w.lower() in known,
-            "independent": lambda w: w.lower() not in known}[cfg.which]
-  wrong_of = {word: [w for w in wrong if wanted(w)] for word, wrong in wrong_of.items() if _hash_side(word) == split}
+  wanted = {
+    "all": lambda w: True,
+    "dependent": lambda w: w.lower() in known,
+    "independent": lambda w: w.lower() not in known,
+  }[cfg.which]
+  wrong_of = {
+    word: [w for w in wrong if wanted(w)]
+    for word, wrong in wrong_of.items()
+    if _hash_side(word) == split
+  }
   wrong_of = {word: wrong for word, wrong in wrong_of.items() if wrong}
   rng = np.random.default_rng([seed, SPLIT_SEEDS[split]])
   if cfg.contexts is None:
@@ -239,9 +356,12 @@ def _spelling(cfg: SpellingData, split: str, seed: int, corpora: tuple[str, ...]
     for i, word in enumerate(words):
       if word.lower() in wrong_of:
         before, after = int(rng.integers(3)), int(rng.integers(3))
-        left, right = words[max(0, i - before):i], words[i + 1:i + 1 + after]
+        left, right = words[max(0, i - before) : i], words[i + 1 : i + 1 + after]
         wrong = wrong_of[word.lower()][rng.integers(len(wrong_of[word.lower()]))]
-        phrase = lambda w: " ".join([*left, w, *right]).lower()
+
+        def phrase(w):
+          return " ".join([*left, w, *right]).lower()
+
         if max(map(len, (phrase(word), phrase(wrong)))) < min(cfg.seq_len, cfg.target_len):
           out.append((phrase(wrong), phrase(word)))
   return [out[i] for i in rng.permutation(len(out))]
@@ -252,8 +372,9 @@ def _spelling(cfg: SpellingData, split: str, seed: int, corpora: tuple[str, ...]
 class WordSearchData(Pairs):
   """'definition: letters' -> the defined word, written backwards somewhere in the letters.
 
-  definitions: documents 'word: gloss' ('prepared:definitions', of WordNet's nouns). The letters are words one behind the
-  other, with the wanted one reversed among them; their number fills the input as far as it goes.
+  definitions: documents 'word: gloss' ('prepared:definitions', of WordNet's nouns). The letters are
+  words one behind the other, with the wanted one reversed among them; their number fills the input
+  as far as it goes.
   """
 
   definitions: str = "prepared:definitions"
@@ -275,9 +396,18 @@ class _Searches:
     self.entries = []
     for document in open_corpus(cfg.definitions).documents(split):
       word, _, gloss = document.decode().partition(": ")
-      if word.isascii() and word.isalpha() and word.islower() and 3 <= len(word) <= longest and word not in gloss:
+      if (
+        word.isascii()
+        and word.isalpha()
+        and word.islower()
+        and 3 <= len(word) <= longest
+        and word not in gloss
+      ):
         self.entries.append((word, gloss.partition(";")[0].strip()))
-    room = lambda word, gloss: cfg.seq_len - 1 - len(gloss.encode()) - 2 >= len(word)
+
+    def room(word, gloss):
+      return cfg.seq_len - 1 - len(gloss.encode()) - 2 >= len(word)
+
     self.entries = [e for e in self.entries if room(*e)]
     self.words = [word for word, _ in self.entries]
 

@@ -1,7 +1,9 @@
-"""`data.kind = "zebra"`: zebra puzzles, generated here or read from the original data, as prefix and answer.
+"""`data.kind = "zebra"`: zebra puzzles, generated here or read from the original data, as prefix
+and answer.
 
-Axes: T position. docs/specs/ilm.md, section 7.2: the vocabulary and the answer's triples (house, attribute, value) are the
-release's. How the tokens of a clue follow each other is ours, because only the words are known:
+Axes: T position. docs/specs/ilm.md, section 7.2: the vocabulary and the answer's triples (house,
+attribute, value) are the release's. How the tokens of a clue follow each other is ours, because
+only the words are known:
 
   KIND LHS operand [RHS operand [operand]] CLUE_END,   operand: `c` attribute value, or `n` house
 """
@@ -24,10 +26,35 @@ from jaxlm.data.zebra_puzzles import HOUSE, Clue, Puzzle, generate, solve
 from jaxlm.paths import expand
 from jaxlm.ranges import Count
 
-WORDS = ("PAD", "CLS", "MASK", "EOS", "BOS", "SEP", "UNK", "0", "1", "2", "3", "4", "5", "nbr", "left-of", "inbetween",
-         "immediate-left", "ends", "!=", "=", "c", "n", "CLUE_END", "RHS", "LHS")
+WORDS = (
+  "PAD",
+  "CLS",
+  "MASK",
+  "EOS",
+  "BOS",
+  "SEP",
+  "UNK",
+  "0",
+  "1",
+  "2",
+  "3",
+  "4",
+  "5",
+  "nbr",
+  "left-of",
+  "inbetween",
+  "immediate-left",
+  "ends",
+  "!=",
+  "=",
+  "c",
+  "n",
+  "CLUE_END",
+  "RHS",
+  "LHS",
+)
 IDS = {word: i for i, word in enumerate(WORDS)}
-MOST = 6        # digits
+MOST = 6  # digits
 
 
 class Ids(NamedTuple):
@@ -41,7 +68,9 @@ class Ids(NamedTuple):
 
 
 def encode_clue(clue: Clue) -> list[str]:
-  operand = lambda a, b: ["n", str(b)] if a == HOUSE else ["c", str(a), str(b)]
+  def operand(a, b):
+    return ["n", str(b)] if a == HOUSE else ["c", str(a), str(b)]
+
   first, *others = (operand(*o) for o in clue.operands)
   return [clue.kind, "LHS", *first, *(["RHS", *sum(others, [])] if others else []), "CLUE_END"]
 
@@ -63,11 +92,15 @@ def decode_clues(words) -> list[Clue]:
 
 
 def encode(puzzle: Puzzle, order: str = "sorted") -> tuple[list[int], list[int]]:
-  """(question, answer) as ids. order: of the answer's triples, by house and attribute, or as the solver settles them."""
+  """(question, answer) as ids. order: of the answer's triples, by house and attribute, or as the
+  solver settles them.
+  """
   question = [IDS[w] for clue in puzzle.clues for w in encode_clue(clue)]
   num_attributes, num_houses = puzzle.values_AH.shape
   if order == "sorted":
-    triples = [(h, a, int(puzzle.values_AH[a, h])) for h in range(num_houses) for a in range(num_attributes)]
+    triples = [
+      (h, a, int(puzzle.values_AH[a, h])) for h in range(num_houses) for a in range(num_attributes)
+    ]
   else:
     triples = [(h, a, v) for (a, v), h in solve(puzzle.clues, num_houses, num_attributes)]
   return question, [IDS[str(x)] for triple in triples for x in triple]
@@ -76,11 +109,14 @@ def encode(puzzle: Puzzle, order: str = "sorted") -> tuple[list[int], list[int]]
 @dataclasses.dataclass(frozen=True)
 @checked
 class ZebraData(FramedDataConfig):
-  """houses, attributes: of generated puzzles, at most 6. rows, eval_rows: puzzles of the training and of each other split.
-  order: of the answer's triples; "solver" is the first of the two original data sets, "sorted" the second.
+  """houses, attributes: of generated puzzles, at most 6. rows, eval_rows: puzzles of the training
+  and of each other split.
+  order: of the answer's triples; "solver" is the first of the two original data sets, "sorted" the
+  second.
 
-  path: the original data instead, a file per split ({split}: train, validation, test) with two columns of words between
-  blanks, clues and answer, named by `columns`. constraint: as in `forms.corrupted`.
+  path: the original data instead, a file per split ({split}: train, validation, test) with two
+  columns of words between blanks, clues and answer, named by `columns`. constraint: as in
+  `forms.corrupted`.
   """
 
   batch_size: Count
@@ -93,15 +129,21 @@ class ZebraData(FramedDataConfig):
   seq_len: Count = 460
   path: str | None = None
   columns: tuple[str, str] = ("clues", "answer")
-  constraint: bool = dataclasses.field(default=False, repr=False)   # not in the repr: it moves no position
+  constraint: bool = dataclasses.field(
+    default=False, repr=False
+  )  # not in the repr: it moves no position
 
   def __post_init__(self):
     check_constraint(self.constraint, self.form)
     for name, least in (("houses", 2), ("attributes", 1)):
       if not least <= getattr(self, name) <= MOST:
-        raise ConfigError(f"data.{name} = {getattr(self, name)}: the vocabulary has the digits 0 to 5; wanted {least} to {MOST}")
+        raise ConfigError(
+          f"data.{name} = {getattr(self, name)}: the vocabulary has the digits 0 to 5; wanted {least} to {MOST}"
+        )
     if self.path is not None and "{split}" not in self.path:
-      raise ConfigError(f"data.path = {self.path!r} names one file for all splits; put {{split}} where they differ")
+      raise ConfigError(
+        f"data.path = {self.path!r} names one file for all splits; put {{split}} where they differ"
+      )
 
   @property
   def ids(self) -> Ids:
@@ -120,23 +162,52 @@ class ZebraData(FramedDataConfig):
     check_seed(seed)
     return Puzzles(self, split, seed)
 
-  def problems(self, split: str, *, seed: int, number: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(prompt up to BOS, answer) of the first `number` puzzles of a split, as this form encodes them."""
+  def problems(
+    self, split: str, *, seed: int, number: int | None = None
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(prompt up to BOS, answer) of the first `number` puzzles of a split, as this form encodes
+    them.
+    """
     found = self.puzzles(split, seed)
     pairs = [found[i] for i in range(min(len(found), number or len(found)))]
-    return [(prompt(question, self.ids, self.form), np.asarray(answer, np.int32)) for question, answer in pairs]
+    return [
+      (prompt(question, self.ids, self.form), np.asarray(answer, np.int32))
+      for question, answer in pairs
+    ]
 
-  def build(self, split, *, seed, process_index=0, process_count=1, repeat=True) -> grain.IterDataset:
+  def build(
+    self, split, *, seed, process_index=0, process_count=1, repeat=True
+  ) -> grain.IterDataset:
     it = self.form == "insertion_transformer"
-    corrupt = lambda row, rng: corrupted(row, rng, seq_len=self.seq_len, num_missing=self.seq_len if it else 3 * MOST**2,
-                                         pad=self.ids.pad, eos=self.ids.eos if it else None, constraint=self.constraint)
-    return batches(Rows(self, self.puzzles(split, seed)), batch_size=self.batch_size, seed=seed, shuffle=split == "train",
-                   repeat=repeat, process_index=process_index, process_count=process_count, fingerprint=self._position(split),
-                   transform=corrupt if self.form.startswith("insertion") else None)
+
+    def corrupt(row, rng):
+      return corrupted(
+        row,
+        rng,
+        seq_len=self.seq_len,
+        num_missing=self.seq_len if it else 3 * MOST**2,
+        pad=self.ids.pad,
+        eos=self.ids.eos if it else None,
+        constraint=self.constraint,
+      )
+
+    return batches(
+      Rows(self, self.puzzles(split, seed)),
+      batch_size=self.batch_size,
+      seed=seed,
+      shuffle=split == "train",
+      repeat=repeat,
+      process_index=process_index,
+      process_count=process_count,
+      fingerprint=self._position(split),
+      transform=corrupt if self.form.startswith("insertion") else None,
+    )
 
   def _position(self, split: str) -> str:
     """What a saved position depends on: of a file, its content too."""
-    return f"zebra {self}" + ("" if self.path is None else f" {file_digest(expand(self.path.format(split=split)))}")
+    return f"zebra {self}" + (
+      "" if self.path is None else f" {file_digest(expand(self.path.format(split=split)))}"
+    )
 
 
 class Puzzles:
@@ -144,7 +215,9 @@ class Puzzles:
 
   def __init__(self, cfg: ZebraData, split: str, seed: int):
     self.cfg, self.split, self.seed, self._kept = cfg, split, seed, {}
-    self._read = None if cfg.path is None else read_original(cfg.path.format(split=split), cfg.columns)
+    self._read = (
+      None if cfg.path is None else read_original(cfg.path.format(split=split), cfg.columns)
+    )
 
   def __len__(self) -> int:
     return self.cfg.num_rows(self.split) if self._read is None else len(self._read)
@@ -154,14 +227,16 @@ class Puzzles:
       return self._read[int(index)]
     if index not in self._kept:
       cfg = self.cfg
-      for attempt in range(100):      # a page of clues may be too long for the row
+      for attempt in range(100):  # a page of clues may be too long for the row
         rng = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index), attempt])
         found = encode(generate(rng, cfg.houses, cfg.attributes), cfg.order)
         if framed_length(len(found[0]), len(found[1]), cfg.form) <= cfg.seq_len:
           break
       else:
-        raise DataError(f"data.seq_len = {cfg.seq_len} holds none of 100 puzzles of {cfg.houses} houses and "
-                        f"{cfg.attributes} attributes; raise it, or make the puzzles smaller")
+        raise DataError(
+          f"data.seq_len = {cfg.seq_len} holds none of 100 puzzles of {cfg.houses} houses and "
+          f"{cfg.attributes} attributes; raise it, or make the puzzles smaller"
+        )
       self._kept[index] = found
     return self._kept[index]
 
@@ -178,17 +253,24 @@ class Rows:
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     cfg, (question, answer) = self.cfg, self.puzzles[index]
     if framed_length(len(question), len(answer), cfg.form) > cfg.seq_len:
-      raise DataError(f"puzzle {index} has {len(question)} + {len(answer)} tokens, too many for data.seq_len = {cfg.seq_len}")
+      raise DataError(
+        f"puzzle {index} has {len(question)} + {len(answer)} tokens, too many for data.seq_len = {cfg.seq_len}"
+      )
     tokens, types = framed(question, answer, cfg.ids, cfg.form)
     return row(tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, pad_left=True)
 
 
 def read_original(path: str, columns: tuple[str, str]) -> list[tuple[list[int], list[int]]]:
   """(question, answer) ids of the published files; a word that the vocabulary lacks is refused."""
+
   def ids(text, at):
     unknown = [w for w in text.split() if w not in IDS]
     if unknown:
-      raise DataError(f"{path}, row {at}: {unknown[0]!r} is no word of the vocabulary ({' '.join(WORDS[7:])})")
+      raise DataError(
+        f"{path}, row {at}: {unknown[0]!r} is no word of the vocabulary ({' '.join(WORDS[7:])})"
+      )
     return [IDS[w] for w in text.split()]
 
-  return [tuple(ids(text, at) for text in texts) for at, texts in enumerate(read_columns(path, columns))]
+  return [
+    tuple(ids(text, at) for text in texts) for at, texts in enumerate(read_columns(path, columns))
+  ]

@@ -1,7 +1,9 @@
-"""Zebra puzzles: houses in a row, attributes whose values are one to a house, clues, and exactly one way to satisfy them.
+"""Zebra puzzles: houses in a row, attributes whose values are one to a house, clues, and exactly
+one way to satisfy them.
 
-Houses, attributes and values are numbers. A cell is a pair (attribute, value); its place is its house. `solve` is exact:
-it narrows each cell's set of houses (a bit mask) by every clue and by exclusion, and branches where that is not enough.
+Houses, attributes and values are numbers. A cell is a pair (attribute, value); its place is its
+house. `solve` is exact: it narrows each cell's set of houses (a bit mask) by every clue and by
+exclusion, and branches where that is not enough.
 
   =  !=  nbr  left-of  immediate-left   relate the places of two cells, or of a cell and a house
   ends                                  a cell in the first or last house
@@ -13,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-HOUSE = -1      # the attribute of a pair that is a house's number
+HOUSE = -1  # the attribute of a pair that is a house's number
 KINDS = ("nbr", "left-of", "inbetween", "immediate-left", "ends", "!=", "=")
-NUM_OPERANDS = {"ends": 1, "inbetween": 3}      # the others relate two
+NUM_OPERANDS = {"ends": 1, "inbetween": 3}  # the others relate two
 # How often each kind is drawn, ours: exclusions and orderings say little each and fill the page.
 WEIGHTS = {"nbr": 3, "left-of": 2, "inbetween": 1, "immediate-left": 2, "ends": 1, "!=": 1, "=": 4}
 
@@ -28,7 +30,9 @@ class Clue(NamedTuple):
 
 
 class Puzzle(NamedTuple):
-  """clues in shown order; values_AH: int (attributes, houses), the value of each attribute in each house."""
+  """clues in shown order; values_AH: int (attributes, houses), the value of each attribute in each
+  house.
+  """
 
   clues: tuple[Clue, ...]
   values_AH: np.ndarray
@@ -57,15 +61,21 @@ def places_of(values_AH: np.ndarray) -> dict[tuple[int, int], int]:
   return {(a, int(v)): h for a, row in enumerate(values_AH) for h, v in enumerate(row)}
 
 
-def solutions(clues, num_houses: int, num_attributes: int) -> Iterator[list[tuple[tuple[int, int], int]]]:
-  """Every way to satisfy the clues, as [(cell, house)] in the order in which the cells were settled."""
+def solutions(
+  clues, num_houses: int, num_attributes: int
+) -> Iterator[list[tuple[tuple[int, int], int]]]:
+  """Every way to satisfy the clues, as [(cell, house)] in the order in which the cells were
+  settled.
+  """
   full = (1 << num_houses) - 1
   cells = [(a, v) for a in range(num_attributes) for v in range(num_houses)]
   yield from _search(dict.fromkeys(cells, full), [], list(clues), full, num_houses, num_attributes)
 
 
 def solve(clues, num_houses: int, num_attributes: int) -> list[tuple[tuple[int, int], int]] | None:
-  """The only solution, cells in the order in which they were settled; None if there is none or another one."""
+  """The only solution, cells in the order in which they were settled; None if there is none or
+  another one.
+  """
   found = solutions(clues, num_houses, num_attributes)
   first = next(found, None)
   return first if first is not None and next(found, None) is None else None
@@ -116,14 +126,19 @@ def _search(mask, settled, clues, full, num_houses, num_attributes):
   cell = min(open_, key=lambda c: mask[c].bit_count())
   for house in range(num_houses):
     if mask[cell] >> house & 1:
-      yield from _search(mask | {cell: 1 << house}, settled, clues, full, num_houses, num_attributes)
+      yield from _search(
+        mask | {cell: 1 << house}, settled, clues, full, num_houses, num_attributes
+      )
 
 
 def _narrow(mask, settled, clues, full, num_houses, num_attributes) -> bool:
-  """Takes away houses until nothing changes; False if a cell has none left. Exact where every cell has one."""
+  """Takes away houses until nothing changes; False if a cell has none left.
+
+  Exact where every cell has one.
+  """
   known = {cell for cell, _ in settled}
   while True:
-    before = sum(mask.values())      # masks only lose bits
+    before = sum(mask.values())  # masks only lose bits
     for a in range(num_attributes):
       row = [(a, v) for v in range(num_houses)]
       for cell in row:
@@ -155,7 +170,9 @@ def _narrow(mask, settled, clues, full, num_houses, num_attributes) -> bool:
 
 
 def _narrowed(kind: str, m: list[int], full: int, num_houses: int) -> list[int]:
-  """The houses that one clue leaves to each of its operands; may leave too many, but not where all have one."""
+  """The houses that one clue leaves to each of its operands; may leave too many, but not where all
+  have one.
+  """
   if kind == "ends":
     return [m[0] & (1 | 1 << num_houses - 1)]
   if kind == "inbetween":
@@ -170,10 +187,16 @@ def _narrowed(kind: str, m: list[int], full: int, num_houses: int) -> list[int]:
   if kind == "=":
     return [x & y, x & y]
   if kind == "!=":
-    single = lambda z: not z & (z - 1)
+
+    def single(z):
+      return not z & (z - 1)
+
     return [x & ~y if single(y) else x, y & ~x if single(x) else y]
   if kind == "nbr":
-    beside = lambda z: (z << 1 | z >> 1) & full
+
+    def beside(z):
+      return (z << 1 | z >> 1) & full
+
     return [x & beside(y), y & beside(x)]
   if kind == "immediate-left":
     return [x & y >> 1, y & x << 1]

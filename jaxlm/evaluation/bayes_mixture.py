@@ -1,4 +1,5 @@
-"""The exact lexinvariant predictor of a small source: Bayes over every substitution cipher (docs/specs/lexinvariant.md, 1).
+"""The exact lexinvariant predictor of a small source: Bayes over every substitution cipher
+(docs/specs/lexinvariant.md, 1).
 
   p'(x_t | x_<t) = sum_pi P(pi | x_<t) p(pi^-1(x_t) | pi^-1(x_<t)),  pi uniform.
 
@@ -13,15 +14,15 @@ import numpy as np
 
 from jaxlm.data.bigram import Bigram
 
-MAX_SYMBOLS = 8     # 40,320 ciphers
+MAX_SYMBOLS = 8  # 40,320 ciphers
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
   """What the exact predictor says about ciphered texts.
 
-  predictive_NTV: p'(x_t = v | x_<t). log_prob_NT: of x_t itself. log_posterior_NTP: of each cipher of ciphers_PV
-  (cipher = ciphers[p, plain]) after x_<=t.
+  predictive_NTV: p'(x_t = v | x_<t). log_prob_NT: of x_t itself. log_posterior_NTP: of each cipher
+  of ciphers_PV (cipher = ciphers[p, plain]) after x_<=t.
   """
 
   ciphers_PV: np.ndarray
@@ -31,13 +32,17 @@ class Mixture:
 
   def posterior_of(self, cipher_NV) -> np.ndarray:
     """P(cipher | x_<=t), (N, T)."""
-    index_N = [int(np.flatnonzero((self.ciphers_PV == c).all(axis=1))[0]) for c in np.asarray(cipher_NV)]
+    index_N = [
+      int(np.flatnonzero((self.ciphers_PV == c).all(axis=1))[0]) for c in np.asarray(cipher_NV)
+    ]
     return np.exp(np.stack([self.log_posterior_NTP[n, :, p] for n, p in enumerate(index_N)]))
 
   def decipher(self) -> np.ndarray:
     """P(cipher symbol c stands for plain p | x_<=t), (N, T, c, p)."""
     V = self.ciphers_PV.shape[1]
-    stands_PVV = (np.arange(V)[None, :, None] == self.ciphers_PV[:, None, :]).astype(np.float64)    # [P, c, p]
+    stands_PVV = (np.arange(V)[None, :, None] == self.ciphers_PV[:, None, :]).astype(
+      np.float64
+    )  # [P, c, p]
     return np.einsum("ntq,qcp->ntcp", np.exp(self.log_posterior_NTP), stands_PVV)
 
 
@@ -45,8 +50,10 @@ def mixture(source: Bigram, text_NT) -> Mixture:
   """Enumerates all V! ciphers; V at most 8."""
   V, text_NT = len(source.initial_V), np.asarray(text_NT)
   if V > MAX_SYMBOLS:
-    raise ValueError(f"{V} symbols have {math.factorial(V)} ciphers; the exact mixture enumerates at most "
-                     f"{MAX_SYMBOLS} symbols")
+    raise ValueError(
+      f"{V} symbols have {math.factorial(V)} ciphers; the exact mixture enumerates at most "
+      f"{MAX_SYMBOLS} symbols"
+    )
   ciphers_PV = np.array(list(itertools.permutations(range(V))), np.int32)
   plain_PV = np.argsort(ciphers_PV, axis=1)
   N, T = text_NT.shape

@@ -1,4 +1,6 @@
-"""`jaxlm eval --run DIR`: perplexity, bits per byte and loss by position of a run's newest checkpoint."""
+"""`jaxlm eval --run DIR`: perplexity, bits per byte and loss by position of a run's newest
+checkpoint.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -24,16 +26,33 @@ and is asked for with a weights folder, which has only its model."""
 
 @command("jaxlm eval")
 def main(argv: list[str]) -> int:
-  parser = Parser("jaxlm eval", description=USAGE, epilog=EPILOG, others=CONFIG,
-                  example="jaxlm eval --run runs/tiny --lengths=128,256")
-  parser.add_argument("--run", required=True, help="run folder, or weights folder of `jaxlm convert`")
+  parser = Parser(
+    "jaxlm eval",
+    description=USAGE,
+    epilog=EPILOG,
+    others=CONFIG,
+    example="jaxlm eval --run runs/tiny --lengths=128,256",
+  )
+  parser.add_argument(
+    "--run", required=True, help="run folder, or weights folder of `jaxlm convert`"
+  )
   parser.add_argument("--step", type=whole, default=None, help="checkpoint; default: the newest")
-  parser.add_argument("--ema", action="store_true", help="the average of the parameters instead of the last ones")
-  parser.add_argument("--lengths", default=None, help="comma-separated tokens; default: the training length")
+  parser.add_argument(
+    "--ema", action="store_true", help="the average of the parameters instead of the last ones"
+  )
+  parser.add_argument(
+    "--lengths", default=None, help="comma-separated tokens; default: the training length"
+  )
   parser.add_argument("--split", default="validation")
-  parser.add_argument("--num_tokens", type=whole, default=None, help="score the first so many tokens; default: all")
-  parser.add_argument("--tables", type=whole, default=None,
-                      help="lexinvariant models: tables averaged per sequence; default: eval.num_tables of the run, 1")
+  parser.add_argument(
+    "--num_tokens", type=whole, default=None, help="score the first so many tokens; default: all"
+  )
+  parser.add_argument(
+    "--tables",
+    type=whole,
+    default=None,
+    help="lexinvariant models: tables averaged per sequence; default: eval.num_tables of the run, 1",
+  )
   parser.add_argument("--by-position", action="store_true", help="loss at each position too")
   parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
@@ -42,27 +61,58 @@ def main(argv: list[str]) -> int:
 
   spec, overrides, rest = parse_flags(argv)
   args = parser.parse_args(rest)
-  logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax warns about what a reader leaves unread
+  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns about what a reader leaves unread
   cfg = config_of(args.run, spec, overrides)
   lengths = _lengths(args.lengths, cfg.data.seq_len)
   if args.num_tokens is not None and args.num_tokens < 1:
-    raise ConfigError(f"--num_tokens={args.num_tokens}: wanted 1 or more; leave it out for the whole split")
+    raise ConfigError(
+      f"--num_tokens={args.num_tokens}: wanted 1 or more; leave it out for the whole split"
+    )
   if args.tables is not None and args.tables < 1:
     raise ConfigError(f"--tables={args.tables}: wanted 1 or more")
 
-  evaluations, step = evaluate_run(cfg, args.run, lengths, split=args.split, num_tokens=args.num_tokens, step=args.step,
-                                   ema=args.ema, num_tables=args.tables or cfg.eval.num_tables)
+  evaluations, step = evaluate_run(
+    cfg,
+    args.run,
+    lengths,
+    split=args.split,
+    num_tokens=args.num_tokens,
+    step=args.step,
+    ema=args.ema,
+    num_tables=args.tables or cfg.eval.num_tables,
+  )
   if args.json:
     out = [e.to_json(by_position=args.by_position) for e in evaluations]
-    print(json_text.dumps({"run": args.run, "step": step, "split": args.split, "tables": args.tables or cfg.eval.num_tables, "lengths": out}))
+    print(
+      json_text.dumps(
+        {
+          "run": args.run,
+          "step": step,
+          "split": args.split,
+          "tables": args.tables or cfg.eval.num_tables,
+          "lengths": out,
+        }
+      )
+    )
   else:
     _show(args, evaluations, step)
   return 0
 
 
-def evaluate_run(cfg, folder: str, lengths: Sequence[int], *, split="validation", num_tokens=None, step=None, ema=False,
-                 num_tables=1):
-  """([Evaluation], step) of a run folder's checkpoint under the configuration `cfg`, on all devices."""
+def evaluate_run(
+  cfg,
+  folder: str,
+  lengths: Sequence[int],
+  *,
+  split="validation",
+  num_tokens=None,
+  step=None,
+  ema=False,
+  num_tables=1,
+):
+  """([Evaluation], step) of a run folder's checkpoint under the configuration `cfg`, on all
+  devices.
+  """
   from jaxlm.checkpoint.opening import open_model
   from jaxlm.evaluation.perplexity import evaluate_lengths
   from jaxlm.parallel.mesh import make_mesh
@@ -70,14 +120,26 @@ def evaluate_run(cfg, folder: str, lengths: Sequence[int], *, split="validation"
   from jaxlm.parallel.rules import sharding_context
 
   if cfg.model.scores != "next_token":
-    raise ConfigError(f"`jaxlm eval` measures models of the next token by position; {type(cfg.model).__name__} is evaluated by its objective: "
-                      f"`jaxlm train` with the same folder writes eval/loss and eval/accuracy at its end")
+    raise ConfigError(
+      f"`jaxlm eval` measures models of the next token by position; {type(cfg.model).__name__} is evaluated by its objective: "
+      f"`jaxlm train` with the same folder writes eval/loss and eval/accuracy at its end"
+    )
   mesh = make_mesh(cfg.mesh)
   opened = open_model(folder, model=cfg.model, mesh=mesh, step=step, ema=ema)
   index, count = host_rows(mesh)
   with sharding_context(mesh):
-    return evaluate_lengths(cfg.model, opened.params, cfg.data, lengths, split=split, num_tokens=num_tokens, place=placer(mesh),
-                            process_index=index, process_count=count, num_tables=num_tables), opened.step
+    return evaluate_lengths(
+      cfg.model,
+      opened.params,
+      cfg.data,
+      lengths,
+      split=split,
+      num_tokens=num_tokens,
+      place=placer(mesh),
+      process_index=index,
+      process_count=count,
+      num_tables=num_tables,
+    ), opened.step
 
 
 def _lengths(text: str | None, default: int) -> list[int]:
@@ -93,10 +155,23 @@ def _lengths(text: str | None, default: int) -> list[int]:
 def _show(args, evaluations, step: int | None) -> None:
   rows = []
   for e in evaluations:
-    cells = [f"{e.loss:.4f}", f"{e.perplexity:.3f}", f"{e.bits_per_byte:.4f}" if e.target_bytes else ""]
-    rows.append([str(e.length), f"{e.tokens:,.0f}" if e.tokens else "", *(["n/a", "n/a", "n/a"] if e.note else cells)])
-  print_table(("length", "tokens", "loss, nats/token", "perplexity", "bits per byte"), rows,
-              title=", ".join([args.run, *([] if step is None else [f"step {step}"]), args.split]))
+    cells = [
+      f"{e.loss:.4f}",
+      f"{e.perplexity:.3f}",
+      f"{e.bits_per_byte:.4f}" if e.target_bytes else "",
+    ]
+    rows.append(
+      [
+        str(e.length),
+        f"{e.tokens:,.0f}" if e.tokens else "",
+        *(["n/a", "n/a", "n/a"] if e.note else cells),
+      ]
+    )
+  print_table(
+    ("length", "tokens", "loss, nats/token", "perplexity", "bits per byte"),
+    rows,
+    title=", ".join([args.run, *([] if step is None else [f"step {step}"]), args.split]),
+  )
   for e in evaluations:
     if e.note:
       print(f"{e.length}: {e.note}")

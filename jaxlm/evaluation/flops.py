@@ -1,10 +1,12 @@
-"""Model FLOPs: what the mathematics needs, whatever the program does (no rematerialisation, no padding).
+"""Model FLOPs: what the mathematics needs, whatever the program does (no rematerialisation, no
+padding).
 
 Axes: T time, N heads, H head_dim.
 
     training FLOPs / token = 3 * (2 * matmul parameters + sum over attention layers of 4 N H keys)
 
-a multiply and an add count as two; backward is twice forward. `keys` is T, or the window if it is shorter: as usual
+a multiply and an add count as two; backward is twice forward. `keys` is T, or the window if it is
+shorter: as usual
 (PaLM, appendix B: 6 N + 12 L H Q T) the causal half of the score matrix is not discounted.
 """
 
@@ -22,7 +24,8 @@ LOOKUPS = ("embedding", "relative_bias")
 def parts_per_token(config, seq_len: int) -> dict[str, float]:
   """Forward FLOPs per token by part of the network. config: a model config with `build()`.
 
-  Parts are the first names of the parameter tree (`blocks`, `head` ...), and `attention` for scores and values.
+  Parts are the first names of the parameter tree (`blocks`, `head` ...), and `attention` for scores
+  and values.
   """
   parts: dict[str, float] = {}
   tied = config.tie_embeddings
@@ -38,7 +41,9 @@ def parts_per_token(config, seq_len: int) -> dict[str, float]:
   for mixer in config.mixers:
     if (heads := mixer.heads(config.d_model)) is not None:
       keys = min(seq_len, mixer.window or seq_len)
-      parts["attention"] = parts.get("attention", 0.0) + 4.0 * heads.num_heads * heads.head_dim * keys
+      parts["attention"] = (
+        parts.get("attention", 0.0) + 4.0 * heads.num_heads * heads.head_dim * keys
+      )
   return parts
 
 
@@ -48,17 +53,23 @@ def train_flops_per_token(config, seq_len: int) -> float:
 
 
 def traced_flops(config, batch) -> float:
-  """Forward and backward FLOPs of one global batch, given by shapes: the products of the traced forward pass, three times."""
+  """Forward and backward FLOPs of one global batch, given by shapes: the products of the traced
+  forward pass, three times.
+  """
   params = nn.unbox(abstract_params(config))
-  run = lambda params, batch: config.build().apply({"params": params}, *config.inputs(batch))
+
+  def run(params, batch):
+    return config.build().apply({"params": params}, *config.inputs(batch))
+
   return 3.0 * dot_flops(run, params, batch)
 
 
 def num_params(config) -> int:
   """Number of parameters."""
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nn.unbox(abstract_params(config))))
+  return sum(
+    int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nn.unbox(abstract_params(config)))
+  )
 
 
 def _is_box(leaf) -> bool:
   return isinstance(leaf, nn.meta.AxisMetadata)
-

@@ -1,7 +1,9 @@
-"""What a judge says of texts: their likelihood, and beside it always how varied and how long they are.
+"""What a judge says of texts: their likelihood, and beside it always how varied and how long they
+are.
 
-A judge is any function from texts to a `Scored` each; a likelihood alone is no quality, because a text that repeats
-itself is likely and an empty one costs nothing. docs/specs/ilm.md, section 7.3. All in nats.
+A judge is any function from texts to a `Scored` each; a likelihood alone is no quality, because a
+text that repeats itself is likely and an empty one costs nothing. docs/specs/ilm.md, section 7.3.
+All in nats.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +13,9 @@ import numpy as np
 
 
 class Scored(NamedTuple):
-  """tokens: the judge's own units of one text. log_prob: of each of them, nan where the judge knows no such unit."""
+  """tokens: the judge's own units of one text. log_prob: of each of them, nan where the judge knows
+  no such unit.
+  """
 
   tokens: np.ndarray
   log_prob: np.ndarray
@@ -23,7 +27,8 @@ Judge = Callable[[Sequence[str]], list[Scored]]
 class Quality(NamedTuple):
   """Means over the texts that are not empty: nll per token, entropy, length in tokens.
 
-  empty: fraction of texts without a token. unknown: fraction of tokens that the judge does not know, left out of nll.
+  empty: fraction of texts without a token. unknown: fraction of tokens that the judge does not
+  know, left out of nll.
   """
 
   nll: float
@@ -40,7 +45,9 @@ def nll(scored: Scored) -> float:
 
 
 def unigram_entropy(tokens: np.ndarray) -> float:
-  """-sum p log p of the relative frequencies of a text's tokens, the first token left out as in the release."""
+  """-sum p log p of the relative frequencies of a text's tokens, the first token left out as in the
+  release.
+  """
   _, counts = np.unique(np.asarray(tokens)[1:], return_counts=True)
   p = counts / counts.sum() if len(counts) else np.ones(1)
   return float(-(p * np.log(p)).sum())
@@ -52,12 +59,19 @@ def quality(texts: Sequence[Scored]) -> Quality:
     return Quality(float("nan"), float("nan"), 0.0, 1.0, float("nan"))
   unknown = np.concatenate([np.isnan(t.log_prob) for t in some])
   known = [x for x in map(nll, some) if np.isfinite(x)]
-  return Quality(float(np.mean(known)) if known else float("nan"), float(np.mean([unigram_entropy(t.tokens) for t in some])),
-                 float(np.mean([len(t.tokens) for t in some])), 1 - len(some) / len(texts), float(unknown.mean()))
+  return Quality(
+    float(np.mean(known)) if known else float("nan"),
+    float(np.mean([unigram_entropy(t.tokens) for t in some])),
+    float(np.mean([len(t.tokens) for t in some])),
+    1 - len(some) / len(texts),
+    float(unknown.mean()),
+  )
 
 
 class Change(NamedTuple):
-  """Mean over texts of (after - before) / before, of nll, entropy and length. left_out: texts where one is 0 or absent."""
+  """Mean over texts of (after - before) / before, of nll, entropy and length. left_out: texts where
+  one is 0 or absent.
+  """
 
   nll: float
   entropy: float
@@ -66,7 +80,9 @@ class Change(NamedTuple):
 
 
 def change(before: Sequence[Scored], after: Sequence[Scored]) -> Change:
-  """Relative change text by text, as infilling is reported; before and after belong together in order."""
+  """Relative change text by text, as infilling is reported; before and after belong together in
+  order.
+  """
   rows = []
   for a, b in zip(before, after, strict=True):
     old, new = ([nll(t), unigram_entropy(t.tokens), len(t.tokens)] for t in (a, b))

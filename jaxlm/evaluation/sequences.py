@@ -11,12 +11,14 @@ def remove_tokens(ids_BT, removed, pad: int) -> np.ndarray:
   ids_BT, out_BT = np.asarray(ids_BT), np.full_like(ids_BT, pad)
   for out_T, row_T in zip(out_BT, ids_BT):
     kept = row_T[~np.isin(row_T, list(removed))]
-    out_T[:len(kept)] = kept
+    out_T[: len(kept)] = kept
   return out_BT
 
 
 def exact_match(found_BT, wanted_BT, length_B=None) -> float:
-  """Fraction of rows that are the wanted ones in every place; length_B: of the found rows, must be the whole width."""
+  """Fraction of rows that are the wanted ones in every place; length_B: of the found rows, must be
+  the whole width.
+  """
   right_B = np.all(np.asarray(found_BT) == np.asarray(wanted_BT), axis=1)
   if length_B is not None:
     right_B = right_B & (np.asarray(length_B) == np.asarray(wanted_BT).shape[1])
@@ -33,12 +35,14 @@ def token_accuracy(found_BT, wanted_BT, counted_BT) -> float:
 def triples(tokens, bos: int) -> list[tuple[int, int, int]]:
   """Consecutive threes behind BOS; what is left over makes none."""
   tokens = [int(t) for t in tokens]
-  answer = tokens[tokens.index(bos) + 1:] if bos in tokens else []
-  return [tuple(answer[i:i + 3]) for i in range(0, len(answer) - 2, 3)]
+  answer = tokens[tokens.index(bos) + 1 :] if bos in tokens else []
+  return [tuple(answer[i : i + 3]) for i in range(0, len(answer) - 2, 3)]
 
 
 def set_scores(found, wanted) -> tuple[float, float]:
-  """(mean intersection over union, fraction of equal sets) of pairs of collections of facts, whatever their order."""
+  """(mean intersection over union, fraction of equal sets) of pairs of collections of facts,
+  whatever their order.
+  """
   ious = []
   for a, b in zip(found, wanted):
     a, b = {tuple(x) for x in a}, {tuple(x) for x in b}

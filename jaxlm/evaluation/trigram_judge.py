@@ -1,7 +1,9 @@
-"""An outside judge: the trigram model of US English that comes with `pocketsphinx` (extra `bench`), words for tokens.
+"""An outside judge: the trigram model of US English that comes with `pocketsphinx` (extra `bench`),
+words for tokens.
 
-It has never seen our corpora or our models. Words are lower case without punctuation; a word that its dictionary lacks
-has no probability and begins a new context, and `Quality.unknown` says how many those were.
+It has never seen our corpora or our models. Words are lower case without punctuation; a word that
+its dictionary lacks has no probability and begins a new context, and `Quality.unknown` says how
+many those were.
 """
 
 import re
@@ -13,7 +15,7 @@ from jaxlm.config import ConfigError
 from jaxlm.evaluation.judge import Scored
 
 WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)*")
-UNKNOWN_BELOW = -10_000      # nats: what the library says for "zero"
+UNKNOWN_BELOW = -10_000  # nats: what the library says for "zero"
 
 
 class TrigramJudge:
@@ -23,15 +25,22 @@ class TrigramJudge:
     try:
       import pocketsphinx
     except ImportError:
-      raise ConfigError("the trigram judge needs the package `pocketsphinx`: pip install 'jaxlm[bench]'") from None
+      raise ConfigError(
+        "the trigram judge needs the package `pocketsphinx`: pip install 'jaxlm[bench]'"
+      ) from None
     self._log = pocketsphinx.LogMath()
-    self._model = pocketsphinx.NGramModel(pocketsphinx.Config(lm=None), self._log,
-                                          path or pocketsphinx.get_model_path("en-us/en-us.lm.bin"))
+    self._model = pocketsphinx.NGramModel(
+      pocketsphinx.Config(lm=None),
+      self._log,
+      path or pocketsphinx.get_model_path("en-us/en-us.lm.bin"),
+    )
     self._ids: dict[str, int] = {}
 
   def log_prob(self, words: Sequence[str]) -> float:
     """log p(last word | the others); nan if the model does not know it."""
-    value = self._log.log_to_ln(self._model.prob(list(reversed(words))))      # it reads the nearest word first
+    value = self._log.log_to_ln(
+      self._model.prob(list(reversed(words)))
+    )  # it reads the nearest word first
     return value if value > UNKNOWN_BELOW else float("nan")
 
   def __call__(self, texts: Sequence[str]) -> list[Scored]:

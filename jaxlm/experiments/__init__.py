@@ -15,5 +15,17 @@ from jaxlm.experiments.table import (
   paper,
 )
 
-__all__ = ["Column", "Figure", "Measured", "Missing", "Number", "Row", "Scale", "Table", "Trained", "by_step",
-           "from_memory", "paper"]
+__all__ = [
+  "Column",
+  "Figure",
+  "Measured",
+  "Missing",
+  "Number",
+  "Row",
+  "Scale",
+  "Table",
+  "Trained",
+  "by_step",
+  "from_memory",
+  "paper",
+]

@@ -13,19 +13,26 @@ from jaxlm.training import metrics
 
 
 def _alphanumeric(t):
-  return ((t >= ord("0")) & (t <= ord("9"))) | ((t >= ord("A")) & (t <= ord("Z"))) | ((t >= ord("a")) & (t <= ord("z")))
+  return (
+    ((t >= ord("0")) & (t <= ord("9")))
+    | ((t >= ord("A")) & (t <= ord("Z")))
+    | ((t >= ord("a")) & (t <= ord("z")))
+  )
 
 
 def word_starts(tokens_BT: np.ndarray) -> np.ndarray:
-  """Bool, a word's first byte: an ASCII letter or digit, or a byte of a longer character, after something else."""
+  """Bool, a word's first byte: an ASCII letter or digit, or a byte of a longer character, after
+  something else.
+  """
   t = np.asarray(tokens_BT)
   inside = _alphanumeric(t) | ((t >= 128) & (t < 254))
   return inside & ~np.pad(inside[:, :-1], ((0, 0), (1, 0)))
 
 
 def space_starts(tokens_BT: np.ndarray) -> np.ndarray:
-  """Bool, the byte after a word, where SpaceByte cuts: space-like (neither an ASCII letter or digit nor the
-  continuation of a character) after what is not (`docs/specs/hnet.md` section 17; the router `space`)."""
+  """Bool, the byte after a word, where SpaceByte cuts: space-like (neither an ASCII letter or digit
+  nor the continuation of a character) after what is not (`docs/specs/hnet.md` section 17; the
+  router `space`)."""
   t = np.asarray(tokens_BT)
   like = ~(_alphanumeric(t) | ((t >= 0x80) & (t <= 0xBF)))
   return like & ~np.pad(like[:, :-1], ((0, 0), (1, 0)), constant_values=True)
@@ -44,18 +51,28 @@ def f1(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def alignment(boundaries_BT: np.ndarray, tokens_BT: np.ndarray) -> dict[str, float]:
-  """F1 of boundaries with the places at which a word may be said to start, each beside that of random cuts.
+  """F1 of boundaries with the places at which a word may be said to start, each beside that of
+  random cuts.
 
-  at_spaces: `space_starts`, the rule of SpaceByte and H-Net (space): the byte *after* a word, so a comma, full stop or
-    line break counts and the space behind it does not. A model that cuts before punctuation only is above chance.
-  at_word_spaces: `spaces_before_words`, blanks before a first letter and nothing else. What the main network makes of
-    the chunk that begins at byte t helps to predict byte t + 1 on, so a cut there serves the word's first letter.
-  at_letters: `word_starts`, one byte (a space) later in running text, where that letter has already been paid for.
-  *_chance: expected F1 of equally many cuts at random places, 2 r w / (r + w) at rates r of cuts and w of words.
-  A row's first position, always a boundary, does not count.
+  at_spaces: `space_starts`, the rule of SpaceByte and H-Net (space): the byte *after* a word, so a
+  comma, full stop or
+    line break counts and the space behind it does not. A model that cuts before punctuation only is
+    above chance.
+  at_word_spaces: `spaces_before_words`, blanks before a first letter and nothing else. What the
+  main network makes of
+    the chunk that begins at byte t helps to predict byte t + 1 on, so a cut there serves the word's
+    first letter.
+  at_letters: `word_starts`, one byte (a space) later in running text, where that letter has already
+  been paid for.
+  *_chance: expected F1 of equally many cuts at random places, 2 r w / (r + w) at rates r of cuts
+  and w of words. A row's first position, always a boundary, does not count.
   """
   b, out = np.asarray(boundaries_BT)[:, 1:], {}
-  places = {"at_spaces": space_starts, "at_word_spaces": spaces_before_words, "at_letters": word_starts}
+  places = {
+    "at_spaces": space_starts,
+    "at_word_spaces": spaces_before_words,
+    "at_letters": word_starts,
+  }
   for name, wanted in ((name, place(tokens_BT)) for name, place in places.items()):
     w = wanted[:, 1:]
     rate, words = float(b.mean()), float(w.mean())
@@ -63,9 +80,12 @@ def alignment(boundaries_BT: np.ndarray, tokens_BT: np.ndarray) -> dict[str, flo
   return out
 
 
-def shifts(boundaries_BT: np.ndarray, tokens_BT: np.ndarray, offsets: Sequence[int] = range(-4, 5)) -> dict[int, float]:
-  """{offset: share of words with a boundary so many bytes after their first letter}. At random all equal the rate of
-  boundaries. Words too near a row's end for one of the offsets are left out, as is the first position."""
+def shifts(
+  boundaries_BT: np.ndarray, tokens_BT: np.ndarray, offsets: Sequence[int] = range(-4, 5)
+) -> dict[int, float]:
+  """{offset: share of words with a boundary so many bytes after their first letter}. At random all
+  equal the rate of boundaries. Words too near a row's end for one of the offsets are left out, as
+  is the first position."""
   b, w = np.asarray(boundaries_BT), word_starts(tokens_BT)
   low, high = 1 - min(*offsets, 0), b.shape[1] - max(*offsets, 0)
   rows, at = np.nonzero(w[:, low:high])
@@ -73,8 +93,9 @@ def shifts(boundaries_BT: np.ndarray, tokens_BT: np.ndarray, offsets: Sequence[i
 
 
 def bits_and_chunks(*, num_rows: int = 256):
-  """Measure: bits per byte, bytes per innermost chunk (per token, of a model on tokens), how the outermost boundaries
-  meet words (`alignment`, `shifts`), and the forward FLOPs per byte of the paper's formula at the measured compression."""
+  """Measure: bits per byte, bytes per innermost chunk (per token, of a model on tokens), how the
+  outermost boundaries meet words (`alignment`, `shifts`), and the forward FLOPs per byte of the
+  paper's formula at the measured compression."""
 
   def measure(trained, overrides_at) -> Measured:
     from jaxlm.data.tokenizers.bytes import ByteTokenizerConfig
@@ -101,17 +122,23 @@ def bits_and_chunks(*, num_rows: int = 256):
 
 
 def stages_on_validation(cfg, params, num_rows: int):
-  """(bytes (B, T), StageInfo per chunking stage with NumPy arrays) of the first rows of the validation text."""
+  """(bytes (B, T), StageInfo per chunking stage with NumPy arrays) of the first rows of the
+  validation text.
+  """
   import jax
 
   from jaxlm.data.text import evaluation_batches
 
   module, T = cfg.model.build(), cfg.data.seq_len
-  apply = jax.jit(lambda params, *args: module.apply({"params": params}, *args, method="with_stages")[1])
+  apply = jax.jit(
+    lambda params, *args: module.apply({"params": params}, *args, method="with_stages")[1]
+  )
   tokens, found = [], []
   for batch in evaluation_batches(cfg.data, "validation", T, 16, num_tokens=num_rows * T):
     tokens.append(batch["tokens"])
-    found.append(jax.device_get(apply(params, batch["tokens"], batch["segment_ids"], batch["positions"])))
+    found.append(
+      jax.device_get(apply(params, batch["tokens"], batch["segment_ids"], batch["positions"]))
+    )
   return np.concatenate(tokens), jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 

@@ -1,4 +1,6 @@
-"""`jaxlm table FILE --scale …`: runs a table's rows, resumes what was begun, prints ours beside theirs."""
+"""`jaxlm table FILE --scale …`: runs a table's rows, resumes what was begun, prints ours beside
+theirs.
+"""
 
 import logging
 import pathlib
@@ -18,8 +20,9 @@ def main(argv: list[str]) -> int:
   """`jaxlm table`. Exit codes: `jaxlm.commands.exits`; 1 if a row failed."""
   files = [a for a in argv if a.endswith(".py") and not a.startswith("-")]
   if not files:
-    _parser("jaxlm table FILE.py", ("smoke", "small", "paper")).parse_args([a for a in argv if a in ("-h", "--help")] or
-                                                                          ["--scale=smoke"])
+    _parser("jaxlm table FILE.py", ("smoke", "small", "paper")).parse_args(
+      [a for a in argv if a in ("-h", "--help")] or ["--scale=smoke"]
+    )
     raise ConfigError("no table: name its script, for example experiments/carope/table1.py")
   return run_table(load(expand(files[0])), [a for a in argv if a != files[0]])
 
@@ -34,7 +37,9 @@ def load(path: str) -> Table:
   try:
     spec.loader.exec_module(module)
   except (SyntaxError, ImportError, NameError) as error:
-    raise ConfigError(f"table script {path} does not run: {type(error).__name__}: {error}") from error
+    raise ConfigError(
+      f"table script {path} does not run: {type(error).__name__}: {error}"
+    ) from error
   table = getattr(module, "TABLE", None)
   if not isinstance(table, Table):
     raise ConfigError(f"{path} declares no TABLE = jaxlm.experiments.Table(...)")
@@ -42,15 +47,21 @@ def load(path: str) -> Table:
 
 
 def run_table(table: Table, argv: Sequence[str] | None = None) -> int:
-  """What `python experiments/<paper>/<table>.py` does; same arguments and exit codes as `jaxlm table`."""
+  """What `python experiments/<paper>/<table>.py` does; same arguments and exit codes as
+  `jaxlm table`.
+  """
   return command("jaxlm table")(lambda argv: _run_table(table, argv))(argv)
 
 
 def _run_table(table: Table, argv: list[str]) -> int:
   args = _parser(f"{table.name}: {table.title}", tuple(table.scales)).parse_args(argv)
   if args.scale not in table.scales:
-    raise ConfigError(f"table {table.name} has no scale {args.scale!r}; {nearest(args.scale, table.scales)}")
-  rows = [name for given in args.row for name in given.split(",")] or [row.name for row in table.rows]
+    raise ConfigError(
+      f"table {table.name} has no scale {args.scale!r}; {nearest(args.scale, table.scales)}"
+    )
+  rows = [name for given in args.row for name in given.split(",")] or [
+    row.name for row in table.rows
+  ]
   for name in rows:
     table.row(name)
   num_seeds = table.scales[args.scale].num_seeds if args.seeds is None else args.seeds
@@ -62,20 +73,34 @@ def _run_table(table: Table, argv: list[str]) -> int:
 def _run(table: Table, args, rows, seeds) -> int:
   from jaxlm.experiments import figure, report, runner
 
-  logging.getLogger("absl").setLevel(logging.ERROR)    # Orbax warns about what a reader leaves unread
-  workdir = pathlib.Path(expand(args.workdir) if args.workdir else f"runs/{table.runs or table.name}/{args.scale}")
+  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns about what a reader leaves unread
+  workdir = pathlib.Path(
+    expand(args.workdir) if args.workdir else f"runs/{table.runs or table.name}/{args.scale}"
+  )
   made_by = runner.provenance()
   if args.out and made_by["revision"].endswith("+") and not args.draft:
-    return _refuse(f"--out={args.out}: the files differ from revision {made_by['revision'].rstrip('+')}, so nobody could make this report "
-                   f"again; commit them first, or give --draft, which marks the report")
+    return _refuse(
+      f"--out={args.out}: the files differ from revision {made_by['revision'].rstrip('+')}, so nobody could make this report "
+      f"again; commit them first, or give --draft, which marks the report"
+    )
   stem = pathlib.Path(expand(args.out) if args.out else workdir / table.name)
-  stem.parent.mkdir(parents=True, exist_ok=True)      # what cannot be written is known before rows are trained
-  failed = {} if args.report else runner.run_rows(table, args.scale, rows=rows, seeds=seeds, workdir=workdir)
+  stem.parent.mkdir(
+    parents=True, exist_ok=True
+  )  # what cannot be written is known before rows are trained
+  failed = (
+    {}
+    if args.report
+    else runner.run_rows(table, args.scale, rows=rows, seeds=seeds, workdir=workdir)
+  )
   results = runner.results(table, args.scale, workdir)
   written = []
   if table.figure:
     for size in table.scales[args.scale].sizes:
-      name = stem.name + (f"-{size}" if size and len(table.scales[args.scale].sizes) > 1 else "") + ".png"
+      name = (
+        stem.name
+        + (f"-{size}" if size and len(table.scales[args.scale].sizes) > 1 else "")
+        + ".png"
+      )
       written.append(figure.draw(table, results, stem.with_name(name), size=size, scale=args.scale))
   summary = report.summarise(table, args.scale, results, failed, made_by)
   written = report.write(table, summary, stem) + [p for p in written if p]
@@ -85,15 +110,34 @@ def _run(table: Table, args, rows, seeds) -> int:
 
 
 def _parser(prog: str, scales: Sequence[str]) -> Parser:
-  parser = Parser(prog, example="jaxlm table experiments/carope/table1.py --scale smoke", epilog=(
-      "Finished (row, seed) pairs in the work folder are kept, interrupted ones are resumed. Rows with 'n/a' say why."))
+  parser = Parser(
+    prog,
+    example="jaxlm table experiments/carope/table1.py --scale smoke",
+    epilog=(
+      "Finished (row, seed) pairs in the work folder are kept, interrupted ones are resumed. Rows with 'n/a' say why."
+    ),
+  )
   parser.add_argument("--scale", required=True, help=f"one of: {', '.join(scales)}")
-  parser.add_argument("--row", action="append", default=[], help="only this row; may be repeated or comma-separated")
-  parser.add_argument("--seeds", type=whole, default=None, help="number of seeds, 0, 1, …; default: the scale's")
-  parser.add_argument("--workdir", default=None, help="default: runs/<table, or what it calls its runs>/<scale>")
-  parser.add_argument("--out", default=None, help="file stem of the .md, .json and .png; default: in the work folder")
-  parser.add_argument("--draft", action="store_true", help="with --out: write the report although files are not committed; it says so")
-  parser.add_argument("--report", action="store_true", help="train nothing: write the table from what is finished")
+  parser.add_argument(
+    "--row", action="append", default=[], help="only this row; may be repeated or comma-separated"
+  )
+  parser.add_argument(
+    "--seeds", type=whole, default=None, help="number of seeds, 0, 1, …; default: the scale's"
+  )
+  parser.add_argument(
+    "--workdir", default=None, help="default: runs/<table, or what it calls its runs>/<scale>"
+  )
+  parser.add_argument(
+    "--out", default=None, help="file stem of the .md, .json and .png; default: in the work folder"
+  )
+  parser.add_argument(
+    "--draft",
+    action="store_true",
+    help="with --out: write the report although files are not committed; it says so",
+  )
+  parser.add_argument(
+    "--report", action="store_true", help="train nothing: write the table from what is finished"
+  )
   return parser
 
 

@@ -1,8 +1,8 @@
-"""Measures of models that shorten their encoder's sequence: accuracy, loss, how much goes, how wide a batch stays.
+"""Measures of models that shorten their encoder's sequence: accuracy, loss, how much goes, how wide
+a batch stays.
 
 Axes: B batch, L encoder length, T decoder length.
 """
-
 
 import numpy as np
 
@@ -13,12 +13,15 @@ from jaxlm.training import metrics
 CURVES = ("deleted", "alpha", "loss")
 
 
-def deletion(*, num_rows: int = 1024, split: str = "validation", hard: bool = True, timed: bool = False):
+def deletion(
+  *, num_rows: int = 1024, split: str = "validation", hard: bool = True, timed: bool = False
+):
   """Measure, teacher-forced, over `num_rows` rows; a gate deletes hard if `hard`.
 
-  numbers: accuracy, sequence_accuracy (percent of tokens, of rows); bits (mean cross-entropy per target token, in bits);
-  deleted (percent of the input's tokens that do not go on; of pooling: fewer slots than tokens); width (mean over
-  batches of the widest row, what static shapes pay for), mean_width (mean over rows); with `timed` those of `runtime`.
+  numbers: accuracy, sequence_accuracy (percent of tokens, of rows); bits (mean cross-entropy per
+  target token, in bits); deleted (percent of the input's tokens that do not go on; of pooling:
+  fewer slots than tokens); width (mean over batches of the widest row, what static shapes pay for),
+  mean_width (mean over rows); with `timed` those of `runtime`.
   curves: of training, by log step.
   """
 
@@ -34,7 +37,9 @@ def deletion(*, num_rows: int = 1024, split: str = "validation", hard: bool = Tr
 
 
 def by_language(languages, **options):
-  """Measure: `deletion` on the test split of each language alone; numbers name@language, and the mean weighted by rows."""
+  """Measure: `deletion` on the test split of each language alone; numbers name@language, and the
+  mean weighted by rows.
+  """
 
   def measure(trained: Trained, overrides_at) -> Measured:
     from jaxlm.experiments.runner import override
@@ -47,13 +52,17 @@ def by_language(languages, **options):
           sums[name] = sums.get(name, 0.0) + float(value)
       total = {name: total.get(name, 0.0) + value for name, value in sums.items()}
       numbers |= {f"{name}@{language}": value for name, value in summary(sums).items()}
-    return Measured(numbers | summary(total) | runtime(trained), {}, training_curves(trained.workdir))
+    return Measured(
+      numbers | summary(total) | runtime(trained), {}, training_curves(trained.workdir)
+    )
 
   return measure
 
 
 def answers(*, max_len: int = 256, num_questions: int | None = None):
-  """Measure: exact match and F1 (percent) of greedily decoded answers to the test split's questions, deleted tokens."""
+  """Measure: exact match and F1 (percent) of greedily decoded answers to the test split's
+  questions, deleted tokens.
+  """
 
   def measure(trained: Trained, overrides_at) -> Measured:
     import functools
@@ -67,27 +76,41 @@ def answers(*, max_len: int = 256, num_questions: int | None = None):
     from jaxlm.training.config import run_config
 
     cfg = run_config(trained.config)
-    decode = jax.jit(functools.partial(greedy, cfg.model.build(), max_len=max_len, mode=evaluation_mode(cfg.model)))
+    decode = jax.jit(
+      functools.partial(greedy, cfg.model.build(), max_len=max_len, mode=evaluation_mode(cfg.model))
+    )
     questions, exact, f1 = cfg.data.questions("test")[:num_questions], 0.0, 0.0
     for start in range(0, len(questions), cfg.data.batch_size):
-      some = questions[start:start + cfg.data.batch_size]
+      some = questions[start : start + cfg.data.batch_size]
       rows = [byte_t5.encode(byte_t5.qa_texts(q)[0], cfg.data.seq_len) for q in some]
-      rows += [rows[-1]] * (cfg.data.batch_size - len(rows))      # one shape, one program
+      rows += [rows[-1]] * (cfg.data.batch_size - len(rows))  # one shape, one program
       found = np.asarray(decode(trained.params, byte_t5.pad(rows, cfg.data.seq_len)).tokens_BT)
       for question, ids in zip(some, found):
         scores = answer_scores(byte_t5.decode(ids[1:]), question["answers"])
         exact, f1 = exact + scores[0], f1 + scores[1]
-    numbers = deletion(split="test", num_rows=len(questions), timed=True)(trained, overrides_at).numbers
-    return Measured(numbers | {"exact": 100 * exact / len(questions), "f1": 100 * f1 / len(questions)}, {}, {})
+    numbers = deletion(split="test", num_rows=len(questions), timed=True)(
+      trained, overrides_at
+    ).numbers
+    return Measured(
+      numbers | {"exact": 100 * exact / len(questions), "f1": 100 * f1 / len(questions)}, {}, {}
+    )
 
   return measure
 
 
-def runtime(trained: Trained, *, num_rows: int = 32, repeats: int = 5, split: str = "validation", multiple: int = 1,
-            capacity: int | None = None) -> dict[str, float]:
-  """Teacher-forced forward passes, compiled before, their median: CPU time per example (cpu_ms), wall time (wall_ms), the
-  capacity behind the gate. Tokens are deleted hard, in two programs, whatever deletes them; capacity: instead of the one that fits.
-  Pooling is one program whose slots suffice for the fullest row, known beforehand."""
+def runtime(
+  trained: Trained,
+  *,
+  num_rows: int = 32,
+  repeats: int = 5,
+  split: str = "validation",
+  multiple: int = 1,
+  capacity: int | None = None,
+) -> dict[str, float]:
+  """Teacher-forced forward passes, compiled before, their median: CPU time per example (cpu_ms),
+  wall time (wall_ms), the capacity behind the gate. Tokens are deleted hard, in two programs,
+  whatever deletes them; capacity: instead of the one that fits. Pooling is one program whose slots
+  suffice for the fullest row, known beforehand."""
   import time
 
   import jax
@@ -99,22 +122,37 @@ def runtime(trained: Trained, *, num_rows: int = 32, repeats: int = 5, split: st
   cfg = run_config(trained.config)
   model = cfg.model.build()
   batch = next(iter(cfg.data.build(split, seed=cfg.seed, repeat=False)))
-  tokens, decoder = (jnp.asarray(np.resize(batch[name], (num_rows, batch[name].shape[1])))
-                     for name in ("tokens", "decoder_tokens"))
+  tokens, decoder = (
+    jnp.asarray(np.resize(batch[name], (num_rows, batch[name].shape[1])))
+    for name in ("tokens", "decoder_tokens")
+  )
   key = jax.random.key(0)
   if hasattr(cfg.model.reduction, "scale"):
     programs = TwoPrograms(model, trained.params, multiple=multiple)
 
     def forward():
       front = programs.front(tokens, None, key)
-      fits = programs.capacity(front.count_B, tokens.shape[1])      # the host reads the counts
+      fits = programs.capacity(front.count_B, tokens.shape[1])  # the host reads the counts
       return programs.logits(front, decoder, capacity=capacity or fits), fits
   else:
     mode = evaluation_mode(cfg.model)
-    whole = jax.jit(lambda params, slots: model.apply({"params": params}, tokens, decoder, mode=mode._replace(capacity=slots),
-                                                      rngs={"noise": key}, method="run")[:2], static_argnums=1)
+    whole = jax.jit(
+      lambda params, slots: model.apply(
+        {"params": params},
+        tokens,
+        decoder,
+        mode=mode._replace(capacity=slots),
+        rngs={"noise": key},
+        method="run",
+      )[:2],
+      static_argnums=1,
+    )
     reduced = whole(trained.params, None)[1].reduced
-    fits = None if reduced is None else min(-(-int(reduced.count_B.max()) // multiple) * multiple, tokens.shape[1])
+    fits = (
+      None
+      if reduced is None
+      else min(-(-int(reduced.count_B.max()) // multiple) * multiple, tokens.shape[1])
+    )
 
     def forward():
       logits, memory = whole(trained.params, fits)
@@ -132,10 +170,11 @@ def runtime(trained: Trained, *, num_rows: int = 32, repeats: int = 5, split: st
 
 
 def capacity_cost(*, num_rows: int = 4, repeats: int = 15):
-  """Measure without training: a forward pass at objective.capacities[0] slots of an evaluate_from row (None: all).
+  """Measure without training: a forward pass at objective.capacities[0] slots of an evaluate_from
+  row (None: all).
 
-  numbers: those of `runtime`, gflop (matrix products per example), formula_gflop, temp_mb (the compiler's temporaries of
-  what stands behind the gate).
+  numbers: those of `runtime`, gflop (matrix products per example), formula_gflop, temp_mb (the
+  compiler's temporaries of what stands behind the gate).
   """
 
   def measure(trained: Trained, overrides_at) -> Measured:
@@ -152,14 +191,24 @@ def capacity_cost(*, num_rows: int = 4, repeats: int = 15):
     cfg = run_config(config)
     L, T = cfg.data.seq_len, cfg.data.target_len
     capacity = cfg.objective.capacities[0] if cfg.objective.capacities else L
-    numbers = runtime(trained._replace(config=config), num_rows=num_rows, repeats=repeats, capacity=capacity)
+    numbers = runtime(
+      trained._replace(config=config), num_rows=num_rows, repeats=repeats, capacity=capacity
+    )
     programs = TwoPrograms(cfg.model.build(), trained.params)
-    ids = lambda length: jax.ShapeDtypeStruct((num_rows, length), jnp.int32)
+
+    def ids(length):
+      return jax.ShapeDtypeStruct((num_rows, length), jnp.int32)
+
     front = jax.eval_shape(programs.front, ids(L))
     back = programs.compile_logits(front, ids(T), capacity)
-    flops = dot_flops(programs.front, ids(L)) + dot_flops(lambda f, d: programs.logits(f, d, capacity=capacity), front, ids(T))
-    numbers |= {"gflop": flops / num_rows / 1e9, "temp_mb": back.memory_analysis().temp_size_in_bytes / 1e6,
-                "formula_gflop": forward_flops(cfg.model, L, T, capacity) / 1e9}
+    flops = dot_flops(programs.front, ids(L)) + dot_flops(
+      lambda f, d: programs.logits(f, d, capacity=capacity), front, ids(T)
+    )
+    numbers |= {
+      "gflop": flops / num_rows / 1e9,
+      "temp_mb": back.memory_analysis().temp_size_in_bytes / 1e6,
+      "formula_gflop": forward_flops(cfg.model, L, T, capacity) / 1e9,
+    }
     return Measured(numbers, {}, {})
 
   return measure
@@ -183,30 +232,60 @@ def batches_of(trained: Trained, *, num_rows: int, split: str, hard: bool):
   @jax.jit
   def run(params, batch, key):
     real_BL, w_BT = batch["tokens"] != PAD, batch["loss_weights"]
-    logits_BTV, memory, _ = model.apply({"params": params}, batch["tokens"], batch["decoder_tokens"], real_BL, mode=mode,
-                                        method="run", rngs={"noise": key})
-    nll_BT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), batch["targets"][..., None], -1)[..., 0]
+    logits_BTV, memory, _ = model.apply(
+      {"params": params},
+      batch["tokens"],
+      batch["decoder_tokens"],
+      real_BL,
+      mode=mode,
+      method="run",
+      rngs={"noise": key},
+    )
+    nll_BT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), batch["targets"][..., None], -1)[
+      ..., 0
+    ]
     found = {name: pair for name, pair in accuracies(logits_BTV, batch["targets"], w_BT).items()}
     lengths_B = jnp.sum(real_BL, axis=1)
     reduced = memory.reduced
-    kept_B = lengths_B if reduced is None else jnp.sum(
-        reduced.keep_BL & real_BL, axis=1) if reduced.keep_BL is not None else reduced.count_B
-    return dict(right=found["accuracy"].sum, tokens=found["accuracy"].weight, right_rows=found["sequence_accuracy"].sum,
-                rows=found["sequence_accuracy"].weight, nll=jnp.sum(nll_BT * w_BT), weight=jnp.sum(w_BT),
-                real=jnp.sum(lengths_B), kept=jnp.sum(kept_B), widest=jnp.max(kept_B), batches=jnp.ones(()))
+    kept_B = (
+      lengths_B
+      if reduced is None
+      else jnp.sum(reduced.keep_BL & real_BL, axis=1)
+      if reduced.keep_BL is not None
+      else reduced.count_B
+    )
+    return dict(
+      right=found["accuracy"].sum,
+      tokens=found["accuracy"].weight,
+      right_rows=found["sequence_accuracy"].sum,
+      rows=found["sequence_accuracy"].weight,
+      nll=jnp.sum(nll_BT * w_BT),
+      weight=jnp.sum(w_BT),
+      real=jnp.sum(lengths_B),
+      kept=jnp.sum(kept_B),
+      widest=jnp.max(kept_B),
+      batches=jnp.ones(()),
+    )
 
   seen = 0
   for i, batch in enumerate(cfg.data.build(split, seed=cfg.seed, repeat=False)):
-    yield jax.device_get(run(trained.params, batch, jax.random.fold_in(jax.random.key(cfg.seed), i)))
+    yield jax.device_get(
+      run(trained.params, batch, jax.random.fold_in(jax.random.key(cfg.seed), i))
+    )
     seen += batch["tokens"].shape[0]
     if seen >= num_rows:
       return
 
 
 def summary(sums) -> dict[str, float]:
-  return {"accuracy": 100 * sums["right"] / sums["tokens"], "sequence_accuracy": 100 * sums["right_rows"] / sums["rows"],
-          "bits": sums["nll"] / sums["weight"] / float(np.log(2)), "deleted": 100 * (1 - sums["kept"] / sums["real"]),
-          "width": sums["widest"] / sums["batches"], "mean_width": sums["kept"] / sums["rows"]}
+  return {
+    "accuracy": 100 * sums["right"] / sums["tokens"],
+    "sequence_accuracy": 100 * sums["right_rows"] / sums["rows"],
+    "bits": sums["nll"] / sums["weight"] / float(np.log(2)),
+    "deleted": 100 * (1 - sums["kept"] / sums["real"]),
+    "width": sums["widest"] / sums["batches"],
+    "mean_width": sums["kept"] / sums["rows"],
+  }
 
 
 def training_curves(workdir, names=CURVES) -> dict[str, list[float]]:

@@ -1,4 +1,6 @@
-"""One picture per table: a measured curve per row, told apart by colour, dash and a label at the line's end."""
+"""One picture per table: a measured curve per row, told apart by colour, dash and a label at the
+line's end.
+"""
 
 import itertools
 import pathlib
@@ -8,15 +10,36 @@ import numpy as np
 
 from jaxlm.experiments.table import Table
 
-# Okabe and Ito's palette without yellow, which is too light for a line on white: told apart by colour-blind readers.
-# Wine, grey and olive (after Tol's) follow, for tables of more than seven rows.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#999999", "#999933")
+# Okabe and Ito's palette without yellow, which is too light for a line on white: told apart by
+# colour-blind readers. Wine, grey and olive (after Tol's) follow, for tables of more than seven
+# rows.
+COLOURS = (
+  "#0072B2",
+  "#D55E00",
+  "#009E73",
+  "#CC79A7",
+  "#56B4E9",
+  "#E69F00",
+  "#000000",
+  "#882255",
+  "#999999",
+  "#999933",
+)
 DASHES = ("-", "--", ":", "-.")
 
 
-def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, size: str = "",
-         scale: str = "") -> pathlib.Path | None:
-  """PNG of `table.figure`; the mean curve over seeds, with the range of seeds shaded. None if nothing has the curve."""
+def draw(
+  table: Table,
+  results: Mapping[tuple[str, str, int], dict],
+  path,
+  *,
+  size: str = "",
+  scale: str = "",
+) -> pathlib.Path | None:
+  """PNG of `table.figure`; the mean curve over seeds, with the range of seeds shaded.
+
+  None if nothing has the curve.
+  """
   import matplotlib
 
   matplotlib.use("Agg")
@@ -37,23 +60,55 @@ def draw(table: Table, results: Mapping[tuple[str, str, int], dict], path, *, si
   fig, axes = plt.subplots(figsize=(9, 5.2), dpi=110)
   for row, (colour, dash), curves in lines:
     x = (np.arange(curves.shape[1]) + 1) * spacing
-    axes.plot(x, curves.mean(0), color=colour, linestyle=dash, linewidth=1.6, label=row.label or row.name,
-              marker="o" if figure.ticks else None, zorder=2 + DASHES.index(dash) / 10)      # broken lines above whole ones
+    axes.plot(
+      x,
+      curves.mean(0),
+      color=colour,
+      linestyle=dash,
+      linewidth=1.6,
+      label=row.label or row.name,
+      marker="o" if figure.ticks else None,
+      zorder=2 + DASHES.index(dash) / 10,
+    )  # broken lines above whole ones
     if len(curves) > 1:
       axes.fill_between(x, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
-  black = [(label, dash, _running_mean(first["curves"][key], figure.smooth)) for (key, label), dash in
-           zip(figure.references.items(), itertools.cycle(DASHES[::-1])) if first["curves"].get(key)]
+  black = [
+    (label, dash, _running_mean(first["curves"][key], figure.smooth))
+    for (key, label), dash in zip(figure.references.items(), itertools.cycle(DASHES[::-1]))
+    if first["curves"].get(key)
+  ]
   for label, dash, curve in black:
-    axes.plot((np.arange(len(curve)) + 1) * spacing, curve, color="black", linestyle=dash, linewidth=1.2, label=label)
+    axes.plot(
+      (np.arange(len(curve)) + 1) * spacing,
+      curve,
+      color="black",
+      linestyle=dash,
+      linewidth=1.2,
+      label=label,
+    )
   lines += [(None, None, curve[None]) for *_, curve in black]
-  low = min(c.mean(0)[len(c[0]) // 8:].min() for *_, c in lines)
-  high = max(np.quantile(c.mean(0)[len(c[0]) // 8:], 0.995) for *_, c in lines)
-  axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))   # the first positions know nothing
+  low = min(c.mean(0)[len(c[0]) // 8 :].min() for *_, c in lines)
+  high = max(np.quantile(c.mean(0)[len(c[0]) // 8 :], 0.995) for *_, c in lines)
+  axes.set_ylim(
+    low - 0.05 * (high - low), high + 0.05 * (high - low)
+  )  # the first positions know nothing
   for mark, label in (figure.marks(first["config"]) if figure.marks else {}).items():
     axes.axvline(mark, color="0.5", linewidth=1, linestyle=(0, (2, 2)))
-    axes.annotate(label, (mark, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points",
-                  fontsize=8, color="0.3")
-  axes.set(title=figure.title + (f" (scale {' '.join(filter(None, (scale, size)))})" if scale else ""), xlabel=figure.x_label, ylabel=figure.y_label, xlim=(spacing, None))
+    axes.annotate(
+      label,
+      (mark, 1.0),
+      xycoords=("data", "axes fraction"),
+      xytext=(4, -10),
+      textcoords="offset points",
+      fontsize=8,
+      color="0.3",
+    )
+  axes.set(
+    title=figure.title + (f" (scale {' '.join(filter(None, (scale, size)))})" if scale else ""),
+    xlabel=figure.x_label,
+    ylabel=figure.y_label,
+    xlim=(spacing, None),
+  )
   if figure.ticks:
     axes.set_xlim(0.9, len(figure.ticks) + 0.1)
     axes.set_xticks(range(1, len(figure.ticks) + 1), figure.ticks)

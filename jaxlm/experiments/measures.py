@@ -7,12 +7,16 @@ import numpy as np
 from jaxlm.experiments.table import Measured, Trained
 
 
-def perplexity_at(multiples: Sequence[int] = (1, 2, 4), *, split: str = "validation", curve_points: int = 512) -> Callable:
-  """Perplexity at multiples of the training length, over the same text (`eval.num_tokens` of the split, None: all).
+def perplexity_at(
+  multiples: Sequence[int] = (1, 2, 4), *, split: str = "validation", curve_points: int = 512
+) -> Callable:
+  """Perplexity at multiples of the training length, over the same text (`eval.num_tokens` of the
+  split, None: all).
 
-  numbers, for each multiple m: ppl@mx, loss@mx (nats per token), bpb@mx (bits per byte) and, beyond the training
-  length L, tail@mx: perplexity of the positions from L on alone. curves: loss@mx, nats per token by position, mean
-  over bins where there are more than `curve_points`. A length that the model refuses becomes a note.
+  numbers, for each multiple m: ppl@mx, loss@mx (nats per token), bpb@mx (bits per byte) and, beyond
+  the training length L, tail@mx: perplexity of the positions from L on alone. curves: loss@mx, nats
+  per token by position, mean over bins where there are more than `curve_points`. A length that the
+  model refuses becomes a note.
   """
 
   def measure(trained: Trained, overrides_at) -> Measured:
@@ -27,7 +31,9 @@ def perplexity_at(multiples: Sequence[int] = (1, 2, 4), *, split: str = "validat
     num_tokens = None if num_tokens is None else max(num_tokens // longest, 1) * longest
     for m in multiples:
       cfg = run_config(override(trained.config, overrides_at(m)))
-      [e] = evaluate_lengths(cfg.model, trained.params, cfg.data, [train_len * m], split=split, num_tokens=num_tokens)
+      [e] = evaluate_lengths(
+        cfg.model, trained.params, cfg.data, [train_len * m], split=split, num_tokens=num_tokens
+      )
       if e.note:
         notes |= {f"{key}@{m}x": e.note for key in ("ppl", "loss", "bpb", "tail")}
         continue
@@ -42,10 +48,14 @@ def perplexity_at(multiples: Sequence[int] = (1, 2, 4), *, split: str = "validat
   return measure
 
 
-def loss_in(parts: Mapping[str, tuple[float, float]], *, split: str = "validation", curve_points: int = 512) -> Callable:
-  """Perplexity over parts of the training window: name -> (from, to), fractions of it. `eval.num_tokens` of the split.
+def loss_in(
+  parts: Mapping[str, tuple[float, float]], *, split: str = "validation", curve_points: int = 512
+) -> Callable:
+  """Perplexity over parts of the training window: name -> (from, to), fractions of it.
+  `eval.num_tokens` of the split.
 
-  numbers: ppl and loss of the whole, ppl@name, loss@name of each part. curves: loss, nats per token by position.
+  numbers: ppl and loss of the whole, ppl@name, loss@name of each part. curves: loss, nats per token
+  by position.
   """
 
   def measure(trained: Trained, overrides_at) -> Measured:
@@ -55,8 +65,15 @@ def loss_in(parts: Mapping[str, tuple[float, float]], *, split: str = "validatio
 
     cfg = run_config(override(trained.config, overrides_at(1)))
     T = cfg.data.seq_len
-    [e] = evaluate_lengths(cfg.model, trained.params, cfg.data, [T], split=split, num_tokens=cfg.eval.num_tokens,
-                           num_tables=cfg.eval.num_tables)
+    [e] = evaluate_lengths(
+      cfg.model,
+      trained.params,
+      cfg.data,
+      [T],
+      split=split,
+      num_tokens=cfg.eval.num_tokens,
+      num_tables=cfg.eval.num_tables,
+    )
     numbers = {"loss": e.loss, "ppl": e.perplexity}
     for name, (start, stop) in parts.items():
       numbers[f"loss@{name}"] = e.loss_between(round(start * T), round(stop * T))

@@ -1,4 +1,6 @@
-"""A trained model against the best possible predictor of its source. Axes: N texts, T time, V symbols."""
+"""A trained model against the best possible predictor of its source. Axes: N texts, T time, V
+symbols.
+"""
 
 import dataclasses
 import math
@@ -8,17 +10,22 @@ import numpy as np
 
 from jaxlm.experiments.table import Measured, Trained
 
-MIXTURE_NUMBERS = 2**24     # (texts, positions, ciphers) at a time: 128 MiB
+MIXTURE_NUMBERS = 2**24  # (texts, positions, ciphers) at a time: 128 MiB
 
 
-def above_exact_mixture(*, stretches: int = 8, rows: int = 64, probe_texts: int = 2048, probe_steps: int = 1000) -> Callable:
-  """Measure of models of `data.kind = "bigram"` on ciphered texts of the validation split, in nats per symbol.
+def above_exact_mixture(
+  *, stretches: int = 8, rows: int = 64, probe_texts: int = 2048, probe_steps: int = 1000
+) -> Callable:
+  """Measure of models of `data.kind = "bigram"` on ciphered texts of the validation split, in nats
+  per symbol.
 
-  numbers: loss, of the model; exact, of Bayes over all ciphers; source, of who knows the cipher; excess = loss - exact,
-  excess@first and excess@last, over the first and the last eighth of positions; lowest, the least excess of any
-  `stretches` equal parts of the positions, in standard errors over texts: from above means no less than about -2.
-  deciphered and probed: per cent of symbols whose plain symbol the exact posterior, or a token probe of the model's
-  states trained for probe_steps, names once it has seen them; over the last eighth.
+  numbers: loss, of the model; exact, of Bayes over all ciphers; source, of who knows the cipher;
+  excess = loss - exact, excess@first and excess@last, over the first and the last eighth of
+  positions; lowest, the least excess of any `stretches` equal parts of the positions, in standard
+  errors over texts: from above means no less than about -2.
+  deciphered and probed: per cent of symbols whose plain symbol the exact posterior, or a token
+  probe of the model's states trained for probe_steps, names once it has seen them; over the last
+  eighth.
   curves: loss, exact, source by position.
   An evaluate_from row may change train.steps (to a step that was saved) and eval.num_tables.
   """
@@ -38,14 +45,26 @@ def above_exact_mixture(*, stretches: int = 8, rows: int = 64, probe_texts: int 
     excess_NT = loss_NT - exact_NT
     last = slice(-(excess_NT.shape[1] // 8), None)
     parts = [part.mean(axis=1) for part in np.array_split(excess_NT, stretches, axis=1)]
-    numbers = {"loss": loss_NT.mean(), "exact": exact_NT.mean(), "source": source_NT.mean(), "excess": excess_NT.mean(),
-               "excess@first": excess_NT[:, :excess_NT.shape[1] // 8].mean(), "excess@last": excess_NT[:, last].mean(),
-               "lowest": min(part.mean() / (part.std(ddof=1) / len(part)**0.5) for part in parts),
-               "deciphered": 100 * right_NT[:, last].mean(),
-               "probed": 100 * _probed(cfg, params, texts, probe_texts, probe_steps, rows)[last].mean()}
-    curve = lambda x_NT: [round(float(x), 5) for x in x_NT.mean(axis=0)]
-    return Measured({k: float(v) for k, v in numbers.items()}, {},
-                    {"loss": curve(loss_NT), "exact": curve(exact_NT), "source": curve(source_NT)})
+    numbers = {
+      "loss": loss_NT.mean(),
+      "exact": exact_NT.mean(),
+      "source": source_NT.mean(),
+      "excess": excess_NT.mean(),
+      "excess@first": excess_NT[:, : excess_NT.shape[1] // 8].mean(),
+      "excess@last": excess_NT[:, last].mean(),
+      "lowest": min(part.mean() / (part.std(ddof=1) / len(part) ** 0.5) for part in parts),
+      "deciphered": 100 * right_NT[:, last].mean(),
+      "probed": 100 * _probed(cfg, params, texts, probe_texts, probe_steps, rows)[last].mean(),
+    }
+
+    def curve(x_NT):
+      return [round(float(x), 5) for x in x_NT.mean(axis=0)]
+
+    return Measured(
+      {k: float(v) for k, v in numbers.items()},
+      {},
+      {"loss": curve(loss_NT), "exact": curve(exact_NT), "source": curve(source_NT)},
+    )
 
   return measure
 
@@ -58,11 +77,11 @@ def _exact(data, texts):
   at_once = max(1, MIXTURE_NUMBERS // (ciphered_NT.shape[1] * math.factorial(data.num_symbols)))
   nll, right = [], []
   for i in range(0, len(ciphered_NT), at_once):
-    here_NT = ciphered_NT[i:i + at_once]
+    here_NT = ciphered_NT[i : i + at_once]
     found = mixture(data.source, here_NT)
     of_symbol_NTV = np.take_along_axis(found.decipher(), here_NT[..., None, None], axis=2)[:, :, 0]
-    nll.append(-found.log_prob_NT[:, 1:])       # the first symbol is nobody's target
-    right.append((of_symbol_NTV.argmax(-1) == texts["plain"][i:i + at_once])[:, :-1])
+    nll.append(-found.log_prob_NT[:, 1:])  # the first symbol is nobody's target
+    right.append((of_symbol_NTV.argmax(-1) == texts["plain"][i : i + at_once])[:, :-1])
   return np.concatenate(nll), np.concatenate(right)
 
 
@@ -75,8 +94,12 @@ def _losses(cfg, params, texts, rows: int):
   from jaxlm.evaluation.tables import averaged_log_prob
 
   run = jax.jit(functools.partial(averaged_log_prob, cfg.model, num_tables=cfg.eval.num_tables))
-  return -np.concatenate([np.asarray(run(params, _batch(texts, slice(i, i + rows))), np.float64)
-                          for i in range(0, len(texts["tokens"]), rows)])
+  return -np.concatenate(
+    [
+      np.asarray(run(params, _batch(texts, slice(i, i + rows))), np.float64)
+      for i in range(0, len(texts["tokens"]), rows)
+    ]
+  )
 
 
 def _batch(texts, chosen) -> dict:
@@ -90,8 +113,13 @@ def _probed(cfg, params, texts, num_texts: int, steps: int, rows: int):
   from jaxlm.evaluation.probes import Probing, probe_accuracy, train_probes
 
   rng = np.random.default_rng([cfg.seed, 1])
-  known = lambda texts, chosen: _batch(texts, chosen) | {"plain": texts["plain"][chosen, :-1],
-                                                         "decipher": inverse(texts["cipher"][chosen])}
+
+  def known(texts, chosen):
+    return _batch(texts, chosen) | {
+      "plain": texts["plain"][chosen, :-1],
+      "decipher": inverse(texts["cipher"][chosen]),
+    }
+
   seen = dataclasses.replace(cfg.data, rows=num_texts).examples("train", cfg.seed)
 
   def batches():

@@ -7,8 +7,13 @@ import numpy as np
 from jaxlm.experiments.table import Measured, Trained
 
 
-def loss_by_position(edges: Mapping[str, tuple[float, float]], *, curve_points: int = 64) -> Callable:
-  """numbers: loss@name, nats per token over the positions between two fractions of the length. curves: loss."""
+def loss_by_position(
+  edges: Mapping[str, tuple[float, float]], *, curve_points: int = 64
+) -> Callable:
+  """numbers: loss@name, nats per token over the positions between two fractions of the length.
+
+  curves: loss.
+  """
 
   def measure(trained: Trained, overrides_at) -> Measured:
     nll_T, weight_T = 0.0, 0.0
@@ -27,7 +32,8 @@ def loss_by_position(edges: Mapping[str, tuple[float, float]], *, curve_points: 
 
 
 def answers_found(tasks: Mapping[str, Mapping]) -> Callable:
-  """accuracy@task: fraction of rows all of whose answer tokens are the most likely ones (equal to greedy decoding of
+  """accuracy@task: fraction of rows all of whose answer tokens are the most likely ones (equal to
+  greedy decoding of
   the answer). tasks: name -> overrides of the data section."""
 
   def measure(trained: Trained, overrides_at) -> Measured:

@@ -1,4 +1,6 @@
-"""A table in Markdown, JSON and the terminal: ours beside theirs, the scale on every row, nothing invented."""
+"""A table in Markdown, JSON and the terminal: ours beside theirs, the scale on every row, nothing
+invented.
+"""
 
 import math
 import pathlib
@@ -10,8 +12,13 @@ from jaxlm.experiments.table import Column, Means, Number, Table
 from jaxlm.experiments.verdict import sentence, verdict
 
 
-def summarise(table: Table, scale_name: str, results: Mapping[tuple[str, str, int], dict],
-              failed: Mapping[tuple[str, str, int], str], provenance: Mapping) -> dict:
+def summarise(
+  table: Table,
+  scale_name: str,
+  results: Mapping[tuple[str, str, int], dict],
+  failed: Mapping[tuple[str, str, int], str],
+  provenance: Mapping,
+) -> dict:
   """Everything the renderings print, as plain values. results: {(size, row, seed): result.json}."""
   scale, lines, claims = table.scales[scale_name], [], []
   for size in scale.sizes:
@@ -20,7 +27,11 @@ def summarise(table: Table, scale_name: str, results: Mapping[tuple[str, str, in
       seeds = {seed: r for (s, name, seed), r in results.items() if (s, name) == (size, row.name)}
       cells = {}
       for column in table.columns:
-        values = {seed: r["numbers"][column.key] for seed, r in sorted(seeds.items()) if column.key in r["numbers"]}
+        values = {
+          seed: r["numbers"][column.key]
+          for seed, r in sorted(seeds.items())
+          if column.key in r["numbers"]
+        }
         notes = sorted({r["notes"][column.key] for r in seeds.values() if column.key in r["notes"]})
         if values:
           cells[column.title] = _spread(values)
@@ -31,56 +42,133 @@ def summarise(table: Table, scale_name: str, results: Mapping[tuple[str, str, in
           cells[column.title] = {"note": "; ".join(notes)}
       error = next((m for (s, name, _), m in failed.items() if (s, name) == (size, row.name)), None)
       revisions = sorted({r["revision"] for r in seeds.values()})
-      lines.append({
-          "row": row.name, "label": row.label or row.name, "scale": scale_name, "size": size,
-          "trained": not row.evaluate_from, "seeds": sorted(seeds), "cells": cells,
-          "published": {c.title: [_plain(n) for n in table.numbers(row.name, c.title) if n.size in ("", size)
-                                  or scale_name != "paper"] for c in table.columns if table.numbers(row.name, c.title)},
-          "seconds": [r["seconds"] for r in seeds.values()], "revisions": revisions,
-          "devices": sorted({r["device"] for r in seeds.values()})} | ({"error": error} if error else {}))
+      lines.append(
+        {
+          "row": row.name,
+          "label": row.label or row.name,
+          "scale": scale_name,
+          "size": size,
+          "trained": not row.evaluate_from,
+          "seeds": sorted(seeds),
+          "cells": cells,
+          "published": {
+            c.title: [
+              _plain(n)
+              for n in table.numbers(row.name, c.title)
+              if n.size in ("", size) or scale_name != "paper"
+            ]
+            for c in table.columns
+            if table.numbers(row.name, c.title)
+          },
+          "seconds": [r["seconds"] for r in seeds.values()],
+          "revisions": revisions,
+          "devices": sorted({r["device"] for r in seeds.values()}),
+        }
+        | ({"error": error} if error else {})
+      )
     for claim, predicate in table.claims.items():
       claims.append({"claim": claim, "size": size, **verdict(predicate, by_seed, means)})
-  return {"table": table.name, "title": table.title, "scale": scale_name, "note": scale.note,
-          "columns": [c.title for c in table.columns], "rows": lines, "claims": claims, "source": table.source,
-          "draft": provenance["revision"].endswith("+"), **provenance}
+  return {
+    "table": table.name,
+    "title": table.title,
+    "scale": scale_name,
+    "note": scale.note,
+    "columns": [c.title for c in table.columns],
+    "rows": lines,
+    "claims": claims,
+    "source": table.source,
+    "draft": provenance["revision"].endswith("+"),
+    **provenance,
+  }
 
 
 def markdown(table: Table, summary: Mapping, figure: str = "") -> str:
   """The summary as a Markdown page. figure: file name of the picture, beside the page."""
-  published = [c for c in table.columns if any(c.title in row["published"] for row in summary["rows"])]
-  header = ["row", "scale", *[f"{c.title}, ours" for c in table.columns], *[f"{c.title}, paper" for c in published]]
+  published = [
+    c for c in table.columns if any(c.title in row["published"] for row in summary["rows"])
+  ]
+  header = [
+    "row",
+    "scale",
+    *[f"{c.title}, ours" for c in table.columns],
+    *[f"{c.title}, paper" for c in published],
+  ]
   notes: list[str] = []
-  draft = ["**Draft: made from files that differ from the revision below.**", ""] if summary.get("draft") else []
-  lines = [f"# {table.title}", "", *draft, f"Scale `{summary['scale']}`: {summary['note']}", "",
-           "| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
+  draft = (
+    ["**Draft: made from files that differ from the revision below.**", ""]
+    if summary.get("draft")
+    else []
+  )
+  lines = [
+    f"# {table.title}",
+    "",
+    *draft,
+    f"Scale `{summary['scale']}`: {summary['note']}",
+    "",
+    "| " + " | ".join(header) + " |",
+    "| --- " * len(header) + "|",
+  ]
   for row in summary["rows"]:
     scale = " ".join(filter(None, (summary["scale"], row["size"])))
     cells = [_ours(row, column, notes) for column in table.columns]
-    theirs = ["<br>".join(_theirs(n, c) for n in row["published"].get(c.title, ())) for c in published]
-    lines.append("| " + " | ".join([row["label"] + (" (failed)" if "error" in row else ""), scale, *cells, *theirs]) + " |")
+    theirs = [
+      "<br>".join(_theirs(n, c) for n in row["published"].get(c.title, ())) for c in published
+    ]
+    lines.append(
+      "| "
+      + " | ".join([row["label"] + (" (failed)" if "error" in row else ""), scale, *cells, *theirs])
+      + " |"
+    )
   lines += [""]
   counts = sorted({len(row["seeds"]) for row in summary["rows"] if row["seeds"]})
   if counts:
-    lines += [f"Seeds per row: {' or '.join(map(str, counts))}. "
-              + ("Mean ± sample standard deviation over seeds; every seed's value is in the JSON file." if counts[-1] > 1
-                 else "One seed says nothing about spread.")]
+    lines += [
+      f"Seeds per row: {' or '.join(map(str, counts))}. "
+      + (
+        "Mean ± sample standard deviation over seeds; every seed's value is in the JSON file."
+        if counts[-1] > 1
+        else "One seed says nothing about spread."
+      )
+    ]
   if published and summary["scale"] != "paper":
-    lines += ["The paper's numbers are from its own scale and data; only the claims below are compared at this one."]
+    lines += [
+      "The paper's numbers are from its own scale and data; only the claims below are compared at this one."
+    ]
   lines += [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
-  if any(n["remembered"] for row in summary["rows"] for ns in row["published"].values() for n in ns):
+  if any(
+    n["remembered"] for row in summary["rows"] for ns in row["published"].values() for n in ns
+  ):
     lines += ["A number with `?` is from memory of the literature and was not looked up."]
   lines += [f"Source: {table.source}"] if table.source else []
-  lines += [f"Failed: {row['label']} {row['size']}: {row['error']}" for row in summary["rows"] if "error" in row]
+  lines += [
+    f"Failed: {row['label']} {row['size']}: {row['error']}"
+    for row in summary["rows"]
+    if "error" in row
+  ]
   if summary["claims"]:
     lines += ["", "## Claims at this scale", ""]
-    lines += [f"- {c['claim']}{' (' + c['size'] + ')' if c['size'] else ''}: {sentence(c)}" for c in summary["claims"]]
-    lines += ["", "Rows are compared seed by seed. Shown: the 95 % interval of the margin lies above 0, or the claim holds in each of "
-              "at least 3 seeds. Fewer seeds show nothing."]
+    lines += [
+      f"- {c['claim']}{' (' + c['size'] + ')' if c['size'] else ''}: {sentence(c)}"
+      for c in summary["claims"]
+    ]
+    lines += [
+      "",
+      "Rows are compared seed by seed. Shown: the 95 % interval of the margin lies above 0, or the claim holds in each of "
+      "at least 3 seeds. Fewer seeds show nothing.",
+    ]
   if figure:
     lines += ["", f"![{table.figure.title}]({figure})"]
-  lines += ["", "## Made by", "", f"    {summary['command']}", "",
-            f"{summary['date']}, revision {summary['revision']}, Python {summary['python']}, "
-            + ", ".join(f"{k} {v}" for k, v in summary["versions"].items()) + f"; {summary['device']}.", ""]
+  lines += [
+    "",
+    "## Made by",
+    "",
+    f"    {summary['command']}",
+    "",
+    f"{summary['date']}, revision {summary['revision']}, Python {summary['python']}, "
+    + ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
+    + f"; {summary['device']}.",
+    "",
+  ]
   return "\n".join(_breaks(lines))
 
 
@@ -100,7 +188,9 @@ def show(table: Table, summary: Mapping) -> None:
   from rich.console import Console
   from rich.table import Table as RichTable
 
-  published = [c for c in table.columns if any(c.title in row["published"] for row in summary["rows"])]
+  published = [
+    c for c in table.columns if any(c.title in row["published"] for row in summary["rows"])
+  ]
   grid = RichTable(title=table.title, caption=f"{summary['scale']}: {summary['note']}")
   grid.add_column("row")
   if any(row["size"] for row in summary["rows"]):
@@ -114,7 +204,9 @@ def show(table: Table, summary: Mapping) -> None:
     cells = [row["label"] + (" (failed)" if "error" in row else "")]
     cells += [row["size"]] if any(r["size"] for r in summary["rows"]) else []
     cells += [_ours(row, column, notes) for column in table.columns]
-    cells += ["\n".join(_theirs(n, c) for n in row["published"].get(c.title, ())) for c in published]
+    cells += [
+      "\n".join(_theirs(n, c) for n in row["published"].get(c.title, ())) for c in published
+    ]
     grid.add_row(*(cell.replace("[", r"\[") for cell in cells))
   console = Console()
   console.print(grid)
@@ -138,24 +230,45 @@ def _ours(row: Mapping, column: Column, notes: list[str]) -> str:
 
 def _theirs(number: Mapping, column: Column) -> str:
   mark = "?" if number["remembered"] else ""
-  return f"{number['value']:.{column.digits}f}{mark}" + (f" ({number['size']})" if number["size"] else "")
+  return f"{number['value']:.{column.digits}f}{mark}" + (
+    f" ({number['size']})" if number["size"] else ""
+  )
 
 
 def _spread(of_seed: Mapping[int, float]) -> dict:
-  """mean, num_seeds, values: {seed: value}, and from two seeds on spread, the sample standard deviation."""
+  """mean, num_seeds, values: {seed: value}, and from two seeds on spread, the sample standard
+  deviation.
+  """
   values = list(of_seed.values())
   finite = [v for v in values if math.isfinite(v)]
-  out = {"mean": statistics.fmean(values) if len(finite) == len(values) else math.inf, "num_seeds": len(values),
-         "values": {str(seed): value for seed, value in of_seed.items()}}
-  return out | ({"spread": statistics.stdev(values)} if len(values) > 1 and len(finite) == len(values) else {})
+  out = {
+    "mean": statistics.fmean(values) if len(finite) == len(values) else math.inf,
+    "num_seeds": len(values),
+    "values": {str(seed): value for seed, value in of_seed.items()},
+  }
+  return out | (
+    {"spread": statistics.stdev(values)} if len(values) > 1 and len(finite) == len(values) else {}
+  )
 
 
 def _plain(number: Number) -> dict:
-  return {"value": number.value, "source": number.source, "size": number.size, "remembered": number.remembered}
+  return {
+    "value": number.value,
+    "source": number.source,
+    "size": number.size,
+    "remembered": number.remembered,
+  }
 
 
 def _breaks(lines: Sequence[str]) -> list[str]:
-  """Adjacent sentences become Markdown lines of their own; tables, lists, headings and code stay as they are."""
-  prose = lambda line: bool(line) and not line.startswith(("|", "-", "#", " ", "!"))
-  return [line + "  " if prose(line) and i + 1 < len(lines) and prose(lines[i + 1]) else line
-          for i, line in enumerate(lines)]
+  """Adjacent sentences become Markdown lines of their own; tables, lists, headings and code stay as
+  they are.
+  """
+
+  def prose(line):
+    return bool(line) and not line.startswith(("|", "-", "#", " ", "!"))
+
+  return [
+    line + "  " if prose(line) and i + 1 < len(lines) and prose(lines[i + 1]) else line
+    for i, line in enumerate(lines)
+  ]

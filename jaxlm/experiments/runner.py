@@ -1,7 +1,7 @@
 """Runs the rows of a table one by one into a work folder, and skips what is finished there.
 
-The folder of a row is `<workdir>/<size>/<row>/seed<n>`: a run folder for a trained row, plus its result, `measured.json`
-(`Table.result_file`), written last.
+The folder of a row is `<workdir>/<size>/<row>/seed<n>`: a run folder for a trained row, plus its
+result, `measured.json` (`Table.result_file`), written last.
 """
 
 import datetime
@@ -20,12 +20,12 @@ from jaxlm.config import ConfigError
 from jaxlm.experiments.table import Measured, Row, Scale, Table, Trained
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PROBED_MULTIPLES = (1, 2, 4)    # an evaluate_from row's overrides enter its identity at these
+PROBED_MULTIPLES = (1, 2, 4)  # an evaluate_from row's overrides enter its identity at these
 
 
 def override(config: Mapping, overrides: Mapping) -> dict:
-  """The plain mapping with dotted keys set; a mapping replaces a whole subtree, a function is called with the mapping
-  as it was before. Unknown keys raise ConfigError."""
+  """The plain mapping with dotted keys set; a mapping replaces a whole subtree, a function is
+  called with the mapping as it was before. Unknown keys raise ConfigError."""
   from jaxlm.training.config import load_config
 
   values = {key: value(config) if callable(value) else value for key, value in overrides.items()}
@@ -37,7 +37,9 @@ def resolve(table: Table, row: Row, scale: Scale, size: str, seed: int) -> dict:
   from jaxlm.training.config import load_config
 
   path, _, argument = (scale.configs.get(row.name) or scale.config or row.config).partition(":")
-  if not pathlib.Path(path).is_file() and (ROOT / path).is_file():     # a table may be run from anywhere
+  if (
+    not pathlib.Path(path).is_file() and (ROOT / path).is_file()
+  ):  # a table may be run from anywhere
     path = str(ROOT / path)
   config = plain(load_config(path + (f":{argument}" if argument else "")))
   for overrides in (scale.overrides, scale.sizes[size], row.overrides, {"seed": seed}):
@@ -54,22 +56,32 @@ def folder(workdir, size: str, row: str, seed: int) -> pathlib.Path:
   return pathlib.Path(workdir) / size / row / f"seed{seed}"
 
 
-def run_rows(table: Table, scale_name: str, *, rows: Sequence[str], seeds: Sequence[int], workdir,
-             train: Callable[[dict, pathlib.Path], Trained] | None = None,
-             restore: Callable[[pathlib.Path], Trained] | None = None,
-             say: Callable[[str], None] = print) -> dict[tuple[str, str, int], str]:
-  """Runs what is not finished. Returns {(size, row, seed): message} of those that failed; the others went on.
+def run_rows(
+  table: Table,
+  scale_name: str,
+  *,
+  rows: Sequence[str],
+  seeds: Sequence[int],
+  workdir,
+  train: Callable[[dict, pathlib.Path], Trained] | None = None,
+  restore: Callable[[pathlib.Path], Trained] | None = None,
+  say: Callable[[str], None] = print,
+) -> dict[tuple[str, str, int], str]:
+  """Runs what is not finished. Returns {(size, row, seed): message} of those that failed; the
+  others went on.
 
-  train(config, folder) trains or resumes; restore(folder) reads a finished run back; both default to jaxlm.training.
+  train(config, folder) trains or resumes; restore(folder) reads a finished run back; both default
+  to jaxlm.training.
   """
   train, restore = train or _train, restore or _restore
   scale, failed = table.scales[scale_name], {}
   wanted = [table.row(name) for name in rows]
-  # A checkpoint comes before those who evaluate it, and is made even if nobody asked for its own row.
+  # A checkpoint comes before those who evaluate it, and is made even if nobody asked for its own
+  # row.
   sources = [table.row(r.evaluate_from) for r in wanted if r.evaluate_from]
   order = [r for r in table.rows if not r.evaluate_from and (r in wanted or r in sources)]
   order += [r for r in table.rows if r.evaluate_from and r in wanted]
-  for seed in seeds:      # the whole table at one seed before the next
+  for seed in seeds:  # the whole table at one seed before the next
     for size in scale.sizes:
       last: dict[str, Trained] = {}
       for row in order:
@@ -85,16 +97,22 @@ def run_rows(table: Table, scale_name: str, *, rows: Sequence[str], seeds: Seque
           start = time.time()
           if row.evaluate_from:
             origin = folder(workdir, size, source.name, seed)
-            trained = last.get(source.name) or (restore(origin) if _finished(origin / table.result_file, None) else None)
+            trained = last.get(source.name) or (
+              restore(origin) if _finished(origin / table.result_file, None) else None
+            )
             if trained is None:
-              raise ConfigError(f"row {source.name!r}, whose checkpoint it evaluates, has not finished")
+              raise ConfigError(
+                f"row {source.name!r}, whose checkpoint it evaluates, has not finished"
+              )
           else:
             say(f"{where}: training in {path}")
             trained = train(config, path)
             if any(r.evaluate_from == row.name for r in order):
               last[row.name] = trained
           measured = table.measure(trained, row.overrides_at or (lambda multiple: {}))
-          _write_result(path / table.result_file, identity, config, measured, scale_name, time.time() - start)
+          _write_result(
+            path / table.result_file, identity, config, measured, scale_name, time.time() - start
+          )
           say(f"{where}: {_short(measured.numbers)}  ({time.time() - start:.0f} s)")
         except KeyboardInterrupt:
           raise
@@ -109,7 +127,9 @@ def results(table: Table, scale_name: str, workdir) -> dict[tuple[str, str, int]
   out = {}
   for size in table.scales[scale_name].sizes:
     for row in table.rows:
-      for path in sorted((pathlib.Path(workdir) / size / row.name).glob(f"seed*/{table.result_file}")):
+      for path in sorted(
+        (pathlib.Path(workdir) / size / row.name).glob(f"seed*/{table.result_file}")
+      ):
         out[size, row.name, int(path.parent.name.removeprefix("seed"))] = _read(path)
   return out
 
@@ -123,13 +143,20 @@ def provenance() -> dict:
   names = ("jax", "jaxlib", "flax", "optax", "numpy")
   device = jax.devices()[0]
   return {
-      "command": " ".join([pathlib.Path(sys.argv[0]).name if sys.argv[0].endswith("jaxlm") else
-                           f"python {_relative(sys.argv[0])}", *map(shlex.quote, sys.argv[1:])]),
-      "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-      "revision": revision(),
-      "python": sys.version.split()[0],
-      "versions": {name: metadata.version(name) for name in names},
-      "device": f"{jax.device_count()} x {device.device_kind}" + (f" ({_cpu()})" if device.platform == "cpu" else ""),
+    "command": " ".join(
+      [
+        pathlib.Path(sys.argv[0]).name
+        if sys.argv[0].endswith("jaxlm")
+        else f"python {_relative(sys.argv[0])}",
+        *map(shlex.quote, sys.argv[1:]),
+      ]
+    ),
+    "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    "revision": revision(),
+    "python": sys.version.split()[0],
+    "versions": {name: metadata.version(name) for name in names},
+    "device": f"{jax.device_count()} x {device.device_kind}"
+    + (f" ({_cpu()})" if device.platform == "cpu" else ""),
   }
 
 
@@ -151,11 +178,13 @@ def _relative(path: str) -> str:
 
 
 def _digest(row: Row, config: dict) -> str:
-  """A row's identity: its configuration, its evaluation's, and the bytes of files that it reads (`text:`, `bytes:`,
-  `array_record:`), which their owner may edit; other sources are made once."""
+  """A row's identity: its configuration, its evaluation's, and the bytes of files that it reads
+  (`text:`, `bytes:`, `array_record:`), which their owner may edit; other sources are made once."""
   from jaxlm.data.sources import open_corpus
 
-  extra = [override(config, row.overrides_at(m)) for m in PROBED_MULTIPLES] if row.overrides_at else []
+  extra = (
+    [override(config, row.overrides_at(m)) for m in PROBED_MULTIPLES] if row.overrides_at else []
+  )
   for value in config.get("data", {}).values():
     for source in value if isinstance(value, (list, tuple)) else [value]:
       if str(source).startswith(("text:", "bytes:", "array_record:")):
@@ -165,7 +194,9 @@ def _digest(row: Row, config: dict) -> str:
 
 def _read(path: pathlib.Path) -> dict:
   result = json.loads(path.read_text())
-  return result | {name: json_text.number(result[name]) for name in ("numbers", "curves") if name in result}
+  return result | {
+    name: json_text.number(result[name]) for name in ("numbers", "curves") if name in result
+  }
 
 
 def _finished(path: pathlib.Path, identity: str | None) -> dict | None:
@@ -173,18 +204,26 @@ def _finished(path: pathlib.Path, identity: str | None) -> dict | None:
     return None
   result = _read(path)
   if identity is not None and result["identity"] != identity:
-    raise ConfigError(f"{path.parent} holds this row's result under another configuration, or of another text; remove that folder to run it "
-                      f"again, or give another --workdir")
+    raise ConfigError(
+      f"{path.parent} holds this row's result under another configuration, or of another text; remove that folder to run it "
+      f"again, or give another --workdir"
+    )
   return result
 
 
 def _write_result(path, identity, config, measured: Measured, scale: str, seconds: float) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  result = dict(identity=identity, scale=scale, seconds=round(seconds, 1), **measured._asdict(), config=config,
-                **provenance())
+  result = dict(
+    identity=identity,
+    scale=scale,
+    seconds=round(seconds, 1),
+    **measured._asdict(),
+    config=config,
+    **provenance(),
+  )
   partial = path.with_name(path.name + ".tmp")
   partial.write_text(json_text.dumps(result, indent=1))
-  partial.rename(path)      # a result is whole or absent
+  partial.rename(path)  # a result is whole or absent
 
 
 def _short(numbers: Mapping[str, float]) -> str:
@@ -196,7 +235,7 @@ def _train(config: dict, path: pathlib.Path) -> Trained:
 
   from jaxlm.training.run import Stopped, train
 
-  jax.clear_caches()    # the last row's programs hold memory and are never met again
+  jax.clear_caches()  # the last row's programs hold memory and are never met again
   result = train(config, str(path))
   if not result.finished:
     raise Stopped(result)

@@ -1,4 +1,6 @@
-"""What a table declares: rows, columns, scales, the paper's numbers with their place, and the claim to reproduce."""
+"""What a table declares: rows, columns, scales, the paper's numbers with their place, and the claim
+to reproduce.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +11,17 @@ from jaxlm.config import ConfigError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-  """A published number. `size` is the model size it was measured at, one of the `paper` scale's sizes."""
+  """A published number.
+
+  `size` is the model size it was measured at, one of the `paper` scale's sizes.
+  """
 
   value: float
   source: str
   size: str = ""
-  remembered: bool = False   # from memory of the literature, not looked up: printed with a question mark
+  remembered: bool = (
+    False  # from memory of the literature, not looked up: printed with a question mark
+  )
 
 
 def paper(value: float, source: str, *, size: str = "") -> Number:
@@ -31,10 +38,12 @@ def from_memory(value: float, source: str, *, size: str = "") -> Number:
 class Row:
   """One line: a configuration to train, or another row's checkpoint to evaluate differently.
 
-  config: path of a configuration file, from the repository's root. overrides: dotted key -> value, on top of the
-  scale's; a mapping replaces the whole subtree. Values may depend on the scale: a function of the configuration so far.
-  evaluate_from: name of a row whose trained parameters this row evaluates; nothing is trained then, and
-  `overrides_at(multiple)` gives the overrides of an evaluation at `multiple` times the training length.
+  config: path of a configuration file, from the repository's root. overrides: dotted key -> value,
+  on top of the scale's; a mapping replaces the whole subtree. Values may depend on the scale: a
+  function of the configuration so far.
+  evaluate_from: name of a row whose trained parameters this row evaluates; nothing is trained then,
+  and `overrides_at(multiple)` gives the overrides of an evaluation at `multiple` times the training
+  length.
   """
 
   name: str
@@ -46,8 +55,10 @@ class Row:
 
   def __post_init__(self):
     if bool(self.config) == bool(self.evaluate_from):
-      raise ConfigError(f"row {self.name!r} needs either a config to train or evaluate_from, a row whose checkpoint it "
-                        f"evaluates")
+      raise ConfigError(
+        f"row {self.name!r} needs either a config to train or evaluate_from, a row whose checkpoint it "
+        f"evaluates"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +74,9 @@ class Column:
 class Scale:
   """How large the runs are. note: one line that says so, printed with every row's number.
 
-  config: configuration file that replaces the rows'. configs: row -> the same, for that row alone. sizes: name ->
-  overrides, when the table has several model sizes at this scale. num_seeds: default number of seeds.
+  config: configuration file that replaces the rows'. configs: row -> the same, for that row alone.
+  sizes: name -> overrides, when the table has several model sizes at this scale. num_seeds: default
+  number of seeds.
   """
 
   note: str
@@ -76,7 +88,9 @@ class Scale:
 
 
 class Measured(NamedTuple):
-  """What a trained row gave. Keys of `numbers` are what columns ask for; a key in `notes` says why one is absent."""
+  """What a trained row gave. Keys of `numbers` are what columns ask for; a key in `notes` says why
+  one is absent.
+  """
 
   numbers: dict[str, float]
   notes: dict[str, str]
@@ -98,10 +112,12 @@ def by_step(config: Mapping) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """Lines of one measured curve, one per row, x = index of the entry, from 1, times `spacing` (of the resolved
-  configuration; `by_step` for what is logged in training). marks: x -> label, vertical lines.
+  """Lines of one measured curve, one per row, x = index of the entry, from 1, times `spacing` (of
+  the resolved configuration; `by_step` for what is logged in training). marks: x -> label, vertical
+  lines.
 
-  references: other measured curves, key -> label, drawn once in black: what the first drawn row measured of them.
+  references: other measured curves, key -> label, drawn once in black: what the first drawn row
+  measured of them.
   ticks: labels of the entries where they are few and not 1, 2, …
   """
 
@@ -109,9 +125,9 @@ class Figure:
   title: str
   x_label: str
   y_label: str
-  smooth: int = 1            # running mean over so many entries; the caption says so
-  marks: Callable[[dict], Mapping[float, str]] | None = None   # of the resolved configuration
-  rows: Sequence[str] = ()   # () draws all
+  smooth: int = 1  # running mean over so many entries; the caption says so
+  marks: Callable[[dict], Mapping[float, str]] | None = None  # of the resolved configuration
+  rows: Sequence[str] = ()  # () draws all
   references: Mapping[str, str] = dataclasses.field(default_factory=dict)
   ticks: Sequence[str] = ()
   spacing: Callable[[dict], float] = lambda config: 1
@@ -132,10 +148,12 @@ class Means(dict):
 class Table:
   """measure: (Trained, overrides_at) -> Measured, after training; overrides_at(multiple) as in Row.
 
-  claims: what the paper asserts, sentence -> function of `Means`; judged at every scale and size, seed by seed
-  (`jaxlm.experiments.verdict`). It returns a margin (a float, positive where the claim holds), or a bool, or `Exact`; or
-  (one of them, the figures that say so), or (None, why the rows cannot be compared).
-  runs: name of the work folder, for tables that measure the same trained rows; default the table's own.
+  claims: what the paper asserts, sentence -> function of `Means`; judged at every scale and size,
+  seed by seed (`jaxlm.experiments.verdict`). It returns a margin (a float, positive where the claim
+  holds), or a bool, or `Exact`; or (one of them, the figures that say so), or (None, why the rows
+  cannot be compared).
+  runs: name of the work folder, for tables that measure the same trained rows; default the table's
+  own.
   """
 
   name: str
@@ -144,10 +162,12 @@ class Table:
   columns: Sequence[Column]
   scales: Mapping[str, Scale]
   measure: Callable[[Trained, Callable[[float], Mapping]], Measured]
-  published: Mapping[tuple[str, str], Number | Sequence[Number]] = dataclasses.field(default_factory=dict)
+  published: Mapping[tuple[str, str], Number | Sequence[Number]] = dataclasses.field(
+    default_factory=dict
+  )
   claims: Mapping[str, Callable[[Means], Any]] = dataclasses.field(default_factory=dict)
   figure: Figure | None = None
-  source: str = ""           # where the paper's numbers come from, printed under the table
+  source: str = ""  # where the paper's numbers come from, printed under the table
   runs: str = ""
 
   @property
@@ -163,20 +183,28 @@ class Table:
         raise ConfigError(f"table {self.name}: two rows are named {name!r}")
     for row in self.rows:
       if row.evaluate_from and row.evaluate_from not in [r.name for r in self.rows if r.config]:
-        raise ConfigError(f"table {self.name}: row {row.name!r} evaluates {row.evaluate_from!r}, which no row trains")
+        raise ConfigError(
+          f"table {self.name}: row {row.name!r} evaluates {row.evaluate_from!r}, which no row trains"
+        )
     for label, scale in self.scales.items():
       for name in scale.configs:
         if name not in [r.name for r in self.rows if r.config]:
-          raise ConfigError(f"table {self.name}: scale {label!r} has a configuration for {name!r}, which no row trains")
+          raise ConfigError(
+            f"table {self.name}: scale {label!r} has a configuration for {name!r}, which no row trains"
+          )
     for name, title in self.published:
       if name not in names or title not in titles:
-        raise ConfigError(f"table {self.name}: published number for ({name!r}, {title!r}), which is not in the table")
+        raise ConfigError(
+          f"table {self.name}: published number for ({name!r}, {title!r}), which is not in the table"
+        )
 
   def row(self, name: str) -> Row:
     for row in self.rows:
       if row.name == name:
         return row
-    raise ConfigError(f"table {self.name} has no row {name!r}; {nearest(name, [r.name for r in self.rows])}")
+    raise ConfigError(
+      f"table {self.name} has no row {name!r}; {nearest(name, [r.name for r in self.rows])}"
+    )
 
   def numbers(self, row: str, title: str) -> tuple[Number, ...]:
     """The published numbers of a cell, () where the paper has none."""

@@ -1,7 +1,8 @@
 """Whether a claim is shown by the seeds that were run.
 
-A claim is evaluated seed by seed, on the rows of one seed at a time, so that rows are compared in pairs. It gives, per
-seed, a margin (how far the claim is from failing; positive: it holds) or only whether it holds.
+A claim is evaluated seed by seed, on the rows of one seed at a time, so that rows are compared in
+pairs. It gives, per seed, a margin (how far the claim is from failing; positive: it holds) or only
+whether it holds.
 
   margins    shown: the 95 % interval of their mean (Student's t, from 3 seeds on) lies above 0; contradicted: below 0
   yes or no  shown: from 3 seeds on, if it holds in each; contradicted: if it holds in none
@@ -26,9 +27,11 @@ class Exact(NamedTuple):
 
 
 def verdict(predicate: Callable[[Means], Any], by_seed: Mapping[int, Means], means: Means) -> dict:
-  """{"verdict", "seeds", and where there are any "margins", "mean", "interval", "figures"}. means: over all seeds.
+  """{"verdict", "seeds", and where there are any "margins", "mean", "interval", "figures"}. means:
+  over all seeds.
 
-  verdict: "shown", "not shown", "contradicted", "not comparable" (the claim says why in `figures`), "not measured".
+  verdict: "shown", "not shown", "contradicted", "not comparable" (the claim says why in `figures`),
+  "not measured".
   """
   try:
     overall, figures = _split(predicate(means))
@@ -38,25 +41,39 @@ def verdict(predicate: Callable[[Means], Any], by_seed: Mapping[int, Means], mea
   if overall is None:
     return {"verdict": "not comparable", "seeds": []} | said
   if isinstance(overall, Exact):
-    return {"verdict": "shown" if overall.holds else "contradicted", "seeds": [], "exact": True} | said
+    return {
+      "verdict": "shown" if overall.holds else "contradicted",
+      "seeds": [],
+      "exact": True,
+    } | said
   found = {}
   for seed, of_seed in sorted(by_seed.items()):
     try:
       found[seed] = _split(predicate(of_seed))[0]
-    except Missing:      # a row of the claim was not run with this seed
+    except Missing:  # a row of the claim was not run with this seed
       continue
   found = {seed: value for seed, value in found.items() if value is not None}
   out = {"seeds": list(found)} | said
   if not found:
     return out | {"verdict": "not shown"}
   if all(isinstance(value, bool) for value in found.values()):
-    return out | {"verdict": _of_answers(list(found.values())), "holds": {str(s): v for s, v in found.items()}}
+    return out | {
+      "verdict": _of_answers(list(found.values())),
+      "holds": {str(s): v for s, v in found.items()},
+    }
   margins = {seed: float(value) for seed, value in found.items()}
   low, high = interval(list(margins.values()))
   decided = "shown" if low > 0 else "contradicted" if high < 0 else "not shown"
   finite = {} if math.isinf(low) or math.isinf(high) else {"interval": [low, high]}
-  return out | {"verdict": decided, "margins": {str(s): m for s, m in margins.items()},
-                "mean": statistics.fmean(margins.values())} | finite
+  return (
+    out
+    | {
+      "verdict": decided,
+      "margins": {str(s): m for s, m in margins.items()},
+      "mean": statistics.fmean(margins.values()),
+    }
+    | finite
+  )
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -65,18 +82,27 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return -math.inf, math.inf
   from scipy.stats import t
 
-  mean, half = statistics.fmean(values), float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(
-      values) / len(values) ** 0.5
+  mean, half = (
+    statistics.fmean(values),
+    float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    * statistics.stdev(values)
+    / len(values) ** 0.5,
+  )
   return mean - half, mean + half
 
 
 def sentence(found: Mapping, digits: int = 3) -> str:
   """What stands behind a claim: the verdict and what decided it."""
-  number = lambda x: f"{x:+.{digits}g}"
+
+  def number(x):
+    return f"{x:+.{digits}g}"
+
   parts = []
   if "interval" in found:
     low, high = found["interval"]
-    parts.append(f"margin {number(found['mean'])}, 95 % interval {number(low)} to {number(high)}, {len(found['seeds'])} seeds")
+    parts.append(
+      f"margin {number(found['mean'])}, 95 % interval {number(low)} to {number(high)}, {len(found['seeds'])} seeds"
+    )
   elif "mean" in found:
     parts.append(f"margin {number(found['mean'])}, {_count(found['seeds'])}")
   elif "holds" in found:
@@ -97,7 +123,9 @@ def _split(value) -> tuple[Any, str]:
     value, figures = value
   else:
     figures = ""
-  return (bool(value) if type(value).__module__ == "numpy" and type(value).__name__ == "bool" else value), figures
+  return (
+    bool(value) if type(value).__module__ == "numpy" and type(value).__name__ == "bool" else value
+  ), figures
 
 
 def _of_answers(answers: list[bool]) -> str:

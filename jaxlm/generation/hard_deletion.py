@@ -1,4 +1,5 @@
-"""Hard deletion in two programs: what stands before the gate, one look at the counts, and the rest at a capacity that fits.
+"""Hard deletion in two programs: what stands before the gate, one look at the counts, and the rest
+at a capacity that fits.
 
 Axes: B batch, L encoder length, C slots, T decoder length, V vocab. docs/specs/mrt5.md, section 6.
 """
@@ -16,12 +17,16 @@ from jaxlm.layers.t5 import Keys
 
 
 def evaluation_mode(cfg) -> Mode:
-  """How an encoder-decoder is evaluated: a learned gate deletes hard; the other reductions have no other way."""
+  """How an encoder-decoder is evaluated: a learned gate deletes hard; the other reductions have no
+  other way.
+  """
   return Mode(hard=isinstance(cfg.reduction, DeleteGateConfig))
 
 
 class Front(NamedTuple):
-  """What enters the gate's block, and what the gate says of it. count_B: tokens that go on, at least one."""
+  """What enters the gate's block, and what the gate says of it. count_B: tokens that go on, at
+  least one.
+  """
 
   h_BLD: jax.Array
   keys: Keys
@@ -30,16 +35,20 @@ class Front(NamedTuple):
 
 
 class TwoPrograms:
-  """Exact for every input: the back program is compiled once per capacity of the ladder, which ends at rows * L.
+  """Exact for every input: the back program is compiled once per capacity of the ladder, which ends
+  at rows * L.
 
-  rows: sequences that share a buffer. multiple: capacities are multiples of it. For one process; training on several has
-  the ladder of `jaxlm.objectives.ladder`, whose choice follows from globally reduced metrics.
+  rows: sequences that share a buffer. multiple: capacities are multiples of it. For one process;
+  training on several has the ladder of `jaxlm.objectives.ladder`, whose choice follows from
+  globally reduced metrics.
   """
 
   def __init__(self, model, params, *, rows: int = 1, multiple: int = 128):
     cfg = model.cfg
     if not hasattr(cfg.reduction, "scale"):
-      raise ConfigError("hard deletion needs a reduction that deletes tokens: delete_gate, random or fixed")
+      raise ConfigError(
+        "hard deletion needs a reduction that deletes tokens: delete_gate, random or fixed"
+      )
     self.model, self.params, self.rows, self.multiple = model, params, rows, multiple
     self.threshold = getattr(cfg.reduction, "tau", cfg.reduction.scale / 2)
     self.compact_positions = cfg.reduction.layer == 0
@@ -51,11 +60,15 @@ class TwoPrograms:
     return self._jit_front(self.params, tokens_BL, valid_BL, key)
 
   def logits(self, front: Front, decoder_tokens_BT, capacity: int):
-    return self._jit_logits(self.params, front, decoder_tokens_BT, self.threshold, capacity=capacity)
+    return self._jit_logits(
+      self.params, front, decoder_tokens_BT, self.threshold, capacity=capacity
+    )
 
   def compile_logits(self, front: Front, decoder_tokens_BT, capacity: int):
     """The back program for arguments or their shapes, for those who read its cost."""
-    return self._jit_logits.lower(self.params, front, decoder_tokens_BT, self.threshold, capacity=capacity).compile()
+    return self._jit_logits.lower(
+      self.params, front, decoder_tokens_BT, self.threshold, capacity=capacity
+    ).compile()
 
   def _front(self, params, tokens_BL, valid_BL=None, key=None) -> Front:
     def run(module):
@@ -70,15 +83,23 @@ class TwoPrograms:
     mode = Mode(True, capacity, rows=self.rows)
 
     def run(module):
-      reduced = apply_gate(front.h_BLD, front.gate_BL, front.keys.valid_BS, threshold, mode,
-                           compact_positions=self.compact_positions)
+      reduced = apply_gate(
+        front.h_BLD,
+        front.gate_BL,
+        front.keys.valid_BS,
+        threshold,
+        mode,
+        compact_positions=self.compact_positions,
+      )
       memory = module.encode_back(front.h_BLD, front.keys, reduced)
       return module._logits(module.decode(decoder_tokens_BT, memory)[0])
 
     return self.model.apply({"params": params}, method=run)
 
   def capacity(self, count_B, length: int) -> int:
-    """Slots for these counts: the fullest buffer, rounded up to the multiple, at most what there is."""
+    """Slots for these counts: the fullest buffer, rounded up to the multiple, at most what there
+    is.
+    """
     need = int(np.max(np.sum(np.asarray(count_B).reshape(-1, self.rows), axis=1)))
     return min(-(-need // self.multiple) * self.multiple, self.rows * length)
 
@@ -89,13 +110,15 @@ class TwoPrograms:
     return self.logits(front, decoder_tokens_BT, capacity=capacity), capacity
 
 
-def slots(counts: np.ndarray, batch_size: int, length: int, how: str, *, multiple: int = 1, rows: int = 4) -> int:
+def slots(
+  counts: np.ndarray, batch_size: int, length: int, how: str, *, multiple: int = 1, rows: int = 4
+) -> int:
   """Slots that examples with these kept counts occupy behind the gate, in batches of batch_size.
 
-  how: 'batch' as they come, each batch as wide as its widest row; 'sorted' the same after sorting by count (a pool of
-  examples that have passed the front); 'joined' `rows` examples share a buffer.
+  how: 'batch' as they come, each batch as wide as its widest row; 'sorted' the same after sorting
+  by count (a pool of examples that have passed the front); 'joined' `rows` examples share a buffer.
   """
-  counts = np.asarray(counts)[:len(counts) // batch_size * batch_size]
+  counts = np.asarray(counts)[: len(counts) // batch_size * batch_size]
   up = functools.partial(_up, multiple=multiple)
   if how == "joined":
     if batch_size % rows:

@@ -1,10 +1,12 @@
-"""Generation by insertion: one token per row and forward pass, anywhere, until the stop head says enough.
+"""Generation by insertion: one token per row and forward pass, anywhere, until the stop head says
+enough.
 
 Axes: B batch, L buffer, N candidates, V vocab. docs/specs/ilm.md, sections 4 and 5.
 
-The buffer is static: an insertion at slot s moves what lies behind it one place to the right by a gather. `generate`
-runs a `lax.while_loop` in a buffer of growing size, so that early steps are cheap, and goes on with half the batch when
-half of the rows have stopped; `stream` yields after every step.
+The buffer is static: an insertion at slot s moves what lies behind it one place to the right by a
+gather. `generate` runs a `lax.while_loop` in a buffer of growing size, so that early steps are
+cheap, and goes on with half the batch when half of the rows have stopped; `stream` yields after
+every step.
 """
 
 import dataclasses
@@ -21,16 +23,23 @@ from jaxlm.objectives.insertion import STOP, open_slots
 from jaxlm.ranges import Count, UpToOne
 
 # Steps of an eighth or more: a buffer costs its whole length at every pass, and one compilation.
-BUCKETS = (*range(32, 257, 32), *range(320, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256), *range(2560, 4097, 512))
-FEWEST = 8            # rows of a batch from which on the finished ones are set aside
-FORBIDDEN = -1e30      # finite: an infinite bias would meet 0 * inf in a partition
+BUCKETS = (
+  *range(32, 257, 32),
+  *range(320, 513, 64),
+  *range(640, 1025, 128),
+  *range(1280, 2049, 256),
+  *range(2560, 4097, 512),
+)
+FEWEST = 8  # rows of a batch from which on the finished ones are set aside
+FORBIDDEN = -1e30  # finite: an infinite bias would meet 0 * inf in a partition
 
 
 @dataclasses.dataclass(frozen=True)
 @checked
 class Filter:
-  """Which of the candidates may be drawn. top_k: the k best (1 is greedy). top_p: in falling order, those whose
-  inclusive cumulative probability is at most top_p, and the first: the one that crosses top_p is out, as released."""
+  """Which of the candidates may be drawn. top_k: the k best (1 is greedy). top_p: in falling order,
+  those whose inclusive cumulative probability is at most top_p, and the first: the one that crosses
+  top_p is out, as released."""
 
   top_k: Count | None = None
   top_p: UpToOne | None = None
@@ -42,8 +51,9 @@ class Filter:
 
 @dataclasses.dataclass(frozen=True)
 class InsertionSampling:
-  """token: of the flattened (slot, token) distribution, or, with `slot`, of the tokens of a slot chosen first from the
-  row partitions. Without filters both are the model's own distribution, exactly."""
+  """token: of the flattened (slot, token) distribution, or, with `slot`, of the tokens of a slot
+  chosen first from the row partitions. Without filters both are the model's own distribution,
+  exactly."""
 
   token: Filter = Filter(top_k=1)
   slot: Filter | None = None
@@ -57,7 +67,8 @@ def gumbel(u):
 def pick(logits_BN, keep: Filter, draw):
   """Index (B,) of a draw from softmax(logits) restricted to `keep`. draw(shape) -> uniform noise.
 
-  The noise of top_k belongs to the k best in falling order, otherwise to the candidates in their own order.
+  The noise of top_k belongs to the k best in falling order, otherwise to the candidates in their
+  own order.
   """
   logits_BN = logits_BN.astype(jnp.float32)
   if keep.top_k == 1:
@@ -68,7 +79,9 @@ def pick(logits_BN, keep: Filter, draw):
     return jnp.take_along_axis(index_Bk, chosen_B1, axis=1)[:, 0]
   if keep.top_p is not None:
     order_BN = jnp.argsort(-logits_BN, axis=1)
-    total_BN = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(logits_BN, order_BN, axis=1), axis=1), axis=1)
+    total_BN = jnp.cumsum(
+      jax.nn.softmax(jnp.take_along_axis(logits_BN, order_BN, axis=1), axis=1), axis=1
+    )
     kept_BN = (total_BN <= keep.top_p).at[:, 0].set(True)
     kept_BN = jnp.take_along_axis(kept_BN, jnp.argsort(order_BN, axis=1), axis=1)
     logits_BN = jnp.where(kept_BN, logits_BN, -jnp.inf)
@@ -76,7 +89,10 @@ def pick(logits_BN, keep: Filter, draw):
 
 
 def choose_joint(logits_BLV, keep: Filter, draw):
-  """(slot_B, token_B) from the flattened distribution. Top-k of it is the top-k of the rows' top-k."""
+  """(slot_B, token_B) from the flattened distribution.
+
+  Top-k of it is the top-k of the rows' top-k.
+  """
   B, _, V = logits_BLV.shape
   if keep.top_k is not None:
     best_BLk, index_BLk = jax.lax.top_k(logits_BLV, min(keep.top_k, V))
@@ -88,13 +104,16 @@ def choose_joint(logits_BLV, keep: Filter, draw):
 
 
 def choose_in_stages(log_z_BL, row_logits, sampling: InsertionSampling, draw_slot, draw_token):
-  """(slot_B, token_B): the slot from its partitions, then the token from row_logits(slot_B), (B, V)."""
+  """(slot_B, token_B): the slot from its partitions, then the token from row_logits(slot_B), (B,
+  V).
+  """
   slot_B = pick(log_z_BL, sampling.slot or Filter(), draw_slot)
   return slot_B, pick(row_logits(slot_B), sampling.token, draw_token)
 
 
 class Sequences(NamedTuple):
-  """Rows under construction. blocked_BL: slots that stay closed. alive_B: not stopped yet. steps: forward passes.
+  """Rows under construction. blocked_BL: slots that stay closed. alive_B: not stopped yet. steps:
+  forward passes.
 
   most_B: tokens that each row may hold, None: Inserter.max_len for all.
   """
@@ -108,7 +127,9 @@ class Sequences(NamedTuple):
 
 
 class Step(NamedTuple):
-  """What one forward pass decided: probability of stopping, and, where `inserted`, which token went right of where."""
+  """What one forward pass decided: probability of stopping, and, where `inserted`, which token went
+  right of where.
+  """
 
   stop_B: jax.Array
   inserted_B: jax.Array
@@ -126,20 +147,24 @@ def insert(rows: Sequences, slot_B, token_B, where_B) -> Sequences:
     moved_BL = jnp.where(index_1L == at_B1, new_B1, jnp.take_along_axis(x_BL, source_BL, axis=1))
     return jnp.where(where_B[:, None], moved_BL, x_BL)
 
-  return rows._replace(tokens_BL=put(rows.tokens_BL, token_B[:, None].astype(jnp.int32)),
-                       blocked_BL=put(rows.blocked_BL, jnp.zeros_like(where_B)[:, None]),
-                       length_B=rows.length_B + where_B)
+  return rows._replace(
+    tokens_BL=put(rows.tokens_BL, token_B[:, None].astype(jnp.int32)),
+    blocked_BL=put(rows.blocked_BL, jnp.zeros_like(where_B)[:, None]),
+    length_B=rows.length_B + where_B,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Inserter:
   """An insertion model's settings of generation, hashable.
 
-  config: InsertionConfig. suppressed: ids that are never inserted (mask, eos, pad, cls, bos). pad: fills the buffer.
-  stop_threshold: a row ends when P(stop) reaches it. max_len: tokens of a row, prompt included. max_steps: forward
+  config: InsertionConfig. suppressed: ids that are never inserted (mask, eos, pad, cls, bos). pad:
+  fills the buffer.
+  stop_threshold: a row ends when P(stop) reaches it. max_len: tokens of a row, prompt included.
+  max_steps: forward
   passes. force_first: the first pass always inserts.
-  eos: of a model without stop head (Insertion Transformer): a slot is finished when EOS is its best token, or more
-  probable than stop_threshold if that is set, and a row when all its slots are.
+  eos: of a model without stop head (Insertion Transformer): a slot is finished when EOS is its best
+  token, or more probable than stop_threshold if that is set, and a row when all its slots are.
   """
 
   config: Any
@@ -154,9 +179,13 @@ class Inserter:
 
   def __post_init__(self):
     if self.stop_threshold is not None and not 0 < self.stop_threshold < 1:
-      raise ConfigError(f"stop_threshold = {self.stop_threshold}: wanted a probability inside (0, 1)")
+      raise ConfigError(
+        f"stop_threshold = {self.stop_threshold}: wanted a probability inside (0, 1)"
+      )
     if self.stop_threshold is None and self.eos is None:
-      raise ConfigError("stop_threshold = None: a model with a stop head needs one; 0.9 is the release's")
+      raise ConfigError(
+        "stop_threshold = None: a model with a stop head needs one; 0.9 is the release's"
+      )
     if (self.eos is None) != self.config.stop_head:
       raise ConfigError("eos: set it for a model without stop head, and only for such a one")
     if self.max_steps < 1:
@@ -165,41 +194,74 @@ class Inserter:
     if wrong:
       raise ConfigError(f"token {wrong[0]} is outside the vocabulary of {self.config.vocab_size}")
 
-  def start(self, prompts: Sequence[Sequence[int]], blocked: Sequence[Sequence[bool]] | None = None,
-            buffer: int | None = None, most: Sequence[int] | None = None) -> Sequences:
-    """Rows from prompts, each with its first token CLS. blocked: closed slots per prompt; default CLS's alone.
+  def start(
+    self,
+    prompts: Sequence[Sequence[int]],
+    blocked: Sequence[Sequence[bool]] | None = None,
+    buffer: int | None = None,
+    most: Sequence[int] | None = None,
+  ) -> Sequences:
+    """Rows from prompts, each with its first token CLS. blocked: closed slots per prompt; default
+    CLS's alone.
 
-    most: tokens that each row may come to hold, prompt included (the release's oracle length); never above max_len.
-    Raises ConfigError for an empty prompt, ids outside the vocabulary, a prompt that fills max_len, no open slot.
+    most: tokens that each row may come to hold, prompt included (the release's oracle length);
+    never above max_len. Raises ConfigError for an empty prompt, ids outside the vocabulary, a
+    prompt that fills max_len, no open slot.
     """
     if not prompts:
-      raise ConfigError("no prompt: give at least one, the first token and BOS for a sequence from nothing")
+      raise ConfigError(
+        "no prompt: give at least one, the first token and BOS for a sequence from nothing"
+      )
     longest = max(map(len, prompts))
-    size = bucket(longest + 1, max(self.max_len, longest + self.force_first)) if buffer is None else buffer
-    tokens_BL, closed_BL = np.full((len(prompts), size), self.pad, np.int32), np.zeros((len(prompts), size), bool)
+    size = (
+      bucket(longest + 1, max(self.max_len, longest + self.force_first))
+      if buffer is None
+      else buffer
+    )
+    tokens_BL, closed_BL = (
+      np.full((len(prompts), size), self.pad, np.int32),
+      np.zeros((len(prompts), size), bool),
+    )
     for b, prompt in enumerate(prompts):
       if len(prompt) == 0:
-        raise ConfigError(f"prompt {b} is empty: give at least its first token (CLS) and one with a slot (BOS)")
+        raise ConfigError(
+          f"prompt {b} is empty: give at least its first token (CLS) and one with a slot (BOS)"
+        )
       wrong = [int(t) for t in prompt if not 0 <= t < self.config.vocab_size]
       if wrong:
-        raise ConfigError(f"prompt {b} holds token {wrong[0]}, outside the vocabulary of {self.config.vocab_size}")
+        raise ConfigError(
+          f"prompt {b} holds token {wrong[0]}, outside the vocabulary of {self.config.vocab_size}"
+        )
       if len(prompt) > min(self.max_len, size):
-        raise ConfigError(f"prompt {b} has {len(prompt)} tokens, the buffer {min(self.max_len, size)} (max_len, which "
-                          f"counts the prompt): shorten it or raise max_len")
-      tokens_BL[b, :len(prompt)] = prompt
+        raise ConfigError(
+          f"prompt {b} has {len(prompt)} tokens, the buffer {min(self.max_len, size)} (max_len, which "
+          f"counts the prompt): shorten it or raise max_len"
+        )
+      tokens_BL[b, : len(prompt)] = prompt
       if blocked is not None:
         if len(blocked[b]) != len(prompt):
           raise ConfigError(f"prompt {b}: {len(blocked[b])} slots named for {len(prompt)} tokens")
-        closed_BL[b, :len(prompt)] = blocked[b]
+        closed_BL[b, : len(prompt)] = blocked[b]
       closed_BL[b, 0] = True
-      if closed_BL[b, :len(prompt)].all():
-        raise ConfigError(f"prompt {b} has no open slot: open at least one besides the first token's")
+      if closed_BL[b, : len(prompt)].all():
+        raise ConfigError(
+          f"prompt {b} has no open slot: open at least one besides the first token's"
+        )
     length_B = np.asarray([len(p) for p in prompts], np.int32)
-    if most is not None and (len(most) != len(prompts) or any(m < n for m, n in zip(most, length_B.tolist()))):
-      raise ConfigError(f"most = {list(most)}: wanted a length per prompt, at least the prompt's own ({length_B.tolist()})")
-    return Sequences(jnp.asarray(tokens_BL), jnp.asarray(length_B), jnp.asarray(closed_BL),
-                     jnp.ones(len(prompts), bool), jnp.zeros((), jnp.int32),
-                     None if most is None else jnp.asarray(most, jnp.int32))
+    if most is not None and (
+      len(most) != len(prompts) or any(m < n for m, n in zip(most, length_B.tolist()))
+    ):
+      raise ConfigError(
+        f"most = {list(most)}: wanted a length per prompt, at least the prompt's own ({length_B.tolist()})"
+      )
+    return Sequences(
+      jnp.asarray(tokens_BL),
+      jnp.asarray(length_B),
+      jnp.asarray(closed_BL),
+      jnp.ones(len(prompts), bool),
+      jnp.zeros((), jnp.int32),
+      None if most is None else jnp.asarray(most, jnp.int32),
+    )
 
   def stream(self, params, rows: Sequences, key) -> Iterator[tuple[Sequences, Step]]:
     """The rows after every forward pass, until all have stopped."""
@@ -211,7 +273,9 @@ class Inserter:
       yield rows, step
 
   def generate(self, params, rows: Sequences, key) -> Sequences:
-    """The finished rows, in their order; the device is asked once per bucket and when half of the rows have stopped."""
+    """The finished rows, in their order; the device is asked once per bucket and when half of the
+    rows have stopped.
+    """
     places, aside = np.arange(rows.tokens_BL.shape[0]), []
     while True:
       rows = run(params, grow(rows, self), key, self)
@@ -220,8 +284,11 @@ class Inserter:
         return together([*aside, (places, rows)], self.pad)
       if few(alive_B.sum(), len(alive_B)):
         order = np.argsort(~alive_B, kind="stable")
-        going, gone = order[:len(order) // 2], order[len(order) // 2:]
-        take = lambda x, index: x[index] if jnp.ndim(x) else x
+        going, gone = order[: len(order) // 2], order[len(order) // 2 :]
+
+        def take(x, index):
+          return x[index] if jnp.ndim(x) else x
+
         aside.append((places[gone], jax.tree.map(lambda x: take(x, gone), rows)))
         places, rows = places[going], jax.tree.map(lambda x: take(x, going), rows)
 
@@ -232,16 +299,29 @@ def few(alive, batch_size: int):
 
 
 def together(parts: Sequence[tuple[np.ndarray, Sequences]], pad: int) -> Sequences:
-  """One batch again of rows that were parted; parts: (their places, the rows), the last has seen all steps."""
+  """One batch again of rows that were parted; parts: (their places, the rows), the last has seen
+  all steps.
+  """
   if len(parts) == 1:
     return parts[0][1]
   size = max(rows.tokens_BL.shape[1] for _, rows in parts)
-  wide = lambda x_BL, fill: np.pad(np.asarray(x_BL), ((0, 0), (0, size - x_BL.shape[1])), constant_values=fill)
+
+  def wide(x_BL, fill):
+    return np.pad(np.asarray(x_BL), ((0, 0), (0, size - x_BL.shape[1])), constant_values=fill)
+
   order = np.argsort(np.concatenate([places for places, _ in parts]))
-  join = lambda arrays: jnp.asarray(np.concatenate(arrays)[order])
-  return Sequences(join([wide(r.tokens_BL, pad) for _, r in parts]), join([np.asarray(r.length_B) for _, r in parts]),
-                   join([wide(r.blocked_BL, False) for _, r in parts]), join([np.asarray(r.alive_B) for _, r in parts]),
-                   parts[-1][1].steps, None if parts[0][1].most_B is None else join([np.asarray(r.most_B) for _, r in parts]))
+
+  def join(arrays):
+    return jnp.asarray(np.concatenate(arrays)[order])
+
+  return Sequences(
+    join([wide(r.tokens_BL, pad) for _, r in parts]),
+    join([np.asarray(r.length_B) for _, r in parts]),
+    join([wide(r.blocked_BL, False) for _, r in parts]),
+    join([np.asarray(r.alive_B) for _, r in parts]),
+    parts[-1][1].steps,
+    None if parts[0][1].most_B is None else join([np.asarray(r.most_B) for _, r in parts]),
+  )
 
 
 def bucket(length: int, most: int) -> int:
@@ -250,14 +330,16 @@ def bucket(length: int, most: int) -> int:
 
 
 def grow(rows: Sequences, cfg: Inserter) -> Sequences:
-  """A larger buffer if a living row fills this one and may hold more: never longer than a row may become, as a learned
-  table of positions has no place behind that."""
+  """A larger buffer if a living row fills this one and may hold more: never longer than a row may
+  become, as a learned table of positions has no place behind that."""
   size = rows.tokens_BL.shape[1]
   if not bool(jnp.any(cramped(rows, cfg))):
     return rows
   more = ((0, 0), (0, bucket(size + 1, max(size + 1, cfg.max_len)) - size))
-  return rows._replace(tokens_BL=jnp.pad(rows.tokens_BL, more, constant_values=cfg.pad),
-                       blocked_BL=jnp.pad(rows.blocked_BL, more))
+  return rows._replace(
+    tokens_BL=jnp.pad(rows.tokens_BL, more, constant_values=cfg.pad),
+    blocked_BL=jnp.pad(rows.blocked_BL, more),
+  )
 
 
 def cramped(rows: Sequences, cfg: Inserter):
@@ -274,10 +356,12 @@ def cap(rows: Sequences, cfg: Inserter):
 @functools.partial(jax.jit, static_argnames="cfg")
 def run(params, rows: Sequences, key, cfg: Inserter) -> Sequences:
   """Steps until all rows have stopped or half of them, max_steps, or a living row fills the buffer."""
+
   def going(rows):
     full = jnp.any(cramped(rows, cfg))
     left = jnp.sum(rows.alive_B)
     return (rows.steps < cfg.max_steps) & (left > 0) & ~full & ~few(left, len(rows.alive_B))
+
   return jax.lax.while_loop(going, lambda rows: take_step(params, rows, key, cfg)[0], rows)
 
 
@@ -307,12 +391,19 @@ def take_step(params, rows: Sequences, key, cfg: Inserter) -> tuple[Sequences, S
     stop_B = jnp.min(jnp.where(open_BL, p_BL, 1.0), axis=1)
     open_BL = open_BL & ~done_BL
     go_B = jnp.any(open_BL, axis=1)
-  go_B = (go_B & (rows.length_B < cap(rows, cfg))) | (cfg.force_first & (rows.steps == 0) & jnp.any(open_BL, axis=1))
+  go_B = (go_B & (rows.length_B < cap(rows, cfg))) | (
+    cfg.force_first & (rows.steps == 0) & jnp.any(open_BL, axis=1)
+  )
   alive_B = rows.alive_B & go_B
 
   noise = jax.random.fold_in(key, rows.steps)
-  draw = lambda stage: lambda shape: jax.random.uniform(jax.random.fold_in(noise, stage), shape)
-  closed = lambda x_BL: jnp.where(open_BL, x_BL, FORBIDDEN)
+
+  def draw(stage):
+    return lambda shape: jax.random.uniform(jax.random.fold_in(noise, stage), shape)
+
+  def closed(x_BL):
+    return jnp.where(open_BL, x_BL, FORBIDDEN)
+
   joint = cfg.sampling.slot is None and cfg.sampling.token != Filter()
   if joint:
     if cfg.eos is None:
@@ -320,9 +411,11 @@ def take_step(params, rows: Sequences, key, cfg: Inserter) -> tuple[Sequences, S
     logits_BLV = jnp.where(open_BL[..., None], logits_BLV, -jnp.inf)
     slot_B, token_B = choose_joint(logits_BLV, cfg.sampling.token, draw(0))
   else:
+
     def row_logits(slot_B):
       h_B1D = jnp.take_along_axis(h_BLD, slot_B[:, None, None], axis=1)
       return apply(h_B1D, method="row_logits")[:, 0] + bias_V[None]
+
     log_z_BL = apply(h_BLD, bias_V, open_BL, method="row_log_z")
     slot_B, token_B = choose_in_stages(closed(log_z_BL), row_logits, cfg.sampling, draw(0), draw(1))
   inserted_B = alive_B if cfg.eos is None else alive_B & (token_B != cfg.eos)

@@ -18,7 +18,8 @@ def step_size(max_steps: int) -> float:
 
 
 def ancestral(logits_BTV, tokens_BT, t_B, dt: float, mask: int, u_BTV):
-  """x_s ~ q(x_s | x_t): token v with p_v (m_t - m_s), mask with m_s, m = k t, s = t - dt; known tokens are copied.
+  """x_s ~ q(x_s | x_t): token v with p_v (m_t - m_s), mask with m_s, m = k t, s = t - dt; known
+  tokens are copied.
 
   u_BTV: uniform noise.
   """
@@ -30,23 +31,40 @@ def ancestral(logits_BTV, tokens_BT, t_B, dt: float, mask: int, u_BTV):
 
 
 def finish(logits_BTV, tokens_BT, mask: int):
-  """The most probable token at every masked position (the mask itself, if the network says so: the release's last step)."""
-  return jnp.where(tokens_BT == mask, jnp.argmax(logits_BTV, axis=-1).astype(tokens_BT.dtype), tokens_BT)
+  """The most probable token at every masked position (the mask itself, if the network says so: the
+  release's last step).
+  """
+  return jnp.where(
+    tokens_BT == mask, jnp.argmax(logits_BTV, axis=-1).astype(tokens_BT.dtype), tokens_BT
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mask", "max_steps", "order"))
-def sample(params, tokens_BT, keys_BT, key, *, config, mask: int, max_steps: int,
-           order: Literal["ancestral", "confidence"] = "ancestral"):
-  """Fills the positions that hold `mask`; (B, T) int32. keys_BT: bool, positions that attention sees; None = all.
+def sample(
+  params,
+  tokens_BT,
+  keys_BT,
+  key,
+  *,
+  config,
+  mask: int,
+  max_steps: int,
+  order: Literal["ancestral", "confidence"] = "ancestral",
+):
+  """Fills the positions that hold `mask`; (B, T) int32. keys_BT: bool, positions that attention
+  sees; None = all.
 
-  "ancestral": max_steps - 1 random steps from t = 1, then the most probable tokens, at time 1 - dt as in the release.
-  "confidence": step i reveals the most certain of the masked positions, so that (1 - (i + 1) / max_steps) of them stay.
+  "ancestral": max_steps - 1 random steps from t = 1, then the most probable tokens, at time 1 - dt
+  as in the release. "confidence": step i reveals the most certain of the masked positions, so that
+  (1 - (i + 1) / max_steps) of them stay.
   """
   if max_steps < 1:
     raise ConfigError(f"max_steps = {max_steps}: wanted at least one forward pass")
   B = tokens_BT.shape[0]
   dt, model = step_size(max_steps), config.build()
-  logits = lambda x_BT, t_B: model.apply({"params": params}, x_BT, total_noise(t_B), keys_BT)
+
+  def logits(x_BT, t_B):
+    return model.apply({"params": params}, x_BT, total_noise(t_B), keys_BT)
 
   def ancestral_step(i, x_BT):
     t_B = jnp.full(B, 1.0) - i * dt

@@ -1,8 +1,10 @@
-"""What a checkpoint folder holds beside its weights: the tokenizer, token ids, the longest input, fields of training.
+"""What a checkpoint folder holds beside its weights: the tokenizer, token ids, the longest input,
+fields of training.
 
-A weights folder keeps all of it: the tokenizer's files under their own names, config.json as `source_config.json`. An
-export writes it back beside the weights. A run keeps none of it; the weights folder that it began with does
-(`train.init_from`), and its `data.tokenizer.path` may name a tokenizer.
+A weights folder keeps all of it: the tokenizer's files under their own names, config.json as
+`source_config.json`. An export writes it back beside the weights. A run keeps none of it; the
+weights folder that it began with does (`train.init_from`), and its `data.tokenizer.path` may name a
+tokenizer.
 """
 
 import json
@@ -16,17 +18,48 @@ from jaxlm.interop.huggingface.fields import IRRELEVANT
 
 SOURCE_CONFIG = "source_config.json"
 #: Files that libraries read beside the weights, copied as they are.
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-         "encoder.json", "vocab.bpe", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
-         "chat_template.jinja", "chat_template.json", "generation_config.json")
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id")
+FILES = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  "encoder.json",
+  "vocab.bpe",
+  "vocab.txt",
+  "spiece.model",
+  "tokenizer.model",
+  "sentencepiece.bpe.model",
+  "chat_template.jinja",
+  "chat_template.json",
+  "generation_config.json",
+)
+TOKEN_IDS = (
+  "bos_token_id",
+  "eos_token_id",
+  "pad_token_id",
+  "sep_token_id",
+  "cls_token_id",
+  "decoder_start_token_id",
+)
 #: Written by the export itself, or said by the weights.
-OF_THE_FILE = {"architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path",
-               "auto_map"}
+OF_THE_FILE = {
+  "architectures",
+  "model_type",
+  "dtype",
+  "torch_dtype",
+  "transformers_version",
+  "_name_or_path",
+  "name_or_path",
+  "auto_map",
+}
 
 
 def source_of(folder, run: Mapping):
-  """The weights folder whose companions belong to the weights of this one: itself, or what a run began with."""
+  """The weights folder whose companions belong to the weights of this one: itself, or what a run
+  began with.
+  """
   folder = folder_path(folder)
   if is_weights_folder(folder):
     return folder
@@ -44,18 +77,27 @@ def copy_files(source, target) -> list:
 
 
 def copy_run_tokenizer(run: Mapping, target) -> list:
-  """Copies the tokenizer's files that a run's `data.tokenizer.path` names, which the run's weights go with."""
+  """Copies the tokenizer's files that a run's `data.tokenizer.path` names, which the run's weights
+  go with.
+  """
   tokenizer = (run.get("data") or {}).get("tokenizer")
   path = tokenizer.get("path") if isinstance(tokenizer, dict) else None
   path = folder_path(path) if path else None
   if path is None or not path.exists():
     return []
-  return copy_files(path, target) if path.is_dir() else [copy_file(path, folder_path(target) / "tokenizer.json")]
+  return (
+    copy_files(path, target)
+    if path.is_dir()
+    else [copy_file(path, folder_path(target) / "tokenizer.json")]
+  )
 
 
 def holds_tokenizer(folder) -> bool:
-  return any((folder_path(folder) / name).is_file() for name in FILES
-             if name not in ("generation_config.json", "chat_template.jinja", "chat_template.json"))
+  return any(
+    (folder_path(folder) / name).is_file()
+    for name in FILES
+    if name not in ("generation_config.json", "chat_template.jinja", "chat_template.json")
+  )
 
 
 def keep_config(config: Mapping, target):
@@ -80,7 +122,10 @@ def written_back(config: Mapping, kept: Mapping, architecture) -> dict:
   if architecture.bare:
     return dict(config)
   same = kept.get("architectures") == config.get("architectures") or (
-      "architectures" not in kept and kept.get("model_type") == config.get("model_type"))
+    "architectures" not in kept and kept.get("model_type") == config.get("model_type")
+  )
   names = (set(IRRELEVANT) | set(architecture.kept)) - OF_THE_FILE if same else set(TOKEN_IDS)
-  ids = {name: kept[name] for name in TOKEN_IDS if name in kept}      # theirs, not the architecture's defaults
+  ids = {
+    name: kept[name] for name in TOKEN_IDS if name in kept
+  }  # theirs, not the architecture's defaults
   return {name: value for name, value in kept.items() if name in names} | dict(config) | ids

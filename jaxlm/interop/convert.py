@@ -1,8 +1,9 @@
 """`jaxlm convert`: Hugging Face checkpoints to jaxlm weights, and runs to Hugging Face checkpoints.
 
-A jaxlm weights folder is `model.json` (the model's configuration) and `model.safetensors` (names are paths in the
-parameter tree); see jaxlm.checkpoint.weights_folder. Beside them lie the tokenizer's files and the token ids of the source
-(jaxlm.interop.companions). Nothing is written unless every name and shape has fitted.
+A jaxlm weights folder is `model.json` (the model's configuration) and `model.safetensors` (names
+are paths in the parameter tree); see jaxlm.checkpoint.weights_folder. Beside them lie the
+tokenizer's files and the token ids of the source (jaxlm.interop.companions). Nothing is written
+unless every name and shape has fitted.
 """
 
 import json
@@ -18,7 +19,7 @@ from jaxlm.config import ConfigError
 from jaxlm.interop import companions
 from jaxlm.interop.huggingface.dtypes import cast
 
-DEFAULT_LENGTH = 2048      # written as the longest input of a model without one
+DEFAULT_LENGTH = 2048  # written as the longest input of a model without one
 
 USAGE = """Weights of other libraries in and out.
 
@@ -33,20 +34,44 @@ JSON as config.json beside the .pt file); Mamba-2 as released by mamba_ssm (read
 
 @command("jaxlm convert")
 def main(argv: list[str]) -> int:
-  parser = Parser("jaxlm convert", description=USAGE, example="jaxlm convert --from hf DIR --to weights/DIR")
+  parser = Parser(
+    "jaxlm convert", description=USAGE, example="jaxlm convert --from hf DIR --to weights/DIR"
+  )
   parser.add_argument("--from", dest="source", nargs="+", required=True, metavar=("[hf] DIR", ""))
   parser.add_argument("--to", dest="target", nargs="+", required=True, metavar=("[hf] DIR", ""))
-  parser.add_argument("--dry-run", action="store_true", help="check everything and print the mapping, write nothing")
-  parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of what is written; default: as read")
-  parser.add_argument("--architecture", help="Hugging Face name to write; default: the one that fits")
+  parser.add_argument(
+    "--dry-run", action="store_true", help="check everything and print the mapping, write nothing"
+  )
+  parser.add_argument(
+    "--dtype",
+    choices=("float32", "bfloat16", "float16"),
+    help="of what is written; default: as read",
+  )
+  parser.add_argument(
+    "--architecture", help="Hugging Face name to write; default: the one that fits"
+  )
   parser.add_argument("--step", type=whole, help="checkpoint of a run; default: the newest")
   parser.add_argument("--ema", action="store_true", help="the average of a run's parameters")
-  parser.add_argument("--seq-len", type=whole, help="length for which `dynamic` RoPE is fixed, and the limit that is "
-                      "written for a model without one")
-  parser.add_argument("--ignore-field", action="append", default=[], metavar="NAME",
-                      help="a field of config.json that you know to change nothing")
-  parser.add_argument("--delete-gate", type=whole, metavar="BLOCK", help="of a T5 that becomes an MrT5: a fresh gate before "
-                      "this encoder block, and softmax1; what train.init_from then continues")
+  parser.add_argument(
+    "--seq-len",
+    type=whole,
+    help="length for which `dynamic` RoPE is fixed, and the limit that is "
+    "written for a model without one",
+  )
+  parser.add_argument(
+    "--ignore-field",
+    action="append",
+    default=[],
+    metavar="NAME",
+    help="a field of config.json that you know to change nothing",
+  )
+  parser.add_argument(
+    "--delete-gate",
+    type=whole,
+    metavar="BLOCK",
+    help="of a T5 that becomes an MrT5: a fresh gate before "
+    "this encoder block, and softmax1; what train.init_from then continues",
+  )
   args = parser.parse_args(argv)
   source, from_hf = _place(args.source, "--from")
   target, to_hf = _place(args.target, "--to")
@@ -64,8 +89,10 @@ def _place(words: list[str], flag: str):
     return folder_path(words[1]), True
   if len(words) == 1 and words[0] != "hf":
     return folder_path(words[0]), False
-  raise ConfigError(f"{flag} {' '.join(words)}: wanted `{flag} hf DIR` for a Hugging Face folder or `{flag} DIR` for one "
-                    f"of ours")
+  raise ConfigError(
+    f"{flag} {' '.join(words)}: wanted `{flag} hf DIR` for a Hugging Face folder or `{flag} DIR` for one "
+    f"of ours"
+  )
 
 
 def _numpy_dtype(name: str | None):
@@ -73,6 +100,7 @@ def _numpy_dtype(name: str | None):
     return None
   import ml_dtypes
   import numpy as np
+
   return np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" else name)
 
 
@@ -80,11 +108,19 @@ def _from_hf(source, target, args) -> None:
   from jaxlm.checkpoint import weights_folder
   from jaxlm.interop import huggingface
   from jaxlm.interop.huggingface.rope import fixed_length
+
   if args.step is not None or args.ema or args.architecture:
-    raise ConfigError("--step, --ema and --architecture are for a run that is exported, not for `--from hf`")
+    raise ConfigError(
+      "--step, --ema and --architecture are for a run that is exported, not for `--from hf`"
+    )
   config = read_json(source / "config.json")
-  cfg, params, notes = huggingface.read_checkpoint(config, read_weights(source), seq_len=args.seq_len,
-                                                   ignore=args.ignore_field, dtype=_numpy_dtype(args.dtype))
+  cfg, params, notes = huggingface.read_checkpoint(
+    config,
+    read_weights(source),
+    seq_len=args.seq_len,
+    ignore=args.ignore_field,
+    dtype=_numpy_dtype(args.dtype),
+  )
   table = huggingface.converter_of(config).table(cfg)
   if args.delete_gate is not None:
     import dataclasses
@@ -92,14 +128,20 @@ def _from_hf(source, target, args) -> None:
     from jaxlm.interop.mrt5 import add_gate
     from jaxlm.layers.delete_gate import DeleteGateConfig
     from jaxlm.models.encoder_decoder import EncoderDecoderConfig
+
     if not isinstance(cfg, EncoderDecoderConfig):
       raise ConfigError("--delete-gate is for T5 and ByT5 checkpoints")
-    cfg, params = add_gate(dataclasses.replace(cfg, softmax1=True), params, DeleteGateConfig(args.delete_gate))
+    cfg, params = add_gate(
+      dataclasses.replace(cfg, softmax1=True), params, DeleteGateConfig(args.delete_gate)
+    )
   weights_folder.check_params(cfg, params, str(source))
   _print_table(table)
   if (length := fixed_length(config, args.seq_len)) is not None:
-    notes = [*notes, f"the RoPE of this model is dynamic: it is fixed here as it is for inputs of {length} tokens, and longer ones would "
-                     f"be computed otherwise by the library; for another length give --seq-len"]
+    notes = [
+      *notes,
+      f"the RoPE of this model is dynamic: it is fixed here as it is for inputs of {length} tokens, and longer ones would "
+      f"be computed otherwise by the library; for another length give --seq-len",
+    ]
   for note in notes:
     print(f"note: {note}")
   if not args.dry_run:
@@ -112,6 +154,7 @@ def _from_hf(source, target, args) -> None:
 def _to_hf(source, target, args) -> None:
   from jaxlm.checkpoint.opening import open_model
   from jaxlm.interop import huggingface
+
   if args.ignore_field:
     raise ConfigError("--ignore-field is for the config.json of `--from hf`")
   opened = open_model(source, step=args.step, ema=args.ema, as_stored=True)
@@ -119,8 +162,13 @@ def _to_hf(source, target, args) -> None:
   origin = companions.source_of(source, opened.run)
   kept = companions.kept_config(origin)
   max_len = args.seq_len or companions.longest_input(kept)
-  config, state = huggingface.export(cfg, params, name=args.architecture, dtype=_numpy_dtype(args.dtype),
-                                     max_len=max_len or DEFAULT_LENGTH)
+  config, state = huggingface.export(
+    cfg,
+    params,
+    name=args.architecture,
+    dtype=_numpy_dtype(args.dtype),
+    max_len=max_len or DEFAULT_LENGTH,
+  )
   arch = huggingface.converter_of(config)
   print(f"{opened.source} -> {arch.name}")
   _print_table(arch.table(huggingface.read_config(config)))
@@ -132,30 +180,47 @@ def _to_hf(source, target, args) -> None:
       files = write_weights(here, state)
       (here / "config.json").write_text(json.dumps(config, indent=2) + "\n")
       beside = companions.copy_files(origin, here) if origin is not None else []
-      beside += [file for file in companions.copy_run_tokenizer(opened.run, here) if file not in beside]
+      beside += [
+        file for file in companions.copy_run_tokenizer(opened.run, here) if file not in beside
+      ]
       tokenizer = companions.holds_tokenizer(here)
     if not tokenizer:
-      print(f"note: no tokenizer is written: {origin or source} holds none; copy its files to {target}")
+      print(
+        f"note: no tokenizer is written: {origin or source} holds none; copy its files to {target}"
+      )
     _print_done(params, [here / "config.json", *files, *beside], target)
 
 
 def _not_written(config, kept, arch, cfg, max_len) -> list[str]:
   """Sentences about what config.json does not say or guesses."""
   notes = []
-  if not arch.bare and not any(config.get(name) is not None for name in ("bos_token_id", "eos_token_id")):
-    notes.append("config.json names no bos_token_id and no eos_token_id, because the source keeps none: a library that reads it "
-                 "takes its own defaults; write the tokenizer's ids into it")
-  lost = [name for name in companions.TOKEN_IDS if kept.get(name) is not None and name not in config]
+  if not arch.bare and not any(
+    config.get(name) is not None for name in ("bos_token_id", "eos_token_id")
+  ):
+    notes.append(
+      "config.json names no bos_token_id and no eos_token_id, because the source keeps none: a library that reads it "
+      "takes its own defaults; write the tokenizer's ids into it"
+    )
+  lost = [
+    name for name in companions.TOKEN_IDS if kept.get(name) is not None and name not in config
+  ]
   if lost:
     notes.append(f"{', '.join(lost)}: the config.json of {arch.name} has no place for them")
-  if max_len is None and cfg.max_len is None and config.get("max_position_embeddings") == DEFAULT_LENGTH:
-    notes.append(f"max_position_embeddings = {DEFAULT_LENGTH} is a guess, the model has no limit; --seq-len says another")
+  if (
+    max_len is None
+    and cfg.max_len is None
+    and config.get("max_position_embeddings") == DEFAULT_LENGTH
+  ):
+    notes.append(
+      f"max_position_embeddings = {DEFAULT_LENGTH} is a guess, the model has no limit; --seq-len says another"
+    )
   return notes
 
 
 def _to_weights(source, target, args) -> None:
   from jaxlm.checkpoint import weights_folder
   from jaxlm.checkpoint.opening import open_model
+
   if args.ignore_field or args.architecture:
     raise ConfigError("--ignore-field and --architecture are for Hugging Face folders")
   opened = open_model(source, step=args.step, ema=args.ema, as_stored=True)
@@ -165,10 +230,15 @@ def _to_weights(source, target, args) -> None:
     params = unflatten({name: cast(name, value, dtype) for name, value in flatten(params).items()})
   if not args.dry_run:
     with written_whole(target) as here:
-      files, origin = weights_folder.save(here, opened.config, params, source=opened.source), companions.source_of(source, opened.run)
+      files, origin = (
+        weights_folder.save(here, opened.config, params, source=opened.source),
+        companions.source_of(source, opened.run),
+      )
       if origin is not None:
         kept = companions.kept_config(origin)
-        files += ([companions.keep_config(kept, here)] if kept else []) + companions.copy_files(origin, here)
+        files += ([companions.keep_config(kept, here)] if kept else []) + companions.copy_files(
+          origin, here
+        )
     _print_done(params, files, target)
 
 
@@ -181,8 +251,10 @@ def _print_table(table) -> None:
 
 def _print_done(params, files, target) -> None:
   arrays = flatten(params).values()
-  print(f"{sum(a.size for a in arrays):,} parameters in {len(arrays)} arrays: {target}/ "
-        f"({', '.join(f.name for f in files)})")
+  print(
+    f"{sum(a.size for a in arrays):,} parameters in {len(arrays)} arrays: {target}/ "
+    f"({', '.join(f.name for f in files)})"
+  )
 
 
 if __name__ == "__main__":

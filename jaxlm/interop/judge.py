@@ -9,10 +9,11 @@ from jaxlm.interop import huggingface
 
 
 def checkpoint_judge(folder, *, batch_size: int = 8) -> CausalJudge:
-  """GPT-2, Llama or any other architecture that `jaxlm.interop.huggingface` reads; its tokenizer lies in the folder.
+  """GPT-2, Llama or any other architecture that `jaxlm.interop.huggingface` reads; its tokenizer
+  lies in the folder.
 
-  Texts begin behind the token that the tokenizer puts in front of one, else behind the configuration's `bos_token_id`, else
-  behind the separator.
+  Texts begin behind the token that the tokenizer puts in front of one, else behind the
+  configuration's `bos_token_id`, else behind the separator.
   """
   folder = pathlib.Path(folder)
   config = read_json(folder / "config.json")
@@ -22,4 +23,6 @@ def checkpoint_judge(folder, *, batch_size: int = 8) -> CausalJudge:
     start = tokenizer.begin[-1]
   else:
     start = config.get("bos_token_id")
-  return CausalJudge(cfg, params, tokenizer, tokenizer.separator if start is None else int(start), batch_size)
+  return CausalJudge(
+    cfg, params, tokenizer, tokenizer.separator if start is None else int(start), batch_size
+  )

@@ -1,11 +1,12 @@
 """`jaxlm verify DIR...`: our numbers beside the stored ones, one row per golden file.
 
-A golden file is an `.npz` with arrays and a JSON string `config`; `config.system` and `config.kind` choose the
-check in `jaxlm.interop.golden.CHECKS`. A row passes when every comparison is within its tolerance and every
-stored result was compared or left out with a reason. A result that is not stored is not compared, and the row says so:
-a file may hold outputs without gradients.
+A golden file is an `.npz` with arrays and a JSON string `config`; `config.system` and `config.kind`
+choose the check in `jaxlm.interop.golden.CHECKS`. A row passes when every comparison is within its
+tolerance and every stored result was compared or left out with a reason. A result that is not
+stored is not compared, and the row says so: a file may hold outputs without gradients.
 
-Exit code: 0 all rows pass, 1 some row fails (a damaged file and an unknown kind are rows), 2 nothing to verify.
+Exit code: 0 all rows pass, 1 some row fails (a damaged file and an unknown kind are rows), 2
+nothing to verify.
 """
 
 import dataclasses
@@ -34,16 +35,18 @@ class Row:
   kind: str = "?"
   comparisons: tuple[Comparison, ...] = ()
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-  absent: tuple[str, ...] = ()      # results that the file does not hold
+  absent: tuple[str, ...] = ()  # results that the file does not hold
   unread: tuple[str, ...] = ()
-  message: str = ""       # why it failed, when it is not (only) a number out of tolerance
+  message: str = ""  # why it failed, when it is not (only) a number out of tolerance
   trace: str = ""
   seconds: float = 0.0
   passed: bool = False
 
   def worst(self, measure: str, group: str | None = None) -> float | None:
     """Largest `error` or `ratio` of a group ('outputs', 'gradients'), None if nothing was compared."""
-    return max((getattr(c, measure) for c in self.comparisons if group in (None, c.group)), default=None)
+    return max(
+      (getattr(c, measure) for c in self.comparisons if group in (None, c.group)), default=None
+    )
 
 
 def find_cases(paths) -> list[tuple[pathlib.Path, str]]:
@@ -57,7 +60,9 @@ def find_cases(paths) -> list[tuple[pathlib.Path, str]]:
       base = given if len(paths) == 1 else given.parent
     elif given.exists():
       if given.suffix != ".npz":
-        raise FileNotFoundError(f"{given} is not an .npz file: give golden files or folders that hold them")
+        raise FileNotFoundError(
+          f"{given} is not an .npz file: give golden files or folders that hold them"
+        )
       files, base = [given], given.parent
     else:
       raise FileNotFoundError(f"{given} does not exist")
@@ -77,7 +82,10 @@ def unknown_kind(system: str, kind: str, checks=CHECKS) -> str | None:
 
 
 def verify(path, *, allow_unread: bool = False, checks=CHECKS) -> Row:
-  """Runs the check of one file, with full-precision matmuls and 32-bit defaults. Never raises for its content."""
+  """Runs the check of one file, with full-precision matmuls and 32-bit defaults.
+
+  Never raises for its content.
+  """
   path, start = pathlib.Path(path), time.perf_counter()
   try:
     config = read_config(path)
@@ -87,6 +95,7 @@ def verify(path, *, allow_unread: bool = False, checks=CHECKS) -> Row:
   message, trace, case = unknown_kind(system, kind, checks), "", None
   if message is None:
     import jax
+
     try:
       case = Case(path)
       module, name = checks[system, kind].split(":")
@@ -107,11 +116,23 @@ def verify(path, *, allow_unread: bool = False, checks=CHECKS) -> Row:
     message = f"{len(unread)} stored results were never compared: {some}"
   if not message and case.torn:
     message = f"damaged: {case.torn[0]} is not stored, although other gradients are"
-  return Row(path, system, kind, tuple(case.comparisons), dict(case.skipped), tuple(case.absent), unread, message, trace,
-             time.perf_counter() - start, passed=case.passed and not message)
+  return Row(
+    path,
+    system,
+    kind,
+    tuple(case.comparisons),
+    dict(case.skipped),
+    tuple(case.absent),
+    unread,
+    message,
+    trace,
+    time.perf_counter() - start,
+    passed=case.passed and not message,
+  )
 
 
-# -- printing ----------------------------------------------------------------------------------------------
+# -- printing
+# ----------------------------------------------------------------------------------------------
 
 HEADER = ("outputs", "gradients", "of limit", "verdict", "compared", "skipped")
 
@@ -126,19 +147,24 @@ def ratio_text(x: float | None) -> str:
 
 def print_row(console, row: Row, name: str, widths, verbose: bool) -> None:
   from rich.markup import escape
+
   verdict = "[green]pass[/]" if row.passed else "[bold red]FAIL[/]"
   skipped = len(row.skipped) + len(row.unread)
-  console.print(f"{escape(f'{row.system}/{row.kind}'):<{widths[0]}}  {escape(name):<{widths[1]}}  "
-                f"{number(row.worst('error', 'outputs')):>9}  {number(row.worst('error', 'gradients')):>9}  "
-                f"{ratio_text(row.worst('ratio')):>8}  {verdict:<4}     {len(row.comparisons):>8}  {skipped:>7}")
+  console.print(
+    f"{escape(f'{row.system}/{row.kind}'):<{widths[0]}}  {escape(name):<{widths[1]}}  "
+    f"{number(row.worst('error', 'outputs')):>9}  {number(row.worst('error', 'gradients')):>9}  "
+    f"{ratio_text(row.worst('ratio')):>8}  {verdict:<4}     {len(row.comparisons):>8}  {skipped:>7}"
+  )
   if row.message:
     console.print(f"    [red]{escape(row.message)}[/]")
   if row.absent:
     console.print(f"    [yellow]not stored[/], so not compared: {escape(absent_text(row.absent))}")
   for c in row.comparisons:
     if verbose or not c.passed:
-      console.print(f"    {'pass' if c.passed else '[red]FAIL[/]'}  error {number(c.error):>8}  "
-                    f"of limit {ratio_text(c.ratio):>7}  {escape(c.key)}  {escape(c.message)}".rstrip())
+      console.print(
+        f"    {'pass' if c.passed else '[red]FAIL[/]'}  error {number(c.error):>8}  "
+        f"of limit {ratio_text(c.ratio):>7}  {escape(c.key)}  {escape(c.message)}".rstrip()
+      )
   if verbose:
     for key, why in row.skipped.items():
       console.print(f"    [yellow]skip[/]  {escape(key)}: {escape(why)}")
@@ -152,52 +178,97 @@ def absent_text(absent) -> str:
   """'gradients; out/loss, out/hidden_0, 2 more'."""
   outputs = [key for key in absent if not key.startswith("grad")]
   some = ", ".join(outputs[:4]) + (f", {len(outputs) - 4} more" if len(outputs) > 4 else "")
-  return "; ".join(part for part in ("gradients" if len(outputs) < len(absent) else "", some) if part)
+  return "; ".join(
+    part for part in ("gradients" if len(outputs) < len(absent) else "", some) if part
+  )
 
 
 def as_json(row: Row, name: str) -> dict:
   """JSON form of a row; a number that is not finite becomes null, and `passed` says what it meant."""
-  finite = lambda x: x if x is not None and math.isfinite(x) else None
+
+  def finite(x):
+    return x if x is not None and math.isfinite(x) else None
+
   return {
-      "file": name, "system": row.system, "kind": row.kind, "passed": row.passed, "message": row.message,
-      "seconds": round(row.seconds, 3),
-      "worst": {g: finite(row.worst("error", g)) for g in ("outputs", "gradients")} | {
-          "ratio": finite(row.worst("ratio"))},
-      "comparisons": [{"key": c.key, "error": finite(c.error), "ratio": finite(c.ratio), "passed": c.passed,
-                       "message": c.message} for c in row.comparisons],
-      "skipped": row.skipped, "absent": list(row.absent), "unread": list(row.unread)}
+    "file": name,
+    "system": row.system,
+    "kind": row.kind,
+    "passed": row.passed,
+    "message": row.message,
+    "seconds": round(row.seconds, 3),
+    "worst": {g: finite(row.worst("error", g)) for g in ("outputs", "gradients")}
+    | {"ratio": finite(row.worst("ratio"))},
+    "comparisons": [
+      {
+        "key": c.key,
+        "error": finite(c.error),
+        "ratio": finite(c.ratio),
+        "passed": c.passed,
+        "message": c.message,
+      }
+      for c in row.comparisons
+    ],
+    "skipped": row.skipped,
+    "absent": list(row.absent),
+    "unread": list(row.unread),
+  }
 
 
 @command("jaxlm verify", refusals=(FileNotFoundError,))
 def main(argv: list[str]) -> int:
-  parser = Parser("jaxlm verify", description="Compare our numbers with golden arrays (.npz).",
-                  example="jaxlm verify tests/golden/carope")
-  parser.add_argument("paths", nargs="+", metavar="DIR_OR_FILE", help="folders are searched for .npz files")
-  parser.add_argument("--verbose", action="store_true", help="a line per array, reasons of skips, tracebacks")
-  parser.add_argument("--json", action="store_true", help="the whole report as one JSON document on stdout")
-  parser.add_argument("--allow-unread", action="store_true",
-                      help="pass although stored results were neither compared nor skipped with a reason")
+  parser = Parser(
+    "jaxlm verify",
+    description="Compare our numbers with golden arrays (.npz).",
+    example="jaxlm verify tests/golden/carope",
+  )
+  parser.add_argument(
+    "paths", nargs="+", metavar="DIR_OR_FILE", help="folders are searched for .npz files"
+  )
+  parser.add_argument(
+    "--verbose", action="store_true", help="a line per array, reasons of skips, tracebacks"
+  )
+  parser.add_argument(
+    "--json", action="store_true", help="the whole report as one JSON document on stdout"
+  )
+  parser.add_argument(
+    "--allow-unread",
+    action="store_true",
+    help="pass although stored results were neither compared nor skipped with a reason",
+  )
   args = parser.parse_args(argv)
   cases = find_cases([expand(path) for path in args.paths])
   if args.json:
     rows = [(verify(path, allow_unread=args.allow_unread), name) for path, name in cases]
-    print(json_text.dumps({"passed": all(r.passed for r, _ in rows), "rows": [as_json(r, n) for r, n in rows]}, indent=1))
+    print(
+      json_text.dumps(
+        {"passed": all(r.passed for r, _ in rows), "rows": [as_json(r, n) for r, n in rows]},
+        indent=1,
+      )
+    )
     return 0 if all(r.passed for r, _ in rows) else 1
 
   from rich.console import Console
+
   console = Console(highlight=False, soft_wrap=True)
   kinds = [len(f"{s}/{k}") for s, k in map(_kind_of, (path for path, _ in cases))]
   widths = max([*kinds, len("system/kind")]), max([*(len(name) for _, name in cases), len("file")])
-  console.print(f"[bold]{'system/kind':<{widths[0]}}  {'file':<{widths[1]}}  {HEADER[0]:>9}  {HEADER[1]:>9}  "
-                f"{HEADER[2]:>8}  {HEADER[3]:<7}  {HEADER[4]:>8}  {HEADER[5]:>7}[/]")
+  console.print(
+    f"[bold]{'system/kind':<{widths[0]}}  {'file':<{widths[1]}}  {HEADER[0]:>9}  {HEADER[1]:>9}  "
+    f"{HEADER[2]:>8}  {HEADER[3]:<7}  {HEADER[4]:>8}  {HEADER[5]:>7}[/]"
+  )
   rows = []
   for path, name in cases:
     rows.append(verify(path, allow_unread=args.allow_unread))
     print_row(console, rows[-1], name, widths, args.verbose)
   failed = sum(not row.passed for row in rows)
-  compared, skipped = sum(len(r.comparisons) for r in rows), sum(len(r.skipped) + len(r.unread) for r in rows)
-  console.print(f"{len(rows) - failed} of {len(rows)} cases pass; {compared} arrays compared, {skipped} skipped; "
-                f"{sum(r.seconds for r in rows):.0f} s")
+  compared, skipped = (
+    sum(len(r.comparisons) for r in rows),
+    sum(len(r.skipped) + len(r.unread) for r in rows),
+  )
+  console.print(
+    f"{len(rows) - failed} of {len(rows)} cases pass; {compared} arrays compared, {skipped} skipped; "
+    f"{sum(r.seconds for r in rows):.0f} s"
+  )
   return 1 if failed else 0
 
 

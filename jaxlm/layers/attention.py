@@ -27,9 +27,11 @@ class AttentionConfig(Mixer):
   """num_kv_heads: default num_heads. head_dim: default d_model / num_heads.
 
   causal: False lets every token see both sides; there is no decoding state then.
-  position: default the model's. window: a query sees itself and the window - 1 keys before it; None = all.
-  use_bias: on q, k, v and the output; output_bias: on the output, None = as use_bias. qk_norm: of q and k before the position
-  encoding; qk_norm_over: its statistics are those of each head, or of all heads together.
+  position: default the model's. window: a query sees itself and the window - 1 keys before it; None
+  = all.
+  use_bias: on q, k, v and the output; output_bias: on the output, None = as use_bias. qk_norm: of q
+  and k before the position encoding; qk_norm_over: its statistics are those of each head, or of all
+  heads together.
   softcap: c tanh(score / c). scale: of the scores, default 1 / sqrt(head_dim).
   implementation: of the attention kernel; None = best for the platform.
   """
@@ -50,15 +52,25 @@ class AttentionConfig(Mixer):
   causal: bool = True
 
   def __post_init__(self):
-    if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
-      raise ConfigError(f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}")
+    if self.num_kv_heads is not None and (
+      self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads
+    ):
+      raise ConfigError(
+        f"num_kv_heads = {self.num_kv_heads} does not divide num_heads = {self.num_heads}"
+      )
 
   def heads(self, d_model: int) -> Heads:
     if self.head_dim is None and d_model % self.num_heads:
-      raise ConfigError(f"d_model = {d_model} is not divisible by num_heads = {self.num_heads}; set head_dim, or "
-                        "change one of them")
-    heads = Heads(d_model, self.num_heads, self.num_kv_heads or self.num_heads,
-                  self.head_dim or d_model // self.num_heads)
+      raise ConfigError(
+        f"d_model = {d_model} is not divisible by num_heads = {self.num_heads}; set head_dim, or "
+        "change one of them"
+      )
+    heads = Heads(
+      d_model,
+      self.num_heads,
+      self.num_kv_heads or self.num_heads,
+      self.head_dim or d_model // self.num_heads,
+    )
     if self.position is not None:
       self.position.check(heads)
     return heads
@@ -69,26 +81,36 @@ class AttentionConfig(Mixer):
   @property
   def stack_key(self):
     """All that decides which parameters there are."""
-    return dataclasses.replace(self, window=None, softcap=None, scale=None, softmax1=False, implementation=None,
-                               causal=True)
+    return dataclasses.replace(
+      self, window=None, softcap=None, scale=None, softmax1=False, implementation=None, causal=True
+    )
 
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
     return Attention(self, d_model, dtype, name=name)
 
   def init_state(self, d_model: int, batch_size: int, max_len: int, dtype) -> "KVCache":
     if not self.causal:
-      raise ConfigError("causal = False: every token changes all others, so there is nothing to cache; run the model on "
-                        "the whole sequence again")
+      raise ConfigError(
+        "causal = False: every token changes all others, so there is nothing to cache; run the model on "
+        "the whole sequence again"
+      )
     heads, position = self.heads(d_model), self.position or NoPosition()
     whole = self.window is None or position.ordered_keys
     num_keys = max_len if whole else min(self.window, max_len)
     empty = jnp.zeros((batch_size, num_keys, heads.num_kv_heads, heads.head_dim), dtype)
-    return KVCache(empty, empty, jnp.full((batch_size, num_keys), -1, jnp.int32),
-                   position.init_key_info(heads, batch_size, num_keys), position.init_state(heads, batch_size))
+    return KVCache(
+      empty,
+      empty,
+      jnp.full((batch_size, num_keys), -1, jnp.int32),
+      position.init_key_info(heads, batch_size, num_keys),
+      position.init_state(heads, batch_size),
+    )
 
 
 class KVCache(NamedTuple):
-  """Decoding state: key m of a row lies in slot m mod S, already rotated. index_BS: m, or -1 where empty."""
+  """Decoding state: key m of a row lies in slot m mod S, already rotated. index_BS: m, or -1 where
+  empty.
+  """
 
   k_BSKH: jax.Array
   v_BSKH: jax.Array
@@ -107,14 +129,17 @@ class Keys(NamedTuple):
 
 
 def write(cache: KVCache, new: Keys) -> Keys:
-  """The cache with the new keys in slots index mod S; index -1 is not written. With more new keys than slots the
-  last ones win."""
+  """The cache with the new keys in slots index mod S; index -1 is not written. With more new keys
+  than slots the last ones win."""
   S = cache.k_BSKH.shape[1]
   newest_B1 = jnp.max(new.index_BS, axis=1, keepdims=True)
   kept_BT = (new.index_BS >= 0) & (new.index_BS > newest_B1 - S)
-  slot_BT = jnp.where(kept_BT, new.index_BS % S, S)      # S lies outside and is dropped
+  slot_BT = jnp.where(kept_BT, new.index_BS % S, S)  # S lies outside and is dropped
   row_B1 = jnp.arange(slot_BT.shape[0])[:, None]
-  put = lambda old, values: old.at[row_B1, slot_BT].set(values.astype(old.dtype), mode="drop")
+
+  def put(old, values):
+    return old.at[row_B1, slot_BT].set(values.astype(old.dtype), mode="drop")
+
   return jax.tree.map(put, Keys(cache.k_BSKH, cache.v_BSKH, cache.index_BS, cache.key_info), new)
 
 
@@ -133,41 +158,72 @@ class Attention(nn.Module):
 
     def project(letter, count, axis):
       y = linear(x_BTD, w(f"w_{letter}", (D, count, H), ("embed", axis, "head_dim")))
-      return y + w(f"b_{letter}", (count, H), (axis, "head_dim"), init=zeros)[None, None] if cfg.use_bias else y
+      return (
+        y + w(f"b_{letter}", (count, H), (axis, "head_dim"), init=zeros)[None, None]
+        if cfg.use_bias
+        else y
+      )
 
-    q_BTNH, k_BTKH, v_BTKH = project("q", N, "heads"), project("k", K, "kv_heads"), project("v", K, "kv_heads")
+    q_BTNH, k_BTKH, v_BTKH = (
+      project("q", N, "heads"),
+      project("k", K, "kv_heads"),
+      project("v", K, "kv_heads"),
+    )
     if cfg.qk_norm is not None:
-      q_BTNH, k_BTKH = self._normed("q_norm", q_BTNH, "heads"), self._normed("k_norm", k_BTKH, "kv_heads")
+      q_BTNH, k_BTKH = (
+        self._normed("q_norm", q_BTNH, "heads"),
+        self._normed("k_norm", k_BTKH, "kv_heads"),
+      )
 
     shared = context.shared
     if context.shared_by != (position, heads):
       own = position.init_model_state(heads, x_BTD.shape[0])
       if jax.tree.leaves(own):
-        raise ConfigError(f"{type(position).__name__} is shared by all layers here: set it as model.position, and give "
-                          "every layer the same heads")
+        raise ConfigError(
+          f"{type(position).__name__} is shared by all layers here: set it as model.position, and give "
+          "every layer the same heads"
+        )
       shared, _ = position.prepare(self, heads, context, own)
     q_BTNH, k_BTKH, info, position_state = position.encode(
-        self, heads, q_BTNH, k_BTKH, x_BTD, context, shared, None if state is None else state.position)
+      self, heads, q_BTNH, k_BTKH, x_BTD, context, shared, None if state is None else state.position
+    )
     q_BTNH, k_BTKH, v_BTKH = tap(self, "q", q_BTNH), tap(self, "k", k_BTKH), tap(self, "v", v_BTKH)
 
-    bias = lambda key_info: position.bias(self, heads, info, key_info, shared)
+    def bias(key_info):
+      return position.bias(self, heads, info, key_info, shared)
+
     if state is None:
       segment_ids_BT = context.segment_ids_BT if context.packed else None
-      o_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, bias(info), q_segment_ids_BT=segment_ids_BT,
-                            kv_segment_ids_BS=context.key_segment_ids_BT)
+      o_BTNH = self._attend(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        bias(info),
+        q_segment_ids_BT=segment_ids_BT,
+        kv_segment_ids_BS=context.key_segment_ids_BT,
+      )
     else:
       index_BT = jnp.where(context.segment_ids_BT != 0, context.positions_BT, -1)
       new = Keys(k_BTKH, v_BTKH, index_BT, info)
       keys = written = write(state, new)
       if x_BTD.shape[1] > 1 and state.k_BSKH.shape[1] == cfg.window and not position.ordered_keys:
-        # A ring forgets keys that the first of several queries still see: look at old and new side by side.
+        # A ring forgets keys that the first of several queries still see: look at old and new side
+        # by side.
         old = Keys(state.k_BSKH, state.v_BSKH, state.index_BS, state.key_info)
         keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], 1), old, new)
-      o_BTNH = self._attend(q_BTNH, keys.k_BSKH, keys.v_BSKH, bias(keys.info), q_index_BT=index_BT,
-                            kv_index_BS=keys.index_BS)
+      o_BTNH = self._attend(
+        q_BTNH,
+        keys.k_BSKH,
+        keys.v_BSKH,
+        bias(keys.info),
+        q_index_BT=index_BT,
+        kv_index_BS=keys.index_BS,
+      )
       state = KVCache(*written, position_state)
 
-    w_o_NHD = w("w_o", (N, H, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5))
+    w_o_NHD = w(
+      "w_o", (N, H, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5)
+    )
     y_BTD = linear(tap(self, "heads", o_BTNH.astype(self.dtype)), w_o_NHD, contract=2)
     biased = cfg.use_bias if cfg.output_bias is None else cfg.output_bias
     return (y_BTD + w("b_o", (D,), ("embed",), init=zeros)[None, None] if biased else y_BTD), state
@@ -176,12 +232,21 @@ class Attention(nn.Module):
     norm = self.cfg.qk_norm
     if self.cfg.qk_norm_over == "head":
       return norm.build(self.dtype, name, "head_dim")(x_BTNH)
-    return norm.build(self.dtype, name, axis)(x_BTNH.reshape(*x_BTNH.shape[:2], -1)).reshape(x_BTNH.shape)
+    return norm.build(self.dtype, name, axis)(x_BTNH.reshape(*x_BTNH.shape[:2], -1)).reshape(
+      x_BTNH.shape
+    )
 
   def _attend(self, q, k, v, bias, **sight):
     cfg = self.cfg
-    rule = dict(causal=cfg.causal, window=cfg.window, bias=bias, softcap=cfg.softcap, scale=cfg.scale,
-                softmax1=cfg.softmax1, **sight)
+    rule = dict(
+      causal=cfg.causal,
+      window=cfg.window,
+      bias=bias,
+      softcap=cfg.softcap,
+      scale=cfg.scale,
+      softmax1=cfg.softmax1,
+      **sight,
+    )
     if wants_attention(self):
       self.sow("attention", "weights", attention_weights(q, k, **rule))
     spec = nn.logical_to_mesh_axes(("batch", None, "heads", None))

@@ -1,7 +1,7 @@
 """A short convolution of every channel with its own past, and silu.
 
-Axes: B batch, T time, J taps, S = T + J - 1: the J - 1 inputs before the first, then the row; U = T + 2 (J - 1);
-F channels.
+Axes: B batch, T time, J taps, S = T + J - 1: the J - 1 inputs before the first, then the row; U = T
++ 2 (J - 1); F channels.
 """
 
 import jax
@@ -36,7 +36,7 @@ def _conv(x_BSF, w_JF, b_F, run_BS):
 
 def _tap(x_BSF, run_BS, j, num_taps):
   """x_{t-(J-1)+j} at every t, zero where that is of another document."""
-  tap_BTF = x_BSF[:, j:x_BSF.shape[1] - (num_taps - 1) + j].astype(jnp.float32)
+  tap_BTF = x_BSF[:, j : x_BSF.shape[1] - (num_taps - 1) + j].astype(jnp.float32)
   own_BT = _own(run_BS, j, num_taps)
   return tap_BTF if own_BT is None else jnp.where(own_BT[..., None], tap_BTF, 0)
 
@@ -45,7 +45,7 @@ def _own(run_BS, j, num_taps):
   """Whether the input at tap j is of t's document; None where all are."""
   if run_BS is None or j == num_taps - 1:
     return None
-  return run_BS[:, j:run_BS.shape[1] - (num_taps - 1) + j] == run_BS[:, num_taps - 1:]
+  return run_BS[:, j : run_BS.shape[1] - (num_taps - 1) + j] == run_BS[:, num_taps - 1 :]
 
 
 def _backward(saved, dy_BTF):
@@ -56,15 +56,21 @@ def _backward(saved, dy_BTF):
   sigmoid_BTF = jax.nn.sigmoid(y_BTF)
   dy_BTF = dy_BTF * sigmoid_BTF * (1 + y_BTF * (1 - sigmoid_BTF))
   dw_JF = jnp.stack([sum_of_products(dy_BTF, _tap(x_BSF, run_BS, j, J), (0, 1)) for j in range(J)])
-  # Slices of a padded dy: left to itself, the transpose of each tap is an array with a pad of its own.
+  # Slices of a padded dy: left to itself, the transpose of each tap is an array with a pad of its
+  # own.
   edge_BJF = jnp.zeros((B, J - 1, F), jnp.float32)
   padded_BUF, dx_BSF = jnp.concatenate([edge_BJF, dy_BTF, edge_BJF], axis=1), 0
   for j in range(J):
-    part_BSF = padded_BUF[:, J - 1 - j:2 * (J - 1) - j + T]
+    part_BSF = padded_BUF[:, J - 1 - j : 2 * (J - 1) - j + T]
     if (own_BT := _own(run_BS, j, J)) is not None:
       part_BSF = jnp.where(jnp.pad(own_BT, ((0, 0), (j, J - 1 - j)))[..., None], part_BSF, 0)
     dx_BSF = dx_BSF + w_JF[j][None, None].astype(jnp.float32) * part_BSF
-  return dx_BSF.astype(x_BSF.dtype), dw_JF.astype(w_JF.dtype), jnp.sum(dy_BTF, axis=(0, 1)).astype(b_F.dtype), None
+  return (
+    dx_BSF.astype(x_BSF.dtype),
+    dw_JF.astype(w_JF.dtype),
+    jnp.sum(dy_BTF, axis=(0, 1)).astype(b_F.dtype),
+    None,
+  )
 
 
 _conv_silu.defvjp(lambda *inputs: (_conv_silu(*inputs), inputs), _backward)

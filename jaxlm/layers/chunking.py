@@ -1,4 +1,5 @@
-"""Dynamic chunking: select boundary rows, run the inner network on them, smooth, upsample (`docs/specs/hnet.md` 7-9, 16).
+"""Dynamic chunking: select boundary rows, run the inner network on them, smooth, upsample
+(`docs/specs/hnet.md` 7-9, 16).
 
 Axes: B batch, T time, C chunk capacity, D d_model.
 """
@@ -13,14 +14,16 @@ from jaxlm.kernels.ema_upsample import ema_upsample
 from jaxlm.kernels.route import Route
 from jaxlm.layers.mamba2 import starts
 
-LOWEST_WEIGHT = 1e-4     # of the moving average, and one minus the highest
+LOWEST_WEIGHT = 1e-4  # of the moving average, and one minus the highest
 
 
 class StageInfo(NamedTuple):
   """What one stage decided, for losses, metrics and pictures.
 
-  p_BT, confidence_BT: float32; boundary_BT, valid_BT, kept_BT: bool (kept: less what exceeded the capacity);
-  count_B: int32 boundaries of each chunk buffer (a row, or several); overflow_B: bool, more than the capacity.
+  p_BT, confidence_BT: float32; boundary_BT, valid_BT, kept_BT: bool (kept: less what exceeded the
+  capacity);
+  count_B: int32 boundaries of each chunk buffer (a row, or several); overflow_B: bool, more than
+  the capacity.
   """
 
   p_BT: jax.Array
@@ -33,12 +36,20 @@ class StageInfo(NamedTuple):
 
 
 def stage_info(decision: Route, compaction: Compaction, valid_BT) -> StageInfo:
-  return StageInfo(decision.p_BT, decision.confidence_BT, decision.boundary_BT, valid_BT, compaction.kept_BT.reshape(valid_BT.shape),
-                   compaction.count_B, compaction.overflow_B)
+  return StageInfo(
+    decision.p_BT,
+    decision.confidence_BT,
+    decision.boundary_BT,
+    valid_BT,
+    compaction.kept_BT.reshape(valid_BT.shape),
+    compaction.count_B,
+    compaction.overflow_B,
+  )
 
 
 def inner_context(context, compaction: Compaction, seen_B=None):
-  """The context of the chunks: segments of their bytes (0 in empty slots), positions counted in chunks.
+  """The context of the chunks: segments of their bytes (0 in empty slots), positions counted in
+  chunks.
 
   seen_B: chunks already seen, of a row that goes on.
   """
@@ -49,14 +60,22 @@ def inner_context(context, compaction: Compaction, seen_B=None):
     positions_BC = slot_1C - first_BC
   else:
     positions_BC = seen_B[:, None] + slot_1C
-  return context.replace(segment_ids_BT=segment_ids_BC, positions_BT=positions_BC, packed=True, embedding_BTD=None,
-                         shared=None, shared_by=None)
+  return context.replace(
+    segment_ids_BT=segment_ids_BC,
+    positions_BT=positions_BC,
+    packed=True,
+    embedding_BTD=None,
+    shared=None,
+    shared_by=None,
+  )
 
 
 def reads_its_own(segment_ids_BT, chunk_segment_ids_BC, compaction: Compaction):
-  """Bool: the slot that a position reads holds a chunk of its own document (padding counts as if it did).
+  """Bool: the slot that a position reads holds a chunk of its own document (padding counts as if it
+  did).
 
-  Not so where the buffer was full before a document began: its positions would read the last chunk of another.
+  Not so where the buffer was full before a document began: its positions would read the last chunk
+  of another.
   """
   read_BT = upsample(chunk_segment_ids_BC, compaction)
   return (segment_ids_BT == 0) | (read_BT == segment_ids_BT)
@@ -71,12 +90,22 @@ def straight_through(c_BT):
 straight_through.defjvp(lambda primals, tangents: (jnp.ones_like(primals[0]), tangents[0]))
 
 
-def dechunk(z_BCD, decision: Route, compaction: Compaction, reset_BC, initial_BD=None, *, smooth: bool = True,
-            confident: bool = True, own_BT=None):
-  """y_t = STE(c_t) zb_{rank_t}, zb_j = P_j z_j + (1 - P_j) zb_{j-1}. Returns (y_BTD, last zb_BD), float32.
+def dechunk(
+  z_BCD,
+  decision: Route,
+  compaction: Compaction,
+  reset_BC,
+  initial_BD=None,
+  *,
+  smooth: bool = True,
+  confident: bool = True,
+  own_BT=None,
+):
+  """y_t = STE(c_t) zb_{rank_t}, zb_j = P_j z_j + (1 - P_j) zb_{j-1}. Returns (y_BTD, last zb_BD),
+  float32.
 
-  smooth False: zb = z. confident False: without STE(c). Both are ablations of the paper. own_BT: bool, y is 0 where
-  not (`reads_its_own`); None: everywhere.
+  smooth False: zb = z. confident False: without STE(c). Both are ablations of the paper. own_BT:
+  bool, y is 0 where not (`reads_its_own`); None: everywhere.
   """
   p_BC = gather(decision.p_BT, compaction)
   p_BC = jnp.clip(p_BC, LOWEST_WEIGHT, 1 - LOWEST_WEIGHT) if smooth else jnp.ones_like(p_BC)
@@ -92,12 +121,15 @@ def dechunk(z_BCD, decision: Route, compaction: Compaction, reset_BC, initial_BD
 
 
 def ratio_loss(boundaries, probability, weight, target: float):
-  """N/(N-1) ((N-1) F G + (1-F)(1-G)), F = boundaries/weight, G = probability/weight (paper, eq. 10).
+  """N/(N-1) ((N-1) F G + (1-F)(1-G)), F = boundaries/weight, G = probability/weight (paper, eq.
+  10).
 
   boundaries, probability, weight: sums over valid positions; F has no gradient. target: N > 1.
   """
   if target <= 1:
-    raise ValueError(f"ratio target {target}: chunks must be longer than one token on average; give N > 1")
+    raise ValueError(
+      f"ratio target {target}: chunks must be longer than one token on average; give N > 1"
+    )
   weight = jnp.maximum(weight, 1e-9)
   f, g = jax.lax.stop_gradient(boundaries) / weight, probability / weight
   return target / (target - 1) * ((target - 1) * f * g + (1 - f) * (1 - g))

@@ -1,6 +1,7 @@
 """The DeltaNet mixer (arXiv 2406.06484) and its gated form (arXiv 2412.06464).
 
-Axes: B batch, T time, J convolution taps, D d_model, N heads, H key width of a head, E value width, F channels.
+Axes: B batch, T time, J convolution taps, D d_model, N heads, H key width of a head, E value width,
+F channels.
 """
 
 import dataclasses
@@ -24,7 +25,9 @@ from jaxlm.ranges import Count, NonNegative, Positive
 @dataclasses.dataclass(frozen=True)
 @checked
 class DeltaRuleConfig(Mixer):
-  """expand_k, expand_v: all heads' key and value channels over d_model. d_conv: taps of the short convolutions."""
+  """expand_k, expand_v: all heads' key and value channels over d_model. d_conv: taps of the short
+  convolutions.
+  """
 
   num_heads: Count = 4
   expand_k: Positive = 1.0
@@ -34,15 +37,17 @@ class DeltaRuleConfig(Mixer):
   chunk: Count = 64
   implementation: Literal["xla", "reference"] | None = None
 
-  gated = False     # not a field: the class says it
+  gated = False  # not a field: the class says it
 
   def widths(self, d_model: int) -> tuple[int, int]:
     """(H, E) of one head."""
     sizes = [int(d_model * x) for x in (self.expand_k, self.expand_v)]
     for name, size in zip(("expand_k", "expand_v"), sizes):
       if size < 1 or size % self.num_heads:
-        raise ConfigError(f"{name} of the delta rule gives {size} channels, which num_heads = {self.num_heads} does not "
-                          "divide")
+        raise ConfigError(
+          f"{name} of the delta rule gives {size} channels, which num_heads = {self.num_heads} does not "
+          "divide"
+        )
     return sizes[0] // self.num_heads, sizes[1] // self.num_heads
 
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
@@ -51,7 +56,10 @@ class DeltaRuleConfig(Mixer):
 
   def init_state(self, d_model: int, batch_size: int, max_len: int, dtype) -> "DeltaState":
     (H, E), N = self.widths(d_model), self.num_heads
-    past = lambda width: jnp.zeros((batch_size, self.d_conv, N * width), dtype)
+
+    def past(width):
+      return jnp.zeros((batch_size, self.d_conv, N * width), dtype)
+
     return DeltaState((past(H), past(H), past(E)), jnp.zeros((batch_size, N, H, E), jnp.float32))
 
 
@@ -70,7 +78,9 @@ class DeltaState(NamedTuple):
 
 
 class DeltaRule(nn.Module):
-  """y = rms_norm(S_t^T q_t) w_o, with S_t = S_{t-1} + k_t (beta_t (v_t - S_{t-1}^T k_t))^T and unit q, k."""
+  """y = rms_norm(S_t^T q_t) w_o, with S_t = S_{t-1} + k_t (beta_t (v_t - S_{t-1}^T k_t))^T and unit
+  q, k.
+  """
 
   cfg: DeltaRuleConfig
   d_model: int
@@ -82,22 +92,38 @@ class DeltaRule(nn.Module):
     H, E = cfg.widths(D)
     valid_BT = context.segment_ids_BT != 0
     reset_BT = starts(context.segment_ids_BT) if context.packed and state is None else None
-    project = lambda name, width: jnp.einsum(
-        "btd,dnh->btnh", x_BTD, w(name, (D, N, width), ("embed", "heads", "head_dim")))
+
+    def project(name, width):
+      return jnp.einsum(
+        "btd,dnh->btnh", x_BTD, w(name, (D, N, width), ("embed", "heads", "head_dim"))
+      )
 
     def short(letter, width, past):
       """silu(conv(x w)), and the inputs that the next tokens will need."""
       y_BTF = project(f"w_{letter}", width).reshape(*x_BTD.shape[:2], N * width)
-      taps_JNH = weights(self)(f"w_conv_{letter}", (cfg.d_conv, N, width), (None, "heads", "head_dim"),
-                               init=init_conv(cfg.d_conv), role=SPARED)
-      out_BTF = causal_conv(y_BTF, taps_JNH.reshape(cfg.d_conv, -1), jnp.zeros(N * width), reset_BT, past)
+      taps_JNH = weights(self)(
+        f"w_conv_{letter}",
+        (cfg.d_conv, N, width),
+        (None, "heads", "head_dim"),
+        init=init_conv(cfg.d_conv),
+        role=SPARED,
+      )
+      out_BTF = causal_conv(
+        y_BTF, taps_JNH.reshape(cfg.d_conv, -1), jnp.zeros(N * width), reset_BT, past
+      )
       past = None if past is None else last_inputs(y_BTF, past, valid_BT)
       return out_BTF.reshape(*x_BTD.shape[:2], N, width), past
 
     pasts = (None,) * 3 if state is None else state.past
     (q_BTNH, past_q), (k_BTNH, past_k), (v_BTNE, past_v) = (
-        short(letter, width, past) for letter, width, past in zip("qkv", (H, H, E), pasts))
-    per_head = lambda name: jnp.einsum("btd,dn->btn", x_BTD, w(name, (D, N), ("embed", "heads"))).astype(jnp.float32)
+      short(letter, width, past) for letter, width, past in zip("qkv", (H, H, E), pasts)
+    )
+
+    def per_head(name):
+      return jnp.einsum("btd,dn->btn", x_BTD, w(name, (D, N), ("embed", "heads"))).astype(
+        jnp.float32
+      )
+
     beta_BTN, decay_BTN = jax.nn.sigmoid(per_head("w_beta")), None
     if cfg.gated:
       rate_N = jnp.exp(weights(self)("a_log", (N,), ("heads",), init=init_a_log))
@@ -105,16 +131,26 @@ class DeltaRule(nn.Module):
       decay_BTN = -rate_N[None, None] * jax.nn.softplus(per_head("w_decay") + bias_N[None, None])
 
     ids_BT = context.segment_ids_BT if context.packed and state is None else None
-    if state is not None:     # a token that is not there writes nothing and lets nothing fade
+    if state is not None:  # a token that is not there writes nothing and lets nothing fade
       beta_BTN = beta_BTN * valid_BT[..., None]
       decay_BTN = None if decay_BTN is None else decay_BTN * valid_BT[..., None]
     o_BTNE, last = delta_rule(
-        _unit(q_BTNH), _unit(k_BTNH), v_BTNE, beta_BTN, decay_BTN, chunk=cfg.chunk, implementation=cfg.implementation,
-        initial_state_BNHE=None if state is None else state.recurrent_BNHE, segment_ids_BT=ids_BT)
+      _unit(q_BTNH),
+      _unit(k_BTNH),
+      v_BTNE,
+      beta_BTN,
+      decay_BTN,
+      chunk=cfg.chunk,
+      implementation=cfg.implementation,
+      initial_state_BNHE=None if state is None else state.recurrent_BNHE,
+      segment_ids_BT=ids_BT,
+    )
     o_BTNE = rms_norm(o_BTNE, weights(self)("scale", (E,), ("head_dim",), init=ones), cfg.norm_eps)
     if cfg.gated:
       o_BTNE = o_BTNE * jax.nn.silu(project("w_gate", E))
-    w_o = w("w_o", (N, E, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5))
+    w_o = w(
+      "w_o", (N, E, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5)
+    )
     y_BTD = jnp.einsum("btne,ned->btd", o_BTNE.astype(self.dtype), w_o)
     return y_BTD, None if state is None else DeltaState((past_q, past_k, past_v), last)
 

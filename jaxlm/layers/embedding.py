@@ -2,10 +2,11 @@
 
 Axes: B batch, T time, D d_model, V vocab.
 
-An embedding is chosen by its config, registered in EMBEDDINGS, with `build(vocab_size, d_model, dtype) ->
-nn.Module`. The module answers `encode(tokens_BT, context) -> x_BTD`, and, to serve as a tied head, `logits` and
-`score` as `Head` does (`log_z` and `pick` too, for objectives that normalise over more than one row). `context` is the
-layers' Context without the embedding.
+An embedding is chosen by its config, registered in EMBEDDINGS, with
+`build(vocab_size, d_model, dtype) -> nn.Module`. The module answers
+`encode(tokens_BT, context) -> x_BTD`, and, to serve as a tied head, `logits` and `score` as `Head`
+does (`log_z` and `pick` too, for objectives that normalise over more than one row). `context` is
+the layers' Context without the embedding.
 """
 
 import dataclasses
@@ -18,10 +19,13 @@ from jaxlm.kernels.linear_cross_entropy import linear_cross_entropy
 from jaxlm.layers.weights import normal, weights
 from jaxlm.ranges import NonNegative
 
-EMBEDDINGS = Kinds("embedding", {
+EMBEDDINGS = Kinds(
+  "embedding",
+  {
     "learned": "jaxlm.layers.embedding:EmbeddingConfig",
     "lexinvariant": "jaxlm.layers.lexinvariant:LexinvariantConfig",
-})
+  },
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +51,38 @@ def logits(h_BTD, w_VD, softcap=None):
 
 def score(h_BTD, w_VD, targets_BT, softcap=None, chunk=None):
   """(log p(target), log z), float32 (B, T); chunk: targets per piece, None = all at once."""
-  spec, w_spec = nn.logical_to_mesh_axes(("batch", "seq", None)), nn.logical_to_mesh_axes(("vocab", "embed"))
-  return linear_cross_entropy(h_BTD, w_VD, targets_BT, softcap=softcap, chunk=chunk, spec=spec, w_spec=w_spec)
+  spec, w_spec = (
+    nn.logical_to_mesh_axes(("batch", "seq", None)),
+    nn.logical_to_mesh_axes(("vocab", "embed")),
+  )
+  return linear_cross_entropy(
+    h_BTD, w_VD, targets_BT, softcap=softcap, chunk=chunk, spec=spec, w_spec=w_spec
+  )
 
 
 def log_z(h_BTD, w_VD, bias_V=None, chunk=None, where_BT=None):
-  """logsumexp_v(h w^T + bias), float32 (B, T). bias: -inf is better written as a large negative number.
+  """logsumexp_v(h w^T + bias), float32 (B, T). bias: -inf is better written as a large negative
+  number.
 
   where_BT: bool, the rows that somebody reads; the others are 0.
   """
-  spec, w_spec = nn.logical_to_mesh_axes(("batch", "seq", None)), nn.logical_to_mesh_axes(("vocab", "embed"))
-  return linear_cross_entropy(h_BTD, w_VD, bias_V=bias_V, where_BT=where_BT, chunk=chunk, spec=spec, w_spec=w_spec)
+  spec, w_spec = (
+    nn.logical_to_mesh_axes(("batch", "seq", None)),
+    nn.logical_to_mesh_axes(("vocab", "embed")),
+  )
+  return linear_cross_entropy(
+    h_BTD, w_VD, bias_V=bias_V, where_BT=where_BT, chunk=chunk, spec=spec, w_spec=w_spec
+  )
 
 
 def pick(h_BTD, w_VD, tokens_BT):
   """h_t . w_{token_t}, float32 (B, T): single logits, without the others of their rows."""
-  return jnp.einsum("btd,btd->bt", h_BTD, jnp.take(w_VD, tokens_BT, axis=0, mode="clip"),
-                    preferred_element_type=jnp.float32)
+  return jnp.einsum(
+    "btd,btd->bt",
+    h_BTD,
+    jnp.take(w_VD, tokens_BT, axis=0, mode="clip"),
+    preferred_element_type=jnp.float32,
+  )
 
 
 class Embedding(nn.Module):
@@ -75,8 +94,12 @@ class Embedding(nn.Module):
   dtype: str
 
   def setup(self):
-    self.embedding_VD = weights(self)("embedding", (self.vocab_size, self.d_model), ("vocab", "embed"),
-                                       init=normal(self.cfg.init_std))
+    self.embedding_VD = weights(self)(
+      "embedding",
+      (self.vocab_size, self.d_model),
+      ("vocab", "embed"),
+      init=normal(self.cfg.init_std),
+    )
 
   def encode(self, tokens_BT, context):
     x_BTD = jnp.take(self.embedding_VD, tokens_BT, axis=0, mode="clip").astype(self.dtype)

@@ -1,6 +1,7 @@
 """The gated-linear-attention mixer (arXiv 2312.06635).
 
-Axes: B batch, T time, D d_model, N heads, H key width of a head, E value width, R rank of the decay.
+Axes: B batch, T time, D d_model, N heads, H key width of a head, E value width, R rank of the
+decay.
 """
 
 import dataclasses
@@ -22,9 +23,11 @@ from jaxlm.ranges import Count, NonNegative, Positive
 @dataclasses.dataclass(frozen=True)
 @checked
 class GLAConfig(Mixer):
-  """expand_k, expand_v: all heads' key and value channels over d_model. decay_rank: of the map to the decays.
+  """expand_k, expand_v: all heads' key and value channels over d_model. decay_rank: of the map to
+  the decays.
 
-  chunk: a multiple of 16. decay_temperature: log decay = log sigmoid(.) / temperature; 16 starts near exp(-0.04) per token.
+  chunk: a multiple of 16. decay_temperature: log decay = log sigmoid(.) / temperature; 16 starts
+  near exp(-0.04) per token.
   """
 
   num_heads: Count = 4
@@ -38,14 +41,18 @@ class GLAConfig(Mixer):
 
   def __post_init__(self):
     if self.chunk % BLOCK:
-      raise ConfigError(f"chunk = {self.chunk} of gla: wanted a multiple of {BLOCK}; use {-(-self.chunk // BLOCK) * BLOCK}")
+      raise ConfigError(
+        f"chunk = {self.chunk} of gla: wanted a multiple of {BLOCK}; use {-(-self.chunk // BLOCK) * BLOCK}"
+      )
 
   def widths(self, d_model: int) -> tuple[int, int]:
     """(H, E) of one head."""
     sizes = [int(d_model * x) for x in (self.expand_k, self.expand_v)]
     for name, size in zip(("expand_k", "expand_v"), sizes):
       if size < 1 or size % self.num_heads:
-        raise ConfigError(f"{name} of gla gives {size} channels, which num_heads = {self.num_heads} does not divide")
+        raise ConfigError(
+          f"{name} of gla gives {size} channels, which num_heads = {self.num_heads} does not divide"
+        )
     return sizes[0] // self.num_heads, sizes[1] // self.num_heads
 
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
@@ -68,22 +75,45 @@ class GLA(nn.Module):
   def __call__(self, x_BTD, context, state=None):
     cfg, w, D, N = self.cfg, weights(self, self.dtype), self.d_model, self.cfg.num_heads
     H, E = cfg.widths(D)
-    project = lambda name, width: jnp.einsum(
-        "btd,dnh->btnh", x_BTD, w(name, (D, N, width), ("embed", "heads", "head_dim")))
+
+    def project(name, width):
+      return jnp.einsum(
+        "btd,dnh->btnh", x_BTD, w(name, (D, N, width), ("embed", "heads", "head_dim"))
+      )
+
     q_BTNH, k_BTNH, v_BTNE = project("w_q", H), project("w_k", H), project("w_v", E)
-    low_BTR = jnp.einsum("btd,dr->btr", x_BTD, w("w_decay_in", (D, cfg.decay_rank), ("embed", None)))
-    w_RNH = w("w_decay_out", (cfg.decay_rank, N, H), (None, "heads", "head_dim"), role=matrix((0,), (1, 2)))
+    low_BTR = jnp.einsum(
+      "btd,dr->btr", x_BTD, w("w_decay_in", (D, cfg.decay_rank), ("embed", None))
+    )
+    w_RNH = w(
+      "w_decay_out", (cfg.decay_rank, N, H), (None, "heads", "head_dim"), role=matrix((0,), (1, 2))
+    )
     decay_BTNH = jnp.einsum("btr,rnh->btnh", low_BTR, w_RNH)
-    decay_BTNH = decay_BTNH.astype(jnp.float32) + weights(self)("b_decay", (N, H), ("heads", "head_dim"), init=zeros)[None, None]
+    decay_BTNH = (
+      decay_BTNH.astype(jnp.float32)
+      + weights(self)("b_decay", (N, H), ("heads", "head_dim"), init=zeros)[None, None]
+    )
     decay_BTNH = jax.nn.log_sigmoid(decay_BTNH) / cfg.decay_temperature
 
     ids_BT = context.segment_ids_BT if context.packed and state is None else None
-    if state is not None:     # a token that is not there writes nothing and lets nothing fade
+    if state is not None:  # a token that is not there writes nothing and lets nothing fade
       valid = (context.segment_ids_BT != 0)[:, :, None, None]
       k_BTNH, decay_BTNH = k_BTNH * valid, decay_BTNH * valid
-    o_BTNE, last = gla(q_BTNH, k_BTNH, v_BTNE, decay_BTNH, initial_state_BNHE=state, segment_ids_BT=ids_BT,
-                       chunk=cfg.chunk, implementation=cfg.implementation)
+    o_BTNE, last = gla(
+      q_BTNH,
+      k_BTNH,
+      v_BTNE,
+      decay_BTNH,
+      initial_state_BNHE=state,
+      segment_ids_BT=ids_BT,
+      chunk=cfg.chunk,
+      implementation=cfg.implementation,
+    )
     o_BTNE = rms_norm(o_BTNE, weights(self)("scale", (E,), ("head_dim",), init=ones), cfg.norm_eps)
     o_BTNE = o_BTNE * jax.nn.silu(project("w_gate", E))
-    w_o = w("w_o", (N, E, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5))
-    return jnp.einsum("btne,ned->btd", o_BTNE.astype(self.dtype), w_o), None if state is None else last
+    w_o = w(
+      "w_o", (N, E, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5)
+    )
+    return jnp.einsum(
+      "btne,ned->btd", o_BTNE.astype(self.dtype), w_o
+    ), None if state is None else last

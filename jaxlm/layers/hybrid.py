@@ -20,7 +20,9 @@ class HybridConfig(Mixer):
       raise ConfigError(f"members: a hybrid needs at least two mixers, got {len(self.members)}")
     for member in self.members:
       if isinstance(member, (PatternConfig, HybridConfig)):
-        raise ConfigError(f"members: {MIXERS.kind_of(member)} cannot stand inside a hybrid; write its mixers here")
+        raise ConfigError(
+          f"members: {MIXERS.kind_of(member)} cannot stand inside a hybrid; write its mixers here"
+        )
 
   def heads(self, d_model: int):
     """Of the member that takes a position; all are checked."""
@@ -52,7 +54,8 @@ class Hybrid(nn.Module):
     total, states = None, []
     for i, member in enumerate(self.cfg.members):
       y_BTD, new = member.build(self.d_model, self.dtype, f"member_{i}")(
-          x_BTD, context, None if state is None else state[i])
+        x_BTD, context, None if state is None else state[i]
+      )
       total = y_BTD if total is None else total + y_BTD
       states.append(new)
     return total, None if state is None else tuple(states)

@@ -1,6 +1,8 @@
-"""LaCT, the token mixer of "Test-Time Training Done Right" (arXiv 2505.23884): window attention + fast weights.
+"""LaCT, the token mixer of "Test-Time Training Done Right" (arXiv 2505.23884): window attention +
+fast weights.
 
-Axes: B batch, T time, D d_model, N attention heads, H attention head width, M fast-weight heads, G their width.
+Axes: B batch, T time, D d_model, N attention heads, H attention head width, M fast-weight heads, G
+their width.
 """
 
 import dataclasses
@@ -22,17 +24,20 @@ from jaxlm.layers.taps import tap, wants_attention
 from jaxlm.layers.weights import ones, weights, zeros
 from jaxlm.ranges import Count
 
-EPS = 1e-5      # of q and k norms, of the L2 norm (outside the root) and of the memory's output norm
+EPS = 1e-5  # of q and k norms, of the L2 norm (outside the root) and of the memory's output norm
 
 
 @dataclasses.dataclass(frozen=True)
 @checked
 class LaCTConfig(Mixer):
-  """num_heads, window: of the attention; a query sees itself and the window - 1 keys before it, None = all.
+  """num_heads, window: of the attention; a query sees itself and the window - 1 keys before it,
+  None = all.
 
-  fast: the memory; its heads are groups of attention heads. With window >= fast.chunk every earlier token is seen by
+  fast: the memory; its heads are groups of attention heads. With window >= fast.chunk every earlier
+  token is seen by
     one of the two.
-  position: of the attention, default the model's. rotate_fast: turn the memory's q and k as well (RoPE only).
+  position: of the attention, default the model's. rotate_fast: turn the memory's q and k as well
+  (RoPE only).
   qk_norm: RMS norm of q and k over the full width. silu: on which of the memory's q, k, v.
   gate: a learned scale silu(x w + b) per token and head on the memory's output; it starts near 0.
   """
@@ -42,19 +47,25 @@ class LaCTConfig(Mixer):
   fast: FastWeightConfig = FastWeightConfig()
   position: Annotated[object | None, POSITIONS] = None
   rotate_fast: bool = True
-  use_bias: bool = False              # of q, k, v
+  use_bias: bool = False  # of q, k, v
   qk_norm: bool = False
   silu: Literal["qkv", "qk", "none"] = "qkv"
   gate: bool = True
-  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = None   # of the attention kernel; None = best for the platform
+  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = (
+    None  # of the attention kernel; None = best for the platform
+  )
 
   def __post_init__(self):
     if self.num_heads % self.fast.num_heads:
-      raise ConfigError(f"fast.num_heads = {self.fast.num_heads} does not divide num_heads = {self.num_heads}: a fast-weight "
-                        "head is a group of attention heads, which rotate together")
+      raise ConfigError(
+        f"fast.num_heads = {self.fast.num_heads} does not divide num_heads = {self.num_heads}: a fast-weight "
+        "head is a group of attention heads, which rotate together"
+      )
     if self.rotate_fast and not isinstance(self.position, (RoPE, NoPosition, type(None))):
-      raise ConfigError(f"rotate_fast = True: only rope turns the memory's q and k, not "
-                        f"{POSITIONS.kind_of(self.position)}; set rotate_fast = False")
+      raise ConfigError(
+        f"rotate_fast = True: only rope turns the memory's q and k, not "
+        f"{POSITIONS.kind_of(self.position)}; set rotate_fast = False"
+      )
 
   def heads(self, d_model: int) -> Heads:
     if d_model % self.num_heads:
@@ -73,7 +84,10 @@ class LaCTConfig(Mixer):
 
   def init_state(self, d_model: int, batch_size: int, max_len: int, dtype) -> "LaCTState":
     window = AttentionConfig(num_heads=self.num_heads, window=self.window, position=self.position)
-    return LaCTState(window.init_state(d_model, batch_size, max_len, dtype), self.fast.init_state(d_model, batch_size))
+    return LaCTState(
+      window.init_state(d_model, batch_size, max_len, dtype),
+      self.fast.init_state(d_model, batch_size),
+    )
 
 
 class LaCTState(NamedTuple):
@@ -82,7 +96,9 @@ class LaCTState(NamedTuple):
 
 
 class LaCT(nn.Module):
-  """y = (softmax attention in a window + gate * norm(f_W(q'))) w_o, with q', k', v' made from the same q, k, v."""
+  """y = (softmax attention in a window + gate * norm(f_W(q'))) w_o, with q', k', v' made from the
+  same q, k, v.
+  """
 
   cfg: LaCTConfig
   d_model: int
@@ -101,11 +117,18 @@ class LaCT(nn.Module):
 
     q_BTNH, k_BTNH, v_BTNH = map(project, "qkv")
     if cfg.qk_norm:
-      q_BTNH, k_BTNH = (self._full_norm(f"scale_{n}_norm", x) for n, x in (("q", q_BTNH), ("k", k_BTNH)))
+      q_BTNH, k_BTNH = (
+        self._full_norm(f"scale_{n}_norm", x) for n, x in (("q", q_BTNH), ("k", k_BTNH))
+      )
 
-    # The affine is on the memory's side, as in the released models; the paper's text puts it on the attention's.
-    affine = lambda letter, x: (x * w(f"scale_{letter}", (N, H), per_head, init=ones)[None, None]
-                                + w(f"offset_{letter}", (N, H), per_head, init=zeros)[None, None])
+    # The affine is on the memory's side, as in the released models; the paper's text puts it on the
+    # attention's.
+    def affine(letter, x):
+      return (
+        x * w(f"scale_{letter}", (N, H), per_head, init=ones)[None, None]
+        + w(f"offset_{letter}", (N, H), per_head, init=zeros)[None, None]
+      )
+
     fast_q, fast_k, fast_v = affine("q", q_BTNH), affine("k", k_BTNH), v_BTNH
     if cfg.silu != "none":
       fast_q, fast_k = jax.nn.silu(fast_q), jax.nn.silu(fast_k)
@@ -114,29 +137,52 @@ class LaCT(nn.Module):
 
     shared = context.shared
     if context.shared_by != (position, heads):
-      shared, _ = position.prepare(self, heads, context, position.init_model_state(heads, x_BTD.shape[0]))
+      shared, _ = position.prepare(
+        self, heads, context, position.init_model_state(heads, x_BTD.shape[0])
+      )
     cache = None if state is None else state.cache
-    encode = lambda q, k, old: position.encode(self, heads, q, k, x_BTD, context, shared, old)
-    q_BTNH, k_BTNH, info, position_state = encode(q_BTNH, k_BTNH, None if cache is None else cache.position)
+
+    def encode(q, k, old):
+      return position.encode(self, heads, q, k, x_BTD, context, shared, old)
+
+    q_BTNH, k_BTNH, info, position_state = encode(
+      q_BTNH, k_BTNH, None if cache is None else cache.position
+    )
     if cfg.rotate_fast and isinstance(position, RoPE):
       fast_q, fast_k = encode(fast_q, fast_k, None)[:2]
     q_BTNH, k_BTNH, v_BTNH = tap(self, "q", q_BTNH), tap(self, "k", k_BTNH), tap(self, "v", v_BTNH)
 
-    bias = lambda key_info: position.bias(self, heads, info, key_info, shared)
-    o_BTNH, cache = self._attend(q_BTNH, k_BTNH, v_BTNH, info, bias, position, position_state, context, cache)
+    def bias(key_info):
+      return position.bias(self, heads, info, key_info, shared)
+
+    o_BTNH, cache = self._attend(
+      q_BTNH, k_BTNH, v_BTNH, info, bias, position, position_state, context, cache
+    )
     o_BTNH = tap(self, "attended", o_BTNH)
 
-    grouped = lambda x: jnp.moveaxis(x.reshape(*x.shape[:2], M, D // M), 2, 1)
+    def grouped(x):
+      return jnp.moveaxis(x.reshape(*x.shape[:2], M, D // M), 2, 1)
+
     t_BMTG, memory = Memory(cfg.fast, D, self.dtype, name="fast")(
-        x_BTD, grouped(fast_q), grouped(fast_k), grouped(fast_v), context, None if state is None else state.memory)
+      x_BTD,
+      grouped(fast_q),
+      grouped(fast_k),
+      grouped(fast_v),
+      context,
+      None if state is None else state.memory,
+    )
     t_BMTG = tap(self, "remembered", t_BMTG)
-    t_BTMG = rms_norm(jnp.moveaxis(t_BMTG, 1, 2), weights(self)("scale_fast", (D // M,), (None,), init=ones), EPS)
+    t_BTMG = rms_norm(
+      jnp.moveaxis(t_BMTG, 1, 2), weights(self)("scale_fast", (D // M,), (None,), init=ones), EPS
+    )
     if cfg.gate:
       gate_BTM = jnp.einsum("btd,dm->btm", x_BTD, w("w_gate", (D, M), ("embed", "heads")))
       gate_BTM = jax.nn.silu(gate_BTM + w("b_gate", (M,), ("heads",), init=zeros)[None, None])
       t_BTMG = t_BTMG * gate_BTM[..., None]
     y_BTNH = o_BTNH.astype(self.dtype) + t_BTMG.reshape(o_BTNH.shape).astype(self.dtype)
-    y_BTD = jnp.einsum("btnh,nhd->btd", tap(self, "heads", y_BTNH), w("w_o", (N, H, D), (*per_head, "embed")))
+    y_BTD = jnp.einsum(
+      "btnh,nhd->btd", tap(self, "heads", y_BTNH), w("w_o", (N, H, D), (*per_head, "embed"))
+    )
     return y_BTD, None if state is None else LaCTState(cache, memory)
 
   def _full_norm(self, name, x_BTNH):
@@ -162,10 +208,13 @@ class LaCT(nn.Module):
     new = Keys(k_BTNH, v_BTNH, index_BT, info)
     keys = written = write(cache, new)
     if q_BTNH.shape[1] > 1 and cache.k_BSKH.shape[1] == cfg.window and not position.ordered_keys:
-      # A ring forgets keys that the first of several queries still see: look at old and new side by side.
+      # A ring forgets keys that the first of several queries still see: look at old and new side by
+      # side.
       old = Keys(cache.k_BSKH, cache.v_BSKH, cache.index_BS, cache.key_info)
       keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], 1), old, new)
-    o_BTNH = run(keys.k_BSKH, keys.v_BSKH, keys.info, q_index_BT=index_BT, kv_index_BS=keys.index_BS)
+    o_BTNH = run(
+      keys.k_BSKH, keys.v_BSKH, keys.info, q_index_BT=index_BT, kv_index_BS=keys.index_BS
+    )
     return o_BTNH, KVCache(*written, position_state)
 
 
@@ -173,7 +222,9 @@ def unit(x):
   """x / (|x| + 1e-5) over the last axis, float32 inside."""
   x32 = x.astype(jnp.float32)
   square = jnp.sum(jnp.square(x32), -1, keepdims=True)
-  norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)    # a zero row has derivative 0
+  norm = jnp.where(
+    square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0
+  )  # a zero row has derivative 0
   return (x32 / (norm + EPS)).astype(x.dtype)
 
 

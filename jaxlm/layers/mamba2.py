@@ -1,7 +1,7 @@
 """The Mamba-2 mixer: a short convolution, a selective state space, a gated norm (arXiv 2405.21060).
 
-Axes: B batch, T time, J convolution taps, D d_model, N heads, H head_dim, K groups of heads that share B and C,
-E state size, F channels of one convolution.
+Axes: B batch, T time, J convolution taps, D d_model, N heads, H head_dim, K groups of heads that
+share B and C, E state size, F channels of one convolution.
 """
 
 import dataclasses
@@ -28,8 +28,9 @@ from jaxlm.ranges import Count, NonNegative
 class Mamba2Config(Mixer):
   """d_inner = expand * d_model channels in heads of head_dim; d_state: E; d_conv: taps J.
 
-  num_groups: of heads that share B and C. norm_per_group: the gated norm's statistics are those of a group (as
-  released), not of all channels; the same with one group. use_bias: on the input and output projections.
+  num_groups: of heads that share B and C. norm_per_group: the gated norm's statistics are those of
+  a group (as released), not of all channels; the same with one group. use_bias: on the input and
+  output projections.
   followed_by_mlp: the block has an MLP after this mixer (the layout letter M), or ends with it (m).
   """
 
@@ -44,14 +45,17 @@ class Mamba2Config(Mixer):
   followed_by_mlp: bool = False
   implementation: Literal["xla", "reference"] | None = None
 
-
   def num_heads(self, d_model: int) -> int:
     d_inner = self.expand * d_model
     if d_inner % self.head_dim:
-      raise ConfigError(f"expand * d_model = {d_inner} is not a multiple of head_dim = {self.head_dim} of mamba2; "
-                        f"choose d_model a multiple of {self.head_dim // math.gcd(self.head_dim, self.expand)}")
+      raise ConfigError(
+        f"expand * d_model = {d_inner} is not a multiple of head_dim = {self.head_dim} of mamba2; "
+        f"choose d_model a multiple of {self.head_dim // math.gcd(self.head_dim, self.expand)}"
+      )
     if d_inner // self.head_dim % self.num_groups:
-      raise ConfigError(f"num_groups = {self.num_groups} does not divide the {d_inner // self.head_dim} heads of mamba2")
+      raise ConfigError(
+        f"num_groups = {self.num_groups} does not divide the {d_inner // self.head_dim} heads of mamba2"
+      )
     return d_inner // self.head_dim
 
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
@@ -59,13 +63,17 @@ class Mamba2Config(Mixer):
 
   def init_state(self, d_model: int, batch_size: int, max_len: int, dtype) -> "Mamba2State":
     N, H, K, E = self.num_heads(d_model), self.head_dim, self.num_groups, self.d_state
-    return Mamba2State(jnp.zeros((batch_size, self.d_conv, N * H), dtype),
-                       jnp.zeros((batch_size, self.d_conv, 2 * K * E), dtype),
-                       jnp.zeros((batch_size, N, H, E), jnp.float32))
+    return Mamba2State(
+      jnp.zeros((batch_size, self.d_conv, N * H), dtype),
+      jnp.zeros((batch_size, self.d_conv, 2 * K * E), dtype),
+      jnp.zeros((batch_size, N, H, E), jnp.float32),
+    )
 
 
 class Mamba2State(NamedTuple):
-  """The last J inputs of the convolutions, oldest first, zeros before the first token; and S_t, float32."""
+  """The last J inputs of the convolutions, oldest first, zeros before the first token; and S_t,
+  float32.
+  """
 
   x_BJF: jax.Array
   bc_BJF: jax.Array
@@ -76,13 +84,16 @@ def last_inputs(x_BTF, history_BJF, valid_BT):
   """The J inputs before the first invalid token of each row, oldest first."""
   J = history_BJF.shape[1]
   all_BTF = jnp.concatenate([history_BJF, x_BTF.astype(history_BJF.dtype)], axis=1)
-  cut = lambda x_TF, n: jax.lax.dynamic_slice_in_dim(x_TF, n, J)
+
+  def cut(x_TF, n):
+    return jax.lax.dynamic_slice_in_dim(x_TF, n, J)
+
   return jax.vmap(cut)(all_BTF, jnp.sum(valid_BT, axis=1))
 
 
 def starts(segment_ids_BT):
-  """True where the segment differs from that of the token before; False at the row's start, where nothing is
-  carried in."""
+  """True where the segment differs from that of the token before; False at the row's start, where
+  nothing is carried in."""
   return jnp.pad(segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (1, 0)))
 
 
@@ -111,10 +122,11 @@ def init_conv(num_taps: int):
 
 
 class Mamba2(nn.Module):
-  """[z, x, B, C, dt] = u w;  x, B, C = silu(conv);  S_t = e^{a dt} S_{t-1} + dt x (x) B;  y = norm((S C + D x) silu(z)) w_out.
+  """[z, x, B, C, dt] = u w;  x, B, C = silu(conv);  S_t = e^{a dt} S_{t-1} + dt x (x) B;  y =
+  norm((S C + D x) silu(z)) w_out.
 
-  The weights of the official fused in_proj and conv1d are apart here, because z, x and dt are split over heads on
-  a tensor axis while B and C, which all heads of a group read, are replicated.
+  The weights of the official fused in_proj and conv1d are apart here, because z, x and dt are split
+  over heads on a tensor axis while B and C, which all heads of a group read, are replicated.
   """
 
   cfg: Mamba2Config
@@ -130,19 +142,26 @@ class Mamba2(nn.Module):
     def project(suffix, shape, axes):
       flat = math.prod(shape)
       y = linear(u_BTD, w(f"w_{suffix}", (D, *shape), ("embed", *axes)).reshape(D, flat))
-      return y + w(f"b_{suffix}", shape, axes, init=zeros).reshape(1, 1, flat) if cfg.use_bias else y
+      return (
+        y + w(f"b_{suffix}", shape, axes, init=zeros).reshape(1, 1, flat) if cfg.use_bias else y
+      )
 
-    z_BTF, x_BTF = project("z", (N, H), ("heads", "head_dim")), project("x", (N, H), ("heads", "head_dim"))
+    z_BTF, x_BTF = (
+      project("z", (N, H), ("heads", "head_dim")),
+      project("x", (N, H), ("heads", "head_dim")),
+    )
     bc_BTF, dt_BTN = project("bc", (2, K, E), (None, None, None)), project("dt", (N,), ("heads",))
 
     if state is None:
       reset_BT = starts(context.segment_ids_BT) if context.packed else None
       valid_BT = None
-    else:     # a row that goes on is one document; what is invalid must not touch the state
+    else:  # a row that goes on is one document; what is invalid must not touch the state
       reset_BT, valid_BT = None, context.segment_ids_BT != 0
 
     def conv(suffix, x_BTF, shape, axes, history_BJF):
-      w_JF = stored(f"conv_{suffix}", (J, *shape), (None, *axes), init=init_conv(J), role=SPARED).reshape(J, -1)
+      w_JF = stored(
+        f"conv_{suffix}", (J, *shape), (None, *axes), init=init_conv(J), role=SPARED
+      ).reshape(J, -1)
       b_F = stored(f"b_conv_{suffix}", shape, axes, init=init_conv(J)).reshape(-1)
       return causal_conv(x_BTF, w_JF, b_F, reset_BT, history_BJF).astype(self.dtype)
 
@@ -150,26 +169,44 @@ class Mamba2(nn.Module):
     x_BTNH = conv("x", x_BTF, (N, H), ("heads", "head_dim"), history[0]).reshape(B, T, N, H)
     bc_BT2KE = conv("bc", bc_BTF, (2, K, E), (None, None, None), history[1]).reshape(B, T, 2, K, E)
 
-    dt_BTN = jax.nn.softplus(dt_BTN.astype(jnp.float32)
-                             + stored("dt_bias", (N,), ("heads",), init=init_dt_bias)[None, None])
+    dt_BTN = jax.nn.softplus(
+      dt_BTN.astype(jnp.float32)
+      + stored("dt_bias", (N,), ("heads",), init=init_dt_bias)[None, None]
+    )
     if valid_BT is not None:
       dt_BTN = jnp.where(valid_BT[..., None], dt_BTN, 0)
     a_N = -jnp.exp(stored("a_log", (N,), ("heads",), init=init_a_log))
     y_BTNH, ssm_BNHE = ssd(
-        x_BTNH, dt_BTN, a_N, bc_BT2KE[:, :, 0], bc_BT2KE[:, :, 1],
-        d_N=stored("d_skip", (N,), ("heads",), init=ones), reset_BT=reset_BT,
-        initial_state_BNHE=None if state is None else state.ssm_BNHE, implementation=cfg.implementation)
+      x_BTNH,
+      dt_BTN,
+      a_N,
+      bc_BT2KE[:, :, 0],
+      bc_BT2KE[:, :, 1],
+      d_N=stored("d_skip", (N,), ("heads",), init=ones),
+      reset_BT=reset_BT,
+      initial_state_BNHE=None if state is None else state.ssm_BNHE,
+      implementation=cfg.implementation,
+    )
 
     scale_NH = stored("norm_scale", (N, H), ("heads", "head_dim"), init=ones)
-    normed = lambda y_BTF, z_BTF, scale_F: gated_norm(
-        y_BTF, z_BTF, scale_F, K if cfg.norm_per_group else 1, cfg.norm_eps).astype(self.dtype)
+
+    def normed(y_BTF, z_BTF, scale_F):
+      return gated_norm(y_BTF, z_BTF, scale_F, K if cfg.norm_per_group else 1, cfg.norm_eps).astype(
+        self.dtype
+      )
+
     y_BTF = jax.checkpoint(normed)(y_BTNH.reshape(B, T, -1), z_BTF, scale_NH.reshape(-1))
     y_BTNH = y_BTF.reshape(B, T, N, H)
-    w_out_NHD = w("w_out", (N, H, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5))
+    w_out_NHD = w(
+      "w_out", (N, H, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5)
+    )
     y_BTD = linear(y_BTNH, w_out_NHD, contract=2)
     if cfg.use_bias:
       y_BTD = y_BTD + w("b_out", (D,), ("embed",), init=zeros)[None, None]
     if state is not None:
-      state = Mamba2State(last_inputs(x_BTF, state.x_BJF, valid_BT), last_inputs(bc_BTF, state.bc_BJF, valid_BT),
-                          ssm_BNHE)
+      state = Mamba2State(
+        last_inputs(x_BTF, state.x_BJF, valid_BT),
+        last_inputs(bc_BTF, state.bc_BJF, valid_BT),
+        ssm_BNHE,
+      )
     return y_BTD, state

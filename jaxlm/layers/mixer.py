@@ -1,13 +1,16 @@
-"""The contract of token mixers: what a decoder asks of attention, Mamba-2, fast weights and the rest.
+"""The contract of token mixers: what a decoder asks of attention, Mamba-2, fast weights and the
+rest.
 
 Axes: B batch, T time, D d_model.
 
-A mixer is chosen by its config, a frozen dataclass that derives from `Mixer` and is registered in MIXERS.
+A mixer is chosen by its config, a frozen dataclass that derives from `Mixer` and is registered in
+MIXERS.
 
-The module is called as `y_BTD, state = module(x_BTD, context, state)`. With `state=None` it maps a whole
-sequence and returns None as the state. With a state it continues after the tokens the state has seen, for
-any T >= 1 (prefill or one step), and returns the state after the last *valid* token of each row; a row whose
-token is invalid (segment id 0) keeps its state. Both paths share their functions and must agree.
+The module is called as `y_BTD, state = module(x_BTD, context, state)`. With `state=None` it maps a
+whole sequence and returns None as the state. With a state it continues after the tokens the state
+has seen, for any T >= 1 (prefill or one step), and returns the state after the last *valid* token
+of each row; a row whose token is invalid (segment id 0) keeps its state. Both paths share their
+functions and must agree.
 """
 
 import dataclasses
@@ -19,7 +22,9 @@ from flax import struct
 from jaxlm.config import ConfigError, Kinds, checked
 from jaxlm.ranges import Natural
 
-MIXERS = Kinds("mixer", {
+MIXERS = Kinds(
+  "mixer",
+  {
     "attention": "jaxlm.layers.attention:AttentionConfig",
     "mamba2": "jaxlm.layers.mamba2:Mamba2Config",
     "lact": "jaxlm.layers.lact:LaCTConfig",
@@ -28,7 +33,8 @@ MIXERS = Kinds("mixer", {
     "gated_delta_rule": "jaxlm.layers.delta_rule:GatedDeltaRuleConfig",
     "hybrid": "jaxlm.layers.hybrid:HybridConfig",
     "pattern": "jaxlm.layers.mixer:PatternConfig",
-})
+  },
+)
 
 
 @struct.dataclass
@@ -37,14 +43,18 @@ class Context:
 
   segment_ids_BT: int32, documents packed in a row count from 1; 0 marks padding.
   positions_BT: int32, position within the segment (for decoding: tokens already seen in the row).
-  key_segment_ids_BT: of the tokens as attention's keys, where it is not segment_ids_BT: 0 is looked at by nobody, while
+  key_segment_ids_BT: of the tokens as attention's keys, where it is not segment_ids_BT: 0 is looked
+  at by nobody, while
     the token itself looks at others. Needs packed.
-  embedding_BTD: the layer-0 token embedding, for mixers that read it (CARoPE's token_embedding source).
+  embedding_BTD: the layer-0 token embedding, for mixers that read it (CARoPE's token_embedding
+  source).
   shared: what the model's position encoding computed once for all layers, for the layers whose
     (position, heads) equals `shared_by`.
   depth: number of residual branches; output projections start at 0.02 / sqrt(depth).
-  packed: False promises that every token is valid and each row is one document starting at position 0.
-  lexicon: layers.lexinvariant.Lexicon, what an embedding that differs between sequences knows about each of them.
+  packed: False promises that every token is valid and each row is one document starting at position
+  0.
+  lexicon: layers.lexinvariant.Lexicon, what an embedding that differs between sequences knows about
+  each of them.
   tokens_BT: the token ids, for embeddings whose softmax depends on which occur.
   streaming: the tokens continue rows whose earlier tokens are not here.
   """
@@ -65,7 +75,8 @@ class Context:
 class Mixer:
   """Base of mixer configs. Override `build` and `init_state`; the rest has defaults.
 
-  followed_by_mlp: False means that the block ends after the mixer (Mamba). causal: no token sees a later one. window: of attention, None
+  followed_by_mlp: False means that the block ends after the mixer (Mamba). causal: no token sees a
+  later one. window: of attention, None
   where there is none. position: of a mixer that takes a position encoding.
   """
 
@@ -83,7 +94,10 @@ class Mixer:
     raise NotImplementedError(f"{type(self).__name__} has no decoding state")
 
   def heads(self, d_model: int):
-    """`Heads` of a mixer that takes a position encoding, else None. ConfigError if they do not fit the width."""
+    """`Heads` of a mixer that takes a position encoding, else None.
+
+    ConfigError if they do not fit the width.
+    """
     return None
 
   def with_position(self, position) -> "Mixer":
@@ -101,8 +115,9 @@ class Mixer:
 class PatternConfig(Mixer):
   """Layers of several kinds in a repeating order.
 
-  members: the mixers. order: their indices in one period, (0, 0, 1) for two of the first and one of the second;
-  default each once. Layer l is members[order[l % len(order)]]; the number of layers is free.
+  members: the mixers. order: their indices in one period, (0, 0, 1) for two of the first and one of
+  the second; default each once. Layer l is members[order[l % len(order)]]; the number of layers is
+  free.
   """
 
   members: tuple[Annotated[object, MIXERS], ...]
@@ -113,9 +128,13 @@ class PatternConfig(Mixer):
       raise ConfigError("members = (): a pattern needs at least one mixer")
     for index in self.order or ():
       if not 0 <= index < len(self.members):
-        raise ConfigError(f"order = {self.order}: {index} is not the index of one of {len(self.members)} members")
+        raise ConfigError(
+          f"order = {self.order}: {index} is not the index of one of {len(self.members)} members"
+        )
     if self.order == ():
-      raise ConfigError("order = (): one period needs at least one layer; leave it out for each member once")
+      raise ConfigError(
+        "order = (): one period needs at least one layer; leave it out for each member once"
+      )
     if any(isinstance(m, PatternConfig) for m in self.members):
       raise ConfigError("members: a pattern inside a pattern; write one order instead")
 

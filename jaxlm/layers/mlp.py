@@ -18,13 +18,13 @@ from jaxlm.layers.weights import normal, weights, zeros
 from jaxlm.ranges import Count
 
 ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "silu": jax.nn.silu,
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "tanh": jnp.tanh,
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+  "silu": jax.nn.silu,
+  "relu": jax.nn.relu,
+  "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "tanh": jnp.tanh,
 }
 
 
@@ -34,7 +34,9 @@ class MLPConfig:
   """d_ff None: 4 d_model. gated: act(x w_gate) * (x w_in); SwiGLU is silu, GeGLU gelu_tanh."""
 
   d_ff: Count | None = None
-  activation: Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu", "tanh"] = "gelu_tanh"
+  activation: Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu", "tanh"] = (
+    "gelu_tanh"
+  )
   gated: bool = False
   use_bias: bool = False
 
@@ -43,7 +45,9 @@ class MLPConfig:
 
 
 class MLP(nn.Module):
-  """y = act(x w_in) w_out, or (act(x w_gate) * (x w_in)) w_out. depth: residual branches of the network."""
+  """y = act(x w_in) w_out, or (act(x w_gate) * (x w_in)) w_out. depth: residual branches of the
+  network.
+  """
 
   cfg: MLPConfig
   d_model: int
@@ -56,7 +60,9 @@ class MLP(nn.Module):
 
     def up(suffix):
       h_BTF = linear(x_BTD, w(f"w_{suffix}", (D, F), ("embed", "mlp")))
-      return h_BTF + w(f"b_{suffix}", (F,), ("mlp",), init=zeros)[None, None] if cfg.use_bias else h_BTF
+      return (
+        h_BTF + w(f"b_{suffix}", (F,), ("mlp",), init=zeros)[None, None] if cfg.use_bias else h_BTF
+      )
 
     act = ACTIVATIONS[cfg.activation]
     h_BTF = act(up("gate")) * up("in") if cfg.gated else act(up("in"))

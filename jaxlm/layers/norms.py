@@ -13,10 +13,13 @@ from jaxlm.config import Kinds, checked
 from jaxlm.layers.weights import ones, weights, zeros
 from jaxlm.ranges import NonNegative
 
-NORMS = Kinds("norm", {
+NORMS = Kinds(
+  "norm",
+  {
     "rms": "jaxlm.layers.norms:RMSNormConfig",
     "layer": "jaxlm.layers.norms:LayerNormConfig",
-})
+  },
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +55,18 @@ def layer_norm(x, scale_D, bias_D, eps):
   """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, float32 inside, x's dtype out."""
   x32 = _without_ones(x.astype(jnp.float32))
   x32 = x32 - jnp.mean(x32, -1, keepdims=True)
-  x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps) * _last(scale_D, x32.ndim)
+  x32 = (
+    x32
+    * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)
+    * _last(scale_D, x32.ndim)
+  )
   return (x32 if bias_D is None else x32 + _last(bias_D, x32.ndim)).astype(x.dtype).reshape(x.shape)
 
 
 def _without_ones(x):
-  """x without leading axes of size 1, with which the sums of a norm's gradient are slow on a CPU (kernels.sums)."""
+  """x without leading axes of size 1, with which the sums of a norm's gradient are slow on a CPU
+  (kernels.sums).
+  """
   return x.reshape(*(size for size in x.shape[:-1] if size != 1), x.shape[-1])
 
 

@@ -16,10 +16,12 @@ What it must return:
   boundary_BT    bool; True at every document's first token, False where `valid_BT` is. Padding is on the right
   confidence_BT  float32, max(p, 1 - p) of the decision before the mask
   state          with state=None: None (or the () of a router that has none). Otherwise that after the last *valid* token
-                 of each row; a row without a valid token keeps its own. A row that goes on must get what it would whole
+                 of each row; a row without a valid token keeps its own. A row that goes on must get
+                 what it would whole
 
-Nothing may depend on another document of the row, nor on later tokens. A router with a rule has p = b, hence c = 1, and
-P = 0.9999 by the clip: `by_rule` does all of this. `given` is for callers in Python: no data kind makes boundaries.
+Nothing may depend on another document of the row, nor on later tokens. A router with a rule has p =
+b, hence c = 1, and P = 0.9999 by the clip: `by_rule` does all of this. `given` is for callers in
+Python: no data kind makes boundaries.
 """
 
 import dataclasses
@@ -35,19 +37,23 @@ from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.ranges import Count
 
-ROUTERS = Kinds("router", {
+ROUTERS = Kinds(
+  "router",
+  {
     "learned": "jaxlm.layers.routers:Learned",
     "direct": "jaxlm.layers.routers:Direct",
     "pool": "jaxlm.layers.routers:Pool",
     "space": "jaxlm.layers.routers:Space",
     "given": "jaxlm.layers.routers:Given",
-})
+  },
+)
 
 
 class View(NamedTuple):
   """What a router may look at besides the hidden rows.
 
-  first_BT: bool, the first token of a document. valid_BT: bool. positions_BT: int32, index in the document.
+  first_BT: bool, the first token of a document. valid_BT: bool. positions_BT: int32, index in the
+  document.
   tokens_BT: int32 bytes, and boundaries_BT: bool given boundaries; both None at inner stages.
   """
 
@@ -62,7 +68,9 @@ def last_valid(x_BT_, valid_BT, before_B_):
   """x at the last valid position of each row, `before` in a row without any. Right padding."""
   count_B = jnp.sum(valid_BT, axis=1)
   x_B_ = jax.vmap(lambda x, n: x[n])(x_BT_, jnp.maximum(count_B - 1, 0))
-  return jnp.where((count_B > 0).reshape((-1,) + (1,) * (x_B_.ndim - 1)), x_B_.astype(before_B_.dtype), before_B_)
+  return jnp.where(
+    (count_B > 0).reshape((-1,) + (1,) * (x_B_.ndim - 1)), x_B_.astype(before_B_.dtype), before_B_
+  )
 
 
 def by_rule(start_BT, view: View) -> Route:
@@ -72,7 +80,8 @@ def by_rule(start_BT, view: View) -> Route:
 
 
 def tap_boundaries(module: nn.Module, decision: Route, first_BT, valid_BT) -> Route:
-  """The decision after the tap `boundary` (bool, B, T). Where an edit changes it, it counts as a rule's: p = b, c = 1.
+  """The decision after the tap `boundary` (bool, B, T). Where an edit changes it, it counts as a
+  rule's: p = b, c = 1.
 
   The first token of a document stays a boundary and padding none, whatever the edit says.
   """
@@ -81,8 +90,11 @@ def tap_boundaries(module: nn.Module, decision: Route, first_BT, valid_BT) -> Ro
     return decision
   boundary_BT = (boundary_BT | first_BT) & valid_BT
   changed_BT = boundary_BT != decision.boundary_BT
-  return Route(jnp.where(changed_BT, boundary_BT.astype(jnp.float32), decision.p_BT), boundary_BT,
-               jnp.where(changed_BT, 1.0, decision.confidence_BT))
+  return Route(
+    jnp.where(changed_BT, boundary_BT.astype(jnp.float32), decision.p_BT),
+    boundary_BT,
+    jnp.where(changed_BT, 1.0, decision.confidence_BT),
+  )
 
 
 def identity(key, shape, dtype=jnp.float32):
@@ -114,9 +126,15 @@ class LearnedRouter(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, view, state):
     w, D = weights(self, self.dtype, init=identity), self.d_model
-    decision = route(x_BTD, w("w_q", (D, D), ("embed", None)), w("w_k", (D, D), ("embed", None)),
-                     first_BT=view.first_BT, valid_BT=view.valid_BT, previous_BD=state,
-                     implementation=self.cfg.implementation)
+    decision = route(
+      x_BTD,
+      w("w_q", (D, D), ("embed", None)),
+      w("w_k", (D, D), ("embed", None)),
+      first_BT=view.first_BT,
+      valid_BT=view.valid_BT,
+      previous_BD=state,
+      implementation=self.cfg.implementation,
+    )
     return decision, None if state is None else last_valid(x_BTD, view.valid_BT, state)
 
 
@@ -142,8 +160,12 @@ class DirectRouter(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, view, state):
     w = weights(self)
-    logit_BT = jnp.einsum("btd,d->bt", x_BTD.astype(jnp.float32), w("w", (self.d_model,), ("embed",)))
-    p_BT = jnp.where(view.first_BT, 1.0, jax.nn.sigmoid(logit_BT + w("b", (1,), (None,), init=zeros)[None]))
+    logit_BT = jnp.einsum(
+      "btd,d->bt", x_BTD.astype(jnp.float32), w("w", (self.d_model,), ("embed",))
+    )
+    p_BT = jnp.where(
+      view.first_BT, 1.0, jax.nn.sigmoid(logit_BT + w("b", (1,), (None,), init=zeros)[None])
+    )
     start_BT = p_BT > 0.5
     return Route(p_BT, start_BT & view.valid_BT, jnp.where(start_BT, p_BT, 1 - p_BT)), state
 
@@ -166,13 +188,23 @@ class Pool:
 
 def space_like(tokens_BT):
   """Neither an ASCII letter or digit nor a UTF-8 continuation byte (SpaceByte)."""
-  among = lambda low, high: (tokens_BT >= low) & (tokens_BT <= high)
-  return ~(among(ord("a"), ord("z")) | among(ord("A"), ord("Z")) | among(ord("0"), ord("9")) | among(0x80, 0xBF))
+
+  def among(low, high):
+    return (tokens_BT >= low) & (tokens_BT <= high)
+
+  return ~(
+    among(ord("a"), ord("z"))
+    | among(ord("A"), ord("Z"))
+    | among(ord("0"), ord("9"))
+    | among(0x80, 0xBF)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-  """A boundary at a space-like byte whose predecessor is not space-like. State: was the last byte space-like?"""
+  """A boundary at a space-like byte whose predecessor is not space-like. State: was the last byte
+  space-like?
+  """
 
   learned = False
   level = 0
@@ -188,7 +220,9 @@ def _space(x_BTD, view, state):
   like_BT = space_like(view.tokens_BT)
   before_B = jnp.ones(like_BT.shape[:1], bool) if state is None else state
   start_BT = like_BT & ~jnp.concatenate([before_B[:, None], like_BT[:, :-1]], axis=1)
-  return by_rule(start_BT, view), None if state is None else last_valid(like_BT, view.valid_BT, state)
+  return by_rule(start_BT, view), None if state is None else last_valid(
+    like_BT, view.valid_BT, state
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,5 +241,7 @@ class Given:
 
 def _given(x_BTD, view, state):
   if view.boundaries_BT is None:
-    raise ValueError("router 'given': this batch has no boundaries; pass a bool array (B, T) or choose another router")
+    raise ValueError(
+      "router 'given': this batch has no boundaries; pass a bool array (B, T) or choose another router"
+    )
   return by_rule(view.boundaries_BT, view), state

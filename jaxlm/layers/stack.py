@@ -2,10 +2,10 @@
 
 Axes: B batch, T time, D d_model, L layers, G groups of one period.
 
-Layers whose parameters are alike share one stack of leading axis L in layer order, whatever else differs between
-them (a window, say), so that the pattern of a model can change without changing its checkpoints. With one such
-stack the tree is {norm, mixer, mlp_norm, mlp}; with several it is {stack_0: {...}, stack_1: {...}}, numbered by
-first appearance.
+Layers whose parameters are alike share one stack of leading axis L in layer order, whatever else
+differs between them (a window, say), so that the pattern of a model can change without changing its
+checkpoints. With one such stack the tree is {norm, mixer, mlp_norm, mlp}; with several it is
+{stack_0: {...}, stack_1: {...}}, numbered by first appearance.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from jaxlm.layers.taps import STACKED, tap
 from jaxlm.ranges import Count
 
 REMAT_POLICIES = {
-    "full": None,
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
+  "full": None,
+  "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "dots": jax.checkpoint_policies.dots_saveable,
 }
 
 
@@ -33,9 +33,12 @@ REMAT_POLICIES = {
 class BlockConfig:
   """What surrounds the mixers.
 
-  residual: "sequential" x += mixer(norm x), x += mlp(norm x); "parallel" x += mixer(norm x) + mlp(norm' x);
-    "sandwich" sequential, with a norm after each sublayer as well; "post" x += norm mixer(x), x += norm mlp(x).
-  remat: what the backward pass recomputes; "minimal" keeps the results of weight matmuls, "dots" of all, "full"
+  residual: "sequential" x += mixer(norm x), x += mlp(norm x); "parallel" x += mixer(norm x) +
+  mlp(norm' x);
+    "sandwich" sequential, with a norm after each sublayer as well; "post" x += norm mixer(x), x +=
+    norm mlp(x).
+  remat: what the backward pass recomputes; "minimal" keeps the results of weight matmuls, "dots" of
+  all, "full"
     nothing. unroll: layer groups per step of the scan; as many as there are removes the loop.
   """
 
@@ -49,7 +52,9 @@ class BlockConfig:
 
 
 class Block(nn.Module):
-  """One mixer and, unless the mixer stands alone, one MLP, with their norms and residual connections."""
+  """One mixer and, unless the mixer stands alone, one MLP, with their norms and residual
+  connections.
+  """
 
   cfg: BlockConfig
   mixer: object
@@ -57,15 +62,22 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, context, state=None):
     cfg = self.cfg
-    build = lambda name, x_BTD: cfg.norm.build(cfg.dtype, name)(x_BTD)
-    norm, after = (build if there else lambda name, x_BTD: x_BTD for there in (
-        cfg.residual != "post", cfg.residual in ("sandwich", "post")))
+
+    def build(name, x_BTD):
+      return cfg.norm.build(cfg.dtype, name)(x_BTD)
+
+    norm, after = (
+      build if there else lambda name, x_BTD: x_BTD
+      for there in (cfg.residual != "post", cfg.residual in ("sandwich", "post"))
+    )
 
     mixer = self.mixer.build(cfg.d_model, cfg.dtype, "mixer")
     y_BTD, state = mixer(tap(self, "attn_in", norm("norm", x_BTD)), context, state)
     out_BTD = x_BTD + after("norm_out", tap(self, "attn_out", y_BTD))
     if cfg.mlp is not None and self.mixer.followed_by_mlp:
-      h_BTD = tap(self, "mlp_in", norm("mlp_norm", x_BTD if cfg.residual == "parallel" else out_BTD))
+      h_BTD = tap(
+        self, "mlp_in", norm("mlp_norm", x_BTD if cfg.residual == "parallel" else out_BTD)
+      )
       y_BTD = cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, context.depth)
       out_BTD = out_BTD + after("mlp_norm_out", tap(self, "mlp_out", y_BTD))
     out_BTD = tap(self, "resid", nn.with_logical_constraint(out_BTD, ("batch", "seq", "embed_act")))
@@ -91,7 +103,7 @@ class Groups(nn.Module):
   """A scan over the whole periods, and the rest of the layers as a group of their own."""
 
   cfg: BlockConfig
-  mixers: tuple       # of every layer
+  mixers: tuple  # of every layer
   period: int
 
   @nn.compact
@@ -106,20 +118,30 @@ class Groups(nn.Module):
 
 def _remat(cfg: BlockConfig):
   # Inside a rolled loop nothing can be merged across the barrier that prevent_cse would cost.
-  return Block if cfg.remat == "none" else nn.remat(
-      Block, policy=REMAT_POLICIES[cfg.remat], prevent_cse=cfg.unroll != 1)
+  return (
+    Block
+    if cfg.remat == "none"
+    else nn.remat(Block, policy=REMAT_POLICIES[cfg.remat], prevent_cse=cfg.unroll != 1)
+  )
 
 
 def _scan(module, length: int, cfg: BlockConfig):
-  return nn.scan(module, variable_axes=STACKED, split_rngs={"params": True},
-                 in_axes=(nn.broadcast, 0), out_axes=0, length=length, unroll=min(cfg.unroll, length),
-                 metadata_params={nn.PARTITION_NAME: "layers"})
+  return nn.scan(
+    module,
+    variable_axes=STACKED,
+    split_rngs={"params": True},
+    in_axes=(nn.broadcast, 0),
+    out_axes=0,
+    length=length,
+    unroll=min(cfg.unroll, length),
+    metadata_params={nn.PARTITION_NAME: "layers"},
+  )
 
 
 def split(mixers: tuple, period: int):
   """[(name, mixers of the group, number of groups)]: the whole periods, then what is left."""
   count, left = divmod(len(mixers), period)
-  parts = [("groups", mixers[:period], count), ("rest", mixers[count * period:], 1)]
+  parts = [("groups", mixers[:period], count), ("rest", mixers[count * period :], 1)]
   return [part for part in parts if part[1] and part[2]]
 
 
@@ -129,7 +151,10 @@ def parts(mixers: tuple, period: int) -> list[tuple[tuple[str, ...], tuple[int, 
     return [((), tuple(range(len(mixers))))]
   out, first = [], 0
   for group, members, count in split(mixers, period):
-    out += [((group, f"layer_{i}"), tuple(first + i + g * period for g in range(count))) for i in range(len(members))]
+    out += [
+      ((group, f"layer_{i}"), tuple(first + i + g * period for g in range(count)))
+      for i in range(len(members))
+    ]
     first += count * period
   return out
 
@@ -139,11 +164,16 @@ def stacks(mixers: tuple) -> dict[str, list[int]]:
   layers: dict = {}
   for l, mixer in enumerate(mixers):
     layers.setdefault(mixer.stack_key, []).append(l)
-  return {"" if len(layers) == 1 else f"stack_{i}": value for i, value in enumerate(layers.values())}
+  return {
+    "" if len(layers) == 1 else f"stack_{i}": value for i, value in enumerate(layers.values())
+  }
 
 
 def _to_groups(mixers: tuple, period: int, tree):
-  """Parameters stacked by kind of layer -> parameters as Groups declares them, with the collections' names."""
+  """Parameters stacked by kind of layer -> parameters as Groups declares them, with the
+  collections' names.
+  """
+
   def convert(params):
     out: dict = {}
     for name, layers in stacks(mixers).items():
@@ -156,47 +186,73 @@ def _to_groups(mixers: tuple, period: int, tree):
           rows = [layers.index(first + g * period) for g in range(count)]
           step = rows[1] - rows[0] if count > 1 else 1
           out.setdefault(group, {})[f"layer_{i}"] = jax.tree.map(
-              lambda x: x[rows[0]:rows[0] + step * (count - 1) + 1:step], stack)
+            lambda x: x[rows[0] : rows[0] + step * (count - 1) + 1 : step], stack
+          )
     return out
+
   return {name: convert(value) for name, value in tree.items() if value}
 
 
 def _from_groups(mixers: tuple, period: int, tree):
   """The inverse of _to_groups."""
+
   def convert(params):
     out, whole = {}, len(mixers) // period
     for name, layers in stacks(mixers).items():
-      place = lambda l: (params["groups"][f"layer_{l % period}"], l // period) if l < whole * period else (
-          params["rest"][f"layer_{l - whole * period}"], 0)
+
+      def place(l):
+        return (
+          (params["groups"][f"layer_{l % period}"], l // period)
+          if l < whole * period
+          else (params["rest"][f"layer_{l - whole * period}"], 0)
+        )
+
       rows = [jax.tree.map(lambda x: x[place(l)[1]], place(l)[0]) for l in layers]
       out[name] = jax.tree.map(lambda *xs: jnp.stack(xs), *rows)
     return out.get("", out)
+
   return {name: convert(value) for name, value in tree.items() if value}
 
 
 def build(cfg: BlockConfig, mixers: tuple, period: int, name: str, *, init: bool) -> nn.Module:
-  """The stack of one block per mixer: `x_BTD, states = stack(x_BTD, context, states)`. init: is_initializing()."""
+  """The stack of one block per mixer: `x_BTD, states = stack(x_BTD, context, states)`. init:
+  is_initializing().
+  """
   if period == 1:
     return _scan(_remat(cfg), len(mixers), cfg)(cfg, mixers[0], name=name)
   mapped = nn.map_variables(
-      Groups, "params", trans_in_fn=lambda tree: _to_groups(mixers, period, tree),
-      trans_out_fn=lambda tree: _from_groups(mixers, period, tree), init=init)    # else sown values would start it anew
+    Groups,
+    "params",
+    trans_in_fn=lambda tree: _to_groups(mixers, period, tree),
+    trans_out_fn=lambda tree: _from_groups(mixers, period, tree),
+    init=init,
+  )  # else sown values would start it anew
   return mapped(cfg, mixers, period, name=name)
 
 
 def init_states(cfg: BlockConfig, mixers: tuple, period: int, batch_size: int, max_len: int):
   """Decoding states in the form that the stack takes and returns, one leading axis per scan."""
-  repeat = lambda count, mixer: jax.tree.map(
+
+  def repeat(count, mixer):
+    return jax.tree.map(
       lambda x: jnp.broadcast_to(x[None], (count, *x.shape)),
-      mixer.init_state(cfg.d_model, batch_size, max_len, cfg.dtype))
+      mixer.init_state(cfg.d_model, batch_size, max_len, cfg.dtype),
+    )
+
   if period == 1:
     return repeat(len(mixers), mixers[0])
-  return tuple(tuple(repeat(count, mixer) for mixer in members) for _, members, count in split(mixers, period))
+  return tuple(
+    tuple(repeat(count, mixer) for mixer in members) for _, members, count in split(mixers, period)
+  )
 
 
 def no_states(mixers: tuple, period: int):
   """What a stack takes for a whole sequence."""
-  return None if period == 1 else tuple((None,) * len(members) for _, members, _ in split(mixers, period))
+  return (
+    None
+    if period == 1
+    else tuple((None,) * len(members) for _, members, _ in split(mixers, period))
+  )
 
 
 def in_layer_order(sown, mixers: tuple, period: int, name: str = "resid") -> list:

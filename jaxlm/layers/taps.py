@@ -1,10 +1,12 @@
 """Taps: named places of a network where an activation can be recorded, and changed, from outside.
 
-A tap is the identity. It records into the collection `intermediates` where that is mutable, and applies the edit that the
-collection `edits` holds for it. Neither adds a parameter, and without them the compiled program is the same. Both
-collections are stacked over layers like the parameters (`STACKED`), so one edit can differ from layer to layer.
+A tap is the identity. It records into the collection `intermediates` where that is mutable, and
+applies the edit that the collection `edits` holds for it. Neither adds a parameter, and without
+them the compiled program is the same. Both collections are stacked over layers like the parameters
+(`STACKED`), so one edit can differ from layer to layer.
 
-Sites of a block: attn_in, q, k, v, heads, attn_out, mlp_in, mlp_hidden, mlp_out, resid (T5's decoder also cross_in,
+Sites of a block: attn_in, q, k, v, heads, attn_out, mlp_in, mlp_hidden, mlp_out, resid (T5's
+decoder also cross_in,
 cross_out). Of a model: embed, final. H-Net: boundary, of every chunking stage; MrT5: gate.
 """
 
@@ -24,8 +26,10 @@ STACKED = {"params": 0, "intermediates": 0, "edits": 0, "attention": 0}
 class Edit:
   """x <- fn(where(mask, value, x) * scale + add, layer), in x's dtype. What is None is left out.
 
-  scale, add, value, mask: broadcast against x; under a stack they have a leading layers axis. mask None: everywhere.
-  layer: int32, the number of the layer, given to fn; fn: a function of (x, layer) that JAX can trace.
+  scale, add, value, mask: broadcast against x; under a stack they have a leading layers axis. mask
+  None: everywhere.
+  layer: int32, the number of the layer, given to fn; fn: a function of (x, layer) that JAX can
+  trace.
   """
 
   scale: Any = None
@@ -46,8 +50,10 @@ class Edit:
     if self.fn is not None:
       y = self.fn(y, self.layer)
     if y.shape != x.shape:
-      raise ValueError(f"an edit turns an activation of shape {x.shape} into {y.shape}; scale, add, value and mask must "
-                       f"broadcast to it, and fn must keep it")
+      raise ValueError(
+        f"an edit turns an activation of shape {x.shape} into {y.shape}; scale, add, value and mask must "
+        f"broadcast to it, and fn must keep it"
+      )
     return y.astype(x.dtype)
 
 
@@ -65,5 +71,7 @@ def tap(module: nn.Module, site: str, x: jax.Array) -> jax.Array:
 
 
 def wants_attention(module: nn.Module) -> bool:
-  """Whether the whole attention matrix is asked for, which costs (T, S) memory: the collection `attention` is mutable."""
+  """Whether the whole attention matrix is asked for, which costs (T, S) memory: the collection
+  `attention` is mutable.
+  """
   return module.is_mutable_collection("attention") and not module.is_initializing()

@@ -1,23 +1,28 @@
 """Whole networks, chosen by `model.kind`.
 
-A model config is a frozen dataclass of base `jaxlm.models.base.ModelConfig`, which declares what the network scores and
-reads. Language models answer, besides `__call__`:
+A model config is a frozen dataclass of base `jaxlm.models.base.ModelConfig`, which declares what
+the network scores and reads. Language models answer, besides `__call__`:
 
   module.apply(variables, tokens_BT, segment_ids_BT=None, positions_BT=None) -> logits_BTV (float32)
   module.apply(variables, tokens_BT, targets_BT, segment_ids_BT, positions_BT, method="score")
-      -> Score(log_prob_BT, log_z_BT), float32; never holds (B, T, V) in float32 when cfg.loss_chunk says so
+      -> Score(log_prob_BT, log_z_BT), float32; never holds (B, T, V) in float32 when cfg.loss_chunk
+      says so
   cfg.init_state(batch_size, max_len) -> state;
-  module.apply(variables, tokens_BT, state, segment_ids_BT=None, method="extend") -> (logits_BTV, state)
+  module.apply(variables, tokens_BT, state, segment_ids_BT=None, method="extend") -> (logits_BTV,
+  state)
       T = 1 is a decoding step, T > 1 a prefill (right padding: segment id 0)
 """
 
 from jaxlm.config import Kinds
 
-MODELS = Kinds("model", {
+MODELS = Kinds(
+  "model",
+  {
     "masked_diffusion": "jaxlm.models.masked_diffusion:MaskedDiffusionConfig",
     "insertion": "jaxlm.models.insertion:InsertionConfig",
     "decoder": "jaxlm.models.decoder:DecoderConfig",
     "encoder_decoder": "jaxlm.models.encoder_decoder:EncoderDecoderConfig",
     "hnet": "jaxlm.models.hnet:HNetConfig",
     "lact_nvs": "jaxlm.models.lact_nvs:NVSConfig",
-})
+  },
+)

@@ -1,4 +1,5 @@
-"""What every model config declares, so that objectives, commands and counters ask instead of guessing.
+"""What every model config declares, so that objectives, commands and counters ask instead of
+guessing.
 
 Axes: B batch, T time.
 """
@@ -13,7 +14,9 @@ PyTree = Any
 
 
 class StackPart(NamedTuple):
-  """Layers that are scanned together: the module's path, and the number of each entry of its leading axis."""
+  """Layers that are scanned together: the module's path, and the number of each entry of its
+  leading axis.
+  """
 
   path: tuple[str, ...]
   layers: tuple[int, ...]
@@ -22,12 +25,16 @@ class StackPart(NamedTuple):
 class ModelConfig:
   """Base of model configs (frozen dataclasses).
 
-  scores: what the network gives probabilities (or values) of; an objective names the one that it needs:
+  scores: what the network gives probabilities (or values) of; an objective names the one that it
+  needs:
     "next_token", "inserted_tokens", "masked_tokens", "target_sequence" or "views".
-  float32_params: names of parameters that the model computes with in float32, whatever `train.gather_dtype` says.
+  float32_params: names of parameters that the model computes with in float32, whatever
+  `train.gather_dtype` says.
   flops_from_trace: training FLOPs are counted in the traced forward pass, not by parameters.
-  embedding: how tokens become vectors, None for a model without a choice. tie_embeddings: the head is the embedding's table.
-  num_chunkings: stages that shorten the sequence, of an H-Net. Configs that have these as fields give them a default.
+  embedding: how tokens become vectors, None for a model without a choice. tie_embeddings: the head
+  is the embedding's table.
+  num_chunkings: stages that shorten the sequence, of an H-Net. Configs that have these as fields
+  give them a default.
   """
 
   scores: ClassVar[str] = "next_token"
@@ -54,7 +61,9 @@ class ModelConfig:
 
   @property
   def stacks(self) -> dict[str, tuple[StackPart, ...]]:
-    """{name of a stack: its parts}, for those who read or edit activations by layer (`jaxlm.analysis`)."""
+    """{name of a stack: its parts}, for those who read or edit activations by layer
+    (`jaxlm.analysis`).
+    """
     return {}
 
   def check(self, cfg) -> None:
@@ -68,16 +77,22 @@ class ModelConfig:
     return tuple(batch[name] for name in ("tokens", "segment_ids", "positions") if name in batch)
 
   def example(self, length: int = 8) -> dict[str, jax.ShapeDtypeStruct]:
-    """The smallest batch that `inputs` reads: one row of `length` tokens. Parameters do not depend on it."""
+    """The smallest batch that `inputs` reads: one row of `length` tokens.
+
+    Parameters do not depend on it.
+    """
     return {"tokens": jax.ShapeDtypeStruct((1, length), jnp.int32)}
 
   def train_flops_per_token(self, seq_len: int) -> float | None:
-    """FLOPs of one token, forward and backward; None: counted by parameters (`jaxlm.evaluation.flops`)."""
+    """FLOPs of one token, forward and backward; None: counted by parameters
+    (`jaxlm.evaluation.flops`).
+    """
     return None
 
 
 def init(cfg: ModelConfig, key, batch=None) -> PyTree:
-  """The parameter tree, its leaves boxed with their logical axes. batch: abstract or concrete; None: `cfg.example()`.
+  """The parameter tree, its leaves boxed with their logical axes. batch: abstract or concrete;
+  None: `cfg.example()`.
 
   Traceable: `jax.eval_shape(lambda: init(cfg, key))` allocates nothing.
   """

@@ -1,4 +1,5 @@
-"""The decoder language model: GPT-2, Llama, Mistral, Qwen3, Gemma-2, GPT-NeoX, hybrids, as settings of one file.
+"""The decoder language model: GPT-2, Llama, Mistral, Qwen3, Gemma-2, GPT-NeoX, hybrids, as settings
+of one file.
 
 Axes: B batch, T time, D d_model, V vocab.
 """
@@ -29,11 +30,14 @@ from jaxlm.ranges import Count, Dtype, Layers, Positive
 class DecoderConfig(ModelConfig):
   """A stack of mixers and MLPs between an embedding and a softmax.
 
-  mixer: attention by default in every layer; `pattern` mixes kinds. mlp: None for mixers that stand alone.
+  mixer: attention by default in every layer; `pattern` mixes kinds. mlp: None for mixers that stand
+  alone.
   position: added to the embedding, or used by every mixer that has none of its own.
   residual, remat, unroll: see layers.stack.BlockConfig. softcap: c tanh(logit / c).
-  tie_embeddings: the head is the embedding's table. dtype: of the computation; parameters are float32.
-  loss_chunk: positions of the sequence whose logits exist at a time, so that (B, T, V) never does; None: by size.
+  tie_embeddings: the head is the embedding's table. dtype: of the computation; parameters are
+  float32.
+  loss_chunk: positions of the sequence whose logits exist at a time, so that (B, T, V) never does;
+  None: by size.
   final_norm: False leaves out the norm in front of the head.
   """
 
@@ -72,13 +76,17 @@ class DecoderConfig(ModelConfig):
 
   @property
   def block(self) -> stack.BlockConfig:
-    return stack.BlockConfig(self.d_model, self.mlp, self.norm, self.residual, self.remat, self.unroll, self.dtype)
+    return stack.BlockConfig(
+      self.d_model, self.mlp, self.norm, self.residual, self.remat, self.unroll, self.dtype
+    )
 
   @property
   def heads(self) -> Heads | None:
     """Of the first mixer that uses the model's position."""
     found = ((m.heads(self.d_model), m.position) for m in self.mixers)
-    return next((heads for heads, position in found if heads is not None and position == self.position), None)
+    return next(
+      (heads for heads, position in found if heads is not None and position == self.position), None
+    )
 
   @property
   def max_len(self) -> int | None:
@@ -87,7 +95,12 @@ class DecoderConfig(ModelConfig):
 
   @property
   def stacks(self) -> dict[str, tuple[StackPart, ...]]:
-    return {"blocks": tuple(StackPart(("blocks", *path), layers) for path, layers in stack.parts(self.mixers, self.period))}
+    return {
+      "blocks": tuple(
+        StackPart(("blocks", *path), layers)
+        for path, layers in stack.parts(self.mixers, self.period)
+      )
+    }
 
   @property
   def decodes(self) -> bool:
@@ -98,7 +111,9 @@ class DecoderConfig(ModelConfig):
 
   def init_state(self, batch_size: int, max_len: int) -> "DecoderState":
     """The state before the first token; at most max_len tokens per row may follow."""
-    position = self.position.init_model_state(self.heads, batch_size) if self.heads is not None else ()
+    position = (
+      self.position.init_model_state(self.heads, batch_size) if self.heads is not None else ()
+    )
     layers = stack.init_states(self.block, self.mixers, self.period, batch_size, max_len)
     return DecoderState(jnp.zeros(batch_size, jnp.int32), position, layers)
 
@@ -136,8 +151,12 @@ class Decoder(nn.Module):
     cfg = self.cfg
     self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
     self.position = ModelPosition(cfg)
-    self.blocks = stack.build(cfg.block, cfg.mixers, cfg.period, "blocks", init=self.is_initializing())
-    self.final_norm = cfg.norm.build(cfg.dtype, "final_norm") if cfg.final_norm else lambda x_BTD: x_BTD
+    self.blocks = stack.build(
+      cfg.block, cfg.mixers, cfg.period, "blocks", init=self.is_initializing()
+    )
+    self.final_norm = (
+      cfg.norm.build(cfg.dtype, "final_norm") if cfg.final_norm else lambda x_BTD: x_BTD
+    )
     self.head = self.embed if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
 
   def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, lexicon=None):
@@ -145,10 +164,16 @@ class Decoder(nn.Module):
     h_BTD, context, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, lexicon=lexicon)
     return self.head.logits(h_BTD, context, softcap=self.cfg.softcap)
 
-  def score(self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None, lexicon=None) -> Score:
+  def score(
+    self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None, lexicon=None
+  ) -> Score:
     """log p(target | tokens up to here) at every position. lexicon: see layers.lexinvariant."""
     h_BTD, context, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, lexicon=lexicon)
-    return Score(*self.head.score(h_BTD, targets_BT, context, softcap=self.cfg.softcap, chunk=self.cfg.loss_chunk))
+    return Score(
+      *self.head.score(
+        h_BTD, targets_BT, context, softcap=self.cfg.softcap, chunk=self.cfg.loss_chunk
+      )
+    )
 
   def states(self, tokens_BT, segment_ids_BT=None, positions_BT=None, lexicon=None):
     """What the head reads, (B, T, D)."""
@@ -160,8 +185,14 @@ class Decoder(nn.Module):
     return self.embed.encode(tokens_BT, Context(every_BT, every_BT, packed=False, lexicon=lexicon))
 
   def extend(self, tokens_BT, state: DecoderState, segment_ids_BT=None, lexicon=None):
-    """(logits_BTV, state) after more tokens of each row's one document; tokens of segment 0 are passed over."""
-    valid_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else (segment_ids_BT != 0).astype(jnp.int32)
+    """(logits_BTV, state) after more tokens of each row's one document; tokens of segment 0 are
+    passed over.
+    """
+    valid_BT = (
+      jnp.ones_like(tokens_BT)
+      if segment_ids_BT is None
+      else (segment_ids_BT != 0).astype(jnp.int32)
+    )
     positions_BT = state.length_B[:, None] + jnp.maximum(jnp.cumsum(valid_BT, axis=1) - 1, 0)
     h_BTD, context, state = self._hidden(tokens_BT, valid_BT, positions_BT, state, lexicon)
     return self.head.logits(h_BTD, context, softcap=self.cfg.softcap), state
@@ -172,11 +203,22 @@ class Decoder(nn.Module):
     packed = segment_ids_BT is not None or positions_BT is not None
     segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
     positions_BT = positions_in_segment(segment_ids_BT) if positions_BT is None else positions_BT
-    context = Context(segment_ids_BT, positions_BT, depth=2 * cfg.num_layers, packed=packed, lexicon=lexicon,
-                      tokens_BT=tokens_BT, streaming=state is not None)
+    context = Context(
+      segment_ids_BT,
+      positions_BT,
+      depth=2 * cfg.num_layers,
+      packed=packed,
+      lexicon=lexicon,
+      tokens_BT=tokens_BT,
+      streaming=state is not None,
+    )
 
-    x_BTD = nn.with_logical_constraint(self.embed.encode(tokens_BT, context), ("batch", "seq", "embed_act"))
-    x_BTD, context, position_state = self.position(x_BTD, context, state.position if state else None)
+    x_BTD = nn.with_logical_constraint(
+      self.embed.encode(tokens_BT, context), ("batch", "seq", "embed_act")
+    )
+    x_BTD, context, position_state = self.position(
+      x_BTD, context, state.position if state else None
+    )
     x_BTD = tap(self, "embedded", x_BTD)
     layers = state.layers if state else stack.no_states(cfg.mixers, cfg.period)
     x_BTD, layers = self.blocks(x_BTD, context, layers)
@@ -190,6 +232,8 @@ class Decoder(nn.Module):
 def positions_in_segment(segment_ids_BT):
   """0, 1, 2 ... from the start of each run of equal segment ids."""
   index_1T = jnp.arange(segment_ids_BT.shape[1], dtype=jnp.int32)[None]
-  starts_BT = jnp.concatenate([jnp.ones_like(segment_ids_BT[:, :1], bool),
-                               segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]], axis=1)
+  starts_BT = jnp.concatenate(
+    [jnp.ones_like(segment_ids_BT[:, :1], bool), segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]],
+    axis=1,
+  )
   return index_1T - jax.lax.cummax(jnp.where(starts_BT, index_1T, 0), axis=1)

@@ -1,6 +1,8 @@
-"""T5 v1.1 and ByT5 as one encoder-decoder, whose encoder may shorten its sequence on the way (MrT5 and its baselines).
+"""T5 v1.1 and ByT5 as one encoder-decoder, whose encoder may shorten its sequence on the way (MrT5
+and its baselines).
 
-Axes: B batch, L encoder length, C slots after the reduction, T decoder length, D d_model, V vocab. docs/specs/mrt5.md.
+Axes: B batch, L encoder length, C slots after the reduction, T decoder length, D d_model, V vocab.
+docs/specs/mrt5.md.
 """
 
 import dataclasses
@@ -14,7 +16,16 @@ from jaxlm.config import ConfigError, Kinds, checked
 from jaxlm.layers.delete_gate import Mode, Reduced
 from jaxlm.layers.embedding import logits as head_logits
 from jaxlm.layers.embedding import score as head_score
-from jaxlm.layers.t5 import KV, DecoderBlock, DecoderCache, EncoderBlock, Keys, Measure, Norm, T5LayerConfig
+from jaxlm.layers.t5 import (
+  KV,
+  DecoderBlock,
+  DecoderCache,
+  EncoderBlock,
+  Keys,
+  Measure,
+  Norm,
+  T5LayerConfig,
+)
 from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import normal, weights
 from jaxlm.models.base import ModelConfig, StackPart
@@ -22,13 +33,16 @@ from jaxlm.models.score import Score
 from jaxlm.parameter import SPARED, TABLE, Role
 from jaxlm.ranges import BelowOne, Count, Dtype, Layers, Range
 
-REDUCTIONS = Kinds("reduction", {
+REDUCTIONS = Kinds(
+  "reduction",
+  {
     "delete_gate": "jaxlm.layers.delete_gate:DeleteGateConfig",
     "random": "jaxlm.layers.delete_gate:RandomDeletionConfig",
     "fixed": "jaxlm.layers.delete_gate:FixedDeletionConfig",
     "boundaries": "jaxlm.layers.byte_pooling:BoundaryPoolingConfig",
     "strided": "jaxlm.layers.byte_pooling:StridedPoolingConfig",
-})
+  },
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +50,14 @@ REDUCTIONS = Kinds("reduction", {
 class EncoderDecoderConfig(ModelConfig):
   """ByT5-small by default. d_kv: width of a head, independent of d_model.
 
-  reduction: what shortens the encoder's sequence, at the start of its block `reduction.layer`; None = T5.
+  reduction: what shortens the encoder's sequence, at the start of its block `reduction.layer`; None
+  = T5.
   max_positions: learned absolute positions, one table per stack, instead of the relative bias.
-  scale_logits: states before the head are multiplied by d_model^-1/2; None: where the head is tied, as T5 v1.0 does.
+  scale_logits: states before the head are multiplied by d_model^-1/2; None: where the head is tied,
+  as T5 v1.0 does.
   scratch: initial weights shrink with the depth of their stack, norms included; False: factor 1.
-  dropout acts on embeddings, residual branches and the hidden layer of the MLP; not on attention probabilities.
+  dropout acts on embeddings, residual branches and the hidden layer of the MLP; not on attention
+  probabilities.
   """
 
   scores: ClassVar[str] = "target_sequence"
@@ -69,12 +86,25 @@ class EncoderDecoderConfig(ModelConfig):
 
   def __post_init__(self):
     if self.reduction is not None and not 0 <= self.reduction.layer < self.num_encoder_layers:
-      raise ConfigError(f"reduction.layer = {self.reduction.layer} lies outside the encoder; its blocks are 0 .. "
-                        f"{self.num_encoder_layers - 1}")
+      raise ConfigError(
+        f"reduction.layer = {self.reduction.layer} lies outside the encoder; its blocks are 0 .. "
+        f"{self.num_encoder_layers - 1}"
+      )
 
   def layer(self, num_layers: int) -> T5LayerConfig:
-    return T5LayerConfig(self.d_model, self.d_ff, self.num_heads, self.d_kv, self.gated, self.softmax1,
-                         self.max_distance, self.dropout, self.stack_init(num_layers), self.dtype, self.implementation)
+    return T5LayerConfig(
+      self.d_model,
+      self.d_ff,
+      self.num_heads,
+      self.d_kv,
+      self.gated,
+      self.softmax1,
+      self.max_distance,
+      self.dropout,
+      self.stack_init(num_layers),
+      self.dtype,
+      self.implementation,
+    )
 
   def stack_init(self, num_layers: int) -> float:
     return num_layers**-0.5 if self.scratch else 1.0
@@ -83,17 +113,23 @@ class EncoderDecoderConfig(ModelConfig):
     return batch["tokens"], batch.get("decoder_tokens", batch["tokens"])
 
   def train_flops_per_token(self, seq_len: int) -> float:
-    """Per encoder token, without deletion; targets are as long as span corruption makes them (189 of 1,024)."""
+    """Per encoder token, without deletion; targets are as long as span corruption makes them (189
+    of 1,024).
+    """
     return 3 * forward_flops(self, seq_len, round(seq_len * 189 / 1024)) / seq_len
 
   @property
   def stacks(self) -> dict[str, tuple[StackPart, ...]]:
     """The encoder's layers before and behind the reduction are scanned apart."""
     front = self.num_encoder_layers if self.reduction is None else self.reduction.layer
-    encoder = (StackPart(("encoder_front",), tuple(range(front))),
-               StackPart(("encoder_back",), tuple(range(front, self.num_encoder_layers))))
-    return {"encoder": tuple(part for part in encoder if part.layers),
-            "decoder": (StackPart(("decoder",), tuple(range(self.num_decoder_layers))),)}
+    encoder = (
+      StackPart(("encoder_front",), tuple(range(front))),
+      StackPart(("encoder_back",), tuple(range(front, self.num_encoder_layers))),
+    )
+    return {
+      "encoder": tuple(part for part in encoder if part.layers),
+      "decoder": (StackPart(("decoder",), tuple(range(self.num_decoder_layers))),),
+    }
 
   def build(self) -> nn.Module:
     return EncoderDecoder(self)
@@ -105,26 +141,38 @@ def layer_flops(cfg: EncoderDecoderConfig, length: int) -> float:
   return 2.0 * length * (4 * cfg.d_model * width + 2 * length * width + f * cfg.d_model * cfg.d_ff)
 
 
-def forward_flops(cfg: EncoderDecoderConfig, length: int, target_len: int, capacity: int | None = None) -> float:
-  """One example: the layers before the reduction at full length, those behind it and the decoder's keys at `capacity`."""
+def forward_flops(
+  cfg: EncoderDecoderConfig, length: int, target_len: int, capacity: int | None = None
+) -> float:
+  """One example: the layers before the reduction at full length, those behind it and the decoder's
+  keys at `capacity`.
+  """
   front = cfg.num_encoder_layers if cfg.reduction is None else cfg.reduction.layer
   L, T, C, width = length, target_len, capacity or length, cfg.num_heads * cfg.d_kv
   cross = 2.0 * width * (2 * C * cfg.d_model + 2 * T * cfg.d_model + 2 * C * T)
-  return (front * layer_flops(cfg, L) + (cfg.num_encoder_layers - front) * layer_flops(cfg, C)
-          + cfg.num_decoder_layers * (layer_flops(cfg, T) + cross) + 2.0 * T * cfg.d_model * cfg.vocab_size)
+  return (
+    front * layer_flops(cfg, L)
+    + (cfg.num_encoder_layers - front) * layer_flops(cfg, C)
+    + cfg.num_decoder_layers * (layer_flops(cfg, T) + cross)
+    + 2.0 * T * cfg.d_model * cfg.vocab_size
+  )
 
 
 class Memory(NamedTuple):
-  """What the decoder reads: states (B, C, D), their keys' validity and gate; how the encoder came to them."""
+  """What the decoder reads: states (B, C, D), their keys' validity and gate; how the encoder came
+  to them.
+  """
 
   h_BCD: jax.Array
   keys: Keys
   reduced: Reduced | None
-  excess: jax.Array     # sum of the score regulariser over the encoder's layers behind the gate
+  excess: jax.Array  # sum of the score regulariser over the encoder's layers behind the gate
 
 
 class DecodingState(NamedTuple):
-  """length: tokens decoded so far, the same in all rows; layers: DecoderCache with a leading layers axis."""
+  """length: tokens decoded so far, the same in all rows; layers: DecoderCache with a leading layers
+  axis.
+  """
 
   length: jax.Array
   layers: Any
@@ -146,9 +194,15 @@ class Table(nn.Module):
 
 def _scan(block, length: int, cfg: EncoderDecoderConfig, in_axes):
   block = nn.remat(block, prevent_cse=False, static_argnums=block.static) if cfg.remat else block
-  return nn.scan(block, variable_axes=STACKED, split_rngs={"params": True, "dropout": True},
-                 in_axes=in_axes, length=length, unroll=min(cfg.unroll, length),
-                 metadata_params={nn.PARTITION_NAME: "layers"})
+  return nn.scan(
+    block,
+    variable_axes=STACKED,
+    split_rngs={"params": True, "dropout": True},
+    in_axes=in_axes,
+    length=length,
+    unroll=min(cfg.unroll, length),
+    metadata_params={nn.PARTITION_NAME: "layers"},
+  )
 
 
 class EncoderDecoder(nn.Module):
@@ -162,14 +216,23 @@ class EncoderDecoder(nn.Module):
   def setup(self):
     cfg = self.cfg
     D, n_e, n_d = cfg.d_model, cfg.num_encoder_layers, cfg.num_decoder_layers
-    table = lambda name, rows, width, axes, std, role=TABLE: Table(name, (rows, width), axes, std, role, name=None)
+
+    def table(name, rows, width, axes, std, role=TABLE):
+      return Table(name, (rows, width), axes, std, role, name=None)
+
     self.embed = table("embedding", cfg.vocab_size, D, ("vocab", "embed"), D**-0.5)
     if not cfg.tie_embeddings:
       self.head = table("w_out", cfg.vocab_size, D, ("vocab", "embed"), D**-0.5)
     for side, layers in (("encoder", n_e), ("decoder", n_d)):
       if cfg.max_positions is None:
-        position = table("relative_bias", cfg.num_buckets, cfg.num_heads, (None, "heads"), cfg.stack_init(layers) * D**-0.5,
-                         SPARED)
+        position = table(
+          "relative_bias",
+          cfg.num_buckets,
+          cfg.num_heads,
+          (None, "heads"),
+          cfg.stack_init(layers) * D**-0.5,
+          SPARED,
+        )
       else:
         position = table("positions", cfg.max_positions, D, (None, "embed"), D**-0.5, SPARED)
       setattr(self, f"{side}_position", position)
@@ -177,8 +240,13 @@ class EncoderDecoder(nn.Module):
     if cfg.reduction is not None:
       self.reduction = cfg.reduction.build(cfg.stack_init(n_e))
     self.dropout = nn.Dropout(cfg.dropout)
-    broadcast = lambda count: (nn.broadcast,) * count
-    encoder = lambda length: _scan(EncoderBlock, length, cfg, broadcast(4))(cfg.layer(n_e))
+
+    def broadcast(count):
+      return (nn.broadcast,) * count
+
+    def encoder(length):
+      return _scan(EncoderBlock, length, cfg, broadcast(4))(cfg.layer(n_e))
+
     if self._front:
       self.encoder_front = encoder(self._front)
     if self._front < n_e:
@@ -192,31 +260,69 @@ class EncoderDecoder(nn.Module):
   def __call__(self, tokens_BL, decoder_tokens_BT, valid_BL=None, **options):
     """float32 logits (B, T, V). options: of `encode`."""
     memory = self.encode(tokens_BL, valid_BL, **options)
-    return self._logits(self.decode(decoder_tokens_BT, memory, train=options.get("train", False))[0])
+    return self._logits(
+      self.decode(decoder_tokens_BT, memory, train=options.get("train", False))[0]
+    )
 
-  def run(self, tokens_BL, decoder_tokens_BT, valid_BL=None, *, measure=False, train=False, **options):
-    """(logits_BTV, Memory, S): with the mean of the score regulariser over gated and cross attention if `measure`."""
-    memory, h_BTD, excess = self._run(tokens_BL, decoder_tokens_BT, valid_BL, measure=measure, train=train, **options)
+  def run(
+    self, tokens_BL, decoder_tokens_BT, valid_BL=None, *, measure=False, train=False, **options
+  ):
+    """(logits_BTV, Memory, S): with the mean of the score regulariser over gated and cross
+    attention if `measure`.
+    """
+    memory, h_BTD, excess = self._run(
+      tokens_BL, decoder_tokens_BT, valid_BL, measure=measure, train=train, **options
+    )
     return self._logits(h_BTD), memory, excess
 
-  def score(self, tokens_BL, decoder_tokens_BT, targets_BT, valid_BL=None, *, chunk=None, measure=False, train=False,
-            **options):
-    """(Score of the targets, Memory, S); as `run`, without the (B, T, V) logits in float32 where chunk says so."""
-    memory, h_BTD, excess = self._run(tokens_BL, decoder_tokens_BT, valid_BL, measure=measure, train=train, **options)
+  def score(
+    self,
+    tokens_BL,
+    decoder_tokens_BT,
+    targets_BT,
+    valid_BL=None,
+    *,
+    chunk=None,
+    measure=False,
+    train=False,
+    **options,
+  ):
+    """(Score of the targets, Memory, S); as `run`, without the (B, T, V) logits in float32 where
+    chunk says so.
+    """
+    memory, h_BTD, excess = self._run(
+      tokens_BL, decoder_tokens_BT, valid_BL, measure=measure, train=train, **options
+    )
     h_BTD, w_VD = self._head(h_BTD)
     return Score(*head_score(h_BTD, w_VD, targets_BT, None, chunk)), memory, excess
 
-  def _run(self, tokens_BL, decoder_tokens_BT, valid_BL, *, measure, train, mode: Mode = Mode(), **options):
+  def _run(
+    self, tokens_BL, decoder_tokens_BT, valid_BL, *, measure, train, mode: Mode = Mode(), **options
+  ):
     measure = ("seen" if mode.hard else "all") if measure else None
     memory = self.encode(tokens_BL, valid_BL, mode=mode, measure=measure, train=train, **options)
     h_BTD, cross = self.decode(decoder_tokens_BT, memory, measure=measure, train=train)
     cfg = self.cfg
-    return memory, h_BTD, (memory.excess + cross) / (cfg.num_encoder_layers - self._front + cfg.num_decoder_layers)
+    return (
+      memory,
+      h_BTD,
+      (memory.excess + cross) / (cfg.num_encoder_layers - self._front + cfg.num_decoder_layers),
+    )
 
-  def encode(self, tokens_BL, valid_BL=None, *, mode: Mode = Mode(), noise=None, measure: Measure = None,
-             train=False) -> Memory:
+  def encode(
+    self,
+    tokens_BL,
+    valid_BL=None,
+    *,
+    mode: Mode = Mode(),
+    noise=None,
+    measure: Measure = None,
+    train=False,
+  ) -> Memory:
     if tokens_BL.shape[0] % mode.rows:
-      raise ConfigError(f"{mode.rows} rows per buffer do not divide a batch of {tokens_BL.shape[0]} rows")
+      raise ConfigError(
+        f"{mode.rows} rows per buffer do not divide a batch of {tokens_BL.shape[0]} rows"
+      )
     h_BLD, keys = self.encode_front(tokens_BL, valid_BL, train=train)
     reduced = None
     if self.cfg.reduction is not None:
@@ -229,11 +335,14 @@ class EncoderDecoder(nn.Module):
     x_BLD = self._embed(tokens_BL, self.encoder_position, train)
     x_BLD = tap(self, "encoder_embed", x_BLD)
     if self._front:
-      x_BLD, _ = self.encoder_front(x_BLD, keys, self._relative(self.encoder_position), not train, None)
+      x_BLD, _ = self.encoder_front(
+        x_BLD, keys, self._relative(self.encoder_position), not train, None
+      )
     return x_BLD, keys
 
-  def encode_back(self, h_BLD, keys: Keys, reduced: Reduced | None, *, measure: Measure = None,
-                  train=False) -> Memory:
+  def encode_back(
+    self, h_BLD, keys: Keys, reduced: Reduced | None, *, measure: Measure = None, train=False
+  ) -> Memory:
     excess, cross = jnp.zeros(()), keys
     if reduced is not None:
       keys = Keys(reduced.valid_BC, reduced.gate_BC, reduced.index_BC, reduced.row_BC)
@@ -248,7 +357,9 @@ class EncoderDecoder(nn.Module):
   def decode(self, tokens_BT, memory: Memory, *, measure: Measure = None, train=False):
     """(h_BTD before the head, sum of the cross-attentions' score regulariser)."""
     own = Keys(jnp.ones(tokens_BT.shape, bool))
-    h_BTD, (_, excess) = self._decoder_blocks(tokens_BT, None, memory, own, None, None, measure, train)
+    h_BTD, (_, excess) = self._decoder_blocks(
+      tokens_BT, None, memory, own, None, None, measure, train
+    )
     return h_BTD, jnp.sum(excess)
 
   def start(self, memory: Memory, max_len: int) -> DecodingState:
@@ -257,11 +368,16 @@ class EncoderDecoder(nn.Module):
     if memory.keys.row_BS is not None:
       B = memory.reduced.keep_BL.shape[0]
     params = self.variables["params"]["decoder"]["cross"]
-    project = lambda w: jnp.einsum("bcd,ldnh->lbcnh", memory.h_BCD, jnp.asarray(w, cfg.dtype))
+
+    def project(w):
+      return jnp.einsum("bcd,ldnh->lbcnh", memory.h_BCD, jnp.asarray(w, cfg.dtype))
+
     unbox = nn.unbox(params)
     empty = jnp.zeros((cfg.num_decoder_layers, B, max_len, cfg.num_heads, cfg.d_kv), cfg.dtype)
-    return DecodingState(jnp.zeros((), jnp.int32),
-                         DecoderCache(KV(empty, empty), KV(project(unbox["w_k"]), project(unbox["w_v"]))))
+    return DecodingState(
+      jnp.zeros((), jnp.int32),
+      DecoderCache(KV(empty, empty), KV(project(unbox["w_k"]), project(unbox["w_v"]))),
+    )
 
   def extend(self, tokens_B1, memory: Memory, state: DecodingState):
     """(logits_B1V, state) after one more token of every row."""
@@ -269,14 +385,26 @@ class EncoderDecoder(nn.Module):
     at = state.length
     seen_BS = jnp.broadcast_to(jnp.arange(S)[None] <= at, (B, S))
     own = Keys(seen_BS, None, jnp.arange(S, dtype=jnp.int32)[None])
-    h_BTD, (layers, _) = self._decoder_blocks(tokens_B1, state.layers, memory, own, at[None, None], at, None, False)
+    h_BTD, (layers, _) = self._decoder_blocks(
+      tokens_B1, state.layers, memory, own, at[None, None], at, None, False
+    )
     return self._logits(h_BTD), DecodingState(at + 1, layers)
 
   def _decoder_blocks(self, tokens_BT, caches, memory, own, index_BT, at, measure, train):
     x_BTD = self._embed(tokens_BT, self.decoder_position, train, at)
     x_BTD = tap(self, "decoder_embed", x_BTD)
-    x_BTD, out = self.decoder(x_BTD, caches, memory.h_BCD, memory.keys, own, self._relative(self.decoder_position),
-                              index_BT, at, not train, measure)
+    x_BTD, out = self.decoder(
+      x_BTD,
+      caches,
+      memory.h_BCD,
+      memory.keys,
+      own,
+      self._relative(self.decoder_position),
+      index_BT,
+      at,
+      not train,
+      measure,
+    )
     h_BTD = self.dropout(self.decoder_norm(x_BTD), deterministic=not train)
     h_BTD = tap(self, "decoder_final", h_BTD)
     return h_BTD, out
@@ -289,9 +417,13 @@ class EncoderDecoder(nn.Module):
     x_BTD = jnp.take(self.embed(), tokens_BT, axis=0, mode="clip")
     if cfg.max_positions is not None:
       if T > cfg.max_positions:
-        raise ConfigError(f"a sequence of {T} tokens is longer than max_positions = {cfg.max_positions}")
+        raise ConfigError(
+          f"a sequence of {T} tokens is longer than max_positions = {cfg.max_positions}"
+        )
       table_PD = position()
-      x_BTD += (table_PD[:T] if at is None else jax.lax.dynamic_slice_in_dim(table_PD, at, T, 0))[None]
+      x_BTD += (table_PD[:T] if at is None else jax.lax.dynamic_slice_in_dim(table_PD, at, T, 0))[
+        None
+      ]
     return self.dropout(x_BTD.astype(cfg.dtype), deterministic=not train)
 
   def _head(self, h_BTD):

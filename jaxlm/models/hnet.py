@@ -1,10 +1,12 @@
-"""H-Net: dynamic chunking for end-to-end hierarchical sequence modelling (arXiv 2507.07955; `docs/specs/hnet.md`).
+"""H-Net: dynamic chunking for end-to-end hierarchical sequence modelling (arXiv 2507.07955;
+`docs/specs/hnet.md`).
 
 Axes: B batch, T positions of a stage, C chunk capacity, D d_model, V vocab.
 
-A stage maps (B, T, width of its caller) to the same: it widens, encodes, routes, runs the next stage on the chunks,
-smooths, adds its residual, decodes and narrows. The innermost stage is one isotropic stack. With a state the same
-code goes on after the tokens seen so far, for any T: a prefill and a step are the parallel pass.
+A stage maps (B, T, width of its caller) to the same: it widens, encodes, routes, runs the next
+stage on the chunks, smooths, adds its residual, decodes and narrows. The innermost stage is one
+isotropic stack. With a state the same code goes on after the tokens seen so far, for any T: a
+prefill and a step are the parallel pass.
 """
 
 import dataclasses
@@ -19,7 +21,14 @@ from jaxlm.kernels.compact import compact, gather
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.chunking import StageInfo, dechunk, inner_context, reads_its_own, stage_info
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
-from jaxlm.layers.isotropic import Isotropic, IsotropicConfig, Run, height, parse_layout, write_layout
+from jaxlm.layers.isotropic import (
+  Isotropic,
+  IsotropicConfig,
+  Run,
+  height,
+  parse_layout,
+  write_layout,
+)
 from jaxlm.layers.lexinvariant import check_embedding, check_packing
 from jaxlm.layers.linear import linear
 from jaxlm.layers.mamba2 import Mamba2Config, starts
@@ -31,7 +40,8 @@ from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
 from jaxlm.ranges import Count, Dtype, Natural, NonNegative
 
-#: From so many positions at once a stage that goes on runs its inner network on fewer slots where the chunks fit them.
+#: From so many positions at once a stage that goes on runs its inner network on fewer slots where
+#: the chunks fit them.
 LONG = 32
 
 
@@ -40,8 +50,9 @@ LONG = 32
 class StageConfig:
   """What one stage is made of, where its layout asks for it.
 
-  attention: of t and T (its window counts positions of this stage). mamba: of m and M, Mamba-2 or any other mixer, with a
-  position of its own where it takes one. d_ff: of M and T, rounded up to a multiple of 128; None = 8/3 d_model, 0 where
+  attention: of t and T (its window counts positions of this stage). mamba: of m and M, Mamba-2 or
+  any other mixer, with a position of its own where it takes one. d_ff: of M and T, rounded up to a
+  multiple of 128; None = 8/3 d_model, 0 where
   there is no M or T. router: where the next stage's chunks start; unused in the innermost.
   """
 
@@ -55,11 +66,13 @@ class StageConfig:
 @dataclasses.dataclass(frozen=True)
 @checked
 class JoinConfig:
-  """How chunks rejoin their positions. All but the defaults are baselines and ablations of the paper.
+  """How chunks rejoin their positions. All but the defaults are baselines and ablations of the
+  paper.
 
   smooth: the moving average with weights P; otherwise chunks are repeated. confident: times STE(c).
   residual: a float32 projection of the encoder's output, or that output itself (SpaceByte).
-  rows_per_buffer: neighbouring rows of the batch whose chunks share one buffer, told apart by segment ids. With the
+  rows_per_buffer: neighbouring rows of the batch whose chunks share one buffer, told apart by
+  segment ids. With the
     rows of a device, less slack suffices, since totals spread less than rows (section 16).
   """
 
@@ -72,9 +85,11 @@ class JoinConfig:
 @dataclasses.dataclass(frozen=True)
 @checked
 class HNetConfig(ModelConfig):
-  """layout: 'm4 [T1m4 [T26] m4T1] m4', or the nested lists of an official config; one stage per level, outside in.
+  """layout: 'm4 [T1m4 [T26] m4T1] m4', or the nested lists of an official config; one stage per
+  level, outside in.
 
-  network_norm: every stack ends with its own norm; otherwise only the outermost decoder. loss_chunk, remat, unroll,
+  network_norm: every stack ends with its own norm; otherwise only the outermost decoder.
+  loss_chunk, remat, unroll,
   dtype: as in the decoder.
   """
 
@@ -91,22 +106,30 @@ class HNetConfig(ModelConfig):
   dtype: Dtype = "float32"
   loss_chunk: Count | None = None
 
-  float32_params = ("w_residual",)      # for train.gather_dtype: the residual projection is one of float32
+  float32_params = (
+    "w_residual",
+  )  # for train.gather_dtype: the residual projection is one of float32
 
   def __post_init__(self):
     if not isinstance(self.layout, str):
-      object.__setattr__(self, "layout", write_layout(self.layout))     # configs are hashable
+      object.__setattr__(self, "layout", write_layout(self.layout))  # configs are hashable
     check_embedding(self.embedding, self.tie_embeddings)
     outer, _ = self.parsed
     if len(self.stages) != len(outer) + 1:
-      raise ConfigError(f"layout {self.layout!r} has {_number(len(outer) + 1, 'stage')}, `stages` has {len(self.stages)}; give "
-                        f"one entry per level of the layout, outside in")
+      raise ConfigError(
+        f"layout {self.layout!r} has {_number(len(outer) + 1, 'stage')}, `stages` has {len(self.stages)}; give "
+        f"one entry per level of the layout, outside in"
+      )
     widths = [stage.d_model for stage in self.stages]
     if widths != sorted(widths):
-      raise ConfigError(f"d_model of the stages = {widths}: an inner stage cannot be narrower than its outer one")
+      raise ConfigError(
+        f"d_model of the stages = {widths}: an inner stage cannot be narrower than its outer one"
+      )
     for s, stage in enumerate(self.stages[1:-1], start=1):
       if stage.router.level == 0:
-        raise ConfigError(f"stages[{s}].router needs the bytes, which only stage 0 has; use 'learned' or 'pool' here")
+        raise ConfigError(
+          f"stages[{s}].router needs the bytes, which only stage 0 has; use 'learned' or 'pool' here"
+        )
     for s in range(len(self.stages)):
       for runs in self.runs(s):
         try:
@@ -117,8 +140,10 @@ class HNetConfig(ModelConfig):
   def check(self, cfg) -> None:
     """Against the other sections of a run's configuration."""
     if self.num_chunkings and isinstance(self.stages[0].router, Given):
-      raise ConfigError("model.stages[0].router = 'given' waits for boundaries, which no data section makes: it is for "
-                        "callers in Python; use 'learned', 'space' or 'pool'")
+      raise ConfigError(
+        "model.stages[0].router = 'given' waits for boundaries, which no data section makes: it is for "
+        "callers in Python; use 'learned', 'space' or 'pool'"
+      )
 
   @property
   def parsed(self) -> tuple[tuple[tuple[tuple[Run, ...], tuple[Run, ...]], ...], tuple[Run, ...]]:
@@ -144,19 +169,34 @@ class HNetConfig(ModelConfig):
 
   def stack(self, s: int, runs: tuple[Run, ...], last: bool = False) -> IsotropicConfig:
     stage = self.stages[s]
-    return IsotropicConfig(runs, stage.d_model, stage.d_ff, stage.attention, stage.mamba, self.network_norm or last,
-                           self.norm_eps, self.remat, self.unroll, self.dtype)
+    return IsotropicConfig(
+      runs,
+      stage.d_model,
+      stage.d_ff,
+      stage.attention,
+      stage.mamba,
+      self.network_norm or last,
+      self.norm_eps,
+      self.remat,
+      self.unroll,
+      self.dtype,
+    )
 
   @property
   def stacks(self) -> dict[str, tuple[StackPart, ...]]:
     """encoder_<s> and decoder_<s> of every outer stage s, and `main`."""
     out = {}
     for s in range(len(self.stages)):
-      for name, runs in zip(("encoder", "decoder") if s < self.num_chunkings else ("main",), self.runs(s)):
+      for name, runs in zip(
+        ("encoder", "decoder") if s < self.num_chunkings else ("main",), self.runs(s)
+      ):
         firsts = [sum(run.count for run in runs[:r]) for r in range(len(runs))]
         out["main" if name == "main" else f"{name}_{s}"] = tuple(
-            StackPart(("backbone", *("inner",) * s, name, f"run_{r}"), tuple(range(first, first + run.count)))
-            for r, (run, first) in enumerate(zip(runs, firsts)))
+          StackPart(
+            ("backbone", *("inner",) * s, name, f"run_{r}"), tuple(range(first, first + run.count))
+          )
+          for r, (run, first) in enumerate(zip(runs, firsts))
+        )
     return out
 
   @property
@@ -178,8 +218,15 @@ class HNetConfig(ModelConfig):
     inner = self._stage_state(s + 1, batch_size, max_len)
     router = self.stages[s].router.init_state(self.stages[s].d_model, batch_size, self.dtype)
     last_BD = jnp.zeros((batch_size, self.stages[s].d_model), jnp.float32)
-    return StageState(encoder, router, jnp.zeros(batch_size, bool), jnp.zeros(batch_size, jnp.int32), inner, last_BD,
-                      decoder)
+    return StageState(
+      encoder,
+      router,
+      jnp.zeros(batch_size, bool),
+      jnp.zeros(batch_size, jnp.int32),
+      inner,
+      last_BD,
+      decoder,
+    )
 
 
 def _number(n: int, what: str) -> str:
@@ -194,7 +241,9 @@ class HNetState(NamedTuple):
 
 
 class StageState(NamedTuple):
-  """seen_B: has the row had a token? count_B: chunks so far, the inner stage's length. last_BD: last zb, float32."""
+  """seen_B: has the row had a token? count_B: chunks so far, the inner stage's length. last_BD:
+  last zb, float32.
+  """
 
   encoder: Any
   router: Any
@@ -220,17 +269,21 @@ class Stage(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD, context, outside, capacities, state):
-    """Returns (y_BTD, (StageInfo of this stage, of the next, ...), state). capacities: of the chunk buffers, outside
-    in; None: the stage's whole length."""
+    """Returns (y_BTD, (StageInfo of this stage, of the next, ...), state). capacities: of the chunk
+    buffers, outside in; None: the stage's whole length."""
     cfg, s, width = self.cfg, self.index, x_BTD.shape[-1]
     D = cfg.stages[s].d_model
     context = context.replace(depth=cfg.depth(s))
     if D > width:
       pad_D = weights(self, x_BTD.dtype)("pad", (D - width,), ("embed",), init=zeros)
-      x_BTD = jnp.concatenate([x_BTD, jnp.broadcast_to(pad_D[None, None], (*x_BTD.shape[:2], D - width))], axis=-1)
+      x_BTD = jnp.concatenate(
+        [x_BTD, jnp.broadcast_to(pad_D[None, None], (*x_BTD.shape[:2], D - width))], axis=-1
+      )
     if s == cfg.num_chunkings:
-      y_BTD, state = Isotropic(cfg.stack(s, cfg.runs(s)[0], last=s == 0), name="main")(x_BTD, context, state)
-      self.sow("intermediates", "main_out", y_BTD)         # sown values are read by parity tests only
+      y_BTD, state = Isotropic(cfg.stack(s, cfg.runs(s)[0], last=s == 0), name="main")(
+        x_BTD, context, state
+      )
+      self.sow("intermediates", "main_out", y_BTD)  # sown values are read by parity tests only
       return y_BTD[..., :width], (), state
 
     old = StageState(*(None,) * 7) if state is None else state
@@ -245,11 +298,15 @@ class Stage(nn.Module):
     first_BT = starts(context.segment_ids_BT) if state is None else jnp.zeros_like(valid_BT)
     first_BT = first_BT.at[:, 0].set(True if state is None else ~old.seen_B)
     router = cfg.stages[s].router.build(D, cfg.dtype, "router")
-    decision, router_state = router(h_BTD, View(first_BT, valid_BT, context.positions_BT, *outside), old.router)
+    decision, router_state = router(
+      h_BTD, View(first_BT, valid_BT, context.positions_BT, *outside), old.router
+    )
     decision = tap_boundaries(self, decision, first_BT, valid_BT)
     T = x_BTD.shape[1]
     rows = cfg.join.rows_per_buffer if s == 0 and state is None else 1
-    chosen, outer, h_BTD = _merge_rows(decision, context, h_BTD, rows) if rows > 1 else (decision, context, h_BTD)
+    chosen, outer, h_BTD = (
+      _merge_rows(decision, context, h_BTD, rows) if rows > 1 else (decision, context, h_BTD)
+    )
     slots = compact(chosen.boundary_BT, capacities[0] if capacities else rows * T)
 
     # The inner network, on the chunks.
@@ -257,39 +314,76 @@ class Stage(nn.Module):
     self.sow("intermediates", "chunks", chunks_BCD)
     chunk_context = inner_context(outer, slots, old.count_B)
     inner = Stage(cfg, s + 1, name="inner")
-    run = lambda inner, x_BCD, state: inner(x_BCD, chunk_context, Outside(), capacities[1:] if capacities else None,
-                                            state)
-    whole = self.is_initializing() or self.is_mutable_collection("intermediates")     # sown values have all slots
+
+    def run(inner, x_BCD, state):
+      return inner(x_BCD, chunk_context, Outside(), capacities[1:] if capacities else None, state)
+
+    whole = self.is_initializing() or self.is_mutable_collection(
+      "intermediates"
+    )  # sown values have all slots
     if state is not None and T == 1 and not whole:
-      # No row starts a chunk at most steps: then the inner network, most of the parameters, need not run.
-      skip = lambda inner, x_BCD, state: (jnp.zeros_like(x_BCD), _no_infos(cfg, s + 1, valid_BT), state)
-      z_BCD, infos, inner_state = nn.cond(jnp.any(slots.valid_BC), run, skip, inner, chunks_BCD, old.inner)
+      # No row starts a chunk at most steps: then the inner network, most of the parameters, need
+      # not run.
+      def skip(inner, x_BCD, state):
+        return (jnp.zeros_like(x_BCD), _no_infos(cfg, s + 1, valid_BT), state)
+
+      z_BCD, infos, inner_state = nn.cond(
+        jnp.any(slots.valid_BC), run, skip, inner, chunks_BCD, old.inner
+      )
     elif state is not None and T >= LONG and not whole:
       # The chunks of a prefill usually fill few of the slots that must be there for all.
       few = T * 3 // 8
-      start_context = chunk_context.replace(segment_ids_BT=chunk_context.segment_ids_BT[:, :few],
-                                            positions_BT=chunk_context.positions_BT[:, :few])
-      start = lambda inner, x_BCD, state: _lengthened(*inner(x_BCD[:, :few], start_context, Outside(), None, state), T)
-      z_BCD, infos, inner_state = nn.cond(jnp.all(slots.count_B <= few), start, run, inner, chunks_BCD, old.inner)
+      start_context = chunk_context.replace(
+        segment_ids_BT=chunk_context.segment_ids_BT[:, :few],
+        positions_BT=chunk_context.positions_BT[:, :few],
+      )
+
+      def start(inner, x_BCD, state):
+        return _lengthened(*inner(x_BCD[:, :few], start_context, Outside(), None, state), T)
+
+      z_BCD, infos, inner_state = nn.cond(
+        jnp.all(slots.count_B <= few), start, run, inner, chunks_BCD, old.inner
+      )
     else:
       z_BCD, infos, inner_state = run(inner, chunks_BCD, old.inner)
 
     # Back to positions.
     reset_BC = starts(chunk_context.segment_ids_BT) if state is None and outer.packed else None
-    # In a buffer that is full, a later document (or row) has no chunk of its own, and must not read another's.
-    own_BT = (reads_its_own(outer.segment_ids_BT, chunk_context.segment_ids_BT, slots)
-              if reset_BC is not None and slots.valid_BC.shape[1] < outer.segment_ids_BT.shape[1] else None)
-    y_BTD, last_BD = dechunk(z_BCD, chosen, slots, reset_BC, old.last_BD, smooth=cfg.join.smooth,
-                             confident=cfg.join.confident, own_BT=own_BT)
+    # In a buffer that is full, a later document (or row) has no chunk of its own, and must not read
+    # another's.
+    own_BT = (
+      reads_its_own(outer.segment_ids_BT, chunk_context.segment_ids_BT, slots)
+      if reset_BC is not None and slots.valid_BC.shape[1] < outer.segment_ids_BT.shape[1]
+      else None
+    )
+    y_BTD, last_BD = dechunk(
+      z_BCD,
+      chosen,
+      slots,
+      reset_BC,
+      old.last_BD,
+      smooth=cfg.join.smooth,
+      confident=cfg.join.confident,
+      own_BT=own_BT,
+    )
     y_BTD = y_BTD.reshape(residual_BTD.shape)
     self.sow("intermediates", "dechunked", y_BTD)
     y_BTD = (y_BTD + residual_BTD).astype(cfg.dtype)
     y_BTD = nn.with_logical_constraint(y_BTD, ("batch", "seq", "embed_act"))
-    y_BTD, decoder = Isotropic(cfg.stack(s, decode, last=s == 0), name="decoder")(y_BTD, context, old.decoder)
+    y_BTD, decoder = Isotropic(cfg.stack(s, decode, last=s == 0), name="decoder")(
+      y_BTD, context, old.decoder
+    )
     self.sow("intermediates", "decoder_out", y_BTD)
     if state is not None:
-      state = StageState(encoder, router_state, old.seen_B | jnp.any(valid_BT, axis=1), old.count_B + slots.count_B,
-                         inner_state, last_BD, decoder)
+      state = StageState(
+        encoder,
+        router_state,
+        old.seen_B | jnp.any(valid_BT, axis=1),
+        old.count_B + slots.count_B,
+        inner_state,
+        last_BD,
+        decoder,
+      )
     return y_BTD[..., :width], (stage_info(decision, slots, valid_BT), *infos), state
 
   def _residual(self, h_BTD):
@@ -298,27 +392,50 @@ class Stage(nn.Module):
     if self.cfg.join.residual == "identity":
       return h_BTD
     w, D = weights(self), h_BTD.shape[-1]
-    uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -D**-0.5, D**-0.5)
-    return (linear(h_BTD, w("w_residual", (D, D), ("embed", None), init=zeros))
-            + w("b_residual", (D,), ("embed",), init=uniform)[None, None])
+
+    def uniform(key, shape, dtype):
+      return jax.random.uniform(key, shape, dtype, -(D**-0.5), D**-0.5)
+
+    return (
+      linear(h_BTD, w("w_residual", (D, D), ("embed", None), init=zeros))
+      + w("b_residual", (D,), ("embed",), init=uniform)[None, None]
+    )
 
 
 def _merge_rows(decision, context, h_BTD, rows: int):
-  """(decision, context, hidden rows) with `rows` neighbouring rows laid end to end, their segments numbered apart."""
+  """(decision, context, hidden rows) with `rows` neighbouring rows laid end to end, their segments
+  numbered apart.
+  """
   B, T = h_BTD.shape[:2]
   if B % rows:
     raise ConfigError(f"join.rows_per_buffer = {rows} does not divide a batch of {B} rows")
-  merge = lambda v: v.reshape(B // rows, rows * T, *v.shape[2:])
+
+  def merge(v):
+    return v.reshape(B // rows, rows * T, *v.shape[2:])
+
   first_B1 = (jnp.arange(B, dtype=jnp.int32) % rows * (T + 1))[:, None]
   segment_ids_BT = jnp.where(context.segment_ids_BT != 0, context.segment_ids_BT + first_B1, 0)
-  context = context.replace(segment_ids_BT=merge(segment_ids_BT), positions_BT=merge(context.positions_BT), packed=True,
-                            embedding_BTD=None, shared=None, shared_by=None)
+  context = context.replace(
+    segment_ids_BT=merge(segment_ids_BT),
+    positions_BT=merge(context.positions_BT),
+    packed=True,
+    embedding_BTD=None,
+    shared=None,
+    shared_by=None,
+  )
   return jax.tree.map(merge, decision), context, merge(h_BTD)
 
 
 def _lengthened(y_BCD, infos, state, length: int):
   """What a stage returned for its first positions, as for `length` of them, the others not valid."""
-  fill = lambda x: x if x.ndim == 1 else jnp.pad(x, ((0, 0), (0, length - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
+
+  def fill(x):
+    return (
+      x
+      if x.ndim == 1
+      else jnp.pad(x, ((0, 0), (0, length - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
+    )
+
   return fill(y_BCD), jax.tree.map(fill, infos), state
 
 
@@ -326,15 +443,19 @@ def _no_infos(cfg: HNetConfig, s: int, like_BT):
   """Infos of the stages from s on when none of them ran, for one position."""
   no_BT, no_B = jnp.zeros(like_BT.shape, bool), jnp.zeros(like_BT.shape[:1], bool)
   zero_BT = jnp.zeros(like_BT.shape, jnp.float32)
-  info = StageInfo(zero_BT, zero_BT, no_BT, no_BT, no_BT, jnp.zeros(like_BT.shape[:1], jnp.int32), no_B)
+  info = StageInfo(
+    zero_BT, zero_BT, no_BT, no_BT, no_BT, jnp.zeros(like_BT.shape[:1], jnp.int32), no_B
+  )
   return (info,) * (cfg.num_chunkings - s)
 
 
 class HNet(nn.Module):
-  """logits = head(stage_0(embed(bytes))). Methods: see jaxlm.models; those ending in `_with_stages` say more.
+  """logits = head(stage_0(embed(bytes))). Methods: see jaxlm.models; those ending in `_with_stages`
+  say more.
 
-  capacities: None, or the chunk capacity of every chunking stage, outside in: static. A buffer with more chunks loses
-  the last ones, and `overflow_B` of its StageInfo says so; a document without any chunk left gets nothing from within.
+  capacities: None, or the chunk capacity of every chunking stage, outside in: static. A buffer with
+  more chunks loses the last ones, and `overflow_B` of its StageInfo says so; a document without any
+  chunk left gets nothing from within.
   boundaries_BT: bool, for the router 'given'.
   """
 
@@ -346,48 +467,100 @@ class HNet(nn.Module):
     self.backbone = Stage(cfg, 0)
     self.head = self.embed if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
 
-  def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, lexicon=None, *, capacities=None,
-               boundaries_BT=None):
+  def __call__(
+    self,
+    tokens_BT,
+    segment_ids_BT=None,
+    positions_BT=None,
+    lexicon=None,
+    *,
+    capacities=None,
+    boundaries_BT=None,
+  ):
     """float32 logits (B, T, V). lexicon: see layers.lexinvariant."""
-    return self.with_stages(tokens_BT, segment_ids_BT, positions_BT, lexicon, capacities=capacities,
-                            boundaries_BT=boundaries_BT)[0]
+    return self.with_stages(
+      tokens_BT,
+      segment_ids_BT,
+      positions_BT,
+      lexicon,
+      capacities=capacities,
+      boundaries_BT=boundaries_BT,
+    )[0]
 
-  def with_stages(self, tokens_BT, segment_ids_BT=None, positions_BT=None, lexicon=None, *, capacities=None,
-                  boundaries_BT=None):
+  def with_stages(
+    self,
+    tokens_BT,
+    segment_ids_BT=None,
+    positions_BT=None,
+    lexicon=None,
+    *,
+    capacities=None,
+    boundaries_BT=None,
+  ):
     """(logits_BTV, StageInfo per chunking stage)."""
-    h_BTD, context, infos, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities,
-                                            lexicon=lexicon)
+    h_BTD, context, infos, _ = self._hidden(
+      tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities, lexicon=lexicon
+    )
     return self.head.logits(h_BTD, context), infos
 
-  def score(self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None, lexicon=None) -> Score:
+  def score(
+    self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None, lexicon=None
+  ) -> Score:
     """log p(target | bytes up to here) at every position."""
     return self.score_with_stages(tokens_BT, targets_BT, segment_ids_BT, positions_BT, lexicon)[0]
 
-  def score_with_stages(self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None, lexicon=None, *,
-                        capacities=None, boundaries_BT=None):
+  def score_with_stages(
+    self,
+    tokens_BT,
+    targets_BT,
+    segment_ids_BT=None,
+    positions_BT=None,
+    lexicon=None,
+    *,
+    capacities=None,
+    boundaries_BT=None,
+  ):
     """(Score, StageInfo per chunking stage)."""
-    h_BTD, context, infos, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities,
-                                            lexicon=lexicon)
+    h_BTD, context, infos, _ = self._hidden(
+      tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities, lexicon=lexicon
+    )
     return Score(*self.head.score(h_BTD, targets_BT, context, chunk=self.cfg.loss_chunk)), infos
 
-  def extend(self, tokens_BT, state: HNetState, segment_ids_BT=None, lexicon=None, *, boundaries_BT=None):
+  def extend(
+    self, tokens_BT, state: HNetState, segment_ids_BT=None, lexicon=None, *, boundaries_BT=None
+  ):
     """(logits_BTV, state) after more bytes of every row; segment id 0 marks right padding."""
-    logits_BTV, _, state = self.extend_with_stages(tokens_BT, state, segment_ids_BT, lexicon,
-                                                   boundaries_BT=boundaries_BT)
+    logits_BTV, _, state = self.extend_with_stages(
+      tokens_BT, state, segment_ids_BT, lexicon, boundaries_BT=boundaries_BT
+    )
     return logits_BTV, state
 
-  def extend_with_stages(self, tokens_BT, state: HNetState, segment_ids_BT=None, lexicon=None, *, boundaries_BT=None):
+  def extend_with_stages(
+    self, tokens_BT, state: HNetState, segment_ids_BT=None, lexicon=None, *, boundaries_BT=None
+  ):
     """(logits_BTV, StageInfo per chunking stage, state)."""
     if segment_ids_BT is None:
       segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
     positions_BT = state.length_B[:, None] + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
-    h_BTD, context, infos, state = self._hidden(tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, None, state,
-                                                lexicon)
+    h_BTD, context, infos, state = self._hidden(
+      tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, None, state, lexicon
+    )
     return self.head.logits(h_BTD, context), infos, state
 
-  def _hidden(self, tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities, state=None, lexicon=None):
+  def _hidden(
+    self,
+    tokens_BT,
+    segment_ids_BT,
+    positions_BT,
+    boundaries_BT,
+    capacities,
+    state=None,
+    lexicon=None,
+  ):
     if tokens_BT.shape[1] < 1:
-      raise ValueError("an empty document: an H-Net needs at least one byte per row; begin it with BOS")
+      raise ValueError(
+        "an empty document: an H-Net needs at least one byte per row; begin it with BOS"
+      )
     if capacities is not None and len(capacities) != self.cfg.num_chunkings:
       raise ValueError(f"capacities {capacities}: this model chunks {self.cfg.num_chunkings} times")
     check_packing(self.cfg.embedding, segment_ids_BT, positions_BT)
@@ -399,11 +572,18 @@ class HNet(nn.Module):
       first_BT = jax.lax.cummax(jnp.where(starts(segment_ids_BT), index_1T, 0), axis=1)
       positions_BT = jnp.broadcast_to(index_1T, tokens_BT.shape) - first_BT
     context = Context(segment_ids_BT, positions_BT, packed=packed)
-    embed_context = context.replace(lexicon=lexicon, tokens_BT=tokens_BT, streaming=state is not None)
+    embed_context = context.replace(
+      lexicon=lexicon, tokens_BT=tokens_BT, streaming=state is not None
+    )
     x_BTD = self.embed.encode(tokens_BT, embed_context)
     x_BTD = tap(self, "embedded", nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act")))
-    y_BTD, infos, stage = self.backbone(x_BTD, context, Outside(tokens_BT, boundaries_BT), capacities,
-                                        None if state is None else state.stage)
+    y_BTD, infos, stage = self.backbone(
+      x_BTD,
+      context,
+      Outside(tokens_BT, boundaries_BT),
+      capacities,
+      None if state is None else state.stage,
+    )
     if state is not None:
       length_B = state.length_B + jnp.sum(segment_ids_BT != 0, axis=1, dtype=jnp.int32)
       state = HNetState(length_B, stage)

@@ -1,9 +1,11 @@
-"""The masked-diffusion baseline: a bidirectional transformer conditioned on the noise level by adaptive norms.
+"""The masked-diffusion baseline: a bidirectional transformer conditioned on the noise level by
+adaptive norms.
 
 Axes: B batch, T position, D d_model, C conditioning width, V vocab. docs/specs/ilm.md, section 6.2.
 
   c = silu(MLP(sinusoid(sigma)));   (s_1, b_1, g_1, s_2, b_2, g_2) = W c, per layer
-  r = x^ if official else x,  x^ = norm(x)(1 + s_1) + b_1;   y = r + g_1 attn(x^);   out = y + g_2 mlp(norm(y)(1 + s_2) + b_2)
+  r = x^ if official else x,  x^ = norm(x)(1 + s_1) + b_1;   y = r + g_1 attn(x^);   out = y + g_2
+  mlp(norm(y)(1 + s_2) + b_2)
 """
 
 import dataclasses
@@ -34,8 +36,9 @@ SINUSOIDS = 256
 @dataclasses.dataclass(frozen=True)
 @checked
 class MaskedDiffusionConfig(ModelConfig):
-  """residual: "official" overwrites the residual stream with the modulated norm before attention, as the release does;
-  "corrected" keeps it. d_cond: width of the conditioning. loss_chunk: as of the decoder."""
+  """residual: "official" overwrites the residual stream with the modulated norm before attention,
+  as the release does; "corrected" keeps it. d_cond: width of the conditioning. loss_chunk: as of
+  the decoder."""
 
   scores: ClassVar[str] = "masked_tokens"
 
@@ -86,8 +89,13 @@ class MaskedDiffusionConfig(ModelConfig):
 def modulation(module, c_BC, count: int, d_model: int, dtype):
   """`count` arrays (B, 1, D), linear in c; zero at the start."""
   w = weights(module, dtype, init=zeros)
-  w_CED = w("w_mod", (c_BC.shape[-1], count, d_model), (None, None, "embed"), role=matrix((0,), (1, 2)))
-  m_BED = jnp.einsum("bc,ced->bed", c_BC, w_CED) + w("b_mod", (count, d_model), (None, "embed"), role=SPARED)[None]
+  w_CED = w(
+    "w_mod", (c_BC.shape[-1], count, d_model), (None, None, "embed"), role=matrix((0,), (1, 2))
+  )
+  m_BED = (
+    jnp.einsum("bc,ced->bed", c_BC, w_CED)
+    + w("b_mod", (count, d_model), (None, "embed"), role=SPARED)[None]
+  )
   return [m_BED[:, i, None] for i in range(count)]
 
 
@@ -115,10 +123,18 @@ class NoiseEmbedding(nn.Module):
   @nn.compact
   def __call__(self, sigma_B):
     half, C, w = SINUSOIDS // 2, self.cfg.d_cond, weights(self, self.cfg.dtype)
-    phase_BE = sigma_B[:, None].astype(jnp.float32) * 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)[None]
+    phase_BE = (
+      sigma_B[:, None].astype(jnp.float32)
+      * 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)[None]
+    )
     x_BE = jnp.concatenate([jnp.cos(phase_BE), jnp.sin(phase_BE)], axis=1).astype(self.cfg.dtype)
-    dense = lambda x, name, size: jnp.einsum("be,ec->bc", x, w(f"w_{name}", (size, C), (None, None), role=matrix())) + w(
-        f"b_{name}", (C,), (None,), init=zeros)[None]
+
+    def dense(x, name, size):
+      return (
+        jnp.einsum("be,ec->bc", x, w(f"w_{name}", (size, C), (None, None), role=matrix()))
+        + w(f"b_{name}", (C,), (None,), init=zeros)[None]
+      )
+
     return jax.nn.silu(dense(jax.nn.silu(dense(x_BE, "in", SINUSOIDS)), "out", C))
 
 
@@ -141,15 +157,23 @@ class MaskedDiffusionNetwork(nn.Module):
     cfg = self.cfg
     self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
     self.noise = NoiseEmbedding(cfg)
-    scanned = nn.scan(AdaptiveBlock, variable_axes=STACKED, split_rngs={"params": True},
-                      in_axes=(nn.broadcast, nn.broadcast), length=cfg.num_layers,
-                      metadata_params={nn.PARTITION_NAME: "layers"})
+    scanned = nn.scan(
+      AdaptiveBlock,
+      variable_axes=STACKED,
+      split_rngs={"params": True},
+      in_axes=(nn.broadcast, nn.broadcast),
+      length=cfg.num_layers,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
     self.blocks = scanned(cfg)
     self.final_norm = FinalNorm(cfg)
     self.head = Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
 
   def __call__(self, tokens_BT, sigma_B, keys_BT=None):
-    """float32 logits (B, T, V). keys_BT: bool, tokens that are looked at; None = all. Queries are all."""
+    """float32 logits (B, T, V). keys_BT: bool, tokens that are looked at; None = all.
+
+    Queries are all.
+    """
     return self.head.logits(*self._hidden(tokens_BT, sigma_B, keys_BT))
 
   def score(self, tokens_BT, targets_BT, sigma_B, keys_BT=None):
@@ -161,8 +185,13 @@ class MaskedDiffusionNetwork(nn.Module):
     cfg, (B, T) = self.cfg, tokens_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
     keys = None if keys_BT is None else (keys_BT != 0).astype(jnp.int32)
-    context = Context(jnp.ones_like(tokens_BT), positions_BT, depth=2 * cfg.num_layers, packed=keys is not None,
-                      key_segment_ids_BT=keys)
+    context = Context(
+      jnp.ones_like(tokens_BT),
+      positions_BT,
+      depth=2 * cfg.num_layers,
+      packed=keys is not None,
+      key_segment_ids_BT=keys,
+    )
     c_BC = self.noise(sigma_B)
     x_BTD, _ = self.blocks(self.embed.encode(tokens_BT, context), context, c_BC)
     return self.final_norm(x_BTD, c_BC), context

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import jax
 
 from jaxlm.layers.lexinvariant import LexinvariantConfig
-from jaxlm.layers.lexinvariant import lexicon_of as lexicon_of  # what `score` needs of a batch besides its tokens
+from jaxlm.layers.lexinvariant import (
+  lexicon_of as lexicon_of,
+)  # what `score` needs of a batch besides its tokens
 
 
 class Score(NamedTuple):

@@ -2,7 +2,9 @@
 
 from jaxlm.config import Kinds
 
-OBJECTIVES = Kinds("objective", {
+OBJECTIVES = Kinds(
+  "objective",
+  {
     "masked_diffusion": "jaxlm.objectives.masked_diffusion:MaskedDiffusion",
     "insertion_transformer": "jaxlm.objectives.insertion_transformer:InsertionTransformer",
     "insertion": "jaxlm.objectives.insertion:Insertion",
@@ -10,4 +12,5 @@ OBJECTIVES = Kinds("objective", {
     "view_synthesis": "jaxlm.objectives.view_synthesis:ViewSynthesis",
     "next_token": "jaxlm.objectives.next_token:NextToken",
     "sequence_to_sequence": "jaxlm.objectives.sequence_to_sequence:SequenceToSequence",
-})
+  },
+)

@@ -21,7 +21,9 @@ def mean(x_BL, real_BL):
 
 
 def gate_regulariser(name: str, gate_BL, logits_BL, real_BL, threshold: float):
-  """R, the term that alpha multiplies, over real positions: mean G, mean z, mean max(z, 2 tau), or the variance of G."""
+  """R, the term that alpha multiplies, over real positions: mean G, mean z, mean max(z, 2 tau), or
+  the variance of G.
+  """
   kind = next((kind for kind in REGULARISERS if kind in name), None)
   if kind is None:
     raise ConfigError(f"regulariser = {name!r} is none of {', '.join(REGULARISERS)}")
@@ -31,7 +33,9 @@ def gate_regulariser(name: str, gate_BL, logits_BL, real_BL, threshold: float):
     return mean(logits_BL, real_BL)
   if kind == "gate_var":
     centred_BL = gate_BL - mean(gate_BL, real_BL)
-    return jnp.sum(jnp.where(real_BL, jnp.square(centred_BL), 0.0)) / jnp.maximum(jnp.sum(real_BL) - 1, 1)
+    return jnp.sum(jnp.where(real_BL, jnp.square(centred_BL), 0.0)) / jnp.maximum(
+      jnp.sum(real_BL) - 1, 1
+    )
   return mean(gate_BL, real_BL)
 
 
@@ -42,7 +46,9 @@ def entropy(g):
 
 
 def entropy_regulariser(gate_BL, c1: float, c2: float):
-  """c1 * mean entropy of each gate - c2 * mean entropy of a row's mean gate; over every position, padding too, as released."""
+  """c1 * mean entropy of each gate - c2 * mean entropy of a row's mean gate; over every position,
+  padding too, as released.
+  """
   length = gate_BL.shape[1]
   each_BL = entropy(gate_BL)
   rows_B = entropy(jax.nn.logsumexp(gate_BL, axis=1) - jnp.log(length))
@@ -54,9 +60,10 @@ def entropy_regulariser(gate_BL, c1: float, c2: float):
 class Controller:
   """err = target - rate; p <- 0.9 p + 0.1 k_p err; i <- i + k_i err; alpha = max(0, p + i).
 
-  every: steps between updates. per_micro_batch: the release moves after every micro-batch of an accumulated step, the next
-    one seeing the new alpha; False moves once per step, from the rate of all of it. (The release also moves while it
-    evaluates and per process; neither is done here.)
+  every: steps between updates. per_micro_batch: the release moves after every micro-batch of an
+  accumulated step, the next
+    one seeing the new alpha; False moves once per step, from the rate of all of it. (The release
+    also moves while it evaluates and per process; neither is done here.)
   """
 
   target: BelowOne

@@ -1,4 +1,5 @@
-"""Insertion language modelling: every missing token at once, in one softmax over slots and vocabulary.
+"""Insertion language modelling: every missing token at once, in one softmax over slots and
+vocabulary.
 
 Axes: B batch, T position, M missing tokens, V vocab. docs/specs/ilm.md, section 2.
 """
@@ -14,17 +15,20 @@ from jaxlm.models.score import lexicon_of
 from jaxlm.objectives.base import Objective, Pair
 from jaxlm.ranges import Inside, NonNegative
 
-STOP, CONTINUE = 0, 1      # of the stop head's two logits
+STOP, CONTINUE = 0, 1  # of the stop head's two logits
 
 
 def joint_nll(log_z_BT, open_BT, target_BM, num_missing_B):
-  """-1/n sum_m log p(slot_m, token_m),  log p = z[slot, token] - log sum_{t open} exp(log_z_t);  0 where n = 0.
+  """-1/n sum_m log p(slot_m, token_m),  log p = z[slot, token] - log sum_{t open} exp(log_z_t);  0
+  where n = 0.
 
-  log_z_BT: float32 row partitions; open_BT: bool, slots of the distribution; target_BM: logits of the missing tokens,
-  the first n of each row count. Returns float32 (B,). A slot's count of a token never becomes an array.
+  log_z_BT: float32 row partitions; open_BT: bool, slots of the distribution; target_BM: logits of
+  the missing tokens, the first n of each row count. Returns float32 (B,). A slot's count of a token
+  never becomes an array.
   """
   some_B = num_missing_B > 0
-  # A row without an open slot has nothing missing: whatever stands in for it is multiplied away, but must be finite.
+  # A row without an open slot has nothing missing: whatever stands in for it is multiplied away,
+  # but must be finite.
   open_BT = open_BT | ~jnp.any(open_BT, axis=1, keepdims=True)
   log_z_B = jax.nn.logsumexp(log_z_BT, axis=1, where=open_BT)
   first_BM = jnp.arange(target_BM.shape[1])[None] < num_missing_B[:, None]
@@ -33,10 +37,19 @@ def joint_nll(log_z_BT, open_BT, target_BM, num_missing_B):
 
 
 def stop_nll(stop_B2, num_missing_B, class_weight: float | None = None):
-  """w_y (-log softmax(s)_y), y = 0 (stop) iff nothing is missing; w = (a, 1 - a) or 1. float32 (B,)."""
+  """w_y (-log softmax(s)_y), y = 0 (stop) iff nothing is missing; w = (a, 1 - a) or 1.
+
+  float32 (B,).
+  """
   label_B = jnp.where(num_missing_B > 0, CONTINUE, STOP)
-  nll_B = -jnp.take_along_axis(jax.nn.log_softmax(stop_B2.astype(jnp.float32)), label_B[:, None], axis=1)[:, 0]
-  return nll_B if class_weight is None else nll_B * jnp.where(label_B == STOP, class_weight, 1 - class_weight)
+  nll_B = -jnp.take_along_axis(
+    jax.nn.log_softmax(stop_B2.astype(jnp.float32)), label_B[:, None], axis=1
+  )[:, 0]
+  return (
+    nll_B
+    if class_weight is None
+    else nll_B * jnp.where(label_B == STOP, class_weight, 1 - class_weight)
+  )
 
 
 def open_slots(segment_ids_BT, blocked_BT=None):
@@ -46,7 +59,9 @@ def open_slots(segment_ids_BT, blocked_BT=None):
 
 
 def packed_nll(log_z_BT, open_BT, target_BM, weights_BM):
-  """sum_m w_m (J - z_m), J over the whole row, w_m = 1 / missing of m's segment: mass k for k segments (spec 2.3)."""
+  """sum_m w_m (J - z_m), J over the whole row, w_m = 1 / missing of m's segment: mass k for k
+  segments (spec 2.3).
+  """
   log_z_B1 = jax.nn.logsumexp(log_z_BT, axis=1, where=open_BT, keepdims=True)
   return jnp.sum(weights_BM * (log_z_B1 - target_BM), axis=1)
 
@@ -56,11 +71,13 @@ def packed_nll(log_z_BT, open_BT, target_BM, weights_BM):
 class Insertion(Objective):
   """loss = mean over examples of joint_nll + stop_weight * stop_nll.
 
-  stop_class_weight: a in w = (a, 1 - a) for (stop, continue); None weighs both 1. use_constraint: slots that the batch
-  calls `blocked` leave the softmax (and are shown to a model with slot_embedding).
+  stop_class_weight: a in w = (a, 1 - a) for (stop, continue); None weighs both 1. use_constraint:
+  slots that the batch calls `blocked` leave the softmax (and are shown to a model with
+  slot_embedding).
 
-  Batch: compacted `tokens`, `segment_ids`, `positions`; `slots`, `missing` int32 (B, M), of which the first
-  `num_missing` (B, 1) count; `blocked` (B, T), not 0 where closed, if use_constraint (data.constraint emits it); `loss_weights` (B, 1), one per example.
+  Batch: compacted `tokens`, `segment_ids`, `positions`; `slots`, `missing` int32 (B, M), of which
+  the first `num_missing` (B, 1) count; `blocked` (B, T), not 0 where closed, if use_constraint
+  (data.constraint emits it); `loss_weights` (B, 1), one per example.
   """
 
   scores: ClassVar[str] = "inserted_tokens"
@@ -72,21 +89,39 @@ class Insertion(Objective):
 
   def check(self, cfg) -> None:
     if self.use_constraint and not cfg.data.constraint:
-      raise ConfigError("objective.use_constraint = True reads which slots are closed, but the batches have no 'blocked'; set "
-                        "data.constraint = True (data of form 'insertion': star_graphs, zebra, passages)")
+      raise ConfigError(
+        "objective.use_constraint = True reads which slots are closed, but the batches have no 'blocked'; set "
+        "data.constraint = True (data of form 'insertion': star_graphs, zebra, passages)"
+      )
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     blocked_BT = batch["blocked"] != 0 if self.use_constraint else None
     n_B, w_B = batch["num_missing"][:, 0], batch["loss_weights"][:, 0]
-    slots = model.apply({"params": params}, batch["tokens"], batch["slots"], batch["missing"], batch["segment_ids"],
-                        batch["positions"], blocked_BT, method="score", **lexicon_of(model.cfg, batch, train=train))
-    mean = lambda x_B, w_B=w_B: Pair(jnp.sum(w_B * x_B), jnp.sum(w_B))
-    token_B = joint_nll(slots.log_z_BT, open_slots(batch["segment_ids"], blocked_BT), slots.target_BM, n_B)
+    slots = model.apply(
+      {"params": params},
+      batch["tokens"],
+      batch["slots"],
+      batch["missing"],
+      batch["segment_ids"],
+      batch["positions"],
+      blocked_BT,
+      method="score",
+      **lexicon_of(model.cfg, batch, train=train),
+    )
+
+    def mean(x_B, w_B=w_B):
+      return Pair(jnp.sum(w_B * x_B), jnp.sum(w_B))
+
+    token_B = joint_nll(
+      slots.log_z_BT, open_slots(batch["segment_ids"], blocked_BT), slots.target_BM, n_B
+    )
     metrics = {"token": mean(token_B)}
     total_B = token_B
     if slots.stop_B2 is not None:
       stop_B = stop_nll(slots.stop_B2, n_B, self.stop_class_weight)
-      right_B = (jnp.argmax(slots.stop_B2, axis=1) == jnp.where(n_B > 0, CONTINUE, STOP)).astype(jnp.float32)
+      right_B = (jnp.argmax(slots.stop_B2, axis=1) == jnp.where(n_B > 0, CONTINUE, STOP)).astype(
+        jnp.float32
+      )
       metrics |= {"stop": mean(stop_B), "stop_accuracy": mean(right_B)}
       total_B = total_B + self.stop_weight * stop_B
     return mean(total_B), metrics

@@ -15,10 +15,14 @@ from jaxlm.objectives.insertion import open_slots
 from jaxlm.ranges import Natural, NonNegative
 
 
-def slot_nll(log_z_BT, target_BM, slots_BM, missing_BM, num_missing_B, *, eos: int, eos_weight: float = 1.0):
-  """l_t = sum_{m in slot t} w_m (log_z_t - z_m) / (count_t + 1), count without EOS, w = eos_weight for EOS. (B, T).
+def slot_nll(
+  log_z_BT, target_BM, slots_BM, missing_BM, num_missing_B, *, eos: int, eos_weight: float = 1.0
+):
+  """l_t = sum_{m in slot t} w_m (log_z_t - z_m) / (count_t + 1), count without EOS, w = eos_weight
+  for EOS. (B, T).
 
-  The + 1 is the release's: it counts an EOS for slots that have tokens, too, where it is not a target.
+  The + 1 is the release's: it counts an EOS for slots that have tokens, too, where it is not a
+  target.
   """
   T = log_z_BT.shape[1]
   counts_BM = (jnp.arange(slots_BM.shape[1])[None] < num_missing_B[:, None]).astype(jnp.float32)
@@ -33,7 +37,8 @@ def slot_nll(log_z_BT, target_BM, slots_BM, missing_BM, num_missing_B, *, eos: i
 @dataclasses.dataclass(frozen=True)
 @checked
 class InsertionTransformer(Objective):
-  """loss = mean over visible slots (without CLS's) of slot_nll. eos: the token that says 'nothing missing here'.
+  """loss = mean over visible slots (without CLS's) of slot_nll. eos: the token that says 'nothing
+  missing here'.
 
   Batch: as objectives.insertion, with EOS among the `missing` of empty slots.
   """
@@ -47,17 +52,34 @@ class InsertionTransformer(Objective):
   def check(self, cfg):
     try:
       eos = cfg.data.ids.eos
-    except ConfigError:      # the tokenizer's file is not here; building the data says so
+    except ConfigError:  # the tokenizer's file is not here; building the data says so
       return
     if self.eos != eos:
-      raise ConfigError(f"objective.eos = {self.eos}, but the end of these data is token {eos}; set objective.eos = {eos}")
+      raise ConfigError(
+        f"objective.eos = {self.eos}, but the end of these data is token {eos}; set objective.eos = {eos}"
+      )
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     n_B, w_B1 = batch["num_missing"][:, 0], batch["loss_weights"]
-    slots = model.apply({"params": params}, batch["tokens"], batch["slots"], batch["missing"], batch["segment_ids"],
-                        batch["positions"], method="score", **lexicon_of(model.cfg, batch, train=train))
-    nll_BT = slot_nll(slots.log_z_BT, slots.target_BM, batch["slots"], batch["missing"], n_B, eos=self.eos,
-                      eos_weight=self.eos_weight)
+    slots = model.apply(
+      {"params": params},
+      batch["tokens"],
+      batch["slots"],
+      batch["missing"],
+      batch["segment_ids"],
+      batch["positions"],
+      method="score",
+      **lexicon_of(model.cfg, batch, train=train),
+    )
+    nll_BT = slot_nll(
+      slots.log_z_BT,
+      slots.target_BM,
+      batch["slots"],
+      batch["missing"],
+      n_B,
+      eos=self.eos,
+      eos_weight=self.eos_weight,
+    )
     w_BT = open_slots(batch["segment_ids"]) * w_B1
     loss = Pair(jnp.sum(w_BT * nll_BT), jnp.sum(w_BT))
     return loss, {"loss": loss}

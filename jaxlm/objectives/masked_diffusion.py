@@ -2,7 +2,8 @@
 
 Axes: B batch, T position. docs/specs/ilm.md, section 6.2.
 
-  k = 1 - exp(-10);  sigma(t) = -log(1 - k t);  p(masked at t) = 1 - exp(-sigma) = k t;  w(t) = sigma'(t) / (exp(sigma) - 1) = 1/t
+  k = 1 - exp(-10);  sigma(t) = -log(1 - k t);  p(masked at t) = 1 - exp(-sigma) = k t;  w(t) =
+  sigma'(t) / (exp(sigma) - 1) = 1/t
 """
 
 import dataclasses
@@ -35,7 +36,10 @@ def masked_nll(log_prob_BT, masked_BT, t_B, row_weight_B=None):
   weight_B = noise_rate(t_B) / jnp.expm1(total_noise(t_B))
   row_B = jnp.ones_like(t_B) if row_weight_B is None else row_weight_B
   masked_BT = masked_BT * row_B[:, None]
-  return Pair(jnp.sum(jnp.where(masked_BT > 0, -log_prob_BT, 0.0) * masked_BT * weight_B[:, None]), jnp.sum(masked_BT))
+  return Pair(
+    jnp.sum(jnp.where(masked_BT > 0, -log_prob_BT, 0.0) * masked_BT * weight_B[:, None]),
+    jnp.sum(masked_BT),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +47,14 @@ def masked_nll(log_prob_BT, masked_BT, t_B, row_weight_B=None):
 class MaskedDiffusion(Objective):
   """loss of one t ~ U(MIN_T, 1) per example.
 
-  variant "official": the mean over the *masked tokens of the batch* of w(t) (-log p), pads predicted like tokens and
-  seen by attention, although sampling hides them. "corrected": the sum over masked tokens per example divided by the
-  number that may be masked (the bound on the likelihood per token), pads neither predicted nor seen.
+  variant "official": the mean over the *masked tokens of the batch* of w(t) (-log p), pads
+  predicted like tokens and seen by attention, although sampling hides them. "corrected": the sum
+  over masked tokens per example divided by the number that may be masked (the bound on the
+  likelihood per token), pads neither predicted nor seen.
   mask: the id of the absorbing state.
 
-  Batch: `tokens` (whole sequences), `segment_ids` (0: padding), `maskable` int32 (B, T), `loss_weights` (B, 1).
+  Batch: `tokens` (whole sequences), `segment_ids` (0: padding), `maskable` int32 (B, T),
+  `loss_weights` (B, 1).
   """
 
   scores: ClassVar[str] = "masked_tokens"
@@ -60,10 +66,12 @@ class MaskedDiffusion(Objective):
   def check(self, cfg):
     try:
       mask = cfg.data.ids.mask
-    except ConfigError:      # the tokenizer's file is not here; building the data says so
+    except ConfigError:  # the tokenizer's file is not here; building the data says so
       return
     if self.mask != mask:
-      raise ConfigError(f"objective.mask = {self.mask}, but the mask of these data is token {mask}; set objective.mask = {mask}")
+      raise ConfigError(
+        f"objective.mask = {self.mask}, but the mask of these data is token {mask}; set objective.mask = {mask}"
+      )
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     tokens_BT, w_B = batch["tokens"], batch["loss_weights"][:, 0]
@@ -75,8 +83,14 @@ class MaskedDiffusion(Objective):
       keys_BT = batch["segment_ids"] != 0
       maskable_BT = maskable_BT & keys_BT
     masked_BT = maskable_BT & (jax.random.uniform(mask_key, tokens_BT.shape) < K * t_B[:, None])
-    log_prob_BT, _ = model.apply({"params": params}, jnp.where(masked_BT, self.mask, tokens_BT), tokens_BT,
-                                 total_noise(t_B), keys_BT, method="score")
+    log_prob_BT, _ = model.apply(
+      {"params": params},
+      jnp.where(masked_BT, self.mask, tokens_BT),
+      tokens_BT,
+      total_noise(t_B),
+      keys_BT,
+      method="score",
+    )
     loss = masked_nll(log_prob_BT, masked_BT.astype(jnp.float32), t_B, w_B)
     if self.variant == "corrected":
       loss = Pair(loss.sum, jnp.sum(maskable_BT * w_B[:, None]))

@@ -18,19 +18,29 @@ from jaxlm.ranges import NonNegative
 class NextToken(Objective):
   """loss = sum w (-log p(target) + z_loss (log z)^2) / sum w.
 
-  z_loss: keeps the softmax's denominator near 1; 0 switches it off. Reported as `loss` (without the z term) and,
-  where it is on, `z` (mean (log z)^2).
+  z_loss: keeps the softmax's denominator near 1; 0 switches it off. Reported as `loss` (without the
+  z term) and, where it is on, `z` (mean (log z)^2).
   """
 
   z_loss: NonNegative = 0.0
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
-    score = model.apply({"params": params}, batch["tokens"], batch["targets"], batch["segment_ids"],
-                        batch["positions"], method="score", **lexicon_of(model.cfg, batch, train=train))
+    score = model.apply(
+      {"params": params},
+      batch["tokens"],
+      batch["targets"],
+      batch["segment_ids"],
+      batch["positions"],
+      method="score",
+      **lexicon_of(model.cfg, batch, train=train),
+    )
     w_BT = batch["loss_weights"]
     weight = jnp.sum(w_BT)
+
     # Where the weight is 0 nothing counts, whatever an unused position says.
-    mean = lambda x_BT: Pair(jnp.sum(jnp.where(w_BT > 0, x_BT, 0.0) * w_BT), weight)
+    def mean(x_BT):
+      return Pair(jnp.sum(jnp.where(w_BT > 0, x_BT, 0.0) * w_BT), weight)
+
     nll = mean(-score.log_prob_BT)
     if not self.z_loss:
       return nll, {"loss": nll}

@@ -14,7 +14,12 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.layers.delete_gate import PAD, DeleteGateConfig, Mode
 from jaxlm.objectives import ladder
 from jaxlm.objectives.base import Objective, Pair
-from jaxlm.objectives.deletion import REGULARISERS, Controller, entropy_regulariser, gate_regulariser
+from jaxlm.objectives.deletion import (
+  REGULARISERS,
+  Controller,
+  entropy_regulariser,
+  gate_regulariser,
+)
 from jaxlm.ranges import Count, Fraction, Natural, NonNegative, Range
 
 
@@ -23,14 +28,21 @@ from jaxlm.ranges import Count, Fraction, Natural, NonNegative, Range
 class SequenceToSequence(Objective):
   """loss = CE + alpha R + beta S (+ entropy terms; + the boundary predictor's prior).
 
-  alpha: weight of the gate regulariser; with `controller` only that of the first step. beta: of the score regulariser.
-  delay: steps before R and the controller begin. hard_probability: of training with hard deletion, per micro-batch; then
+  alpha: weight of the gate regulariser; with `controller` only that of the first step. beta: of the
+  score regulariser.
+  delay: steps before R and the controller begin. hard_probability: of training with hard deletion,
+  per micro-batch; then
     the cross-entropy gives the gate no gradient. hard_evaluation: evaluation deletes hard.
-  capacities: rungs of encoder slots for hard deletion (of a buffer), smallest first; default: fractions of the length
-    rounded up to `multiple`. rows_per_buffer: rows whose kept tokens share a buffer, one behind the other.
-  overflow: more tokens kept than slots. 'exact': the step is done again on a higher rung; 'error': the run ends, one
-    capacity given; 'drop': the tokens with the lowest gates are lost, and counted in dropped_rows and dropped_tokens.
-  slack, memory: the next step's rung holds slack times the largest need of late, which is forgotten by memory per step.
+  capacities: rungs of encoder slots for hard deletion (of a buffer), smallest first; default:
+  fractions of the length
+    rounded up to `multiple`. rows_per_buffer: rows whose kept tokens share a buffer, one behind the
+    other.
+  overflow: more tokens kept than slots. 'exact': the step is done again on a higher rung; 'error':
+  the run ends, one
+    capacity given; 'drop': the tokens with the lowest gates are lost, and counted in dropped_rows
+    and dropped_tokens.
+  slack, memory: the next step's rung holds slack times the largest need of late, which is forgotten
+  by memory per step.
   """
 
   scores: ClassVar[str] = "target_sequence"
@@ -55,20 +67,30 @@ class SequenceToSequence(Objective):
     if not any(kind in self.regulariser for kind in REGULARISERS):
       raise ConfigError(f"regulariser = {self.regulariser!r} is none of {', '.join(REGULARISERS)}")
     ladder.check_capacities(self.capacities, self.multiple)
-    if self.capacities is not None and (min(self.capacities) < 1 or list(self.capacities) != sorted(set(self.capacities))):
-      raise ConfigError(f"capacities = {self.capacities}: wanted growing numbers of 1 or more slots")
+    if self.capacities is not None and (
+      min(self.capacities) < 1 or list(self.capacities) != sorted(set(self.capacities))
+    ):
+      raise ConfigError(
+        f"capacities = {self.capacities}: wanted growing numbers of 1 or more slots"
+      )
     if self.overflow == "error" and (self.capacities is None or len(self.capacities) != 1):
       raise ConfigError("overflow = 'error' needs `capacities` with the one size that must suffice")
 
   def check(self, cfg):
-    """Against the other sections: a ladder that redoes steps ends where everything fits; buffers divide the batch."""
+    """Against the other sections: a ladder that redoes steps ends where everything fits; buffers
+    divide the batch.
+    """
     slots, n = cfg.data.seq_len * self.rows_per_buffer, self.rows_per_buffer
     if self.overflow == "exact" and self.capacities is not None and self.capacities[-1] < slots:
-      raise ConfigError(f"objective.capacities = {self.capacities} ends below the {slots} tokens of a buffer, so a step might "
-                        f"never fit; add {slots}, or choose overflow = 'error' or 'drop'")
+      raise ConfigError(
+        f"objective.capacities = {self.capacities} ends below the {slots} tokens of a buffer, so a step might "
+        f"never fit; add {slots}, or choose overflow = 'error' or 'drop'"
+      )
     rows = cfg.data.batch_size // cfg.train.accumulation
     if rows % n:
-      raise ConfigError(f"objective.rows_per_buffer = {n} does not divide the {rows} rows of a (micro-)batch")
+      raise ConfigError(
+        f"objective.rows_per_buffer = {n} does not divide the {rows} rows of a (micro-)batch"
+      )
 
   def buckets(self, batch_shape):
     return self.capacities or ladder.rungs(batch_shape[1] * self.rows_per_buffer, self.multiple)
@@ -78,15 +100,20 @@ class SequenceToSequence(Objective):
     return self.hard_probability > 0
 
   def first_bucket(self, num_buckets):
-    return num_buckets - 1      # an untrained gate keeps everything
+    return num_buckets - 1  # an untrained gate keeps everything
 
   def choose_bucket(self, metrics, current):
     return ladder.choose(metrics, current)
 
   def init_state(self):
     zero = jnp.zeros((), jnp.float32)
-    return {"alpha": jnp.asarray(self.alpha, jnp.float32), "p": zero, "i": zero, "step": jnp.zeros((), jnp.int32),
-            "largest": zero}
+    return {
+      "alpha": jnp.asarray(self.alpha, jnp.float32),
+      "p": zero,
+      "i": zero,
+      "step": jnp.zeros((), jnp.int32),
+      "largest": zero,
+    }
 
   def update_state(self, state, metrics):
     """Once per optimiser step, from the global rate; never in evaluation."""
@@ -100,19 +127,34 @@ class SequenceToSequence(Objective):
 
   def after_micro_batch(self, state, metrics):
     """The release's controller, if it is asked for."""
-    return self._controlled(state, metrics) if self.controller is not None and self.controller.per_micro_batch else state
+    return (
+      self._controlled(state, metrics)
+      if self.controller is not None and self.controller.per_micro_batch
+      else state
+    )
 
   def _controlled(self, state, metrics):
     if "deleted" not in metrics:
       return state
     alpha, p, i = self.controller.update(state["p"], state["i"], metrics["deleted"].mean())
     due = (state["step"] >= self.delay) & (state["step"] % self.controller.every == 0)
-    keep = lambda new, old: jnp.where(due, new, old)
-    return state | {"alpha": keep(alpha, state["alpha"]), "p": keep(p, state["p"]), "i": keep(i, state["i"])}
+
+    def keep(new, old):
+      return jnp.where(due, new, old)
+
+    return state | {
+      "alpha": keep(alpha, state["alpha"]),
+      "p": keep(p, state["p"]),
+      "i": keep(i, state["i"]),
+    }
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     def run(hard: bool):
-      mode = Mode(True, bucket, rows=self.rows_per_buffer, drop=self.overflow == "drop") if hard else Mode()
+      mode = (
+        Mode(True, bucket, rows=self.rows_per_buffer, drop=self.overflow == "drop")
+        if hard
+        else Mode()
+      )
       return lambda: self._loss(model, params, batch, key, state, train, mode)
 
     deletes = isinstance(model.cfg.reduction, DeleteGateConfig)
@@ -130,13 +172,28 @@ class SequenceToSequence(Objective):
     common = dict(mode=mode, measure=measure, train=train, rngs=rngs)
     weight, metrics = jnp.sum(w_BT), {}
     if train:
-      score, memory, S = model.apply({"params": params}, batch["tokens"], batch["decoder_tokens"], targets_BT, real_BL,
-                                     method="score", **common)
+      score, memory, S = model.apply(
+        {"params": params},
+        batch["tokens"],
+        batch["decoder_tokens"],
+        targets_BT,
+        real_BL,
+        method="score",
+        **common,
+      )
       nll_BT = -score.log_prob_BT
     else:
-      logits_BTV, memory, S = model.apply({"params": params}, batch["tokens"], batch["decoder_tokens"], real_BL,
-                                          method="run", **common)
-      nll_BT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), targets_BT[..., None], -1)[..., 0]
+      logits_BTV, memory, S = model.apply(
+        {"params": params},
+        batch["tokens"],
+        batch["decoder_tokens"],
+        real_BL,
+        method="run",
+        **common,
+      )
+      nll_BT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), targets_BT[..., None], -1)[
+        ..., 0
+      ]
       metrics = accuracies(logits_BTV, targets_BT, w_BT)
     ce = Pair(jnp.sum(jnp.where(w_BT > 0, nll_BT, 0.0) * w_BT), weight)
     metrics["loss"], total = ce, ce.sum / jnp.maximum(weight, 1e-9)
@@ -146,11 +203,18 @@ class SequenceToSequence(Objective):
     one, reduced = jnp.ones((), jnp.float32), memory.reduced
     if reduced is None:
       return Pair(total * weight, weight), metrics
-    as_float = lambda x: x.astype(jnp.float32)
+
+    def as_float(x):
+      return x.astype(jnp.float32)
+
     if reduced.gate_BL is not None:
-      metrics["deleted"] = Pair(as_float(jnp.sum(~reduced.keep_BL & real_BL)), as_float(jnp.sum(real_BL)))
+      metrics["deleted"] = Pair(
+        as_float(jnp.sum(~reduced.keep_BL & real_BL)), as_float(jnp.sum(real_BL))
+      )
     if reduced.logits_BL is not None:
-      R = gate_regulariser(self.regulariser, reduced.gate_BL, reduced.logits_BL, real_BL, model.cfg.reduction.tau)
+      R = gate_regulariser(
+        self.regulariser, reduced.gate_BL, reduced.logits_BL, real_BL, model.cfg.reduction.tau
+      )
       active = state["step"] >= self.delay
       total += jnp.where(active, state["alpha"], 0.0) * R
       if any(self.entropy):
@@ -162,7 +226,9 @@ class SequenceToSequence(Objective):
     if "loss" in reduced.extra:
       total += reduced.extra["loss"]
       metrics["boundary_loss"] = Pair(reduced.extra["loss"] * weight, weight)
-    return Pair(total * weight, weight), metrics | self._capacity_metrics(reduced, state, batch["tokens"].shape, mode)
+    return Pair(total * weight, weight), metrics | self._capacity_metrics(
+      reduced, state, batch["tokens"].shape, mode
+    )
 
   def _capacity_metrics(self, reduced, state, batch_shape, mode):
     one, n = jnp.ones((), jnp.float32), 1 if mode.hard else self.rows_per_buffer
@@ -170,19 +236,33 @@ class SequenceToSequence(Objective):
     need_B = jnp.sum(reduced.count_B.astype(jnp.float32).reshape(-1, n), axis=1)
     lost_B = jnp.any(reduced.overflow_B.reshape(-1, n), axis=1).astype(jnp.float32)
     largest = jnp.max(need_B)
-    metrics = {"kept_max": Pair(largest, one), "wanted_bucket": ladder.wanted(
-        largest[None], state["largest"][None], self.buckets(batch_shape), self.slack)}
+    metrics = {
+      "kept_max": Pair(largest, one),
+      "wanted_bucket": ladder.wanted(
+        largest[None], state["largest"][None], self.buckets(batch_shape), self.slack
+      ),
+    }
     if self.overflow != "drop":
       return metrics | {"overflow": Pair(jnp.sum(lost_B), one)}
     excess_B = lost_B * (need_B - reduced.h_BCD.shape[1])
-    return metrics | {"dropped_rows": Pair(jnp.sum(lost_B), one), "dropped_tokens": Pair(jnp.sum(excess_B), one)}
+    return metrics | {
+      "dropped_rows": Pair(jnp.sum(lost_B), one),
+      "dropped_tokens": Pair(jnp.sum(excess_B), one),
+    }
 
 
 def accuracies(logits_BTV, targets_BT, w_BT) -> dict[str, Pair]:
   """Teacher-forced: tokens that are the most likely ones, and rows all of whose tokens are."""
   counted_BT = w_BT > 0
   right_BT = jnp.argmax(logits_BTV, -1) == targets_BT
-  count = lambda x: jnp.sum(x).astype(jnp.float32)
+
+  def count(x):
+    return jnp.sum(x).astype(jnp.float32)
+
   rows_B = jnp.any(counted_BT, axis=1)
-  return {"accuracy": Pair(count(right_BT & counted_BT), count(counted_BT)),
-          "sequence_accuracy": Pair(count(jnp.all(right_BT | ~counted_BT, axis=1) & rows_B), count(rows_B))}
+  return {
+    "accuracy": Pair(count(right_BT & counted_BT), count(counted_BT)),
+    "sequence_accuracy": Pair(
+      count(jnp.all(right_BT | ~counted_BT, axis=1) & rows_B), count(rows_B)
+    ),
+  }

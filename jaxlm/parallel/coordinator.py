@@ -1,7 +1,8 @@
 """JAX's coordination service in a process of its own, which outlives process 0 by a few seconds.
 
-JAX runs the service inside process 0. When that dies, every other process's client aborts at once, with a dump and before
-`rollcall` can say who is gone. Served from here, the clients notice nothing in these seconds, and all end with the sentence.
+JAX runs the service inside process 0. When that dies, every other process's client aborts at once,
+with a dump and before `rollcall` can say who is gone. Served from here, the clients notice nothing
+in these seconds, and all end with the sentence.
 """
 
 import contextlib
@@ -18,11 +19,25 @@ class Service:
 
   def __init__(self, address: str, count: int, **options):
     values = [f"{name}={value}" for name, value in options.items() if value is not None]
-    self.process = subprocess.Popen([sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\n"
-                                     "from jaxlm.parallel.coordinator import main; main()", address, str(count), *values],
-                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    self.process = subprocess.Popen(
+      [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path[:] = {sys.path!r}\n"
+        "from jaxlm.parallel.coordinator import main; main()",
+        address,
+        str(count),
+        *values,
+      ],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
     if self.process.stdout.readline() != "ready\n":
-      raise RuntimeError(f"JAX's coordination service did not start at {address}; its output says why")
+      raise RuntimeError(
+        f"JAX's coordination service did not start at {address}; its output says why"
+      )
 
   def shutdown(self) -> None:
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -47,10 +62,16 @@ def main() -> None:
   from jaxlib import _jax
 
   address, count, *options = sys.argv[1:]
-  number = lambda text: text == "True" if text in ("True", "False") else int(text)
-  service = _jax.get_distributed_runtime_service(address, int(count), **{
-      name: number(value) for name, _, value in (option.partition("=") for option in options)})
+
+  def number(text):
+    return text == "True" if text in ("True", "False") else int(text)
+
+  service = _jax.get_distributed_runtime_service(
+    address,
+    int(count),
+    **{name: number(value) for name, _, value in (option.partition("=") for option in options)},
+  )
   print("ready", flush=True)
-  if not sys.stdin.readline():      # process 0 has ended without a word
+  if not sys.stdin.readline():  # process 0 has ended without a word
     time.sleep(LINGER_S)
   service.shutdown()

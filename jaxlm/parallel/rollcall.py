@@ -1,11 +1,14 @@
-"""Which process is missing: one TCP line from every process of a run to process 0, open as long as the run.
+"""Which process is missing: one TCP line from every process of a run to process 0, open as long as
+the run.
 
-JAX's own start-up ends, when somebody is missing, by aborting every process with "DEADLINE_EXCEEDED ... RegisterTask",
-which names nobody and cannot be caught; and a process that dies in mid-run is noticed by heartbeats, a minute or more
-later, while the others hang in a collective. Here process 0 knows who is not there. The line uses the coordinator's own
-port, before JAX's service listens on it, so nothing else has to be opened. The kernel closes the line of a process that
-dies, at once. Every process says regularly that it lives: who is silent for too long (the host is gone, the process is
-stopped) is lost too. The lines also carry what all must agree on before they compute anything together.
+JAX's own start-up ends, when somebody is missing, by aborting every process with "DEADLINE_EXCEEDED
+... RegisterTask", which names nobody and cannot be caught; and a process that dies in mid-run is
+noticed by heartbeats, a minute or more later, while the others hang in a collective. Here process 0
+knows who is not there. The line uses the coordinator's own port, before JAX's service listens on
+it, so nothing else has to be opened. The kernel closes the line of a process that dies, at once.
+Every process says regularly that it lives: who is silent for too long (the host is gone, the
+process is stopped) is lost too. The lines also carry what all must agree on before they compute
+anything together.
 """
 
 import base64
@@ -30,22 +33,34 @@ class ProcessLost(RuntimeError):
 class RollCall:
   """Every process of a run; made by `join`, which returns when all are there.
 
-  A process that goes without `leave` ends all others: `lost` is called with the sentence that says which one, in a
-  thread of its own, and by default prints it and exits with code 1 (a main thread that waits in a collective for a
-  process that is dead can only be ended from outside).
+  A process that goes without `leave` ends all others: `lost` is called with the sentence that says
+  which one, in a thread of its own, and by default prints it and exits with code 1 (a main thread
+  that waits in a collective for a process that is dead can only be ended from outside).
   """
 
-  def __init__(self, index: int, count: int, lines: dict[int, "_Line"], lost=None, silence_s: float = 60):
+  def __init__(
+    self, index: int, count: int, lines: dict[int, "_Line"], lost=None, silence_s: float = 60
+  ):
     self.index, self.count, self.lines, self.silence_s = index, count, lines, silence_s
     self.lost, self.found, self.leaving = lost or _exit, threading.Event(), False
-    self.inbox = {other: queue.Queue() for other in lines}      # facts, or the verdict on them
+    self.inbox = {other: queue.Queue() for other in lines}  # facts, or the verdict on them
     for target in (self._watch, self._beat):
       threading.Thread(target=target, name="rollcall", daemon=True).start()
 
   @classmethod
-  def join(cls, address: str, index: int, count: int, *, timeout_s: float = 300, silence_s: float = 60,
-           lost=None) -> "RollCall":
-    """Waits for all `count` processes, ProcessLost after timeout_s. silence_s: a host silent for so long is gone."""
+  def join(
+    cls,
+    address: str,
+    index: int,
+    count: int,
+    *,
+    timeout_s: float = 300,
+    silence_s: float = 60,
+    lost=None,
+  ) -> "RollCall":
+    """Waits for all `count` processes, ProcessLost after timeout_s. silence_s: a host silent for so
+    long is gone.
+    """
     host, _, port = address.rpartition(":")
     answer = _answer if index == 0 else _call
     lines = answer(host, int(port), index, count, timeout_s, address)
@@ -60,11 +75,14 @@ class RollCall:
       line.say(BYE)
 
   def wait_for_loss(self, seconds: float) -> bool:
-    """Whether a loss is known; a failure in this process may be the consequence of one that is about to be."""
+    """Whether a loss is known; a failure in this process may be the consequence of one that is
+    about to be.
+    """
     return self.found.wait(seconds)
 
   def differ(self, facts: dict[str, str]) -> str | None:
-    """The sentence about the first of these in which a process differs from process 0, the same on all; None: none does.
+    """The sentence about the first of these in which a process differs from process 0, the same on
+    all; None: none does.
 
     All must call it, at the same point and in the same order; it waits until all have.
     """
@@ -93,7 +111,9 @@ class RollCall:
         asked = time.monotonic()
         ready = selector.select(self.silence_s / 4)
         now = time.monotonic()
-        if now - asked > self.silence_s / 2:      # this process has been stopped, and the others were heard by nobody
+        if (
+          now - asked > self.silence_s / 2
+        ):  # this process has been stopped, and the others were heard by nobody
           heard = dict.fromkeys(heard, now)
         for key, _ in ready:
           heard[key.data] = now
@@ -101,8 +121,11 @@ class RollCall:
             selector.unregister(key.fileobj)
         for other in [key.data for key in selector.get_map().values()]:
           if now - heard[other] > self.silence_s and not self.leaving:
-            self._report(other, f"has not been heard of for {self.silence_s:g} s (JAXLM_LOST_TIMEOUT_S): it is stopped, or its "
-                                f"host or network is gone")
+            self._report(
+              other,
+              f"has not been heard of for {self.silence_s:g} s (JAXLM_LOST_TIMEOUT_S): it is stopped, or its "
+              f"host or network is gone",
+            )
             return
 
   def _hear(self, other: int) -> bool:
@@ -112,7 +135,9 @@ class RollCall:
       words = line.hear()
       if words is None or words[0] == GONE:
         if not self.leaving:
-          self._report(*(other,) if words is None else (int(words[1]), b" ".join(words[2:]).decode()))
+          self._report(
+            *(other,) if words is None else (int(words[1]), b" ".join(words[2:]).decode())
+          )
         return False
       if words[0] == BYE:
         return False
@@ -127,9 +152,11 @@ class RollCall:
       for line in self.lines.values():
         line.say(GONE, gone, what)
     self.found.set()
-    self.lost(f"process {gone} of {self.count} {what}, and no step can be made without it; its own "
-              f"output says why. Start all processes again with the same command: they resume from the newest complete "
-              f"checkpoint.")
+    self.lost(
+      f"process {gone} of {self.count} {what}, and no step can be made without it; its own "
+      f"output says why. Start all processes again with the same command: they resume from the newest complete "
+      f"checkpoint."
+    )
 
 
 def difference(here: dict[str, str], there: dict[str, str], other: int) -> str | None:
@@ -138,8 +165,10 @@ def difference(here: dict[str, str], there: dict[str, str], other: int) -> str |
   if not keys:
     return None
   more = f" (and {', '.join(keys[1:6])}{' and others' * (len(keys) > 6)})" if keys[1:] else ""
-  return (f"the processes of this run differ: {keys[0]} is {here.get(keys[0], 'absent')} in process 0 and "
-          f"{there.get(keys[0], 'absent')} in process {other}{more}; start all of them with the same command, code and data")
+  return (
+    f"the processes of this run differ: {keys[0]} is {here.get(keys[0], 'absent')} in process 0 and "
+    f"{there.get(keys[0], 'absent')} in process {other}{more}; start all of them with the same command, code and data"
+  )
 
 
 def _pack(value) -> bytes:
@@ -160,16 +189,22 @@ class _Line:
   def keep_alive(self, silence_s: float) -> None:
     self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     every = max(int(silence_s / 4), 1)
-    for name, value in (("TCP_KEEPIDLE", every), ("TCP_KEEPINTVL", every), ("TCP_KEEPCNT", 3),
-                        ("TCP_USER_TIMEOUT", int(silence_s * 1000))):
-      if hasattr(socket, name):     # macOS has some of them
+    for name, value in (
+      ("TCP_KEEPIDLE", every),
+      ("TCP_KEEPINTVL", every),
+      ("TCP_KEEPCNT", 3),
+      ("TCP_USER_TIMEOUT", int(silence_s * 1000)),
+    ):
+      if hasattr(socket, name):  # macOS has some of them
         self.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
   def say(self, *words) -> None:
     try:
       with self.speaking:
-        self.socket.sendall(b" ".join(w if isinstance(w, bytes) else str(w).encode() for w in words) + b"\n")
-    except OSError:     # who does not hear it is gone, and `hear` says so
+        self.socket.sendall(
+          b" ".join(w if isinstance(w, bytes) else str(w).encode() for w in words) + b"\n"
+        )
+    except OSError:  # who does not hear it is gone, and `hear` says so
       pass
 
   def hear(self, timeout_s: float | None = None) -> list[bytes] | None:
@@ -182,7 +217,7 @@ class _Line:
           return None
         self.buffer += more
     except TimeoutError as error:
-      if error.errno is None:      # with a number it is the kernel's: the keep-alive has given up
+      if error.errno is None:  # with a number it is the kernel's: the keep-alive has given up
         raise
       return None
     except OSError:
@@ -204,19 +239,28 @@ def _answer(host, port, index, count, timeout_s, address) -> dict[int, _Line]:
         line = _Line(server.accept()[0])
         words = line.hear(min(5, max(end - time.monotonic(), 0.001)))
       except TimeoutError:
-        if time.monotonic() < end:      # somebody connected and said nothing
+        if time.monotonic() < end:  # somebody connected and said nothing
           continue
         missing = [other for other in range(1, count) if other not in lines]
         for line in lines.values():
           line.say(MISSING, *missing)
         raise ProcessLost(_missing(missing, count, timeout_s, address)) from None
-      if words is None or len(words) != 3 or words[0] != GREETING or not (words[1] + words[2]).isdigit():
-        continue      # not one of us
+      if (
+        words is None
+        or len(words) != 3
+        or words[0] != GREETING
+        or not (words[1] + words[2]).isdigit()
+      ):
+        continue  # not one of us
       other, others = int(words[1]), int(words[2])
       if others != count or not 0 < other < count or other in lines:
-        why = f"says it is process {other} of {others}" + (", as another one does" if other in lines else "")
-        raise ProcessLost(f"a process {why}, in a run of {count}; give each its own JAX_PROCESS_ID and all the same "
-                          f"JAX_NUM_PROCESSES")
+        why = f"says it is process {other} of {others}" + (
+          ", as another one does" if other in lines else ""
+        )
+        raise ProcessLost(
+          f"a process {why}, in a run of {count}; give each its own JAX_PROCESS_ID and all the same "
+          f"JAX_NUM_PROCESSES"
+        )
       lines[other] = line
   for line in lines.values():
     line.say(GO)
@@ -228,12 +272,18 @@ def _listen(port: int, address: str, patience_s: float) -> socket.socket:
   dual, end = socket.has_dualstack_ipv6(), time.monotonic() + patience_s
   while True:
     try:
-      return socket.create_server(("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual,
-                                  backlog=1024)
+      return socket.create_server(
+        ("", port),
+        family=socket.AF_INET6 if dual else socket.AF_INET,
+        dualstack_ipv6=dual,
+        backlog=1024,
+      )
     except OSError as error:
       if error.errno != errno.EADDRINUSE or time.monotonic() > end:
-        raise ProcessLost(f"process 0 cannot listen on port {port} of the coordinator {address} ({error.strerror}): is "
-                          f"another run using it?") from None
+        raise ProcessLost(
+          f"process 0 cannot listen on port {port} of the coordinator {address} ({error.strerror}): is "
+          f"another run using it?"
+        ) from None
       time.sleep(0.2)
 
 
@@ -242,31 +292,41 @@ def _call(host, port, index, count, timeout_s, address) -> dict[int, _Line]:
   end = time.monotonic() + timeout_s
   while True:
     try:
-      line = _Line(socket.create_connection((host, port), timeout=max(end - time.monotonic(), 0.001)))
+      line = _Line(
+        socket.create_connection((host, port), timeout=max(end - time.monotonic(), 0.001))
+      )
       break
     except OSError as error:
       if time.monotonic() + 0.2 > end:
-        raise ProcessLost(_missing([0], count, timeout_s, address) +
-                          f" Process {index} could not reach it ({error.strerror or error}).") from None
+        raise ProcessLost(
+          _missing([0], count, timeout_s, address)
+          + f" Process {index} could not reach it ({error.strerror or error})."
+        ) from None
       time.sleep(0.2)
   line.say(GREETING, index, count)
   try:
-    words = line.hear(timeout_s + 30)     # process 0 may have started its own clock later
+    words = line.hear(timeout_s + 30)  # process 0 may have started its own clock later
   except TimeoutError:
     words = [MISSING, b"0"]
   if words == [GO]:
     return {0: line}
   if words is None:
-    raise ProcessLost(f"process 0 of {count} ended while process {index} waited for the others (coordinator {address}); "
-                      f"its own output says why")
+    raise ProcessLost(
+      f"process 0 of {count} ended while process {index} waited for the others (coordinator {address}); "
+      f"its own output says why"
+    )
   raise ProcessLost(_missing([int(word) for word in words[1:]], count, timeout_s, address))
 
 
 def _missing(missing: list[int], count: int, timeout_s: float, address: str) -> str:
-  named = ", ".join(map(str, missing[:20])) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
+  named = ", ".join(map(str, missing[:20])) + (
+    f" and {len(missing) - 20} more" if len(missing) > 20 else ""
+  )
   several = len(missing) > 1
-  return (f"process{'es' if several else ''} {named} of {count} did not join within {timeout_s:g} s (coordinator {address}): "
-          f"{'are they' if several else 'is it'} running?")
+  return (
+    f"process{'es' if several else ''} {named} of {count} did not join within {timeout_s:g} s (coordinator {address}): "
+    f"{'are they' if several else 'is it'} running?"
+  )
 
 
 def _exit(sentence: str) -> None:

@@ -1,9 +1,11 @@
-"""Every collective of a compiled program: kind, mesh axes, payload, bytes on the wire, count per step.
+"""Every collective of a compiled program: kind, mesh axes, payload, bytes on the wire, count per
+step.
 
-Wire bytes are what one device must *receive*, for a group of n devices and a payload of P bytes (the full, gathered
-array): all-gather P (n-1)/n, reduce-scatter P (n-1)/n, all-reduce 2 P (n-1)/n, all-to-all P (n-1)/n, permute P.
-Asynchronous collectives that the compiler cuts into pieces share a channel id: they are counted once, at the
-outermost loop level where one of the pieces stands.
+Wire bytes are what one device must *receive*, for a group of n devices and a payload of P bytes
+(the full, gathered
+array): all-gather P (n-1)/n, reduce-scatter P (n-1)/n, all-reduce 2 P (n-1)/n, all-to-all P
+(n-1)/n, permute P. Asynchronous collectives that the compiler cuts into pieces share a channel id:
+they are counted once, at the outermost loop level where one of the pieces stands.
 """
 
 import dataclasses
@@ -15,22 +17,29 @@ import numpy as np
 from jaxlm.preflight.hlo import Instruction
 from jaxlm.preflight.loops import Loops
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all",
-         "collective-broadcast")
+KINDS = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+  "ragged-all-to-all",
+  "collective-broadcast",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
   kind: str
-  axes: tuple[str, ...]     # mesh axes it runs along; () when the groups match no set of axes
-  group: int                # devices per group
-  payload: int              # bytes of the full array, per occurrence
-  wire: int                 # bytes one device receives, per occurrence
-  count: int                # occurrences per step
+  axes: tuple[str, ...]  # mesh axes it runs along; () when the groups match no set of axes
+  group: int  # devices per group
+  payload: int  # bytes of the full array, per occurrence
+  wire: int  # bytes one device receives, per occurrence
+  count: int  # occurrences per step
   dtype: str
   op_name: str
   source: str
-  windowed: bool            # a permute of a windowed einsum: a weight gather turned into a ring
+  windowed: bool  # a permute of a windowed einsum: a weight gather turned into a ring
 
   @property
   def total(self) -> int:
@@ -38,15 +47,20 @@ class Collective:
 
 
 def collectives(loops: Loops, mesh_shape: dict[str, int]) -> list[Collective]:
-  """All collectives, dearest first. mesh_shape: axis name -> size, in the order of the device array."""
+  """All collectives, dearest first. mesh_shape: axis name -> size, in the order of the device
+  array.
+  """
   found: dict[tuple, tuple[int, int, object]] = {}
   for order, site in enumerate(loops.sites(fused=True)):
     kind = _kind(site.instruction.opcode)
     if kind is None:
       continue
-    # The pieces of one collective share all of this; the collectives of all shard_map bodies share channel 1. Two of those
-    # that agree in all of it (a psum of a pair of equal shape) would count once: pieces cannot be told from them.
-    channel = site.instruction.channel or f"unnumbered {site.computation.name} {site.instruction.name}"
+    # The pieces of one collective share all of this; the collectives of all shard_map bodies share
+    # channel 1. Two of those that agree in all of it (a psum of a pair of equal shape) would count
+    # once: pieces cannot be told from them.
+    channel = (
+      site.instruction.channel or f"unnumbered {site.computation.name} {site.instruction.name}"
+    )
     key = (channel, kind, tuple(a.dims for a in site.instruction.arrays), site.instruction.op_name)
     known = found.get(key)
     if known is None or site.depth < known[0]:
@@ -58,13 +72,24 @@ def collectives(loops: Loops, mesh_shape: dict[str, int]) -> list[Collective]:
     payload = _payload(kind, site.instruction, group)
     if group <= 1 and kind != "collective-permute":
       continue
-    fraction = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1.0}.get(kind, (group - 1) / group)
+    fraction = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1.0}.get(
+      kind, (group - 1) / group
+    )
     computation = site.computation.name
-    result.append(Collective(
-        kind=kind, axes=axes, group=group, payload=payload, wire=int(payload * fraction), count=site.count,
-        dtype=site.instruction.arrays[0].dtype if site.instruction.arrays else "", op_name=site.instruction.op_name,
+    result.append(
+      Collective(
+        kind=kind,
+        axes=axes,
+        group=group,
+        payload=payload,
+        wire=int(payload * fraction),
+        count=site.count,
+        dtype=site.instruction.arrays[0].dtype if site.instruction.arrays else "",
+        op_name=site.instruction.op_name,
         source=loops.module.source(site.instruction),
-        windowed=kind == "collective-permute" and _windowed(loops, site, computation)))
+        windowed=kind == "collective-permute" and _windowed(loops, site, computation),
+      )
+    )
   return sorted(result, key=lambda c: -c.total)
 
 
@@ -74,7 +99,9 @@ def _kind(opcode: str) -> str | None:
 
 
 def _windowed(loops: Loops, site, computation: str) -> bool:
-  """Inside a windowed-einsum loop, or feeding one (the first step of the ring stands before the loop)."""
+  """Inside a windowed-einsum loop, or feeding one (the first step of the ring stands before the
+  loop).
+  """
   if "windowed_dot_general" in computation or any("windowed_dot_general" in c for c in site.inside):
     return True
   return "dot_general" in site.instruction.op_name
@@ -82,8 +109,14 @@ def _windowed(loops: Loops, site, computation: str) -> bool:
 
 def _payload(kind: str, instruction: Instruction, group: int) -> int:
   arrays = instruction.arrays
-  if instruction.opcode.endswith("-start") and kind in ("all-gather", "collective-permute") and len(arrays) >= 2:
-    arrays = arrays[len(arrays) // 2:] if kind == "all-gather" else arrays[1:2]  # (operand, result, context ...)
+  if (
+    instruction.opcode.endswith("-start")
+    and kind in ("all-gather", "collective-permute")
+    and len(arrays) >= 2
+  ):
+    arrays = (
+      arrays[len(arrays) // 2 :] if kind == "all-gather" else arrays[1:2]
+    )  # (operand, result, context ...)
   size = sum(a.bytes for a in arrays if a.dtype != "token")
   return size * group if kind == "reduce-scatter" else size
 
@@ -101,10 +134,14 @@ def _groups(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[int, 
 
 
 def first_group(attributes: str, total: int) -> list[int] | None:
-  """Members of the first replica group, in any of the four notations; None when all devices are one group."""
+  """Members of the first replica group, in any of the four notations; None when all devices are one
+  group.
+  """
   match = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
   if match:
-    pairs = re.findall(r"\{(\d+),(\d+)\}", re.search(r"source_target_pairs=\{(.*?)\}\}", attributes).group(0))
+    pairs = re.findall(
+      r"\{(\d+),(\d+)\}", re.search(r"source_target_pairs=\{(.*?)\}\}", attributes).group(0)
+    )
     target = {int(a): int(b) for a, b in pairs}
     ring, device = [int(pairs[0][0])], target[int(pairs[0][0])]
     while device not in ring and device in target:
@@ -121,7 +158,9 @@ def first_group(attributes: str, total: int) -> list[int] | None:
     if order:
       ids = ids.transpose([int(o) for o in order.split(",")])
     return ids.reshape(int(rows), int(columns))[0].tolist()
-  match = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*)\))? \{([^}]*)\}", attributes)
+  match = re.search(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*)\))? \{([^}]*)\}", attributes
+  )
   if match:
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match.group(1))}
     chosen = re.findall(r"'([^']+)'", match.group(3))

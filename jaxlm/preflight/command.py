@@ -1,4 +1,6 @@
-"""jaxlm preflight --config=... --topology=v5e:16x16 [--mesh=data=4,fsdp=64]: learn here what the pod would tell you."""
+"""jaxlm preflight --config=... --topology=v5e:16x16 [--mesh=data=4,fsdp=64]: learn here what the
+pod would tell you.
+"""
 
 import dataclasses
 import os
@@ -17,25 +19,58 @@ AXES = ("data", "fsdp", "sequence", "tensor")
 @command("jaxlm preflight")
 def main(argv: list[str]) -> int:
   """Exit code 0 when everything fits, 1 when something does not."""
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")     # the compiler for the chip lives in libtpu; nothing runs on one here
-  parser = Parser("jaxlm preflight", description=__doc__, others=CONFIG,
-                  example="jaxlm preflight --config=configs/carope/tiny.py --cpu=4")
-  parser.add_argument("--topology", help="slice to compile for, chip:AxB or chip:AxBxC (v5e:16x16, v5p:4x4x4)")
-  parser.add_argument("--num_slices", type=whole, default=1, help="slices joined over the data-centre network")
-  parser.add_argument("--mesh", action="append", default=[], help="data=4,fsdp=64; the config's own when left out")
-  parser.add_argument("--compare", action="append", default=[], metavar="MESH", help="rank several meshes; repeat it")
-  parser.add_argument("--program", default="train", help="train, eval, decode, or several: train,eval")
-  parser.add_argument("--decode_rows", type=whole, help="sequences decoded at once (default: one per data x fsdp device)")
-  parser.add_argument("--bucket", type=whole, help="which of the objective's chunk capacities, 0 the smallest (default: the "
-                      "largest)")
-  parser.add_argument("--cpu", type=whole, metavar="N", help="compile for N simulated CPU devices instead")
-  parser.add_argument("--gpu", action="store_true", help="compile for the GPUs of this machine instead")
+  os.environ.setdefault(
+    "JAX_PLATFORMS", "cpu"
+  )  # the compiler for the chip lives in libtpu; nothing runs on one here
+  parser = Parser(
+    "jaxlm preflight",
+    description=__doc__,
+    others=CONFIG,
+    example="jaxlm preflight --config=configs/carope/tiny.py --cpu=4",
+  )
+  parser.add_argument(
+    "--topology", help="slice to compile for, chip:AxB or chip:AxBxC (v5e:16x16, v5p:4x4x4)"
+  )
+  parser.add_argument(
+    "--num_slices", type=whole, default=1, help="slices joined over the data-centre network"
+  )
+  parser.add_argument(
+    "--mesh", action="append", default=[], help="data=4,fsdp=64; the config's own when left out"
+  )
+  parser.add_argument(
+    "--compare", action="append", default=[], metavar="MESH", help="rank several meshes; repeat it"
+  )
+  parser.add_argument(
+    "--program", default="train", help="train, eval, decode, or several: train,eval"
+  )
+  parser.add_argument(
+    "--decode_rows",
+    type=whole,
+    help="sequences decoded at once (default: one per data x fsdp device)",
+  )
+  parser.add_argument(
+    "--bucket",
+    type=whole,
+    help="which of the objective's chunk capacities, 0 the smallest (default: the largest)",
+  )
+  parser.add_argument(
+    "--cpu", type=whole, metavar="N", help="compile for N simulated CPU devices instead"
+  )
+  parser.add_argument(
+    "--gpu", action="store_true", help="compile for the GPUs of this machine instead"
+  )
   parser.add_argument("--hlo", metavar="FILE", help="keep the compiled text")
   parser.add_argument("--json", action="store_true", help="print the report as JSON")
-  parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
-                      help="compiler option besides those of the chip; repeat it")
+  parser.add_argument(
+    "--option",
+    action="append",
+    default=[],
+    metavar="NAME=VALUE",
+    help="compiler option besides those of the chip; repeat it",
+  )
 
   from jaxlm.training.config import load_config, parse_flags, run_config
+
   spec, overrides, rest = parse_flags(argv)
   args = parser.parse_args(rest)
   if spec is None:
@@ -53,20 +88,34 @@ def main(argv: list[str]) -> int:
     raise ConfigError("--compare names the meshes: repeat it, and leave out --mesh")
   cfg = run_config(load_config(spec, overrides))
   if args.hlo and not pathlib.Path(expand(args.hlo)).absolute().parent.is_dir():
-    raise ConfigError(f"--hlo={args.hlo}: there is no folder {pathlib.Path(args.hlo).parent} to write it in")
+    raise ConfigError(
+      f"--hlo={args.hlo}: there is no folder {pathlib.Path(args.hlo).parent} to write it in"
+    )
 
   devices, chip, target = _target(args)
   from jaxlm.commands.tables import print_table
   from jaxlm.preflight.run import preflight
   from jaxlm.preflight.show import ranking, show
+
   options = dict(_option(o) for o in args.option) or None
   meshes = [parse_mesh(m) for m in (args.compare or args.mesh or [""])]
   reports = []
   for mesh in meshes:
     for program in programs:
-      shaped = dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, **mesh) if mesh else cfg.mesh)
-      report, text = preflight(shaped, devices, program, name=pathlib.Path(spec.split(":")[0]).stem, topology=target,
-                               chip=chip, options=options, decode_rows=args.decode_rows, bucket=args.bucket)
+      shaped = dataclasses.replace(
+        cfg, mesh=dataclasses.replace(cfg.mesh, **mesh) if mesh else cfg.mesh
+      )
+      report, text = preflight(
+        shaped,
+        devices,
+        program,
+        name=pathlib.Path(spec.split(":")[0]).stem,
+        topology=target,
+        chip=chip,
+        options=options,
+        decode_rows=args.decode_rows,
+        bucket=args.bucket,
+      )
       reports.append(report)
       if args.hlo:
         suffix = "" if len(meshes) * len(programs) == 1 else f".{len(reports)}"
@@ -74,7 +123,11 @@ def main(argv: list[str]) -> int:
       if not args.json and not args.compare:
         show(report)
   if args.json:
-    print(json_text.dumps([r.to_json() for r in reports] if len(reports) > 1 else reports[0].to_json(), indent=1))
+    print(
+      json_text.dumps(
+        [r.to_json() for r in reports] if len(reports) > 1 else reports[0].to_json(), indent=1
+      )
+    )
   elif args.compare:
     print_table(*ranking(reports), words=("dominating",), box=False)
   return GOOD if all(r.fits for r in reports) else FAILED
@@ -100,10 +153,15 @@ def _target(args):
   if args.topology is not None:
     from jaxlm.preflight.chips import chip_of
     from jaxlm.preflight.topology import devices
-    return devices(args.topology, args.num_slices), chip_of(args.topology), (
-        args.topology if args.num_slices == 1 else f"{args.num_slices} x {args.topology}")
+
+    return (
+      devices(args.topology, args.num_slices),
+      chip_of(args.topology),
+      (args.topology if args.num_slices == 1 else f"{args.num_slices} x {args.topology}"),
+    )
   import jax
   import numpy as np
+
   if args.cpu is not None:
     jax.config.update("jax_num_cpu_devices", args.cpu)
     return np.array(jax.devices("cpu")), None, f"cpu x {args.cpu}"
@@ -112,8 +170,10 @@ def _target(args):
   try:
     found = jax.devices("gpu")
   except RuntimeError:
-    raise ConfigError("--gpu compiles for GPUs that are there, and this machine shows none to JAX; "
-                      "there is no ahead-of-time compiler for absent GPUs") from None
+    raise ConfigError(
+      "--gpu compiles for GPUs that are there, and this machine shows none to JAX; "
+      "there is no ahead-of-time compiler for absent GPUs"
+    ) from None
   return np.array(found), None, f"{found[0].device_kind} x {len(found)}"
 
 

@@ -1,6 +1,7 @@
 """A config's real programs, compiled ahead of time for devices that are not there.
 
-The step is the trainer's own (`training.step.build_program`): same sharding rules, same donation, same function.
+The step is the trainer's own (`training.step.build_program`): same sharding rules, same donation,
+same function.
 """
 
 import dataclasses
@@ -29,25 +30,38 @@ PROGRAMS = ("train", "eval", "decode")
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """One program for one mesh. text: optimised HLO. memory: bytes per device. error: the compiler's, when it refused."""
+  """One program for one mesh. text: optimised HLO. memory: bytes per device. error: the compiler's,
+  when it refused.
+  """
 
   program: str
   mesh_shape: dict[str, int]
   text: str
   memory: dict[str, int]
   seconds: float
-  state_bytes: dict[str, int]     # parameters, optimizer, other: per device
+  state_bytes: dict[str, int]  # parameters, optimizer, other: per device
   num_params: int
   error: str = ""
-  bucket: tuple | None = None     # capacities that it was compiled for, where lengths depend on the data
+  bucket: tuple | None = (
+    None  # capacities that it was compiled for, where lengths depend on the data
+  )
 
 
-def compile_program(cfg: RunConfig, devices: np.ndarray, program: str = "train", *, decode_rows: int | None = None,
-                    options: dict[str, str] | None = None, bucket: int | None = None) -> Compiled:
-  """Compiles `program` of a config for `devices`. An out-of-memory refusal is a result, not an exception.
+def compile_program(
+  cfg: RunConfig,
+  devices: np.ndarray,
+  program: str = "train",
+  *,
+  decode_rows: int | None = None,
+  options: dict[str, str] | None = None,
+  bucket: int | None = None,
+) -> Compiled:
+  """Compiles `program` of a config for `devices`. An out-of-memory refusal is a result, not an
+  exception.
 
   options: compiler options besides the program's own (`parallel.tpu`).
-  bucket: which of the objective's capacities, smallest first; None: the largest, the one that must fit.
+  bucket: which of the objective's capacities, smallest first; None: the largest, the one that must
+  fit.
   """
   if program not in PROGRAMS:
     raise ConfigError(f"program {program!r}: wanted one of {', '.join(PROGRAMS)}")
@@ -64,18 +78,35 @@ def compile_program(cfg: RunConfig, devices: np.ndarray, program: str = "train",
   num_params = sum(x.size for x in jax.tree.leaves(built.state.params))
   try:
     compiled, text = compile_and_print(lowered, options)
-  except Exception as error:   # the runtime's exception type differs between versions; the text does not
-    if "RESOURCE_EXHAUSTED" not in str(error) or "vmem" in str(error):      # a kernel's own memory is not the chip's
+  except (
+    Exception
+  ) as error:  # the runtime's exception type differs between versions; the text does not
+    if "RESOURCE_EXHAUSTED" not in str(error) or "vmem" in str(
+      error
+    ):  # a kernel's own memory is not the chip's
       raise
-    return Compiled(program, shape, "", {}, time.perf_counter() - start, sizes, num_params, str(error).split("\n\n")[0],
-                    capacities)
+    return Compiled(
+      program,
+      shape,
+      "",
+      {},
+      time.perf_counter() - start,
+      sizes,
+      num_params,
+      str(error).split("\n\n")[0],
+      capacities,
+    )
   seconds = time.perf_counter() - start
   stats = compiled.memory_analysis()
-  memory = {name: int(getattr(stats, f"{name}_size_in_bytes", 0)) for name in
-            ("argument", "output", "alias", "temp", "generated_code")}
-  # Donated arguments are their outputs; the code of the program lies in HBM too, and the compiler counts it apart.
+  memory = {
+    name: int(getattr(stats, f"{name}_size_in_bytes", 0))
+    for name in ("argument", "output", "alias", "temp", "generated_code")
+  }
+  # Donated arguments are their outputs; the code of the program lies in HBM too, and the compiler
+  # counts it apart.
   memory["peak"] = int(getattr(stats, "peak_memory_in_bytes", 0)) or (
-      memory["argument"] + memory["output"] - memory["alias"] + memory["temp"])
+    memory["argument"] + memory["output"] - memory["alias"] + memory["temp"]
+  )
   return Compiled(program, shape, text, memory, seconds, sizes, num_params, bucket=capacities)
 
 
@@ -85,31 +116,44 @@ def compile_and_print(lowered, options: dict[str, str] | None = None) -> tuple[A
     compiled = lowered.compile(compiler_options=options or None)
     return compiled, compiled.as_text()
   with tempfile.TemporaryDirectory() as folder:
-    compiled = lowered.compile(compiler_options=(options or {}) | {"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-    written = next(pathlib.Path(folder).glob("*after_codegen.txt"), None)      # a TPU's compiler only
+    compiled = lowered.compile(
+      compiler_options=(options or {}) | {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    )
+    written = next(pathlib.Path(folder).glob("*after_codegen.txt"), None)  # a TPU's compiler only
     return compiled, compiled.as_text() if written is None else written.read_text()
 
 
 def abstract_batch(cfg: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of one global batch: the data config's `batch_fields`, for which no corpus is read, or those of a first batch."""
+  """Shapes of one global batch: the data config's `batch_fields`, for which no corpus is read, or
+  those of a first batch.
+  """
   fields = cfg.data.batch_fields
   if fields is None:
-    fields = {name: (x.shape, x.dtype) for name, x in next(iter(cfg.data.build("train", seed=0))).items()}
+    fields = {
+      name: (x.shape, x.dtype) for name, x in next(iter(cfg.data.build("train", seed=0))).items()
+    }
   return {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}
 
 
 def _lower(built: Program, program: str, mesh, decode_rows, bucket):
-  batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
-           for name, x in abstract_batch(built.cfg).items()}
+  batch = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
+    for name, x in abstract_batch(built.cfg).items()
+  }
   if program == "train":
     return built.step.lower(built.state, batch, bucket=bucket)
   if program == "eval":
     return built.evaluate.lower(built.state.params, batch, built.state.objective, bucket=bucket)
   model = built.cfg.model
   if not model.decodes:
-    raise ConfigError(f"model {type(model).__name__} has no decoding state, so there is no decode step to compile")
+    raise ConfigError(
+      f"model {type(model).__name__} has no decoding state, so there is no decode step to compile"
+    )
   rows = decode_rows or mesh.shape["data"] * mesh.shape["fsdp"]
-  shapes = lambda rows: jax.eval_shape(lambda: model.init_state(rows, built.cfg.data.seq_len))
+
+  def shapes(rows):
+    return jax.eval_shape(lambda: model.init_state(rows, built.cfg.data.seq_len))
+
   state = jax.tree.map(lambda x, more: _with_rows(x, more, mesh), shapes(rows), shapes(2 * rows))
   token_B1 = jax.ShapeDtypeStruct((rows, 1), jnp.int32, sharding=batch_sharding(mesh))
 
@@ -118,7 +162,9 @@ def _lower(built: Program, program: str, mesh, decode_rows, bucket):
     return jnp.argmax(logits_BTV[:, 0], axis=-1).astype(jnp.int32), state
 
   options = compiler_options(mesh.devices.flat[0].device_kind)
-  return jax.jit(step, donate_argnums=2, compiler_options=options).lower(built.state.params, token_B1, state)
+  return jax.jit(step, donate_argnums=2, compiler_options=options).lower(
+    built.state.params, token_B1, state
+  )
 
 
 def _with_rows(x, more, mesh):
@@ -130,8 +176,15 @@ def _with_rows(x, more, mesh):
 
 def _state_bytes(state: Any) -> dict[str, int]:
   """Bytes that one device holds of each part of the train state."""
-  def held(tree):
-    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
-  return {"parameters": held(state.params), "optimizer": held(state.opt_state),
-          "other": held((state.ema, state.objective, state.step, state.skipped, state.skipped_in_row))}
+  def held(tree):
+    return sum(
+      int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree)
+    )
+
+  return {
+    "parameters": held(state.params),
+    "optimizer": held(state.opt_state),
+    "other": held((state.ema, state.objective, state.step, state.skipped, state.skipped_in_row)),
+  }

@@ -1,10 +1,11 @@
-"""What one step costs, read off the compiled program: matmul FLOPs, HBM bytes, the compiler's cycles by op class.
+"""What one step costs, read off the compiled program: matmul FLOPs, HBM bytes, the compiler's
+cycles by op class.
 
-FLOPs count multiply and add of dots and convolutions (the TPU compiler turns many dots into convolutions), inside
-fusions too, times the loops around them. Pallas kernels are opaque: they contribute nothing here and are listed.
-Bytes are operands and results of each top-level instruction that lie in HBM, slices charged as slices; an
-approximation. Cycles are the compiler's, good to about 2-20 % for large matmuls and 1.2 to 6 times too high for
-element-wise work.
+FLOPs count multiply and add of dots and convolutions (the TPU compiler turns many dots into
+convolutions), inside fusions too, times the loops around them. Pallas kernels are opaque: they
+contribute nothing here and are listed. Bytes are operands and results of each top-level instruction
+that lie in HBM, slices charged as slices; an approximation. Cycles are the compiler's, good to
+about 2-20 % for large matmuls and 1.2 to 6 times too high for element-wise work.
 """
 
 import collections
@@ -15,8 +16,20 @@ import re
 from jaxlm.preflight.hlo import Computation, Instruction, Module
 from jaxlm.preflight.loops import Loops
 
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
-        "partition-id", "replica-id", "opt-barrier"}
+FREE = {
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "while",
+  "call",
+  "conditional",
+  "after-all",
+  "partition-id",
+  "replica-id",
+  "opt-barrier",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +37,7 @@ class Work:
   """One top-level instruction's cost, per occurrence, and how often it runs."""
 
   name: str
-  op_class: str       # matmul, kernel, elementwise, reduce, copy, gather/scatter, collective
+  op_class: str  # matmul, kernel, elementwise, reduce, copy, gather/scatter, collective
   cycles: int
   flops: int
   bytes: int
@@ -67,10 +80,18 @@ def cost(loops: Loops) -> Cost:
     if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
       continue
     flops = instruction_flops(module, site.computation, instruction)
-    rows.append(Work(
-        name=instruction.name, op_class=_op_class(module, instruction, flops), cycles=instruction.cycles, flops=flops,
-        bytes=_bytes(module, site.computation, instruction), count=site.count, op_name=_op_name(module, instruction),
-        source=_source(module, instruction)))
+    rows.append(
+      Work(
+        name=instruction.name,
+        op_class=_op_class(module, instruction, flops),
+        cycles=instruction.cycles,
+        flops=flops,
+        bytes=_bytes(module, site.computation, instruction),
+        count=site.count,
+        op_name=_op_name(module, instruction),
+        source=_source(module, instruction),
+      )
+    )
   return Cost(tuple(rows))
 
 
@@ -89,17 +110,23 @@ def instruction_flops(module: Module, computation: Computation, instruction: Ins
 
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> int:
-  """2 x the multiply-adds whose window position holds a real element: padding and dilation holes cost nothing."""
+  """2 x the multiply-adds whose window position holds a real element: padding and dilation holes
+  cost nothing.
+  """
   lhs, rhs = (computation.instructions[o].arrays[0] for o in instruction.operands[:2])
   lhs_labels, rhs_labels, out_labels = re.match(
-      r"([\w?]+)_([\w?]+)->([\w?]+)", instruction.attribute("dim_labels")).groups()
+    r"([\w?]+)_([\w?]+)->([\w?]+)", instruction.attribute("dim_labels")
+  ).groups()
   out, window = instruction.arrays[0], _window(instruction.attribute("window") or "")
   positions = 1
   spatial = sorted(c for c in lhs_labels if c.isdigit())
   for k, label in enumerate(spatial):
     positions *= _valid_positions(
-        size=lhs.dims[lhs_labels.index(label)], kernel=rhs.dims[rhs_labels.index(label)],
-        out=out.dims[out_labels.index(label)], **{key: values[k] for key, values in window.items() if k < len(values)})
+      size=lhs.dims[lhs_labels.index(label)],
+      kernel=rhs.dims[rhs_labels.index(label)],
+      out=out.dims[out_labels.index(label)],
+      **{key: values[k] for key, values in window.items() if k < len(values)},
+    )
   groups = int(instruction.attribute("feature_group_count") or 1)
   batch_groups = int(instruction.attribute("batch_group_count") or 1)
   features_in = lhs.dims[lhs_labels.index("f")] // groups
@@ -110,10 +137,21 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> in
 
 def _window(text: str) -> dict[str, list]:
   fields = dict(part.split("=") for part in text.split())
-  numbers = lambda key: [int(v) for v in fields[key].split("x")] if key in fields else []
-  pads = [tuple(int(v) for v in p.split("_"))[0] for p in fields["pad"].split("x")] if "pad" in fields else []
-  return {"stride": numbers("stride"), "pad": pads, "lhs_dilate": numbers("lhs_dilate"),
-          "rhs_dilate": numbers("rhs_dilate")}
+
+  def numbers(key):
+    return [int(v) for v in fields[key].split("x")] if key in fields else []
+
+  pads = (
+    [tuple(int(v) for v in p.split("_"))[0] for p in fields["pad"].split("x")]
+    if "pad" in fields
+    else []
+  )
+  return {
+    "stride": numbers("stride"),
+    "pad": pads,
+    "lhs_dilate": numbers("lhs_dilate"),
+    "rhs_dilate": numbers("rhs_dilate"),
+  }
 
 
 def _valid_positions(size, kernel, out, stride=1, pad=0, lhs_dilate=1, rhs_dilate=1) -> int:
@@ -131,8 +169,11 @@ def _valid_positions(size, kernel, out, stride=1, pad=0, lhs_dilate=1, rhs_dilat
     if lhs_dilate == 1:
       count += high - low + 1
     else:
-      count += sum(1 for o in range(low, high + 1)
-                   if (o * stride + offset) >= 0 and (o * stride + offset) % lhs_dilate == 0)
+      count += sum(
+        1
+        for o in range(low, high + 1)
+        if (o * stride + offset) >= 0 and (o * stride + offset) % lhs_dilate == 0
+      )
   return count
 
 
@@ -148,9 +189,26 @@ def _op_class(module: Module, instruction: Instruction, flops: int) -> str:
     return "gather/scatter"
   if opcodes & {"reduce", "reduce-window"}:
     return "reduce"
-  if opcodes <= {"parameter", "constant", "copy", "copy-start", "bitcast", "slice", "slice-start", "dynamic-slice",
-                 "dynamic-update-slice", "transpose", "tuple", "get-tuple-element", "fusion", "async-start", "pad",
-                 "concatenate", "reshape", "broadcast"}:
+  if opcodes <= {
+    "parameter",
+    "constant",
+    "copy",
+    "copy-start",
+    "bitcast",
+    "slice",
+    "slice-start",
+    "dynamic-slice",
+    "dynamic-update-slice",
+    "transpose",
+    "tuple",
+    "get-tuple-element",
+    "fusion",
+    "async-start",
+    "pad",
+    "concatenate",
+    "reshape",
+    "broadcast",
+  }:
     return "copy"
   return "elementwise"
 
@@ -171,7 +229,9 @@ def _bytes(module: Module, computation: Computation, instruction: Instruction) -
     return 2 * _hbm(instruction)
   if instruction.opcode == "dynamic-update-slice":
     return 2 * _hbm(computation.instructions[instruction.operands[1]])
-  inner = module.computations[instruction.calls("calls")] if instruction.opcode == "fusion" else None
+  inner = (
+    module.computations[instruction.calls("calls")] if instruction.opcode == "fusion" else None
+  )
   written = _hbm(instruction)
   if inner is not None:
     written = _written(inner, instruction)
@@ -192,7 +252,9 @@ def _hbm(instruction: Instruction) -> int:
 
 
 def _read_of_parameter(inner: Computation, name: str, size: int) -> int:
-  """Bytes of a fused parameter that are really read: slices of it, nothing where it is only updated in place."""
+  """Bytes of a fused parameter that are really read: slices of it, nothing where it is only updated
+  in place.
+  """
   total = 0
   for user in inner.instructions.values():
     if name not in user.operands:

@@ -1,8 +1,10 @@
 """Model FLOPs of a step, and what its attention kernels execute, both analytic.
 
-Model FLOPs = 6 x matmul parameters x tokens + 3 x attention: 4 x heads x head size for every pair of a query and a key
-that it may see (causal: about half of the square, less behind a window), so that the figure compares with published
-utilisations. Fast weights add what one token teaches and reads; an H-Net counts every stage at its target length.
+Model FLOPs = 6 x matmul parameters x tokens + 3 x attention: 4 x heads x head size for every pair
+of a query and a key
+that it may see (causal: about half of the square, less behind a window), so that the figure
+compares with published utilisations. Fast weights add what one token teaches and reads; an H-Net
+counts every stage at its target length.
 """
 
 import dataclasses
@@ -11,15 +13,19 @@ from jaxlm.evaluation.flops import parts_per_token
 from jaxlm.models.hnet import HNetConfig
 from jaxlm.training.config import RunConfig
 
-#: Blockwise matmul passes of an attention kernel: scores and values forward, four and three in its two backward kernels.
+#: Blockwise matmul passes of an attention kernel: scores and values forward, four and three in its
+#: two backward kernels.
 FORWARD, BACKWARD = 2, 7
-#: Queries and keys of a block: the largest that divides the length, as kernels.attention.blocks chooses for the kernel.
+#: Queries and keys of a block: the largest that divides the length, as kernels.attention.blocks
+#: chooses for the kernel.
 BLOCKS = (512, 256, 128)
 
 
 @dataclasses.dataclass(frozen=True)
 class Attended:
-  """`count` attention layers of a row: length positions, keys behind a window or None, causal or both sides."""
+  """`count` attention layers of a row: length positions, keys behind a window or None, causal or
+  both sides.
+  """
 
   num_heads: int
   head_dim: int
@@ -49,7 +55,9 @@ class Attended:
 
   @property
   def computed(self) -> float:
-    """The same in whole blocks: half a block too many along the diagonal, and along each edge of a window."""
+    """The same in whole blocks: half a block too many along the diagonal, and along each edge of a
+    window.
+    """
     windowed = self.keys < self.length
     edges = 1 + windowed if self.causal else 2 * windowed
     block = next((block for block in BLOCKS if self.length % block == 0), BLOCKS[-1])
@@ -57,15 +65,20 @@ class Attended:
 
 
 def model_flops(cfg: RunConfig, program: str, num_devices: int, decode_rows: int = 1) -> float:
-  """Per device; 0 for a family without a formula. A decode step attends over a cache of data.seq_len."""
+  """Per device; 0 for a family without a formula.
+
+  A decode step attends over a cache of data.seq_len.
+  """
   seq_len, layers = cfg.data.seq_len, attention_layers(cfg)
   if cfg.model.mixers:
     parts = parts_per_token(cfg.model, seq_len)
     dense = (sum(parts.values()) - parts.get("attention", 0.0) + memory_flops(cfg.model)) * seq_len
   elif isinstance(cfg.model, HNetConfig):
     from jaxlm.models.hnet_rules import forward_flops
+
     dense = forward_flops(cfg.model, seq_len, targets(cfg)) - sum(
-        layer.count * 4 * layer.width * layer.length * layer.keys for layer in layers)
+      layer.count * 4 * layer.width * layer.length * layer.keys for layer in layers
+    )
   else:
     return 0.0
   if program == "decode":
@@ -76,7 +89,8 @@ def model_flops(cfg: RunConfig, program: str, num_devices: int, decode_rows: int
 
 
 def attention_flops(cfg: RunConfig, program: str, num_devices: int, bucket=None) -> float:
-  """What fused attention executes per device: whole blocks, heads of whole lanes, forward again under remat.
+  """What fused attention executes per device: whole blocks, heads of whole lanes, forward again
+  under remat.
 
   bucket: capacities of an H-Net's chunk buffers, whose padding is computed too.
   """
@@ -84,7 +98,9 @@ def attention_flops(cfg: RunConfig, program: str, num_devices: int, bucket=None)
     return 0.0
   remat = getattr(cfg.model, "remat", "none") != "none"
   passes = FORWARD if program != "train" else FORWARD * (2 if remat else 1) + BACKWARD
-  one = sum(layer.count * 2 * layer.kernel_width * layer.computed for layer in attention_layers(cfg, bucket))
+  one = sum(
+    layer.count * 2 * layer.kernel_width * layer.computed for layer in attention_layers(cfg, bucket)
+  )
   return passes * one * cfg.data.batch_size / num_devices
 
 
@@ -98,10 +114,16 @@ def attention_layers(cfg: RunConfig, bucket=None) -> list[Attended]:
       heads = stage.attention.heads(stage.d_model) if stage.attention else None
       count = sum(run.count for runs in model.runs(s) for run in runs if run.is_attention)
       if count:
-        found.append(Attended(heads.num_heads, heads.head_dim, lengths[s], stage.attention.window, count=count))
+        found.append(
+          Attended(heads.num_heads, heads.head_dim, lengths[s], stage.attention.window, count=count)
+        )
     return found
   heads = ((mixer, mixer.heads(model.d_model)) for mixer in model.mixers)
-  return [Attended(h.num_heads, h.head_dim, length, mixer.window, mixer.causal) for mixer, h in heads if h is not None]
+  return [
+    Attended(h.num_heads, h.head_dim, length, mixer.window, mixer.causal)
+    for mixer, h in heads
+    if h is not None
+  ]
 
 
 def targets(cfg: RunConfig) -> tuple[float, ...]:
@@ -110,18 +132,22 @@ def targets(cfg: RunConfig) -> tuple[float, ...]:
 
 
 def memory_flops(model) -> float:
-  """Fast weights, forward, per token, and each chunk's Newton-Schulz steps (three products of a square matrix each)
-  shared among its tokens.
+  """Fast weights, forward, per token, and each chunk's Newton-Schulz steps (three products of a
+  square matrix each) shared among its tokens.
 
-  Products of (H, F): SwiGLU 3 to read and 6 to learn (three forward, three for the step), 18 H F; linear 1 to read
-  and 1 for the step v k', 4 H H. The last chunk of a row, which does not learn, is counted as the others are.
+  Products of (H, F): SwiGLU 3 to read and 6 to learn (three forward, three for the step), 18 H F;
+  linear 1 to read and 1 for the step v k', 4 H H. The last chunk of a row, which does not learn, is
+  counted as the others are.
   """
   total = 0.0
   for mixer in model.mixers:
     fast = getattr(mixer, "fast", None)
     if fast is None:
       continue
-    (H, F), (matrices, products) = fast.widths(model.d_model), (1, 2) if fast.network == "linear" else (3, 9)
+    (H, F), (matrices, products) = (
+      fast.widths(model.d_model),
+      (1, 2) if fast.network == "linear" else (3, 9),
+    )
     total += 2.0 * products * fast.num_heads * H * F
     if fast.update.muon:
       low, high = sorted((H, F))

@@ -1,24 +1,48 @@
 """Reading optimised HLO text: computations, instructions, shapes. No judgement about cost here.
 
-The text is the only complete account of a program compiled for a chip that is not there. What this reader knows of
-its grammar: shapes with TPU layouts (`bf16[8,128]{1,0:T(8,128)(2,1)S(1)}`, S(1) = on-chip memory), tuple shapes with
-`/*index=5*/` comments, attributes that run over several lines (Pallas calls), computations that end with an execution
-thread, and the tables of file names and stack frames in front.
+The text is the only complete account of a program compiled for a chip that is not there. What this
+reader knows of
+its grammar: shapes with TPU layouts (`bf16[8,128]{1,0:T(8,128)(2,1)S(1)}`, S(1) = on-chip memory),
+tuple shapes with `/*index=5*/` comments, attributes that run over several lines (Pallas calls),
+computations that end with an execution thread, and the tables of file names and stack frames in
+front.
 """
 
 import dataclasses
 import math
 import re
 
-DTYPE_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64,
-              "u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "f8e4m3fn": 8,
-              "f8e5m2": 8, "f8e4m3b11fnuz": 8, "token": 0}
+DTYPE_BITS = {
+  "pred": 8,
+  "s4": 4,
+  "u4": 4,
+  "s8": 8,
+  "u8": 8,
+  "s16": 16,
+  "u16": 16,
+  "s32": 32,
+  "u32": 32,
+  "s64": 64,
+  "u64": 64,
+  "bf16": 16,
+  "f16": 16,
+  "f32": 32,
+  "f64": 64,
+  "c64": 64,
+  "c128": 128,
+  "f8e4m3fn": 8,
+  "f8e5m2": 8,
+  "f8e4m3b11fnuz": 8,
+  "token": 0,
+}
 
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([^\]]*)\](\{[^}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*->.*\{\s*$")
-_END = re.compile(r"^\}(, execution_thread=.*)?\s*$")      # not the braces of a Pallas call's own lines
-_CALLS = re.compile(r"(calls|condition|body|to_apply|called_computation|branch_computations|called_computations|"
-                    r"true_computation|false_computation|async_computation)=(\{[^}]*\}|%?[\w.\-]+)")
+_END = re.compile(r"^\}(, execution_thread=.*)?\s*$")  # not the braces of a Pallas call's own lines
+_CALLS = re.compile(
+  r"(calls|condition|body|to_apply|called_computation|branch_computations|called_computations|"
+  r"true_computation|false_computation|async_computation)=(\{[^}]*\}|%?[\w.\-]+)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +66,10 @@ class Array:
 class Instruction:
   name: str
   opcode: str
-  arrays: tuple[Array, ...]      # the result; several for a tuple
-  operands: tuple[str, ...]      # names in the same computation
-  attributes: str                # everything behind the operands, verbatim
-  literal: str = ""              # text between the parentheses, for constants and parameters
+  arrays: tuple[Array, ...]  # the result; several for a tuple
+  operands: tuple[str, ...]  # names in the same computation
+  attributes: str  # everything behind the operands, verbatim
+  literal: str = ""  # text between the parentheses, for constants and parameters
   root: bool = False
 
   @property
@@ -73,7 +97,7 @@ class Instruction:
     """The compiler's own estimate for this instruction, 0 where it gives none."""
     match = re.search(r'"estimated_cycles":"?(\d+)', self.attributes)
     cycles = int(match.group(1)) if match else 0
-    return cycles if cycles < 2**62 else 0        # the largest integer stands for "unknown"
+    return cycles if cycles < 2**62 else 0  # the largest integer stands for "unknown"
 
   @property
   def op_name(self) -> str:
@@ -94,7 +118,9 @@ class Computation:
 
   @property
   def root(self) -> Instruction:
-    return next((i for i in self.instructions.values() if i.root), list(self.instructions.values())[-1])
+    return next(
+      (i for i in self.instructions.values() if i.root), list(self.instructions.values())[-1]
+    )
 
   @property
   def parameters(self) -> dict[int, Instruction]:
@@ -104,7 +130,7 @@ class Computation:
 @dataclasses.dataclass
 class Module:
   computations: dict[str, Computation]
-  sources: dict[str, str]        # stack frame id -> "file:line"
+  sources: dict[str, str]  # stack frame id -> "file:line"
 
   @property
   def entry(self) -> Computation:
@@ -126,7 +152,9 @@ def parse_arrays(shape: str) -> tuple[Array, ...]:
     if dtype in DTYPE_BITS:
       sizes = tuple(int(d.lstrip("<=")) for d in dims.split(",") if d)
       memory = re.search(r"S\((\d+)\)", layout or "")
-      arrays.append(Array(dtype, sizes, bool(memory) and memory.group(1) not in ("0", "5")))  # 5: host memory
+      arrays.append(
+        Array(dtype, sizes, bool(memory) and memory.group(1) not in ("0", "5"))
+      )  # 5: host memory
   return tuple(arrays)
 
 
@@ -164,16 +192,21 @@ def _instruction(text: str) -> Instruction | None:
   match = re.match(r"^\s+(ROOT )?%?([\w.\-]+) = ", text)
   if not match:
     return None
-  rest = text[match.end():]
+  rest = text[match.end() :]
   shape_end = _closing(rest, 0) + 1 if rest.startswith("(") else _array_end(rest)
   shape, rest = rest[:shape_end], rest[shape_end:].lstrip()
   open_at = rest.find("(")
   close_at = _closing(rest, open_at)
-  inner = rest[open_at + 1:close_at]
+  inner = rest[open_at + 1 : close_at]
   return Instruction(
-      name=match.group(2), opcode=rest[:open_at].strip(), arrays=parse_arrays(shape),
-      operands=tuple(re.findall(r"%([\w.\-]+)", inner)), attributes=rest[close_at + 1:], literal=inner.strip(),
-      root=bool(match.group(1)))
+    name=match.group(2),
+    opcode=rest[:open_at].strip(),
+    arrays=parse_arrays(shape),
+    operands=tuple(re.findall(r"%([\w.\-]+)", inner)),
+    attributes=rest[close_at + 1 :],
+    literal=inner.strip(),
+    root=bool(match.group(1)),
+  )
 
 
 def _array_end(text: str) -> int:
@@ -201,10 +234,16 @@ def _closing(text: str, start: int) -> int:
 
 def _sources(text: str) -> dict[str, str]:
   files = dict(re.findall(r'^(\d+) "([^"]*)"$', _table(text, "FileNames"), re.M))
-  places = {i: f"{files.get(f, '?')}:{line}" for i, f, line in
-            re.findall(r"^(\d+) \{file_name_id=(\d+) .*?line=(\d+)", _table(text, "FileLocations"), re.M)}
-  return {i: places.get(p, "") for i, p in
-          re.findall(r"^(\d+) \{file_location_id=(\d+)", _table(text, "StackFrames"), re.M)}
+  places = {
+    i: f"{files.get(f, '?')}:{line}"
+    for i, f, line in re.findall(
+      r"^(\d+) \{file_name_id=(\d+) .*?line=(\d+)", _table(text, "FileLocations"), re.M
+    )
+  }
+  return {
+    i: places.get(p, "")
+    for i, p in re.findall(r"^(\d+) \{file_location_id=(\d+)", _table(text, "StackFrames"), re.M)
+  }
 
 
 def _table(text: str, title: str) -> str:

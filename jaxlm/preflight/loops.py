@@ -1,7 +1,9 @@
-"""How often each computation runs: trip counts of while loops, from start value, increment and bound.
+"""How often each computation runs: trip counts of while loops, from start value, increment and
+bound.
 
-TPU programs carry no `known_trip_count`. The bound may be a constant that the compiler moved into the loop's carry,
-and windowed loops are unrolled by two, so the increment is read from the body too.
+TPU programs carry no `known_trip_count`. The bound may be a constant that the compiler moved into
+the loop's carry, and windowed loops are unrolled by two, so the increment is read from the body
+too.
 """
 
 import dataclasses
@@ -29,8 +31,8 @@ class Site:
   instruction: Instruction
   computation: Computation
   count: int
-  depth: int                # loops around it
-  inside: tuple[str, ...]   # instructions whose called computation holds it: loops, calls, fusions
+  depth: int  # loops around it
+  inside: tuple[str, ...]  # instructions whose called computation holds it: loops, calls, fusions
 
 
 class Loops:
@@ -66,14 +68,24 @@ class Loops:
         yield from self._walk(body, count * self.trips[instruction.name], depth + 1, within, fused)
       elif instruction.opcode == "fusion":
         if fused:
-          yield from self._walk(self.module.computations[instruction.calls("calls")], count, depth, within, fused)
-      elif instruction.opcode in ("call", "conditional", "async-start", "custom-call") or "-start" in instruction.opcode:
+          yield from self._walk(
+            self.module.computations[instruction.calls("calls")], count, depth, within, fused
+          )
+      elif (
+        instruction.opcode in ("call", "conditional", "async-start", "custom-call")
+        or "-start" in instruction.opcode
+      ):
         # A conditional's branches are all counted: an upper bound, and rare in a train step.
         for name in instruction.called:
-          if name in self.module.computations and instruction.calls("to_apply") != name or instruction.opcode == "call":
+          if (
+            name in self.module.computations
+            and instruction.calls("to_apply") != name
+            or instruction.opcode == "call"
+          ):
             yield from self._walk(self.module.computations[name], count, depth, within, fused)
 
-  # -- reading one loop ------------------------------------------------------------------------------------------
+  # -- reading one loop
+  # ------------------------------------------------------------------------------------------
 
   def _trips(self, computation: Computation, loop: Instruction) -> int | None:
     condition = self.module.computations[loop.calls("condition")]
@@ -86,14 +98,20 @@ class Loops:
       return None
     direction = compare.attribute("direction")
     left, right = (self._invariant(side, computation, loop, body) for side in (left, right))
-    if left.index is None and right.index is not None:     # n > i  is  i < n
+    if left.index is None and right.index is not None:  # n > i  is  i < n
       left, right = right, left
       direction = {"GT": "LT", "GE": "LE", "LT": "GT", "LE": "GE"}.get(direction, direction)
     if left.index is None or right.index is not None:
       return None
     start = self._initial(computation, loop, left.index)
     after = self._next(body, left.index)
-    if start is None or after is None or after.index != left.index or after.scale != 1 or after.offset == 0:
+    if (
+      start is None
+      or after is None
+      or after.index != left.index
+      or after.scale != 1
+      or after.offset == 0
+    ):
       return None
     first, step, bound = left.scale * start + left.offset, left.scale * after.offset, right.offset
     if direction == "NE":
@@ -161,7 +179,10 @@ class Loops:
     instruction = computation.instructions.get(name)
     if instruction is None:
       return None
-    go = lambda operand: self._affine(operand, computation, stack)
+
+    def go(operand):
+      return self._affine(operand, computation, stack)
+
     match instruction.opcode:
       case "constant":
         try:
@@ -182,8 +203,11 @@ class Loops:
         if source is not None and source.opcode == "fusion":
           inner = self.module.computations[source.calls("calls")]
           if inner.root.opcode == "tuple":
-            return self._affine(inner.root.operands[int(instruction.attribute("index"))], inner,
-                                (*stack, (source, computation, stack)))
+            return self._affine(
+              inner.root.operands[int(instruction.attribute("index"))],
+              inner,
+              (*stack, (source, computation, stack)),
+            )
         return None
       case "fusion":
         inner = self.module.computations[instruction.calls("calls")]

@@ -1,8 +1,11 @@
-"""What a plain implementation of a layout sends: what the report holds the compiler's collectives against.
+"""What a plain implementation of a layout sends: what the report holds the compiler's collectives
+against.
 
-Some programs stay below it: a table that is only looked up need not be gathered, a weight that is kept is gathered once.
+Some programs stay below it: a table that is only looked up need not be gathered, a weight that is
+kept is gathered once.
 
-For parameters of P elements split f ways by fsdp and t ways by tensor, wire dtype of w bytes, micro-batches m:
+For parameters of P elements split f ways by fsdp and t ways by tensor, wire dtype of w bytes,
+micro-batches m:
   fsdp      two gathers (forward, backward) per micro-batch and one scatter of the gradients:
             (2 m + m) w (P / t) (f - 1) / f
   data      one all-reduce of each device's own gradients per step: 2 w (P / (t f)) (d - 1) / d
@@ -20,13 +23,17 @@ def wire_minimum(cfg: RunConfig, num_params: int, mesh_shape: dict[str, int]) ->
   d, f, s, t = (mesh_shape[a] for a in ("data", "fsdp", "sequence", "tensor"))
   width = WIRE_BYTES[cfg.train.gather_dtype]
   micro = cfg.train.accumulation
-  found = {"fsdp": 3 * micro * width * num_params / t * (f - 1) / f,
-           "data": 2 * width * num_params / (t * f) * (d - 1) / d}
+  found = {
+    "fsdp": 3 * micro * width * num_params / t * (f - 1) / f,
+    "data": 2 * width * num_params / (t * f) * (d - 1) / d,
+  }
   act = 2 if getattr(cfg.model, "dtype", "float32") == "bfloat16" else 4
   tokens = cfg.data.batch_size * cfg.data.seq_len / (d * f * s)
   layers, d_model = getattr(cfg.model, "num_layers", 0), getattr(cfg.model, "d_model", 0)
   found["tensor"] = 8 * act * tokens * d_model * layers * (t - 1) / t
   heads = getattr(cfg.model, "heads", None)
   if s > 1 and heads is not None:
-    found["sequence"] = 3 * act * tokens * s * 2 * heads.num_kv_heads * heads.head_dim / t * layers * (s - 1) / s
+    found["sequence"] = (
+      3 * act * tokens * s * 2 * heads.num_kv_heads * heads.head_dim / t * layers * (s - 1) / s
+    )
   return {axis: int(value) for axis, value in found.items() if value}

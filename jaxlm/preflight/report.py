@@ -1,8 +1,9 @@
-"""The report on one compiled program: does it fit, what does it do, what does it send, how long might it take.
+"""The report on one compiled program: does it fit, what does it do, what does it send, how long
+might it take.
 
-Memory, matmul FLOPs and the kind, size and number of collectives are read off the compiled program. Seconds and
-utilisation are estimates for comparing programs, not predictions: `best` hides all communication and takes the low
-end of everything that is not a matmul, `worst` hides nothing.
+Memory, matmul FLOPs and the kind, size and number of collectives are read off the compiled program.
+Seconds and utilisation are estimates for comparing programs, not predictions: `best` hides all
+communication and takes the low end of everything that is not a matmul, `worst` hides nothing.
 """
 
 import collections
@@ -30,7 +31,9 @@ class Report:
   memory: dict[str, int]
   state: dict[str, int]
   model_flops: float
-  attention_flops: float           # what a fused kernel executes, analytic: kernels are opaque to the compiler
+  attention_flops: (
+    float  # what a fused kernel executes, analytic: kernels are opaque to the compiler
+  )
   cost: Cost
   collectives: tuple[Collective, ...]
   minimum: dict[str, int]
@@ -57,7 +60,8 @@ class Report:
 
   @property
   def seconds(self) -> dict[str, float]:
-    """matmul: the compiler's cycles. other: HBM bytes at full bandwidth (low) to the compiler's cycles (high).
+    """matmul: the compiler's cycles. other: HBM bytes at full bandwidth (low) to the compiler's
+    cycles (high).
     attention: analytic, at peak. wire: all links busy."""
     if self.chip is None or self.error:
       return {}
@@ -65,11 +69,11 @@ class Report:
     rest = [row for name, row in rows.items() if name not in ("matmul", "collective")]
     high = sum(row["cycles"] for row in rest) / hz
     found = {
-        "matmul": rows.get("matmul", {"cycles": 0})["cycles"] / hz,
-        "other_low": min(sum(row["bytes"] for row in rest) / self.chip.hbm_bandwidth, high),
-        "other_high": high,
-        "attention": self.attention_flops / self.chip.peak_flops,
-        "wire": self.wire_bytes / self.chip.wire_bandwidth,
+      "matmul": rows.get("matmul", {"cycles": 0})["cycles"] / hz,
+      "other_low": min(sum(row["bytes"] for row in rest) / self.chip.hbm_bandwidth, high),
+      "other_high": high,
+      "attention": self.attention_flops / self.chip.peak_flops,
+      "wire": self.wire_bytes / self.chip.wire_bandwidth,
     }
     found["best"] = found["matmul"] + found["other_low"] + found["attention"]
     found["worst"] = found["matmul"] + found["other_high"] + found["attention"] + found["wire"]
@@ -105,34 +109,82 @@ class Report:
   def to_json(self) -> dict:
     """Plain values of everything above; seconds and utilisation are marked as estimates."""
     return {
-        "name": self.name, "program": self.program, "topology": self.topology, "mesh": self.mesh, "fits": self.fits,
-        "error": self.error, "memory_bytes": self.memory, "state_bytes": self.state,
-        "capacity_bytes": self.chip.hbm_bytes if self.chip else None,
-        "model_flops": self.model_flops, "matmul_flops": self.cost.flops, "attention_flops": self.attention_flops,
-        "executed_over_model": self.executed_flops / self.model_flops if self.model_flops else None,
-        "bytes_accessed": self.cost.bytes, "by_class": self.cost.by_class(), "kernels": self.kernels,
-        "collectives": [{"kind": kind, "axes": axes, **row} for (kind, axes), row in self.by_collective().items()],
-        "wire_bytes": self.wire_bytes, "wire_minimum": self.minimum, "wire_ratio": self.wire_ratio,
-        "windowed_einsum_wire_bytes": self.windowed_bytes, "dominating_collective": self.dominating,
-        "unknown_loops": self.unknown_loops, "compile_seconds": self.compile_seconds,
-        "estimates": {"seconds": self.seconds, "utilisation": self.utilisation},
-        "dearest": [dataclasses.asdict(w) for w in self.cost.dearest()],
+      "name": self.name,
+      "program": self.program,
+      "topology": self.topology,
+      "mesh": self.mesh,
+      "fits": self.fits,
+      "error": self.error,
+      "memory_bytes": self.memory,
+      "state_bytes": self.state,
+      "capacity_bytes": self.chip.hbm_bytes if self.chip else None,
+      "model_flops": self.model_flops,
+      "matmul_flops": self.cost.flops,
+      "attention_flops": self.attention_flops,
+      "executed_over_model": self.executed_flops / self.model_flops if self.model_flops else None,
+      "bytes_accessed": self.cost.bytes,
+      "by_class": self.cost.by_class(),
+      "kernels": self.kernels,
+      "collectives": [
+        {"kind": kind, "axes": axes, **row} for (kind, axes), row in self.by_collective().items()
+      ],
+      "wire_bytes": self.wire_bytes,
+      "wire_minimum": self.minimum,
+      "wire_ratio": self.wire_ratio,
+      "windowed_einsum_wire_bytes": self.windowed_bytes,
+      "dominating_collective": self.dominating,
+      "unknown_loops": self.unknown_loops,
+      "compile_seconds": self.compile_seconds,
+      "estimates": {"seconds": self.seconds, "utilisation": self.utilisation},
+      "dearest": [dataclasses.asdict(w) for w in self.cost.dearest()],
     }
 
 
-def make_report(name: str, topology: str, chip: Chip | None, compiled: Compiled, *, model_flops: float,
-                attention_flops: float, minimum: dict[str, int]) -> Report:
-  """Reads the compiled text. FLOPs are per device; attention_flops counts only when the program has kernels."""
-  common = dict(name=name, program=compiled.program, topology=topology, chip=chip, mesh=compiled.mesh_shape,
-                error=compiled.error, memory=compiled.memory, state=compiled.state_bytes, model_flops=model_flops,
-                minimum=minimum, compile_seconds=compiled.seconds)
+def make_report(
+  name: str,
+  topology: str,
+  chip: Chip | None,
+  compiled: Compiled,
+  *,
+  model_flops: float,
+  attention_flops: float,
+  minimum: dict[str, int],
+) -> Report:
+  """Reads the compiled text. FLOPs are per device; attention_flops counts only when the program has
+  kernels.
+  """
+  common = dict(
+    name=name,
+    program=compiled.program,
+    topology=topology,
+    chip=chip,
+    mesh=compiled.mesh_shape,
+    error=compiled.error,
+    memory=compiled.memory,
+    state=compiled.state_bytes,
+    model_flops=model_flops,
+    minimum=minimum,
+    compile_seconds=compiled.seconds,
+  )
   if compiled.error:
-    return Report(fits=False, attention_flops=attention_flops, cost=Cost(()), collectives=(), kernels=0,
-                  unknown_loops=(), **common)
+    return Report(
+      fits=False,
+      attention_flops=attention_flops,
+      cost=Cost(()),
+      collectives=(),
+      kernels=0,
+      unknown_loops=(),
+      **common,
+    )
   loops = Loops(hlo.parse(compiled.text))
   total = cost(loops)
   kernels = sum(w.count for w in total.work if w.op_class == "kernel")
   return Report(
-      fits=chip is None or compiled.memory["peak"] <= chip.hbm_bytes, attention_flops=attention_flops if kernels else 0.0,
-      cost=total, collectives=tuple(collectives(loops, compiled.mesh_shape)), kernels=kernels,
-      unknown_loops=tuple(loops.unknown), **common)
+    fits=chip is None or compiled.memory["peak"] <= chip.hbm_bytes,
+    attention_flops=attention_flops if kernels else 0.0,
+    cost=total,
+    collectives=tuple(collectives(loops, compiled.mesh_shape)),
+    kernels=kernels,
+    unknown_loops=tuple(loops.unknown),
+    **common,
+  )

@@ -6,9 +6,11 @@ from rich.table import Table
 from jaxlm.commands.tables import console_for
 from jaxlm.preflight.report import Report
 
-NOTE = ("Memory, matmul FLOPs and collectives are read off the compiled program. Seconds and utilisation are estimates "
-        "for comparing programs: compiler cycles (matmuls good to 2-20 %, more on thin shapes and v6e; element-wise "
-        "work 1.2-6x too high), attention kernels at peak, every link busy. Nothing was timed on hardware.")
+NOTE = (
+  "Memory, matmul FLOPs and collectives are read off the compiled program. Seconds and utilisation are estimates "
+  "for comparing programs: compiler cycles (matmuls good to 2-20 %, more on thin shapes and v6e; element-wise "
+  "work 1.2-6x too high), attention kernels at peak, every link busy. Nothing was timed on hardware."
+)
 SLICES = " Traffic between slices is charged as if it stayed inside one: the data-centre network is slower and not modelled."
 LIBRARIES = " Products in library calls (cuBLAS, cuDNN, a CPU's) are not counted: executed FLOPs are a lower bound."
 
@@ -17,7 +19,11 @@ def show(report: Report, console: Console | None = None) -> None:
   parts = list(_tables(report))
   console = console or console_for(*parts)
   console.print(Group(*parts))
-  note = NOTE + (SLICES if " x v" in report.topology else "") + (LIBRARIES if report.chip is None else "")
+  note = (
+    NOTE
+    + (SLICES if " x v" in report.topology else "")
+    + (LIBRARIES if report.chip is None else "")
+  )
   console.print(f"[dim]{note}[/dim]")
 
 
@@ -28,21 +34,32 @@ def _tables(r: Report):
     yield f"[red]does not fit:[/red] {r.error}"
     return
   memory = Table("memory per device", "GiB", box=None)
-  for label, value in (("parameters", r.state["parameters"]), ("optimizer", r.state["optimizer"]),
-                       ("arguments", r.memory["argument"]), ("outputs", r.memory["output"]),
-                       ("  of which donated", r.memory["alias"]), ("temporaries", r.memory["temp"]),
-                       ("peak", r.memory["peak"])):
+  for label, value in (
+    ("parameters", r.state["parameters"]),
+    ("optimizer", r.state["optimizer"]),
+    ("arguments", r.memory["argument"]),
+    ("outputs", r.memory["output"]),
+    ("  of which donated", r.memory["alias"]),
+    ("temporaries", r.memory["temp"]),
+    ("peak", r.memory["peak"]),
+  ):
     memory.add_row(label, _gib(value))
   if r.chip:
     share = r.memory["peak"] / r.chip.hbm_bytes
-    memory.add_row("capacity", f"{_gib(r.chip.hbm_bytes)}  ({share:.0%} used: {'fits' if r.fits else 'DOES NOT FIT'})")
+    memory.add_row(
+      "capacity",
+      f"{_gib(r.chip.hbm_bytes)}  ({share:.0%} used: {'fits' if r.fits else 'DOES NOT FIT'})",
+    )
   yield memory
 
   work = Table("work per device and step", "", box=None)
   work.add_row("model FLOPs", f"{r.model_flops / 1e12:.2f} T")
   work.add_row("executed: matmuls", f"{r.cost.flops / 1e12:.2f} T")
   if r.attention_flops:
-    work.add_row("executed: attention kernels (analytic)", f"{r.attention_flops / 1e12:.2f} T in {r.kernels} calls")
+    work.add_row(
+      "executed: attention kernels (analytic)",
+      f"{r.attention_flops / 1e12:.2f} T in {r.kernels} calls",
+    )
   if r.model_flops:
     work.add_row("executed / model", f"{r.executed_flops / r.model_flops:.3f}")
   work.add_row("HBM bytes (approximate)", f"{r.cost.bytes / 1e9:.1f} GB")
@@ -52,14 +69,24 @@ def _tables(r: Report):
 
   classes = Table("op class", "instructions", "TFLOP", "GB", "cycles (M)", box=None)
   for name, row in sorted(r.cost.by_class().items(), key=lambda item: -item[1]["cycles"]):
-    classes.add_row(name, str(row["count"]), f"{row['flops'] / 1e12:.2f}", f"{row['bytes'] / 1e9:.2f}",
-                    f"{row['cycles'] / 1e6:.1f}")
+    classes.add_row(
+      name,
+      str(row["count"]),
+      f"{row['flops'] / 1e12:.2f}",
+      f"{row['bytes'] / 1e9:.2f}",
+      f"{row['cycles'] / 1e6:.1f}",
+    )
   yield classes
 
   wire = Table("collective", "axes", "count", "payload GB", "received GB", box=None)
   for (kind, axes), row in sorted(r.by_collective().items(), key=lambda item: -item[1]["wire"]):
-    wire.add_row(kind, " x ".join(axes) or "?", str(row["count"]), f"{row['payload'] / 1e9:.3f}",
-                 f"{row['wire'] / 1e9:.3f}")
+    wire.add_row(
+      kind,
+      " x ".join(axes) or "?",
+      str(row["count"]),
+      f"{row['payload'] / 1e9:.3f}",
+      f"{row['wire'] / 1e9:.3f}",
+    )
   least = sum(r.minimum.values())
   wire.add_row("[bold]total[/bold]", "", "", "", f"{r.wire_bytes / 1e9:.3f}")
   if least:
@@ -69,7 +96,13 @@ def _tables(r: Report):
 
   dearest = Table("dearest instructions", "class", "runs", "cycles (M)", "where", box=None)
   for w in r.cost.dearest():
-    dearest.add_row(w.name, w.op_class, str(w.count), f"{w.cycles * w.count / 1e6:.2f}", f"{_short(w.source)}  {w.op_name[-48:]}")
+    dearest.add_row(
+      w.name,
+      w.op_class,
+      str(w.count),
+      f"{w.cycles * w.count / 1e6:.2f}",
+      f"{_short(w.source)}  {w.op_name[-48:]}",
+    )
   yield dearest
   if r.unknown_loops:
     yield f"[red]loops of unknown trip count (counted once):[/red] {', '.join(r.unknown_loops)}"
@@ -90,14 +123,36 @@ def _estimates(r: Report):
 
 def ranking(reports: list[Report]) -> tuple[tuple[str, ...], list[list[str]]]:
   """(columns, rows): layouts side by side, those that fit first, by the pessimistic step time."""
-  columns, rows = ("mesh", "program", "fits", "peak GiB", "matmul s", "wire GB", "x minimum", "step s (estimate)", "dominating"), []
+  columns, rows = (
+    (
+      "mesh",
+      "program",
+      "fits",
+      "peak GiB",
+      "matmul s",
+      "wire GB",
+      "x minimum",
+      "step s (estimate)",
+      "dominating",
+    ),
+    [],
+  )
   for r in sorted(reports, key=lambda r: (not r.fits, r.seconds.get("worst", float("inf")))):
     mesh = ",".join(f"{a}={n}" for a, n in r.mesh.items() if n > 1) or "1"
     s = r.seconds
-    rows.append([mesh, r.program, "yes" if r.fits else "no", _gib(r.memory["peak"]) if r.memory else "-",
-                 f"{s['matmul']:.3f}" if s else "-", f"{r.wire_bytes / 1e9:.3f}",
-                 f"{r.wire_ratio:.2f}" if r.wire_ratio else "-",
-                 f"{s['best']:.3f} to {s['worst']:.3f}" if s else "-", r.dominating if not r.error else "-"])
+    rows.append(
+      [
+        mesh,
+        r.program,
+        "yes" if r.fits else "no",
+        _gib(r.memory["peak"]) if r.memory else "-",
+        f"{s['matmul']:.3f}" if s else "-",
+        f"{r.wire_bytes / 1e9:.3f}",
+        f"{r.wire_ratio:.2f}" if r.wire_ratio else "-",
+        f"{s['best']:.3f} to {s['worst']:.3f}" if s else "-",
+        r.dominating if not r.error else "-",
+      ]
+    )
   return columns, rows
 
 

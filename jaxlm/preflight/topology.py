@@ -10,16 +10,21 @@ from jaxlm.preflight.chips import chip_of, known_topologies
 
 
 def devices(topology: str, num_slices: int = 1) -> np.ndarray:
-  """The devices of `topology` (`chip:AxB`, in chips), to be put into a mesh; nothing can run on them.
+  """The devices of `topology` (`chip:AxB`, in chips), to be put into a mesh; nothing can run on
+  them.
 
-  num_slices > 1 joins several such slices over the data-centre network (devices then have a slice_index).
-  Raises ConfigError for an unknown name (with the known ones) and when libtpu is missing.
+  num_slices > 1 joins several such slices over the data-centre network (devices then have a
+  slice_index). Raises ConfigError for an unknown name (with the known ones) and when libtpu is
+  missing.
   """
   if not re.fullmatch(r"v\d\w*:\d+x\d+(x\d+)?", topology):
-    raise ConfigError(f"topology {topology!r} is not of the form chip:AxB or chip:AxBxC; "
-                      f"known: {', '.join(known_topologies())}")
+    raise ConfigError(
+      f"topology {topology!r} is not of the form chip:AxB or chip:AxBxC; "
+      f"known: {', '.join(known_topologies())}"
+    )
   chip = chip_of(topology)
-  # Set before libtpu loads: several compilations may run side by side, and no metadata server is asked.
+  # Set before libtpu loads: several compilations may run side by side, and no metadata server is
+  # asked.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   # Of a host that does not exist either: without them libtpu prints ten lines of warnings.
@@ -29,16 +34,21 @@ def devices(topology: str, num_slices: int = 1) -> np.ndarray:
 
   arguments = {"num_slices": num_slices} if num_slices > 1 else {}
   if chip.name == "v4":
-    arguments["chip_config_name"] = "megacore"       # two cores of a chip as one device, as v4 is run
+    arguments["chip_config_name"] = "megacore"  # two cores of a chip as one device, as v4 is run
   try:
     description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **arguments)
-  except Exception as error:   # the runtime raises several types; only the text tells them apart
+  except Exception as error:  # the runtime raises several types; only the text tells them apart
     text = str(error)
     if "TPU support not installed" in text or "libtpu" in text.lower() and "lockfile" not in text:
-      raise ConfigError("compiling for a TPU needs libtpu, which is not installed: pip install -e '.[preflight]'"
-                        ) from None
+      raise ConfigError(
+        "compiling for a TPU needs libtpu, which is not installed: pip install -e '.[preflight]'"
+      ) from None
     if "lockfile" in text:
-      raise ConfigError("another process holds libtpu; set ALLOW_MULTIPLE_LIBTPU_LOAD=1 in both") from None
-    raise ConfigError(f"topology {topology!r} is not one the compiler knows ({text.splitlines()[0][:160]}); "
-                      f"known: {', '.join(known_topologies())}") from None
+      raise ConfigError(
+        "another process holds libtpu; set ALLOW_MULTIPLE_LIBTPU_LOAD=1 in both"
+      ) from None
+    raise ConfigError(
+      f"topology {topology!r} is not one the compiler knows ({text.splitlines()[0][:160]}); "
+      f"known: {', '.join(known_topologies())}"
+    ) from None
   return np.array(description.devices)

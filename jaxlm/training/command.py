@@ -4,7 +4,17 @@ import logging
 import pathlib
 import traceback
 
-from jaxlm.commands.exits import FAILED, INTERRUPTED, PATH_ERRORS, WRONG, caused_by, command, ending, explain, refuse
+from jaxlm.commands.exits import (
+  FAILED,
+  INTERRUPTED,
+  PATH_ERRORS,
+  WRONG,
+  caused_by,
+  command,
+  ending,
+  explain,
+  refuse,
+)
 from jaxlm.commands.flags import CONFIG, Parser
 from jaxlm.config import ConfigError
 
@@ -21,12 +31,22 @@ Several hosts run the same command; tpu/README.md says how they find each other.
 def main(argv: list[str]) -> int:
   from jaxlm.training.config import parse_flags
 
-  parser = Parser("jaxlm train", epilog=EPILOG, others=CONFIG, description="Train a model, or resume its run.",
-                  example="jaxlm train --config=configs/carope/tiny.py --workdir=runs/tiny")
+  parser = Parser(
+    "jaxlm train",
+    epilog=EPILOG,
+    others=CONFIG,
+    description="Train a model, or resume its run.",
+    example="jaxlm train --config=configs/carope/tiny.py --workdir=runs/tiny",
+  )
   parser.add_argument("--workdir", required=True, help="the run's folder")
-  parser.add_argument("--new", action="store_true", help="refuse a folder that holds a run, rather than resume it")
-  parser.add_argument("--take_over", action="store_true",
-                      help="take a folder whose lock.json names a process that is dead and cannot be asked")
+  parser.add_argument(
+    "--new", action="store_true", help="refuse a folder that holds a run, rather than resume it"
+  )
+  parser.add_argument(
+    "--take_over",
+    action="store_true",
+    help="take a folder whose lock.json names a process that is dead and cannot be asked",
+  )
   parser.add_argument("--quiet", action="store_true", help="no progress")
   spec, overrides, rest = parse_flags(argv)
   args = parser.parse_args(rest)
@@ -57,32 +77,40 @@ def run(spec, overrides, args) -> int:
   from jaxlm.training.run import train
   from jaxlm.training.run_lock import LockLost
 
-  # Orbax and its event loop log the traceback of a failed write five times before it is raised; once is enough.
+  # Orbax and its event loop log the traceback of a failed write five times before it is raised;
+  # once is enough.
   absl.logging.set_verbosity(absl.logging.FATAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   try:
     start()
-    result = train(spec, args.workdir, overrides, new=args.new, quiet=args.quiet, take_over=args.take_over)
+    result = train(
+      spec, args.workdir, overrides, new=args.new, quiet=args.quiet, take_over=args.take_over
+    )
   except (ConfigError, ProcessLost) as error:
     return _failed(error, WRONG if isinstance(error, ConfigError) else FAILED)
   except KeyboardInterrupt:
     return _failed("aborted; the same command resumes from the newest checkpoint", INTERRUPTED)
   except Exception as error:
-    if caused_by(error, KeyboardInterrupt):     # a library has met it, and made its own of it
+    if caused_by(error, KeyboardInterrupt):  # a library has met it, and made its own of it
       return _failed("aborted; the same command resumes from the newest checkpoint", INTERRUPTED)
-    other = explained(error)    # a failure here may be the echo of one elsewhere
+    other = explained(error)  # a failure here may be the echo of one elsewhere
     if other:
       return _failed(other, 1)
     if isinstance(error, (NonFinite, BucketOverflow, CheckpointError, LockLost)):
       return _failed(error, 1)
-    if isinstance(error, NotImplementedError) and _is_ours(error):     # a kernel that was named and cannot be
+    if isinstance(error, NotImplementedError) and _is_ours(
+      error
+    ):  # a kernel that was named and cannot be
       return _failed(error, 1)
-    if isinstance(error, FloatingPointError):    # only train.debug raises it
+    if isinstance(error, FloatingPointError):  # only train.debug raises it
       return _failed(str(error).splitlines()[0], 1)
     if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():
-      return _failed(f"out of memory: {str(error).splitlines()[0][:300]}\nRaise train.accumulation (smaller "
-                     f"micro-batches), set model.remat or model.loss_chunk, or shard over more devices (mesh.fsdp).", 1)
-    if isinstance(error, BrokenPipeError):     # nobody reads what is printed
+      return _failed(
+        f"out of memory: {str(error).splitlines()[0][:300]}\nRaise train.accumulation (smaller "
+        f"micro-batches), set model.remat or model.loss_chunk, or shard over more devices (mesh.fsdp).",
+        1,
+      )
+    if isinstance(error, BrokenPipeError):  # nobody reads what is printed
       return finish(ending("jaxlm train", error))
     if isinstance(error, OSError):
       return _failed(explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)

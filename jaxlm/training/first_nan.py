@@ -11,17 +11,18 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "contextlib", "functools
 
 
 def located(error: FloatingPointError, step: int, again: Callable) -> FloatingPointError:
-  """The error whose text names the step and the place. again: makes the step once more, where its buffers still exist.
+  """The error whose text names the step and the place. again: makes the step once more, where its
+  buffers still exist.
 
-  The compiled step is repeated by JAX operation by operation, but a loop over layers is one operation to it. Without
-  compilation the loop is a loop.
+  The compiled step is repeated by JAX operation by operation, but a loop over layers is one
+  operation to it. Without compilation the loop is a loop.
   """
   try:
     with jax.disable_jit():
       again()
   except FloatingPointError as closer:
     error = closer
-  except Exception:      # buffers given up, an operation that needs compilation: what is known is said
+  except Exception:  # buffers given up, an operation that needs compilation: what is known is said
     pass
   return FloatingPointError(f"step {step}: {str(error).splitlines()[0]}{place(error)}")
 
@@ -37,4 +38,6 @@ def place(error: BaseException) -> str:
       if isinstance(module, nn.Module) and module.scope is not None:
         layer = "/".join(module.path) or type(module).__name__
     trace = trace.tb_next
-  return (f" in layer {layer}" if layer else ", outside the layers") + (f" ({line})" if line else "")
+  return (f" in layer {layer}" if layer else ", outside the layers") + (
+    f" ({line})" if line else ""
+  )

@@ -1,4 +1,7 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events, curves.png. One process writes, the first."""
+"""What a run writes down: metrics.jsonl, TensorBoard events, curves.png.
+
+One process writes, the first.
+"""
 
 import json
 import math
@@ -13,7 +16,9 @@ JSONL, EVENTS, CURVES = "metrics.jsonl", "events", "curves.png"
 
 
 def read(workdir) -> list[dict]:
-  """All records of a run, oldest first: {"step": 10, "loss": ...} and {"step": 10, "eval/loss": ...}; nan is a float."""
+  """All records of a run, oldest first: {"step": 10, "loss": ...} and {"step": 10, "eval/loss":
+  ...}; nan is a float.
+  """
   path = folder_path(workdir) / JSONL
   if not path.exists():
     return []
@@ -27,13 +32,17 @@ def read(workdir) -> list[dict]:
     except (ValueError, RecursionError):
       # The last line may be half written when a machine dies; anything else is not our doing.
       if number < len(lines):
-        raise ConfigError(f"{path}, line {number}, is not JSON that a run has written: {line[:80]!r}; take the line out, or put "
-                          f"back a copy of the file") from None
+        raise ConfigError(
+          f"{path}, line {number}, is not JSON that a run has written: {line[:80]!r}; take the line out, or put "
+          f"back a copy of the file"
+        ) from None
   return records
 
 
 class Writer:
-  """Appends records; opening at step S forgets what an interrupted run wrote after S, which will come again."""
+  """Appends records; opening at step S forgets what an interrupted run wrote after S, which will
+  come again.
+  """
 
   def __init__(self, workdir, step: int):
     from tensorboardX import SummaryWriter
@@ -43,7 +52,9 @@ class Writer:
     kept = [record for record in read(workdir) if record["step"] <= step]
     write_text(folder_path(path), "".join(json_text.dumps(record) + "\n" for record in kept))
     self.file = open(path, "a", buffering=1)
-    self.events = SummaryWriter(str(self.mirror.local / EVENTS), purge_step=step + 1 if step else None)
+    self.events = SummaryWriter(
+      str(self.mirror.local / EVENTS), purge_step=step + 1 if step else None
+    )
 
   def write(self, step: int, values: dict[str, float]) -> None:
     self.file.write(json_text.dumps({"step": step, **values}) + "\n")
@@ -72,9 +83,15 @@ def plot(workdir) -> None:
   from matplotlib.figure import Figure
 
   records = read(workdir)
-  evals = sorted({k for r in records for k in r if k.startswith("eval/") and ("loss" in k or "perplexity" in k)})
-  panels = [["loss"] + [k for k in evals if "loss" in k], [k for k in evals if "perplexity" in k],
-            ["grad_norm"], ["learning_rate"]]
+  evals = sorted(
+    {k for r in records for k in r if k.startswith("eval/") and ("loss" in k or "perplexity" in k)}
+  )
+  panels = [
+    ["loss"] + [k for k in evals if "loss" in k],
+    [k for k in evals if "perplexity" in k],
+    ["grad_norm"],
+    ["learning_rate"],
+  ]
   panels = [[k for k in names if any(_number(r.get(k)) for r in records)] for names in panels]
   panels = [names for names in panels if names]
   if not panels:

@@ -1,8 +1,9 @@
 """The run folder's growing files in an object store.
 
-An object store cannot append or rename; writing an object replaces it whole. So what grows (metrics, events, traces) is
-kept on the local disk and uploaded: before every checkpoint, so that a checkpoint's metrics are always there, otherwise
-at most once a minute, and at the end.
+An object store cannot append or rename; writing an object replaces it whole. So what grows
+(metrics, events, traces) is
+kept on the local disk and uploaded: before every checkpoint, so that a checkpoint's metrics are
+always there, otherwise at most once a minute, and at the end.
 """
 
 import pathlib
@@ -32,7 +33,9 @@ class Mirror:
     if not self.remote:
       return
     for path in sorted(self.local.rglob("*")):
-      if path.is_file() and self.sizes.get(path) != (stat := (path.stat().st_size, path.stat().st_mtime_ns)):
+      if path.is_file() and self.sizes.get(path) != (
+        stat := (path.stat().st_size, path.stat().st_mtime_ns)
+      ):
         target = self.folder / path.relative_to(self.local).as_posix()
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())

@@ -1,9 +1,11 @@
-"""Optimisers: a direction from Optax, then decoupled weight decay and a learning rate per parameter.
+"""Optimisers: a direction from Optax, then decoupled weight decay and a learning rate per
+parameter.
 
     p <- p - lr(step) m_p (direction(g) + decay_p p)
 
-m_p and decay_p are numbers, found once by the parameter's path ('blocks/mixer/w_q'). Clipping by global norm and the
-guard against non-finite gradients belong to the train step, which has the norm at hand.
+m_p and decay_p are numbers, found once by the parameter's path ('blocks/mixer/w_q'). Clipping by
+global norm and the guard against non-finite gradients belong to the train step, which has the norm
+at hand.
 """
 
 import dataclasses
@@ -17,20 +19,24 @@ from jaxlm.config import ConfigError, Kinds, checked
 from jaxlm.parallel.rules import path_name
 from jaxlm.ranges import BelowOne, NonNegative, Positive
 
-OPTIMIZERS = Kinds("optimizer", {
+OPTIMIZERS = Kinds(
+  "optimizer",
+  {
     "adamw": "jaxlm.training.optimizers:AdamW",
     "lion": "jaxlm.training.optimizers:Lion",
     "muon": "jaxlm.training.optimizers:Muon",
     "sgd": "jaxlm.training.optimizers:SGD",
-})
+  },
+)
 
 
 @dataclasses.dataclass(frozen=True)
 @checked
 class Optimizer:
-  """decay: which parameters decay: "matrices" (matrices and tables, as each parameter's declaration says: `role` of
-  jaxlm.parameter), "all", "none".
-  decay_overrides, lr_multipliers: (regular expression, number) pairs searched in the path, the last match wins."""
+  """decay: which parameters decay: "matrices" (matrices and tables, as each parameter's declaration
+  says: `role` of jaxlm.parameter), "all", "none".
+  decay_overrides, lr_multipliers: (regular expression, number) pairs searched in the path, the last
+  match wins."""
 
   learning_rate: NonNegative
   weight_decay: NonNegative = 0.0
@@ -41,7 +47,9 @@ class Optimizer:
 
   def __post_init__(self):
     if self.decay not in ("matrices", "all", "none"):
-      raise ConfigError(f"decay = {self.decay!r}: wanted 'matrices', 'all' or 'none'; single parameters: decay_overrides")
+      raise ConfigError(
+        f"decay = {self.decay!r}: wanted 'matrices', 'all' or 'none'; single parameters: decay_overrides"
+      )
     for pattern, _ in self.lr_multipliers + self.decay_overrides:
       try:
         re.compile(pattern)
@@ -53,22 +61,31 @@ class Optimizer:
     raise NotImplementedError
 
   def build(self, axes) -> optax.GradientTransformationExtraArgs:
-    """axes: tree of `parallel.rules.Axes`. update(grads, state, params, learning_rate=scalar) -> updates, state."""
+    """axes: tree of `parallel.rules.Axes`.
+
+    update(grads, state, params, learning_rate=scalar) -> updates, state.
+    """
     decays, multipliers = self.weight_decays(axes), self.multipliers(axes)
     direction = self.direction(axes)
 
     def update(grads, state, params, *, learning_rate):
       steps, state = direction.update(grads, state, params)
-      scaled = lambda d, p, decay, m: -learning_rate * m * (d + decay * p if decay else d)
+
+      def scaled(d, p, decay, m):
+        return -learning_rate * m * (d + decay * p if decay else d)
+
       return jax.tree.map(scaled, steps, params, decays, multipliers), state
 
     return optax.GradientTransformationExtraArgs(direction.init, update)
 
   def weight_decays(self, axes):
     """Tree of floats: the weight decay of each parameter."""
+
     def decay(path, names):
       decays = self.decay == "all" or (self.decay == "matrices" and names.role.decays)
-      return _last_match(self.decay_overrides, path_name(path), self.weight_decay if decays else 0.0)
+      return _last_match(
+        self.decay_overrides, path_name(path), self.weight_decay if decays else 0.0
+      )
 
     self._all_used(self.decay_overrides, axes, "decay_overrides")
     return jax.tree.map_with_path(decay, axes)
@@ -76,15 +93,19 @@ class Optimizer:
   def multipliers(self, axes):
     """Tree of floats: the factor of the learning rate of each parameter."""
     self._all_used(self.lr_multipliers, axes, "lr_multipliers")
-    return jax.tree.map_with_path(lambda path, _: _last_match(self.lr_multipliers, path_name(path), 1.0), axes)
+    return jax.tree.map_with_path(
+      lambda path, _: _last_match(self.lr_multipliers, path_name(path), 1.0), axes
+    )
 
   def _all_used(self, pairs, axes, what):
     names = [path_name(path) for path, _ in jax.tree.leaves_with_path(axes)]
     for pattern, _ in pairs:
       if not any(re.search(pattern, name) for name in names):
-        raise ConfigError(f"optimizer.{what}: {pattern!r} matches no parameter. It may be of a part that this model "
-                          f"does not have (a router by a rule has no parameters): leave it out, or correct it; there are "
-                          f"{', '.join(names)}")
+        raise ConfigError(
+          f"optimizer.{what}: {pattern!r} matches no parameter. It may be of a part that this model "
+          f"does not have (a router by a rule has no parameters): leave it out, or correct it; there are "
+          f"{', '.join(names)}"
+        )
 
 
 def _last_match(pairs, name: str, default: float) -> float:
@@ -119,10 +140,11 @@ class Lion(Optimizer):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @checked
 class Muon(Optimizer):
-  """Orthogonalised momentum for weight matrices (Jordan et al. 2024); Adam, with Nesterov momentum too, for the rest, embedding
-  and head included.
+  """Orthogonalised momentum for weight matrices (Jordan et al. 2024); Adam, with Nesterov momentum
+  too, for the rest, embedding and head included.
 
-  consistent_rms: scale matrices to this RMS per element, so that one learning rate serves both (0.2: Liu et al. 2025).
+  consistent_rms: scale matrices to this RMS per element, so that one learning rate serves both
+  (0.2: Liu et al. 2025).
   """
 
   momentum: BelowOne = 0.95
@@ -133,8 +155,15 @@ class Muon(Optimizer):
 
   def direction(self, axes):
     dimensions = jax.tree.map(_muon_dimensions, axes)
-    muon = optax.contrib.muon(1.0, beta=self.momentum, eps=self.eps, adam_b1=self.b1, adam_b2=self.b2,
-                              consistent_rms=self.consistent_rms, muon_weight_dimension_numbers=dimensions)
+    muon = optax.contrib.muon(
+      1.0,
+      beta=self.momentum,
+      eps=self.eps,
+      adam_b1=self.b1,
+      adam_b2=self.b2,
+      consistent_rms=self.consistent_rms,
+      muon_weight_dimension_numbers=dimensions,
+    )
     return optax.chain(muon, optax.scale(-1.0))
 
 
@@ -143,7 +172,10 @@ def _muon_dimensions(axes):
   if not axes.role.is_matrix:
     return None
   dims = [i for i, axis in enumerate(axes) if axis != "layers"]
-  at = lambda numbers: tuple(dims[n] for n in numbers)
+
+  def at(numbers):
+    return tuple(dims[n] for n in numbers)
+
   return optax.contrib.MuonDimensionNumbers(at(axes.role.inputs), at(axes.role.outputs))
 
 

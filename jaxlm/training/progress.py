@@ -15,8 +15,14 @@ class Display:
     self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     self.bar = None
     if not quiet and self.console.is_terminal:
-      self.bar = Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(24), TextColumn("{task.fields[text]}"),
-                          console=self.console, transient=True)
+      self.bar = Progress(
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(24),
+        TextColumn("{task.fields[text]}"),
+        console=self.console,
+        transient=True,
+      )
       self.task = self.bar.add_task("", total=total, completed=step, text="compiling")
       self.bar.start()
 
@@ -27,7 +33,9 @@ class Display:
   def update(self, step: int, values: dict[str, float], seconds_left: float | None) -> None:
     if self.quiet:
       return
-    text = describe(values) + (f"  {duration(seconds_left)} left" if seconds_left is not None else "")
+    text = describe(values) + (
+      f"  {duration(seconds_left)} left" if seconds_left is not None else ""
+    )
     if self.bar:
       self.bar.update(self.task, completed=step, text=text)
     else:
@@ -39,7 +47,9 @@ class Display:
 
 
 class Rate:
-  """Seconds per step since the last log; what was spent on saving, evaluating and compiling is left out."""
+  """Seconds per step since the last log; what was spent on saving, evaluating and compiling is left
+  out.
+  """
 
   def __init__(self):
     self.start, self.away, self.num_steps = time.perf_counter(), 0.0, 0

@@ -25,20 +25,40 @@ def versions() -> dict[str, str]:
 def provenance() -> dict:
   """Revision, versions, device and command of this process."""
   device = jax.devices()[0]
-  return {"started": time.strftime("%Y-%m-%d %H:%M:%S %Z"), "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-          "revision": revision(), "python": sys.version.split()[0], "versions": versions(),
-          "devices": f"{jax.device_count()} x {device.device_kind}", "processes": jax.process_count()}
+  return {
+    "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+    "revision": revision(),
+    "python": sys.version.split()[0],
+    "versions": versions(),
+    "devices": f"{jax.device_count()} x {device.device_kind}",
+    "processes": jax.process_count(),
+  }
 
 
 #: Reports decide nothing, and making one must not make the next one's tree unclean.
-RESULTS = (":(exclude)experiments/*/results/*", ":(exclude)bench/*.json", ":(exclude)docs/faults.*", ":(exclude)jaxlm/kernels/README.md")
+RESULTS = (
+  ":(exclude)experiments/*/results/*",
+  ":(exclude)bench/*.json",
+  ":(exclude)docs/faults.*",
+  ":(exclude)jaxlm/kernels/README.md",
+)
 
 
 def revision() -> str:
-  """Commit of the source, '+' appended when tracked files (reports apart) differ from it; 'unknown' outside a repository."""
+  """Commit of the source, '+' appended when tracked files (reports apart) differ from it; 'unknown'
+  outside a repository.
+  """
   root = pathlib.Path(__file__).parents[2]
-  git = lambda *args: subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True).stdout
+
+  def git(*args):
+    return subprocess.run(
+      ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
+    ).stdout
+
   try:
-    return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno", "--", ".", *RESULTS).strip() else "")
+    return git("rev-parse", "--short", "HEAD").strip() + (
+      "+" if git("status", "--porcelain", "-uno", "--", ".", *RESULTS).strip() else ""
+    )
   except (OSError, subprocess.CalledProcessError):
     return "unknown"

@@ -1,11 +1,11 @@
 """A run is a folder.
 
-    config.json    the resolved configuration; the same folder with another one is refused
-    run.json       revision, versions, device, command of each start
-    metrics.jsonl, events/, curves.png
-    checkpoints/   state, data position, note
-    lock.json      who writes here now, if anybody does
-    result.json    the end: step, last metrics, newest checkpoint, whether it is finished or why not
+config.json    the resolved configuration; the same folder with another one is refused
+run.json       revision, versions, device, command of each start
+metrics.jsonl, events/, curves.png
+checkpoints/   state, data position, note
+lock.json      who writes here now, if anybody does
+result.json    the end: step, last metrics, newest checkpoint, whether it is finished or why not
 """
 
 import contextlib
@@ -44,7 +44,9 @@ from jaxlm.training.step import Program, build_program
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """params: as trained. metrics: the last training and evaluation numbers. stopped: the signal that ended it early."""
+  """params: as trained. metrics: the last training and evaluation numbers. stopped: the signal that
+  ended it early.
+  """
 
   step: int
   metrics: dict[str, float]
@@ -71,12 +73,22 @@ class Stopped(KeyboardInterrupt):
     self.code = result.exit_code
 
 
-def train(config, workdir, overrides: Mapping[str, Any] | None = None, *, new: bool = False,
-          quiet: bool = False, take_over: bool = False) -> Result:
-  """Trains to train.steps, or resumes: the same call again continues where the folder's newest checkpoint is.
+def train(
+  config,
+  workdir,
+  overrides: Mapping[str, Any] | None = None,
+  *,
+  new: bool = False,
+  quiet: bool = False,
+  take_over: bool = False,
+) -> Result:
+  """Trains to train.steps, or resumes: the same call again continues where the folder's newest
+  checkpoint is.
 
-  config: 'path.py', 'path.py:argument', a ConfigDict or a mapping. overrides: {'dotted.key': value}.
-  new: refuse a folder that holds a run already. take_over: also a folder whose lock another process holds that is dead.
+  config: 'path.py', 'path.py:argument', a ConfigDict or a mapping. overrides: {'dotted.key':
+  value}.
+  new: refuse a folder that holds a run already. take_over: also a folder whose lock another process
+  holds that is dead.
   """
   cfg = run_config(load_config(config, overrides))
   keep_memory()
@@ -85,10 +97,15 @@ def train(config, workdir, overrides: Mapping[str, Any] | None = None, *, new: b
   devices = jax.devices()
   if cfg.train.debug:
     if jax.process_count() > 1:
-      raise ConfigError(f"train.debug runs on one device, and this is a run of {jax.process_count()} processes; start one")
+      raise ConfigError(
+        f"train.debug runs on one device, and this is a run of {jax.process_count()} processes; start one"
+      )
     cfg, devices = dataclasses.replace(cfg, mesh=MeshConfig()), devices[:1]
   check(cfg, len(devices))
-  with open_folder(workdir, cfg, new=new, take_over=take_over) as opened, jax.debug_nans(cfg.train.debug):
+  with (
+    open_folder(workdir, cfg, new=new, take_over=take_over) as opened,
+    jax.debug_nans(cfg.train.debug),
+  ):
     return _train(cfg, make_mesh(cfg.mesh, devices), opened, quiet)
 
 
@@ -96,9 +113,12 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
   folder = opened.folder
   first = jax.process_index() == 0
   index, hosts = host_rows(mesh)
-  dataset = cfg.data.build("train", seed=cfg.seed, process_index=index, process_count=hosts, repeat=True)
-  example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype),
-                         next(iter(dataset)))
+  dataset = cfg.data.build(
+    "train", seed=cfg.seed, process_index=index, process_count=hosts, repeat=True
+  )
+  example = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype), next(iter(dataset))
+  )
   iterator, place = iter(dataset), placer(mesh)
   if several():
     require_same(of_data(iterator, example, folder, opened.lock and opened.lock.token))
@@ -106,9 +126,16 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
   program = build_program(cfg, mesh, example)
   peak_tokens = peak_tokens_per_s(cfg, mesh)
   had_checkpoints = from_first((folder / "checkpoints").exists())
-  with program.context(), StopSignal() as stop, Checkpoints(
-      folder / "checkpoints", keep_last=cfg.train.keep_last, keep_every=cfg.train.keep_every,
-      asynchronous=not cfg.train.debug) as saved:
+  with (
+    program.context(),
+    StopSignal() as stop,
+    Checkpoints(
+      folder / "checkpoints",
+      keep_last=cfg.train.keep_last,
+      keep_every=cfg.train.keep_every,
+      asynchronous=not cfg.train.debug,
+    ) as saved,
+  ):
     lines, bucket = [], cfg.objective.first_bucket(len(program.buckets))
     if saved.steps():
       state, note, lines = saved.restore(program.state, iterator)
@@ -116,7 +143,9 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
     else:
       lost = from_first(lost_checkpoints(folder, cfg.train.save_every, had_checkpoints))
       if lost:
-        if first and not had_checkpoints:     # else this attempt would have made it so that the next one passes
+        if (
+          first and not had_checkpoints
+        ):  # else this attempt would have made it so that the next one passes
           with contextlib.suppress(OSError):
             (folder / "checkpoints").rmdir()
         raise ConfigError(lost)
@@ -128,13 +157,17 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
       display.say(line)
     report = Report(program, display, writer, hosts, peak_tokens)
     same = {"config": resolved(cfg), "revision": revision(), "hosts": hosts}
-    note = lambda bucket: same | {"bucket": bucket}
+
+    def note(bucket):
+      return same | {"bucket": bucket}
 
     def on_step(step, state, bucket) -> bool:
       save = cfg.train.save_every and step % cfg.train.save_every == 0
-      if save and not int(state.skipped_in_row):     # what makes steps fail takes no good checkpoint's place
+      if save and not int(
+        state.skipped_in_row
+      ):  # what makes steps fail takes no good checkpoint's place
         opened.check()
-        if writer:    # a checkpoint's metrics are there when the checkpoint is
+        if writer:  # a checkpoint's metrics are there when the checkpoint is
           writer.upload()
         saved.save(step, state, iterator, note(bucket))
       evaluate = cfg.eval.every and step % cfg.eval.every == 0 and step != cfg.train.steps
@@ -143,8 +176,17 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
       return bool(save or evaluate)
 
     try:
-      state, bucket, early = run_steps(program, state, iterator, place, bucket=bucket, on_log=report.log,
-                                       on_step=on_step, stop=stop, profile_folder=folder / "profile")
+      state, bucket, early = run_steps(
+        program,
+        state,
+        iterator,
+        place,
+        bucket=bucket,
+        on_log=report.log,
+        on_step=on_step,
+        stop=stop,
+        profile_folder=folder / "profile",
+      )
       step = int(state.step)
       opened.check()
       saved.save(step, state, iterator, note(bucket), rotate=not int(state.skipped_in_row))
@@ -155,11 +197,23 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
       with contextlib.suppress(CheckpointError):
         saved.wait()
       newest = max(saved.steps(), default=None)
-      error.args = (f"{str(error).rstrip('.')}. " + (f"The newest checkpoint is of step {newest}." if newest else "No checkpoint was saved."),)
+      error.args = (
+        f"{str(error).rstrip('.')}. "
+        + (f"The newest checkpoint is of step {newest}." if newest else "No checkpoint was saved."),
+      )
       if first:
-        write_json(folder / "result.json", {
-            "step": report.step, "finished": False, "stopped": None, "failed": str(error),
-            "skipped": getattr(error, "skipped", None), "saved": newest, "metrics": report.last})
+        write_json(
+          folder / "result.json",
+          {
+            "step": report.step,
+            "finished": False,
+            "stopped": None,
+            "failed": str(error),
+            "skipped": getattr(error, "skipped", None),
+            "saved": newest,
+            "metrics": report.last,
+          },
+        )
       raise
     finally:
       display.close()
@@ -169,40 +223,65 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
     skipped = int(state.skipped)
     failed = None if early else too_many_skipped(skipped, step, cfg.train.max_skipped_fraction)
     if first:
-      write_json(folder / "result.json", {
-          "step": step, "finished": not early and failed is None, "stopped": stop.received if early else None,
-          "failed": failed, "skipped": skipped, "saved": step, "metrics": last})
+      write_json(
+        folder / "result.json",
+        {
+          "step": step,
+          "finished": not early and failed is None,
+          "stopped": stop.received if early else None,
+          "failed": failed,
+          "skipped": skipped,
+          "saved": step,
+          "metrics": last,
+        },
+      )
     if failed:
       raise NonFinite(failed)
-    display.say(f"stopped by {stop.received} at step {step}, saved; the same command continues" if early else
-                f"finished {step} steps in {duration(time.perf_counter() - report.start)}; everything is in {folder}")
-    return Result(step, last, str(folder), state.params, state.ema, stop.received if early else None)
+    display.say(
+      f"stopped by {stop.received} at step {step}, saved; the same command continues"
+      if early
+      else f"finished {step} steps in {duration(time.perf_counter() - report.start)}; everything is in {folder}"
+    )
+    return Result(
+      step, last, str(folder), state.params, state.ema, stop.received if early else None
+    )
 
 
 def too_many_skipped(skipped: int, steps: int, limit: float) -> str | None:
   """Why a run that took all its steps has failed nevertheless, or None."""
   if skipped <= limit * steps:
     return None
-  return (f"{skipped} of {steps} steps were skipped, because their loss, gradient or update was not finite (limit "
-          f"train.max_skipped_fraction = {limit}); the parameters are what the others made of them. Lower "
-          f"optimizer.learning_rate or lengthen schedule.warmup_steps; --config.train.debug=True stops at the operation "
-          f"that makes the first NaN.")
+  return (
+    f"{skipped} of {steps} steps were skipped, because their loss, gradient or update was not finite (limit "
+    f"train.max_skipped_fraction = {limit}); the parameters are what the others made of them. Lower "
+    f"optimizer.learning_rate or lengthen schedule.warmup_steps; --config.train.debug=True stops at the operation "
+    f"that makes the first NaN."
+  )
 
 
 def check_evaluation(cfg: RunConfig, hosts: int) -> None:
-  """Refuses an evaluation that would fail once the model is trained. Of its split only the start is read."""
+  """Refuses an evaluation that would fail once the model is trained.
+
+  Of its split only the start is read.
+  """
   refused = None
   if cfg.eval.lengths and cfg.model.scores != "next_token":
-    raise ConfigError(f"eval.lengths = {cfg.eval.lengths}: the perplexity at a length is of models of the next token, and "
-                      f"this one scores {cfg.model.scores}; leave eval.lengths out")
+    raise ConfigError(
+      f"eval.lengths = {cfg.eval.lengths}: the perplexity at a length is of models of the next token, and "
+      f"this one scores {cfg.model.scores}; leave eval.lengths out"
+    )
   if jax.process_index() == 0:
     try:
       for data in (cfg.data, *(at_length(cfg.data, length, hosts) for length in cfg.eval.lengths)):
-        batches = data.build(cfg.eval.split, seed=cfg.seed, process_index=0, process_count=hosts, repeat=False)
+        batches = data.build(
+          cfg.eval.split, seed=cfg.seed, process_index=0, process_count=hosts, repeat=False
+        )
         if not any(np.any(batch["loss_weights"]) for batch in batches):
-          refused = (f"eval.split = {cfg.eval.split!r} has no target to score at length {data.seq_len}, so that the run "
-                     f"could not be evaluated; choose another split or more text" + (
-                         ", or a shorter length in eval.lengths" if data is not cfg.data else ""))
+          refused = (
+            f"eval.split = {cfg.eval.split!r} has no target to score at length {data.seq_len}, so that the run "
+            f"could not be evaluated; choose another split or more text"
+            + (", or a shorter length in eval.lengths" if data is not cfg.data else "")
+          )
           break
     except ConfigError as error:
       refused = str(error) if "eval" in str(error) else f"eval.split = {cfg.eval.split!r}: {error}"
@@ -217,12 +296,18 @@ def begin(program: Program):
   if source is None:
     return state
   params = initial_params(source, program.state.params)
-  ema = None if state.ema is None else jax.tree.map(lambda e, p: p.astype(e.dtype) + 0, state.ema, params)
+  ema = (
+    None
+    if state.ema is None
+    else jax.tree.map(lambda e, p: p.astype(e.dtype) + 0, state.ema, params)
+  )
   return dataclasses.replace(state, params=params, ema=ema)
 
 
 def flops_per_token(cfg: RunConfig) -> float:
-  """Model FLOPs of one token of data.seq_len, forward and backward: as objective or model count them, or by parameters."""
+  """Model FLOPs of one token of data.seq_len, forward and backward: as objective or model count
+  them, or by parameters.
+  """
   counted = cfg.objective.train_flops_per_token(cfg.model, cfg.data.seq_len)
   if counted is None:
     counted = cfg.model.train_flops_per_token(cfg.data.seq_len)
@@ -235,7 +320,10 @@ def flops_per_token(cfg: RunConfig) -> float:
 
 
 def peak_tokens_per_s(cfg: RunConfig, mesh) -> float | None:
-  """Tokens per second at the devices' peak FLOP/s; None for devices whose peak is not known. Call it outside the mesh."""
+  """Tokens per second at the devices' peak FLOP/s; None for devices whose peak is not known.
+
+  Call it outside the mesh.
+  """
   peak = peak_flops(mesh.devices.flat[0].device_kind)
   return peak * mesh.size / flops_per_token(cfg) if peak else None
 
@@ -243,7 +331,14 @@ def peak_tokens_per_s(cfg: RunConfig, mesh) -> float | None:
 class Report:
   """Turns what the step measured into what is written and shown; keeps the last of each number."""
 
-  def __init__(self, program: Program, display: Display, writer: Writer | None, hosts: int, peak_tokens: float | None):
+  def __init__(
+    self,
+    program: Program,
+    display: Display,
+    writer: Writer | None,
+    hosts: int,
+    peak_tokens: float | None,
+  ):
     self.program, self.display, self.writer, self.hosts = program, display, writer, hosts
     self.cfg, self.last, self.step, self.start = program.cfg, {}, None, time.perf_counter()
     self.tokens = self.cfg.data.batch_size * self.cfg.data.seq_len
@@ -273,18 +368,26 @@ class Report:
       self.writer.write(step, values)
 
 
-def evaluate(program: Program, params, objective_state, place, index: int, hosts: int, bucket: int) -> dict[str, float]:
-  """{'eval/loss': ...}: the objective on the evaluation split, and perplexity at each of eval.lengths."""
+def evaluate(
+  program: Program, params, objective_state, place, index: int, hosts: int, bucket: int
+) -> dict[str, float]:
+  """{'eval/loss': ...}: the objective on the evaluation split, and perplexity at each of
+  eval.lengths.
+  """
   cfg, totals, tokens = program.cfg, {}, 0
-  dataset = cfg.data.build(cfg.eval.split, seed=cfg.seed, process_index=index, process_count=hosts, repeat=False)
+  dataset = cfg.data.build(
+    cfg.eval.split, seed=cfg.seed, process_index=index, process_count=hosts, repeat=False
+  )
   rows = cfg.data.batch_size // hosts
   if program.buckets and not cfg.objective.bucketed_training:
-    bucket = 0      # training says nothing about it: up from the smallest
+    bucket = 0  # training says nothing about it: up from the smallest
   for batch in dataset:
     here = jax.tree.leaves(batch)[0].shape[0]
-    if here < rows:     # the last batch is filled up with rows that weigh nothing
+    if here < rows:  # the last batch is filled up with rows that weigh nothing
       batch = {k: np.concatenate([v, np.repeat(v[-1:], rows - here, 0)]) for k, v in batch.items()}
-      batch["loss_weights"] = batch["loss_weights"] * (np.arange(rows) < here)[:, None].astype(np.float32)
+      batch["loss_weights"] = batch["loss_weights"] * (np.arange(rows) < here)[:, None].astype(
+        np.float32
+      )
     metrics, bucket = _eval_batch(program, params, place(batch), objective_state, bucket)
     for name, pair in metrics.items():
       total = totals.get(name, (0.0, 0.0))
@@ -292,12 +395,25 @@ def evaluate(program: Program, params, objective_state, place, index: int, hosts
     tokens += cfg.data.batch_size * cfg.data.seq_len
     if cfg.eval.num_tokens is not None and tokens >= cfg.eval.num_tokens:
       break
-  values = {f"eval/{name}": total / max(weight, 1e-9) for name, (total, weight) in totals.items() if name not in ("overflow", "wanted_bucket")}
+  values = {
+    f"eval/{name}": total / max(weight, 1e-9)
+    for name, (total, weight) in totals.items()
+    if name not in ("overflow", "wanted_bucket")
+  }
   if cfg.eval.lengths:
-    for found in evaluate_lengths(cfg.model, params, cfg.data, cfg.eval.lengths, split=cfg.eval.split,
-                                  num_tokens=cfg.eval.num_tokens, seed=cfg.seed, process_index=index,
-                                  process_count=hosts, place=place,
-                                  num_tables=cfg.eval.num_tables):
+    for found in evaluate_lengths(
+      cfg.model,
+      params,
+      cfg.data,
+      cfg.eval.lengths,
+      split=cfg.eval.split,
+      num_tokens=cfg.eval.num_tokens,
+      seed=cfg.seed,
+      process_index=index,
+      process_count=hosts,
+      place=place,
+      num_tables=cfg.eval.num_tables,
+    ):
       if found.tokens:
         values[f"eval/perplexity@{found.length}"] = found.perplexity
   return values
@@ -311,8 +427,10 @@ def _eval_batch(program: Program, params, batch, objective_state, bucket: int):
       return metrics, bucket
     last = len(program.buckets) - 1
     if bucket == last:
-      raise BucketOverflow(f"the largest bucket {chosen} of the objective overflows in evaluation; give it a larger one "
-                           f"(objective.capacities)")
+      raise BucketOverflow(
+        f"the largest bucket {chosen} of the objective overflows in evaluation; give it a larger one "
+        f"(objective.capacities)"
+      )
     bucket = min(max(bucket + 1, program.cfg.objective.choose_bucket(metrics, bucket)), last)
 
 
@@ -321,8 +439,11 @@ def opening_lines(program: Program, folder, step: int) -> list[str]:
   num_params = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
   devices = program.mesh.devices
   sizes = ", ".join(f"{name} {size}" for name, size in program.mesh.shape.items() if size > 1)
-  lines = [f"{folder}: {count(num_params)} parameters on {devices.size} x {devices.flat[0].device_kind}"
-           + (f" ({sizes})" if sizes else "") + (f", resuming from step {step}" if step else "")]
+  lines = [
+    f"{folder}: {count(num_params)} parameters on {devices.size} x {devices.flat[0].device_kind}"
+    + (f" ({sizes})" if sizes else "")
+    + (f", resuming from step {step}" if step else "")
+  ]
   shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state.params)
   for name, num_bytes in unsharded(program.state.params, shardings):
     lines.append(f"parameter {name} ({count(num_bytes)}B) is held in full by every device")
@@ -330,12 +451,16 @@ def opening_lines(program: Program, folder, step: int) -> list[str]:
 
 
 def evaluated(folder, step: int) -> bool:
-  """Whether the evaluation at this step is written already: a finished run that is started again only answers."""
+  """Whether the evaluation at this step is written already: a finished run that is started again
+  only answers.
+  """
   return any(r["step"] == step and any(k.startswith("eval/") for k in r) for r in read(folder))
 
 
 def last_metrics(folder, step: int) -> dict[str, float]:
-  """The newest value of each number written up to a step: what a finished run answers when it is asked again."""
+  """The newest value of each number written up to a step: what a finished run answers when it is
+  asked again.
+  """
   last = {}
   for record in read(folder):
     if record["step"] <= step:

@@ -18,13 +18,25 @@ from jaxlm.training.provenance import provenance
 from jaxlm.training.run_lock import LOCK, hold
 
 #: What may change when a run is resumed: where and how often, never what is computed.
-MAY_CHANGE_ON_RESUME = ("mesh", "eval", "train.max_skipped", "train.max_skipped_fraction", "train.log_every", "train.save_every",
-        "train.keep_last", "train.keep_every", "train.profile", "train.debug")
+MAY_CHANGE_ON_RESUME = (
+  "mesh",
+  "eval",
+  "train.max_skipped",
+  "train.max_skipped_fraction",
+  "train.log_every",
+  "train.save_every",
+  "train.keep_last",
+  "train.keep_every",
+  "train.profile",
+  "train.debug",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenFolder:
-  """A run folder to write to. lock: of the first process, None in the others. lines: what there is to say about it."""
+  """A run folder to write to. lock: of the first process, None in the others. lines: what there is
+  to say about it.
+  """
 
   folder: Any
   lock: Any
@@ -37,8 +49,13 @@ class OpenFolder:
 
 
 @contextlib.contextmanager
-def open_folder(workdir, cfg: RunConfig, *, new: bool = False, take_over: bool = False) -> Iterator[OpenFolder]:
-  """Creates the run folder, or checks that the run in it is this one, and locks it. The first process does it for all."""
+def open_folder(
+  workdir, cfg: RunConfig, *, new: bool = False, take_over: bool = False
+) -> Iterator[OpenFolder]:
+  """Creates the run folder, or checks that the run in it is this one, and locks it.
+
+  The first process does it for all.
+  """
   folder, refused, lock, lines = folder_path(workdir), None, None, []
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
@@ -61,11 +78,15 @@ def begun(folder) -> bool:
 
   A run that was refused before it had its data has left nothing to protect.
   """
-  found = folder.exists() and any(entry.name not in ("config.json", "run.json") and not entry.name.startswith(LOCK)
-                                  for entry in folder.iterdir())
+  found = folder.exists() and any(
+    entry.name not in ("config.json", "run.json") and not entry.name.startswith(LOCK)
+    for entry in folder.iterdir()
+  )
   # A lost config.json is in every checkpoint's note.
   if found and not (folder / "config.json").exists() and not (folder / "checkpoints").is_dir():
-    raise ConfigError(f"{folder} exists, is not empty and is not a run folder; choose another --workdir")
+    raise ConfigError(
+      f"{folder} exists, is not empty and is not a run folder; choose another --workdir"
+    )
   return found
 
 
@@ -73,7 +94,9 @@ def _open(folder, cfg: RunConfig, new: bool) -> None:
   path, now = folder / "config.json", resolved(cfg)
   if begun(folder):
     if new:
-      raise ConfigError(f"{folder} holds a run already; leave out --new to resume it, or choose another --workdir")
+      raise ConfigError(
+        f"{folder} holds a run already; leave out --new to resume it, or choose another --workdir"
+      )
     _refuse_other_config(folder, run_mapping(folder), cfg)
   write_json(path, now)
   starts = _starts(folder / "run.json")
@@ -82,7 +105,9 @@ def _open(folder, cfg: RunConfig, new: bool) -> None:
 
 
 def _starts(path) -> list:
-  """The starts so far. They are provenance only: a damaged file is begun anew and does not stop a run."""
+  """The starts so far. They are provenance only: a damaged file is begun anew and does not stop a
+  run.
+  """
   try:
     return read_json(path, list) if path.exists() else []
   except ConfigError:
@@ -90,34 +115,47 @@ def _starts(path) -> list:
 
 
 def _refuse_other_config(folder, stored: dict, cfg: RunConfig) -> None:
-  try:    # fields that have been added since have had their default
+  try:  # fields that have been added since have had their default
     old = resolved(run_config(stored))
   except ConfigError:
     old = plain(stored)
-  found = [(key, a, b) for key, a, b in differences(old, resolved(cfg))
-           if not any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE_ON_RESUME)]
+  found = [
+    (key, a, b)
+    for key, a, b in differences(old, resolved(cfg))
+    if not any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE_ON_RESUME)
+  ]
   steps = next(((a, b) for key, a, b in found if key == "train.steps"), None)
   if steps is not None and len(found) == 1:
     kind = type(cfg.schedule).__name__
     if cfg.schedule.needs_num_steps:
-      raise ConfigError(f"{folder} is a run of train.steps = {steps[0]}, not {steps[1]}, and its schedule {kind} depends "
-                        f"on that number: all learning rates so far would have been others. Choose another --workdir, "
-                        f"or a schedule that can be extended (constant, inverse_sqrt)")
+      raise ConfigError(
+        f"{folder} is a run of train.steps = {steps[0]}, not {steps[1]}, and its schedule {kind} depends "
+        f"on that number: all learning rates so far would have been others. Choose another --workdir, "
+        f"or a schedule that can be extended (constant, inverse_sqrt)"
+      )
     if steps[1] >= steps[0]:
       return
   if found:
     lines = "\n".join(f"  {key}: {a!r} there, {b!r} now" for key, a, b in found)
-    raise ConfigError(f"{folder} holds a run with another configuration; choose another --workdir, or take these back:\n"
-                      f"{lines}")
+    raise ConfigError(
+      f"{folder} holds a run with another configuration; choose another --workdir, or take these back:\n"
+      f"{lines}"
+    )
 
 
 def lost_checkpoints(folder, save_every: int, had_folder: bool) -> str | None:
-  """Why a run without a checkpoint may not begin again: it has had some, and beginning again forgets its metrics.
+  """Why a run without a checkpoint may not begin again: it has had some, and beginning again
+  forgets its metrics.
 
-  A run that was killed before its first checkpoint was whole begins again. The first is whole when the second is begun.
+  A run that was killed before its first checkpoint was whole begins again. The first is whole when
+  the second is begun.
   """
-  steps = [record["step"] for record in read(folder) if "loss" in record and not record.get("skipped")]
+  steps = [
+    record["step"] for record in read(folder) if "loss" in record and not record.get("skipped")
+  ]
   if not steps or (had_folder and not (save_every and max(steps) > 2 * save_every)):
     return None
-  return (f"{folder} has no checkpoint, but its metrics.jsonl goes to step {max(steps)}: {folder / 'checkpoints'} was emptied or "
-          f"removed. Put it back to resume; to begin again from step 0 choose another --workdir, or remove metrics.jsonl")
+  return (
+    f"{folder} has no checkpoint, but its metrics.jsonl goes to step {max(steps)}: {folder / 'checkpoints'} was emptied or "
+    f"removed. Put it back to resume; to begin again from step 0 choose another --workdir, or remove metrics.jsonl"
+  )

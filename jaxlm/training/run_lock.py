@@ -1,9 +1,10 @@
 """Who may write to a run folder: one process, named in its `lock.json`.
 
-On a local disk the process holds a kernel lock (`flock`) on that file, which ends with the process, however it ends. In an
-object store, and on network file systems, whose kernel locks may be of one host only, the file is a lease: its owner renews
-it, and who finds one that is not renewed for `lease_s` seconds takes it over. No two clocks are compared. An owner that
-finds another's name in the file ends without writing anything more. Readers (eval, generate, convert) need no lock.
+On a local disk the process holds a kernel lock (`flock`) on that file, which ends with the process,
+however it ends. In an object store, and on network file systems, whose kernel locks may be of one
+host only, the file is a lease: its owner renews it, and who finds one that is not renewed for
+`lease_s` seconds takes it over. No two clocks are compared. An owner that finds another's name in
+the file ends without writing anything more. Readers (eval, generate, convert) need no lock.
 """
 
 import contextlib
@@ -25,15 +26,32 @@ from jaxlm.parallel.start import seconds
 
 try:
   import fcntl
-except ImportError:      # Windows
+except ImportError:  # Windows
   fcntl = None
 
 LOCK = "lock.json"
 #: Seconds; environment variable -> default. A lease that is not renewed for so long is dead.
 LEASE = ("JAXLM_LEASE_S", 60)
 #: What mountinfo calls file systems whose `flock` another host may not see.
-NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "vboxsf", "ceph", "lustre", "gpfs", "beegfs",
-           "glusterfs", "afs", "orangefs", "pvfs2", "fuse"}
+NETWORK = {
+  "nfs",
+  "nfs4",
+  "cifs",
+  "smb3",
+  "smbfs",
+  "9p",
+  "virtiofs",
+  "vboxsf",
+  "ceph",
+  "lustre",
+  "gpfs",
+  "beegfs",
+  "glusterfs",
+  "afs",
+  "orangefs",
+  "pvfs2",
+  "fuse",
+}
 
 
 class RunLocked(ConfigError):
@@ -46,9 +64,11 @@ class LockLost(RuntimeError):
 
 @contextlib.contextmanager
 def hold(workdir, *, take_over: bool = False, say=lambda line: None) -> Iterator["_Lock"]:
-  """The lock of a run folder, which must exist. `.check()` raises LockLost when another process has taken it over.
+  """The lock of a run folder, which must exist. `.check()` raises LockLost when another process has
+  taken it over.
 
-  take_over: also where the owner cannot be asked; an owner that runs on this machine is never replaced.
+  take_over: also where the owner cannot be asked; an owner that runs on this machine is never
+  replaced.
   say: gets a sentence when a dead owner's lease is taken over. Raises RunLocked.
   """
   folder = folder_path(workdir)
@@ -66,7 +86,7 @@ def kernel_locks(folder) -> bool:
     return False
   try:
     probe = tempfile.TemporaryFile(dir=folder)
-  except OSError:      # nothing can be written here: the lock file itself will say it better
+  except OSError:  # nothing can be written here: the lock file itself will say it better
     return True
   with probe:
     try:
@@ -77,16 +97,22 @@ def kernel_locks(folder) -> bool:
 
 
 def _file_system(folder) -> str | None:
-  """Type of the mount that holds a folder, as the kernel has it; 'fuse' for all of FUSE but disks; None: not known."""
+  """Type of the mount that holds a folder, as the kernel has it; 'fuse' for all of FUSE but disks;
+  None: not known.
+  """
   try:
-    mounts = [line.split() for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounts = [
+      line.split() for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
+    ]
   except OSError:
     return None
   at, found = pathlib.Path(folder).resolve(), {}
   for fields in mounts:
     point = pathlib.Path(fields[4].encode().decode("unicode_escape"))
     if at.is_relative_to(point):
-      found[len(point.parts)] = fields[fields.index("-") + 1]     # of two mounts at one point the later is seen
+      found[len(point.parts)] = fields[
+        fields.index("-") + 1
+      ]  # of two mounts at one point the later is seen
   kind = found[max(found)] if found else None
   return "fuse" if kind and kind.startswith("fuse.") else kind
 
@@ -99,8 +125,14 @@ class _Lock:
     self.token, self.lost = uuid.uuid4().hex, False
 
   def owner(self) -> dict:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-            "token": self.token, "machine": _machine(), "born": _born(os.getpid())}
+    return {
+      "host": socket.gethostname(),
+      "pid": os.getpid(),
+      "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+      "token": self.token,
+      "machine": _machine(),
+      "born": _born(os.getpid()),
+    }
 
   def read(self) -> dict | None:
     """The owner in the file; empty where it names nobody, None where there is no file."""
@@ -108,20 +140,29 @@ class _Lock:
       found = json.loads(self.path.read_text())
     except FileNotFoundError:
       return None
-    except ValueError:      # made, and not yet written
+    except ValueError:  # made, and not yet written
       return {}
     return found if isinstance(found, dict) else {}
 
   def refused(self, owner: dict) -> RunLocked:
     alive = _alive(owner)
-    remedy = (f"end it first (kill {owner['pid']})" if alive else
-              "if that process is dead, give the same command with --take_over")
-    return RunLocked(f"{self.folder} is in use by {_named(owner)}; wait, choose another --workdir, or {remedy}")
+    remedy = (
+      f"end it first (kill {owner['pid']})"
+      if alive
+      else "if that process is dead, give the same command with --take_over"
+    )
+    return RunLocked(
+      f"{self.folder} is in use by {_named(owner)}; wait, choose another --workdir, or {remedy}"
+    )
 
   def taken_over(self) -> LockLost:
     self.lost = True
     owner = self.read()
-    what = f"{self.folder} has been taken over by {_named(owner)}" if owner else f"{self.path} has been removed"
+    what = (
+      f"{self.folder} has been taken over by {_named(owner)}"
+      if owner
+      else f"{self.path} has been removed"
+    )
     return LockLost(f"{what}; this process may not write there any more, and ends without saving")
 
 
@@ -159,7 +200,7 @@ class _KernelLock(_Lock):
         return
       if self._is_ours(file):
         break
-      os.close(file)      # its last owner has removed it since
+      os.close(file)  # its last owner has removed it since
     self._keep(file)
 
   def _owner_in_time(self) -> dict | None:
@@ -209,7 +250,12 @@ class _Lease(_Lock):
 
   def __init__(self, folder):
     super().__init__(folder)
-    self.lease_s, self.beats, self.done, self.me = seconds(*LEASE), 0, threading.Event(), self.owner()
+    self.lease_s, self.beats, self.done, self.me = (
+      seconds(*LEASE),
+      0,
+      threading.Event(),
+      self.owner(),
+    )
 
   def acquire(self, take_over: bool, say) -> None:
     owner = self.read()
@@ -219,7 +265,8 @@ class _Lease(_Lock):
         raise self.refused(owner)
       say(f"took {self.folder} over from {_named(owner)}" + ("; it is gone" if gone else ""))
     self._write()
-    # Two may have seen the file absent: the later writer's name stays, and both can read it after a while.
+    # Two may have seen the file absent: the later writer's name stays, and both can read it after a
+    # while.
     time.sleep(self.lease_s / 60)
     found = self.read()
     if not found or found.get("token") != self.token:
@@ -250,7 +297,7 @@ class _Lease(_Lock):
         self._write()
       except LockLost:
         return
-      except OSError:      # the store does not answer; the file is read again at the next turn
+      except OSError:  # the store does not answer; the file is read again at the next turn
         continue
 
   def check(self) -> None:
@@ -284,7 +331,10 @@ def _machine() -> str | None:
 
 
 def _born(pid) -> str | None:
-  """When a process began, in the kernel's ticks: tells it from a later one of the same id. None where it has ended."""
+  """When a process began, in the kernel's ticks: tells it from a later one of the same id.
+
+  None where it has ended.
+  """
   try:
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]

@@ -20,8 +20,13 @@ from jaxlm.training.provenance import versions
 from jaxlm.training.run_lock import LOCK
 
 #: Settings of JAX that change what is computed or compiled.
-SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable",
-            "jax_disable_most_optimizations")
+SETTINGS = (
+  "jax_enable_x64",
+  "jax_default_matmul_precision",
+  "jax_default_prng_impl",
+  "jax_threefry_partitionable",
+  "jax_disable_most_optimizations",
+)
 #: Seconds that a network file system may take to show a new file to another host.
 VISIBLE_S = 10
 
@@ -36,7 +41,9 @@ def of_command(cfg: RunConfig, workdir, revision: str, flags: Mapping[str, Any])
 
 
 def of_data(iterator, batch, folder, owner: str | None) -> dict[str, str]:
-  """Data and folder. batch: shapes. owner: who has locked the folder, None where this process has not."""
+  """Data and folder. batch: shapes. owner: who has locked the folder, None where this process has
+  not.
+  """
   facts = {f"the batch's {name}": f"{x.dtype}{list(x.shape)}" for name, x in sorted(batch.items())}
   position = iterator.get_state()
   if isinstance(position, Mapping):
@@ -49,7 +56,9 @@ def of_data(iterator, batch, folder, owner: str | None) -> dict[str, str]:
 def flat(value, at: str = "") -> list[tuple[str, str]]:
   """[('train.steps', '100')] of nested mappings."""
   if isinstance(value, Mapping):
-    return [pair for key, item in value.items() for pair in flat(item, f"{at}.{key}" if at else str(key))]
+    return [
+      pair for key, item in value.items() for pair in flat(item, f"{at}.{key}" if at else str(key))
+    ]
   return [(at, value if isinstance(value, str) else dumps(value))]
 
 
@@ -62,7 +71,9 @@ def code_digest() -> str:
 
 
 def seen_owner(folder) -> str:
-  """The token in the folder's lock file, or 'absent': then this is not the folder that the first process has locked."""
+  """The token in the folder's lock file, or 'absent': then this is not the folder that the first
+  process has locked.
+  """
   end = time.monotonic() + VISIBLE_S
   while True:
     try:

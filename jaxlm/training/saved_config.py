@@ -10,10 +10,16 @@ from jaxlm.training.config import RunConfig, load_config, plain, run_config
 
 
 def config_of(folder, spec=None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-  """The configuration of a run folder, or `spec`'s; of a weights folder `spec`'s with the folder's own model."""
+  """The configuration of a run folder, or `spec`'s; of a weights folder `spec`'s with the folder's
+  own model.
+  """
   if is_weights_folder(folder):
     if spec is None:
-      raise ConfigError(f"{folder} is a weights folder and says nothing about text: give --config=FILE whose `data` it is to "
-                        f"read with; the model is the folder's own")
-    return run_config(load_config(plain(load_config(spec)) | {"model": read_document(folder)["model"]}, overrides))
+      raise ConfigError(
+        f"{folder} is a weights folder and says nothing about text: give --config=FILE whose `data` it is to "
+        f"read with; the model is the folder's own"
+      )
+    return run_config(
+      load_config(plain(load_config(spec)) | {"model": read_document(folder)["model"]}, overrides)
+    )
   return run_config(load_config(spec or run_mapping(folder), overrides))

@@ -1,7 +1,7 @@
 """Learning-rate schedules: a factor of `optimizer.learning_rate` per step.
 
-`factor(step, num_steps)`: step counts from 0 (the first update), num_steps is `train.steps`; both may be traced.
-All warm up as (step + 1) / warmup_steps, so the first update is not lost.
+`factor(step, num_steps)`: step counts from 0 (the first update), num_steps is `train.steps`; both
+may be traced. All warm up as (step + 1) / warmup_steps, so the first update is not lost.
 """
 
 import dataclasses
@@ -11,13 +11,16 @@ import jax.numpy as jnp
 from jaxlm.config import ConfigError, Kinds, checked
 from jaxlm.ranges import Cadence, Fraction
 
-SCHEDULES = Kinds("schedule", {
+SCHEDULES = Kinds(
+  "schedule",
+  {
     "cosine": "jaxlm.training.schedules:Cosine",
     "linear": "jaxlm.training.schedules:Linear",
     "warmup_stable_decay": "jaxlm.training.schedules:WarmupStableDecay",
     "inverse_sqrt": "jaxlm.training.schedules:InverseSqrt",
     "constant": "jaxlm.training.schedules:Constant",
-})
+  },
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +33,18 @@ class Schedule:
 
   def factor(self, step, num_steps):
     warmup = (step + 1.0) / max(self.warmup_steps, 1)
-    return jnp.where(step < self.warmup_steps, warmup, self.after_warmup(step, num_steps)).astype(jnp.float32)
+    return jnp.where(step < self.warmup_steps, warmup, self.after_warmup(step, num_steps)).astype(
+      jnp.float32
+    )
 
   def after_warmup(self, step, num_steps):
     raise NotImplementedError
 
   def progress(self, step, num_steps):
     """Fraction in [0, 1] of the steps after warmup."""
-    return jnp.clip((step - self.warmup_steps) / jnp.maximum(num_steps - self.warmup_steps, 1), 0.0, 1.0)
+    return jnp.clip(
+      (step - self.warmup_steps) / jnp.maximum(num_steps - self.warmup_steps, 1), 0.0, 1.0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +73,9 @@ class Linear(Schedule):
 @dataclasses.dataclass(frozen=True)
 @checked
 class WarmupStableDecay(Schedule):
-  """1 until the last `decay_fraction` of the steps, then linear (or 1 - sqrt) down to `final_fraction`."""
+  """1 until the last `decay_fraction` of the steps, then linear (or 1 - sqrt) down to
+  `final_fraction`.
+  """
 
   decay_fraction: Fraction = 0.2
   final_fraction: Fraction = 0.0

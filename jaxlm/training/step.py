@@ -1,6 +1,7 @@
 """The train step: one jitted, donated program.
 
-    batch -> A micro-batches -> sums of loss and gradient -> / total weight -> clip -> update -> average
+    batch -> A micro-batches -> sums of loss and gradient -> / total weight -> clip -> update ->
+    average
 
 The same program is trained with, compiled ahead of time by preflight, and timed by the benchmark.
 """
@@ -28,15 +29,18 @@ from jaxlm.training.state import TrainState
 
 # What each random number is for; folded in after the step.
 INIT, LOSS, REDRAW = 0, 1, 2
-#: Per layer; smaller parameters cost nothing to gather, and some of them (routers, phases) want float32.
+#: Per layer; smaller parameters cost nothing to gather, and some of them (routers, phases) want
+#: float32.
 MIN_CAST_SIZE = 2**17
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """Everything compiled for one config and mesh: `init()`, `step(state, batch, bucket)`, `evaluate(params, ...)`.
+  """Everything compiled for one config and mesh: `init()`, `step(state, batch, bucket)`,
+  `evaluate(params, ...)`.
 
-  state: abstract TrainState whose leaves carry their shardings. axes: logical names of the parameters.
+  state: abstract TrainState whose leaves carry their shardings. axes: logical names of the
+  parameters.
   """
 
   cfg: RunConfig
@@ -66,12 +70,19 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
     params = nn.unbox(init_boxed())
     if cfg.train.init == "own":
       return params
-    return redraw(params, jax.random.fold_in(jax.random.key(cfg.seed), REDRAW),
-                  identical_layers=cfg.train.init == "torch_identical_layers")
+    return redraw(
+      params,
+      jax.random.fold_in(jax.random.key(cfg.seed), REDRAW),
+      identical_layers=cfg.train.init == "torch_identical_layers",
+    )
 
   # Outside any mesh: boxes of abstract values cannot be constrained.
   boxed = jax.eval_shape(init_boxed)
-  axes, params, shardings = logical_axes(boxed), nn.unbox(boxed), param_shardings(boxed, mesh, RULES, cfg.model)
+  axes, params, shardings = (
+    logical_axes(boxed),
+    nn.unbox(boxed),
+    param_shardings(boxed, mesh, RULES, cfg.model),
+  )
   tx = cfg.optimizer.build(axes)
 
   def init():
@@ -79,40 +90,74 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
 
   def create(params):
     state = TrainState.create(params, tx, cfg.objective, cfg.train.ema_decay is not None)
-    return state.replace(opt_state=watched(state.opt_state, cfg.train.spike_window)) if cfg.train.spike_factor else state
+    return (
+      state.replace(opt_state=watched(state.opt_state, cfg.train.spike_window))
+      if cfg.train.spike_factor
+      else state
+    )
 
   shapes = jax.eval_shape(create, params)
   state_shardings = like_params(shapes, params, shardings, mesh)
-  state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings)
+  state = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings
+  )
   rows = next(iter(jax.tree.leaves(batch))).shape[0]
   buckets = tuple(cfg.objective.buckets((rows // cfg.train.accumulation, cfg.data.seq_len)))
   options = compiler_options(mesh.devices.flat[0].device_kind)
-  step = jax.jit(functools.partial(train_step, cfg=cfg, model=model, tx=tx, axes=axes), donate_argnums=0,
-                 static_argnames="bucket", compiler_options=options, out_shardings=(state_shardings, replicated(mesh)))
-  evaluate = jax.jit(functools.partial(eval_step, cfg=cfg, model=model), static_argnames="bucket",
-                     compiler_options=options, out_shardings=replicated(mesh))
-  return Program(cfg, mesh, model, state, axes, buckets, jax.jit(init, out_shardings=state_shardings), step, evaluate)
+  step = jax.jit(
+    functools.partial(train_step, cfg=cfg, model=model, tx=tx, axes=axes),
+    donate_argnums=0,
+    static_argnames="bucket",
+    compiler_options=options,
+    out_shardings=(state_shardings, replicated(mesh)),
+  )
+  evaluate = jax.jit(
+    functools.partial(eval_step, cfg=cfg, model=model),
+    static_argnames="bucket",
+    compiler_options=options,
+    out_shardings=replicated(mesh),
+  )
+  return Program(
+    cfg,
+    mesh,
+    model,
+    state,
+    axes,
+    buckets,
+    jax.jit(init, out_shardings=state_shardings),
+    step,
+    evaluate,
+  )
 
 
 def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, bucket=None):
   """(new state, metrics).
 
-  A step is skipped if its loss, its gradient, or the parameters or optimiser state that it would make are not finite, or
-  if its loss is a spike (`train.spike_factor`): parameters, optimiser, average and objective state stay as they were, and
-  `skipped` counts it. A batch of weight zero, which has nothing to learn from, changes nothing either: no weight decay, no
-  momentum; it counts as `empty`. Both take their number of a step. A batch that overflows its bucket leaves everything as
-  it was, the step number too.
+  A step is skipped if its loss, its gradient, or the parameters or optimiser state that it would
+  make are not finite, or if its loss is a spike (`train.spike_factor`): parameters, optimiser,
+  average and objective state stay as they were, and `skipped` counts it. A batch of weight zero,
+  which has nothing to learn from, changes nothing either: no weight decay, no momentum; it counts
+  as `empty`. Both take their number of a step. A batch that overflows its bucket leaves everything
+  as it was, the step number too.
   """
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), LOSS), state.step)
   params = cast_large(state.params, axes, cfg.train.gather_dtype, cfg.model.float32_params)
 
   def sums(params, batch, key, objective):
-    loss, metrics = cfg.objective.loss(model, params, batch, key, objective, train=True, bucket=bucket)
+    loss, metrics = cfg.objective.loss(
+      model, params, batch, key, objective, train=True, bucket=bucket
+    )
     return loss.sum, (loss, named(loss, metrics))
 
   grads, (loss, metrics), objective = accumulate(
-      sums, params, batch, key, cfg.train.accumulation, state.objective,
-      lambda objective, results: cfg.objective.after_micro_batch(objective, results[1]))
+    sums,
+    params,
+    batch,
+    key,
+    cfg.train.accumulation,
+    state.objective,
+    lambda objective, results: cfg.objective.after_micro_batch(objective, results[1]),
+  )
   weight = jnp.maximum(loss.weight, 1e-9)
   norm = optax.tree.norm(grads) / weight
   finite = jnp.isfinite(norm) & jnp.isfinite(loss.sum)
@@ -124,8 +169,12 @@ def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, buc
   factor = cfg.schedule.factor(state.step, cfg.train.steps)
   learning_rate = cfg.optimizer.learning_rate * factor
   watch = cfg.train.spike_factor is not None
-  updates, opt_state = tx.update(grads, state.opt_state.optimizer if watch else state.opt_state, state.params,
-                                 learning_rate=learning_rate)
+  updates, opt_state = tx.update(
+    grads,
+    state.opt_state.optimizer if watch else state.opt_state,
+    state.params,
+    learning_rate=learning_rate,
+  )
   new = optax.apply_updates(state.params, updates)
   ema = state.ema
   if ema is not None:
@@ -138,65 +187,93 @@ def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, buc
     opt_state = Watched(opt_state, remember(state.opt_state.losses, loss.sum / weight))
   good = finite & sane & ~spike
   applied = good & fits & ~empty
+
   # A select, not a cond: it fuses into the update and copies nothing.
-  keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+  def keep(new, old):
+    return jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+
   empty &= fits & finite
   bad = (fits & ~good & ~empty).astype(jnp.int32)
   state = TrainState(
-      step=state.step + fits.astype(jnp.int32), params=keep(new, state.params),
-      opt_state=keep(opt_state, state.opt_state), ema=keep(ema, state.ema),
-      objective=keep(new_objective, state.objective), skipped=state.skipped + bad,
-      skipped_in_row=jnp.where(fits & ~empty, (state.skipped_in_row + 1) * bad, state.skipped_in_row))
+    step=state.step + fits.astype(jnp.int32),
+    params=keep(new, state.params),
+    opt_state=keep(opt_state, state.opt_state),
+    ema=keep(ema, state.ema),
+    objective=keep(new_objective, state.objective),
+    skipped=state.skipped + bad,
+    skipped_in_row=jnp.where(fits & ~empty, (state.skipped_in_row + 1) * bad, state.skipped_in_row),
+  )
   one = jnp.ones((), jnp.float32)
-  metrics |= {"grad_norm": Pair(norm, one), "learning_rate": Pair(learning_rate, one),
-              "skipped": Pair(bad.astype(jnp.float32), one), "empty": Pair(empty.astype(jnp.float32), one),
-              "bad_update": Pair((fits & finite & ~sane).astype(jnp.float32), one),
-              "spike": Pair((fits & finite & spike).astype(jnp.float32), one),
-              "skipped_in_row": Pair(state.skipped_in_row.astype(jnp.float32), one)}
+  metrics |= {
+    "grad_norm": Pair(norm, one),
+    "learning_rate": Pair(learning_rate, one),
+    "skipped": Pair(bad.astype(jnp.float32), one),
+    "empty": Pair(empty.astype(jnp.float32), one),
+    "bad_update": Pair((fits & finite & ~sane).astype(jnp.float32), one),
+    "spike": Pair((fits & finite & spike).astype(jnp.float32), one),
+    "skipped_in_row": Pair(state.skipped_in_row.astype(jnp.float32), one),
+  }
   return state, metrics
 
 
 def eval_step(params, batch, objective_state, *, cfg: RunConfig, model, bucket=None):
   """Metrics of one batch as (sum, weight), without dropout."""
   key = jax.random.key(cfg.seed)
-  loss, metrics = cfg.objective.loss(model, params, batch, key, objective_state, train=False, bucket=bucket)
+  loss, metrics = cfg.objective.loss(
+    model, params, batch, key, objective_state, train=False, bucket=bucket
+  )
   return named(loss, metrics)
 
 
 def named(loss, metrics):
-  """The metrics with what is minimised among them: as `loss`, or as `objective` if the objective reports another loss."""
-  return {"loss": loss, **metrics} | ({"objective": loss} if metrics.get("loss", loss) is not loss else {})
+  """The metrics with what is minimised among them: as `loss`, or as `objective` if the objective
+  reports another loss.
+  """
+  return {"loss": loss, **metrics} | (
+    {"objective": loss} if metrics.get("loss", loss) is not loss else {}
+  )
 
 
 def accumulate(sums, params, batch, key, num: int, state, advance):
-  """Float32 gradient of sum_i sums(params, batch_i, key_i, state_i)[0], the added metrics, and the last state.
+  """Float32 gradient of sum_i sums(params, batch_i, key_i, state_i)[0], the added metrics, and the
+  last state.
 
-  Micro-batch i holds rows i, i + num, ...: with rows in contiguous shards each device keeps its own. The state after it
-  is advance(state_i, metrics_i).
+  Micro-batch i holds rows i, i + num, ...: with rows in contiguous shards each device keeps its
+  own. The state after it is advance(state_i, metrics_i).
   """
   grad = jax.grad(sums, has_aux=True)
-  to_f32 = lambda tree: jax.tree.map(lambda g: g.astype(jnp.float32), tree)
+
+  def to_f32(tree):
+    return jax.tree.map(lambda g: g.astype(jnp.float32), tree)
+
   if num == 1:
     grads, metrics = grad(params, batch, jax.random.fold_in(key, 0), state)
     return to_f32(grads), metrics, advance(state, metrics)
-  split = jax.tree.map(lambda x: x.reshape(x.shape[0] // num, num, *x.shape[1:]).swapaxes(0, 1), batch)
+  split = jax.tree.map(
+    lambda x: x.reshape(x.shape[0] // num, num, *x.shape[1:]).swapaxes(0, 1), batch
+  )
 
   def add(carry, inputs):
     (total, state), (i, micro) = carry, inputs
     new = grad(params, micro, jax.random.fold_in(key, i), state)
-    return (jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, new), advance(state, new[1])), None
+    return (
+      jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, new),
+      advance(state, new[1]),
+    ), None
 
   micro = jax.tree.map(lambda x: x[0], split)
   _, metrics = jax.eval_shape(grad, params, micro, key, state)
-  zeros = (jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params),
-           jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics))
+  zeros = (
+    jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params),
+    jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics),
+  )
   (grads, metrics), state = jax.lax.scan(add, (zeros, state), (jnp.arange(num), split))[0]
   return grads, metrics, state
 
 
 def cast_large(params, axes, dtype: str | None, kept: Collection[str] = ()):
-  """Parameters in the dtype in which they are gathered; small ones stay as they are, and those of the names in `kept`,
-  which the model computes with in float32."""
+  """Parameters in the dtype in which they are gathered; small ones stay as they are, and those of
+  the names in `kept`, which the model computes with in float32."""
   if dtype is None:
     return params
 

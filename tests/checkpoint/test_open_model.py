@@ -27,9 +27,12 @@ DATA = {"kind": "mini", "tokenizer": {"kind": "bytes"}, "seq_len": 8, "batch_siz
 def parameters(scale):
   shapes = base.abstract_params(CFG)
   import flax.linen as nn
+
   leaves, tree = jax.tree.flatten(nn.unbox(shapes))
   rng = np.random.default_rng(0)
-  return jax.tree.unflatten(tree, [scale * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
+  return jax.tree.unflatten(
+    tree, [scale * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+  )
 
 
 @pytest.fixture
@@ -65,13 +68,27 @@ def test_a_run_opens_to_its_config_parameters_and_data(run):
 def test_parameters_are_sharded_over_a_mesh(run):
   mesh = make_mesh(MeshConfig(data=2, fsdp=4))
   opened = jaxlm.open_model(run, mesh=mesh)
-  assert any(len(x.devices()) == 8 and not x.is_fully_replicated for x in jax.tree.leaves(opened.params))
+  assert any(
+    len(x.devices()) == 8 and not x.is_fully_replicated for x in jax.tree.leaves(opened.params)
+  )
   jax.tree.map(np.testing.assert_array_equal, opened.params, parameters(3))
 
 
-@pytest.mark.parametrize("changes", [
-    {"data": {"next_index": 7}}, {"checksums": None}, {"checksums": {}}, {"digest": None}, {"format": 1}, {"format": "2"},
-    {"bucket": 5}, {"config": {"seed": 1}}, {"format": 9}], ids=str)
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"data": {"next_index": 7}},
+    {"checksums": None},
+    {"checksums": {}},
+    {"digest": None},
+    {"format": 1},
+    {"format": "2"},
+    {"bucket": 5},
+    {"config": {"seed": 1}},
+    {"format": 9},
+  ],
+  ids=str,
+)
 def test_a_changed_note_is_damage_and_the_step_before_is_read(run, caplog, changes):
   change_note(run, 3, **changes)
   with caplog.at_level(logging.WARNING, "jaxlm"):
@@ -83,7 +100,9 @@ def test_a_changed_note_is_damage_and_the_step_before_is_read(run, caplog, chang
 
 def test_any_flipped_bit_of_a_step_is_harmless_or_damage(run):
   rng = np.random.default_rng(1)
-  files = sorted(f for f in (run / "checkpoints" / "3").rglob("*") if f.is_file() and f.stat().st_size)
+  files = sorted(
+    f for f in (run / "checkpoints" / "3").rglob("*") if f.is_file() and f.stat().st_size
+  )
   read = set()
   for _ in range(25):
     file = files[rng.integers(len(files))]
@@ -91,7 +110,7 @@ def test_any_flipped_bit_of_a_step_is_harmless_or_damage(run):
     bad = bytearray(good)
     bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
     file.write_bytes(bytes(bad))
-    read.add(step_read(run))      # which compares the parameters with those of the step
+    read.add(step_read(run))  # which compares the parameters with those of the step
     file.write_bytes(good)
   assert read <= {2, 3} and 2 in read
 
@@ -114,6 +133,7 @@ def test_a_lost_or_damaged_config_is_taken_from_the_newest_note(run, text):
 
 def test_parameters_that_do_not_fit_another_model_are_a_sentence_not_damage(run):
   import dataclasses
+
   with pytest.raises(ConfigError, match=r"checkpoints/3 does not fit the model in \d+ parameters"):
     jaxlm.open_model(run, model=dataclasses.replace(CFG, d_model=16))
 
@@ -157,7 +177,7 @@ def test_a_weights_folder_gives_its_parameters_or_no_others(tmp_path):
       model, params = weights_folder.load(tmp_path / "w")
     except (ConfigError, CheckpointFileError):
       pass
-    else:      # white space, a digit of a number that means the same
+    else:  # white space, a digit of a number that means the same
       assert model == CFG
       jax.tree.map(np.testing.assert_array_equal, params, parameters(1))
     file.write_bytes(good)
@@ -165,19 +185,41 @@ def test_a_weights_folder_gives_its_parameters_or_no_others(tmp_path):
 
 def test_version_1_of_a_weights_folder_is_read(tmp_path):
   weights_folder.save(tmp_path, CFG, parameters(1))
-  (tmp_path / "model.json").write_text(json.dumps({"format": "jaxlm weights", "version": 1, "model": described(CFG)}))
+  (tmp_path / "model.json").write_text(
+    json.dumps({"format": "jaxlm weights", "version": 1, "model": described(CFG)})
+  )
   assert jaxlm.open_model(tmp_path).config == CFG
 
 
 def test_an_arrays_order_changes_its_checksum():
   x = np.arange(300_000, dtype=np.float32)
-  assert len({checksums({"a": y})["a"] for y in (x, x[::-1].copy(), np.roll(x, 1), x.reshape(2, -1).T.copy())}) == 4
-  assert word_sums({"a": x}) == word_sums({"a": x[::-1].copy()})      # why format 1 was left
+  assert (
+    len(
+      {
+        checksums({"a": y})["a"]
+        for y in (x, x[::-1].copy(), np.roll(x, 1), x.reshape(2, -1).T.copy())
+      }
+    )
+    == 4
+  )
+  assert word_sums({"a": x}) == word_sums({"a": x[::-1].copy()})  # why format 1 was left
 
 
 def test_an_index_reaches_nothing_outside_its_folder(tmp_path):
   from jaxlm.checkpoint.weight_files import read_weights
-  for file in ("../x.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", None, 3, [], "a\0b", "x" * 5000):
+
+  for file in (
+    "../x.safetensors",
+    "/etc/passwd",
+    "a/b.safetensors",
+    "..",
+    "",
+    None,
+    3,
+    [],
+    "a\0b",
+    "x" * 5000,
+  ):
     index = {"weight_map": {"a": file}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointFileError):

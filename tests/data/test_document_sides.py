@@ -1,4 +1,6 @@
-"""A document is on one side and in one fold, in whatever form it comes and whatever comes beside it."""
+"""A document is on one side and in one fold, in whatever form it comes and whatever comes beside
+it.
+"""
 
 import gzip
 import json
@@ -23,12 +25,14 @@ def documents(source):
   found = {}
   for split in SPLITS:
     for document in corpus.documents(split):
-      assert found.setdefault(document, split) == split      # copies stay together
+      assert found.setdefault(document, split) == split  # copies stay together
   return found
 
 
 def moved(before, after):
-  return {document for document in before if document in after and after[document] != before[document]}
+  return {
+    document for document in before if document in after and after[document] != before[document]
+  }
 
 
 def write(folder, names, what="document"):
@@ -46,7 +50,7 @@ def lines(source, split):
 
 
 def test_what_was_held_out_of_a_file_is_never_trained_on_when_the_corpus_grows(tmp_path):
-  for name in ("one", "two", "three", "four", "five"):      # whatever their hashes are
+  for name in ("one", "two", "three", "four", "five"):  # whatever their hashes are
     (tmp_path / f"{name}.txt").write_text(lines_of(name))
   for scheme in ("text", "bytes"):
     source = f"{scheme}:{tmp_path}/*.txt"
@@ -55,7 +59,9 @@ def test_what_was_held_out_of_a_file_is_never_trained_on_when_the_corpus_grows(t
       (tmp_path / f"{i}.txt").write_text(f"document {i}\n")
     after = {split: lines(source, split) for split in SPLITS}
     assert all(before[split] <= after[split] for split in SPLITS)
-    assert len(set().union(*after.values())) == 5 * 500 + 120 and not after["train"] & (after["validation"] | after["test"])
+    assert len(set().union(*after.values())) == 5 * 500 + 120 and not after["train"] & (
+      after["validation"] | after["test"]
+    )
     for i in range(120):
       (tmp_path / f"{i}.txt").unlink()
 
@@ -64,7 +70,9 @@ def test_a_text_is_on_one_side_as_a_file_as_a_line_and_as_a_record(tmp_path):
   write(tmp_path / "files", [f"{i:03d}" for i in range(200)])
   files = documents(f"text:{tmp_path}/files")
   rows = [document.decode() for document in files]
-  (tmp_path / "files" / "more.jsonl").write_text('{"text": "a line"}\n')      # nothing beside it is read differently
+  (tmp_path / "files" / "more.jsonl").write_text(
+    '{"text": "a line"}\n'
+  )  # nothing beside it is read differently
   assert not moved(files, documents(f"text:{tmp_path}/files"))
   (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
   assert documents(f"text:{tmp_path}/a.jsonl") == files
@@ -81,7 +89,11 @@ def test_one_file_may_be_two_held_out_splits_but_none_that_is_trained_on(tmp_pat
   (tmp_path / "validation.txt").write_text("held out")
   (tmp_path / "test.txt").symlink_to(tmp_path / "validation.txt")
   source = f"text:{tmp_path}/{{split}}.txt"
-  assert [list(open_corpus(source).documents(split)) for split in SPLITS] == [[b"train"], [b"held out"], [b"held out"]]
+  assert [list(open_corpus(source).documents(split)) for split in SPLITS] == [
+    [b"train"],
+    [b"held out"],
+    [b"held out"],
+  ]
   (tmp_path / "test.txt").unlink()
   (tmp_path / "test.txt").symlink_to(tmp_path / "train.txt")
   with pytest.raises(DataError, match="test.txt is in the splits train and test"):
@@ -91,7 +103,12 @@ def test_one_file_may_be_two_held_out_splits_but_none_that_is_trained_on(tmp_pat
 def test_a_fold_keeps_its_documents_when_others_come_and_go(tmp_path):
   for split in SPLITS:
     write(tmp_path / split, [f"{i:02d}" for i in range(40)], split)
-  fold = lambda k: _passages(PassageData(f"text:{tmp_path}/{{split}}/*.txt", seq_len=256, batch_size=2, fold=(k, 2)))
+
+  def fold(k):
+    return _passages(
+      PassageData(f"text:{tmp_path}/{{split}}/*.txt", seq_len=256, batch_size=2, fold=(k, 2))
+    )
+
   first, second = fold(0), fold(1)
   assert len(first) + len(second) == 40 and min(len(first), len(second)) > 10
   write(tmp_path / "train", ["!"], "new")

@@ -9,7 +9,11 @@ from jaxlm.data.needles import RULER, NeedleData, PairsData, RepeatedWordsData
 
 def rows(cfg, split="validation", seed=0, count=4):
   batches = iter(cfg.build(split, seed=seed, repeat=split == "train"))
-  return [{k: v[i] for k, v in batch.items()} for batch, _ in zip(batches, range(count)) for i in range(cfg.batch_size)]
+  return [
+    {k: v[i] for k, v in batch.items()}
+    for batch, _ in zip(batches, range(count))
+    for i in range(cfg.batch_size)
+  ]
 
 
 @pytest.mark.parametrize("task", RULER)
@@ -20,9 +24,9 @@ def test_every_answer_was_said_before_it_is_asked_for(task):
     edges = np.flatnonzero(np.diff(np.concatenate([[0], asked, [0]]))).reshape(-1, 2)
     assert len(edges) == cfg.num_queries * cfg.values_per_key
     for start, stop in edges:
-      sentence = text[text.rindex(b" ", 0, start - 4):stop + 1]        # ' key is value.'
+      sentence = text[text.rindex(b" ", 0, start - 4) : stop + 1]  # ' key is value.'
       assert stop - start == cfg.value_chars and sentence.endswith(b".")
-      assert sentence in text[:edges[0][0]] or text[:edges[0][0]].startswith(sentence[1:])
+      assert sentence in text[: edges[0][0]] or text[: edges[0][0]].startswith(sentence[1:])
     assert np.array_equal(row["loss_weights"] > 0, asked)
     assert np.array_equal(row["tokens"][1:], row["targets"][:-1])
 
@@ -32,13 +36,16 @@ def test_depth_places_the_asked_needle():
   for depth in (0.0, 0.5, 1.0):
     for row in rows(dataclasses.replace(cfg, depth=depth)):
       text = bytes(row["tokens"].astype(np.uint8))
-      key = text[text.rindex(b" is ") - 4:text.rindex(b" is ")]
+      key = text[text.rindex(b" is ") - 4 : text.rindex(b" is ")]
       assert abs(text.index(key + b" is ") / 360 - depth) < 0.12
 
 
 def test_rows_depend_on_seed_split_and_index_only():
   cfg = NeedleData(seq_len=120, batch_size=2, rows=4)
-  same = lambda a, b: all(np.array_equal(x["tokens"], y["tokens"]) for x, y in zip(a, b))
+
+  def same(a, b):
+    return all(np.array_equal(x["tokens"], y["tokens"]) for x, y in zip(a, b))
+
   assert same(rows(cfg), rows(cfg))
   assert not same(rows(cfg), rows(cfg, seed=1))
   assert not same(rows(cfg), rows(cfg, split="train"))

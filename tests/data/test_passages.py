@@ -1,4 +1,6 @@
-"""Passages and gaps: nothing is cut but where it is said, folds share no document, and gaps close to what is left."""
+"""Passages and gaps: nothing is cut but where it is said, folds share no document, and gaps close
+to what is left.
+"""
 
 import numpy as np
 import pytest
@@ -27,8 +29,15 @@ def test_sentences_joined_with_blanks_are_the_text_and_titles_end_none():
 
 def test_units_of_a_document_are_all_of_it():
   document = b"One is here. Two is there.\n\nThree\nis broken."
-  assert list(cut(iter([document]), "sentence")) == [b"One is here.", b"Two is there.", b"Three is broken."]
-  assert list(cut(iter([document]), "paragraph")) == [b"One is here. Two is there.", b"Three is broken."]
+  assert list(cut(iter([document]), "sentence")) == [
+    b"One is here.",
+    b"Two is there.",
+    b"Three is broken.",
+  ]
+  assert list(cut(iter([document]), "paragraph")) == [
+    b"One is here. Two is there.",
+    b"Three is broken.",
+  ]
   assert list(cut(iter([document]), "document")) == [document]
 
 
@@ -42,7 +51,9 @@ def test_two_folds_have_no_document_in_common_and_together_are_all(source):
   assert sorted(texts[0, 2] + texts[1, 2]) == sorted(texts[None])
 
 
-@pytest.mark.parametrize("form", ["insertion", "insertion_transformer", "causal", "masked_diffusion"])
+@pytest.mark.parametrize(
+  "form", ["insertion", "insertion_transformer", "causal", "masked_diffusion"]
+)
 def test_a_row_holds_a_whole_passage_in_every_form(source, form):
   data = PassageData(source, seq_len=64, batch_size=2, unit="sentence", form=form)
   whole = {tuple(data.passages("test")[i]) for i in range(len(data.passages("test")))}
@@ -54,9 +65,14 @@ def test_a_row_holds_a_whole_passage_in_every_form(source, form):
       n = int(batch["num_missing"][row, 0])
       given = batch["missing"][row, :n]
       found = [*tokens[2:], *given[given < 256]]
-      assert sorted(found) in [sorted(w) for w in whole] and list(tokens[:2]) == [data.ids.cls, data.ids.bos]
+      assert sorted(found) in [sorted(w) for w in whole] and list(tokens[:2]) == [
+        data.ids.cls,
+        data.ids.bos,
+      ]
     else:
-      assert tuple(t for t in tokens[1:] if t != data.ids.eos) in whole and tokens[0] == data.ids.bos
+      assert (
+        tuple(t for t in tokens[1:] if t != data.ids.eos) in whole and tokens[0] == data.ids.bos
+      )
   if form == "causal":
     last = int(batch["loss_weights"][0].sum()) - 1
     assert batch["targets"][0, last] == data.ids.eos
@@ -89,7 +105,7 @@ def test_every_place_of_a_single_segment_is_equally_likely():
   rng, seen = np.random.default_rng(0), np.zeros(9)
   for _ in range(3600):
     seen[np.flatnonzero(cut_segments(10, 1, 0.2, rng))[0]] += 1
-  assert ((seen - 400)**2 / 400).sum() < 26.1      # 8 degrees of freedom, p = 0.001
+  assert ((seen - 400) ** 2 / 400).sum() < 26.1  # 8 degrees of freedom, p = 0.001
 
 
 @pytest.mark.parametrize("kind", ["single", "multi", "sentence"])
@@ -98,7 +114,11 @@ def test_a_prompt_opens_exactly_the_gaps_and_a_mask_stands_for_each_removed_toke
   for example in InfillingSet(data, kind).examples("test", seed=0):
     prompt, closed = insertion_prompt(example, data.ids)
     np.testing.assert_array_equal(prompt[2:], example.left)
-    assert closed[0] and (~closed).sum() == (np.diff(np.concatenate([[0], example.removed.astype(int)])) == 1).sum()
+    assert (
+      closed[0]
+      and (~closed).sum()
+      == (np.diff(np.concatenate([[0], example.removed.astype(int)])) == 1).sum()
+    )
     masked = masked_prompt(example, data.ids)
     assert (masked == data.ids.mask).sum() == example.removed.sum()
     np.testing.assert_array_equal(masked[masked != data.ids.mask][1:], example.left)

@@ -1,4 +1,6 @@
-"""Tokenizers as people have them: begin, end and separator, bytes of a text, and long texts; the library is the test."""
+"""Tokenizers as people have them: begin, end and separator, bytes of a text, and long texts; the
+library is the test.
+"""
 
 import json
 import types
@@ -6,7 +8,15 @@ import types
 import numpy as np
 import pytest
 import tokenizers as hf
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+  AddedToken,
+  decoders,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+  trainers,
+)
 
 from jaxlm.checkpoint import opening
 from jaxlm.data.errors import DataError
@@ -15,9 +25,27 @@ from jaxlm.data.text import TextData
 from jaxlm.data.tokenizers import bpe
 from jaxlm.data.tokenizers.bpe import BPEFileConfig
 
-TEXTS = ["naïve 漢字 😀", "Hello world", "  two  blanks\n\nand lines\n", "Ünïcode ﬁ ①", "x", "<unknown> ☃☃"]
-MARKED = ["a</s>b", "<s>hello", "<|im_start|>user\nhello<|im_end|>\n", "a <|endoftext|> b", "[CLS] x [SEP]", "<bos><eos>"]
-CORPUS = ["hello world the naive cat\n" * 5, "two blanks and lines", "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 .,!?"]
+TEXTS = [
+  "naïve 漢字 😀",
+  "Hello world",
+  "  two  blanks\n\nand lines\n",
+  "Ünïcode ﬁ ①",
+  "x",
+  "<unknown> ☃☃",
+]
+MARKED = [
+  "a</s>b",
+  "<s>hello",
+  "<|im_start|>user\nhello<|im_end|>\n",
+  "a <|endoftext|> b",
+  "[CLS] x [SEP]",
+  "<bos><eos>",
+]
+CORPUS = [
+  "hello world the naive cat\n" * 5,
+  "two blanks and lines",
+  "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 .,!?",
+]
 BYTES = [f"<0x{i:02X}>" for i in range(256)]
 
 
@@ -31,45 +59,119 @@ def train(model, trainer, normalizer=None, pre=None, decoder=None, post=None, ad
   if post:
     single, names = post
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[(name, tokenizer.token_to_id(name)) for name in names])
+      single=single, special_tokens=[(name, tokenizer.token_to_id(name)) for name in names]
+    )
   return tokenizer
 
 
 def sentencepiece(special, post, *, prepend):
   """BPE with byte fallback and ▁ for blanks: Llama and Mistral (a blank in front), Gemma (none)."""
   steps = [normalizers.Prepend("▁")] if prepend else []
-  return train(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True), trainers.BpeTrainer(
-      vocab_size=400, special_tokens=[*special, *BYTES], show_progress=False),
-      normalizer=normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")]), post=post,
-      decoder=decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]))
+  return train(
+    models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True),
+    trainers.BpeTrainer(vocab_size=400, special_tokens=[*special, *BYTES], show_progress=False),
+    normalizer=normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")]),
+    post=post,
+    decoder=decoders.Sequence(
+      [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    ),
+  )
 
 
 def byte_level(special, post=None, *, prefix=False, normalizer=None, added=()):
-  return train(models.BPE(), trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False,
-                                                 initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
-               pre=pre_tokenizers.ByteLevel(add_prefix_space=prefix), decoder=decoders.ByteLevel(), post=post, normalizer=normalizer,
-               added=added)
+  return train(
+    models.BPE(),
+    trainers.BpeTrainer(
+      vocab_size=330,
+      special_tokens=special,
+      show_progress=False,
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    ),
+    pre=pre_tokenizers.ByteLevel(add_prefix_space=prefix),
+    decoder=decoders.ByteLevel(),
+    post=post,
+    normalizer=normalizer,
+    added=added,
+  )
 
 
-KINDS = {      # name -> (tokenizer, tokenizer_config.json, ids by name of begin, separator; names of what ends a text)
-    "llama": lambda: (sentencepiece(["<unk>", "<s>", "</s>"], ("<s> $A", ["<s>"]), prepend=True),
-                      dict(bos_token="<s>", eos_token="</s>"), ["<s>"], {"</s>"}),
-    "gemma": lambda: (sentencepiece(["<pad>", "<eos>", "<bos>", "<unk>"], ("<bos> $A", ["<bos>"]), prepend=False),
-                      dict(bos_token="<bos>", eos_token="<eos>"), ["<bos>"], {"<eos>"}),
-    "llama3": lambda: (byte_level(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"], ("<|begin_of_text|> $A", ["<|begin_of_text|>"])),
-                       dict(bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"), ["<|begin_of_text|>"], {"<|eot_id|>"}),
-    "qwen": lambda: (byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], normalizer=normalizers.NFC(),
-                                added=[AddedToken("<tool é>", normalized=False)]), dict(eos_token="<|im_end|>"), [], {"<|im_end|>"}),
-    "gpt2": lambda: (byte_level(["<|endoftext|>"]), dict(bos_token="<|endoftext|>", eos_token="<|endoftext|>"), [], {"<|endoftext|>"}),
-    "roberta": lambda: (byte_level(["<s>", "</s>", "<unk>"], ("<s> $A </s>", ["<s>", "</s>"]), prefix=True),
-                        dict(bos_token="<s>", eos_token="</s>"), ["<s>"], {"</s>"}),
-    "t5": lambda: (train(models.Unigram(), trainers.UnigramTrainer(
-        vocab_size=90, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False), normalizer=normalizers.NFKC(),
-        pre=pre_tokenizers.Metaspace(), decoder=decoders.Metaspace(), post=("$A </s>", ["</s>"])), dict(eos_token="</s>"), [], {"</s>"}),
-    "bert": lambda: (train(models.WordPiece(unk_token="[UNK]"), trainers.WordPieceTrainer(
-        vocab_size=90, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False),
-        normalizer=normalizers.BertNormalizer(lowercase=True), pre=pre_tokenizers.BertPreTokenizer(), decoder=decoders.WordPiece(),
-        post=("[CLS] $A [SEP]", ["[CLS]", "[SEP]"])), dict(sep_token="[SEP]"), ["[CLS]"], {"[SEP]"}),
+KINDS = {  # name -> (tokenizer, tokenizer_config.json, ids by name of begin, separator; names of what ends a text)
+  "llama": lambda: (
+    sentencepiece(["<unk>", "<s>", "</s>"], ("<s> $A", ["<s>"]), prepend=True),
+    dict(bos_token="<s>", eos_token="</s>"),
+    ["<s>"],
+    {"</s>"},
+  ),
+  "gemma": lambda: (
+    sentencepiece(["<pad>", "<eos>", "<bos>", "<unk>"], ("<bos> $A", ["<bos>"]), prepend=False),
+    dict(bos_token="<bos>", eos_token="<eos>"),
+    ["<bos>"],
+    {"<eos>"},
+  ),
+  "llama3": lambda: (
+    byte_level(
+      ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"],
+      ("<|begin_of_text|> $A", ["<|begin_of_text|>"]),
+    ),
+    dict(bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"),
+    ["<|begin_of_text|>"],
+    {"<|eot_id|>"},
+  ),
+  "qwen": lambda: (
+    byte_level(
+      ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+      normalizer=normalizers.NFC(),
+      added=[AddedToken("<tool é>", normalized=False)],
+    ),
+    dict(eos_token="<|im_end|>"),
+    [],
+    {"<|im_end|>"},
+  ),
+  "gpt2": lambda: (
+    byte_level(["<|endoftext|>"]),
+    dict(bos_token="<|endoftext|>", eos_token="<|endoftext|>"),
+    [],
+    {"<|endoftext|>"},
+  ),
+  "roberta": lambda: (
+    byte_level(["<s>", "</s>", "<unk>"], ("<s> $A </s>", ["<s>", "</s>"]), prefix=True),
+    dict(bos_token="<s>", eos_token="</s>"),
+    ["<s>"],
+    {"</s>"},
+  ),
+  "t5": lambda: (
+    train(
+      models.Unigram(),
+      trainers.UnigramTrainer(
+        vocab_size=90,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+      ),
+      normalizer=normalizers.NFKC(),
+      pre=pre_tokenizers.Metaspace(),
+      decoder=decoders.Metaspace(),
+      post=("$A </s>", ["</s>"]),
+    ),
+    dict(eos_token="</s>"),
+    [],
+    {"</s>"},
+  ),
+  "bert": lambda: (
+    train(
+      models.WordPiece(unk_token="[UNK]"),
+      trainers.WordPieceTrainer(
+        vocab_size=90, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False
+      ),
+      normalizer=normalizers.BertNormalizer(lowercase=True),
+      pre=pre_tokenizers.BertPreTokenizer(),
+      decoder=decoders.WordPiece(),
+      post=("[CLS] $A [SEP]", ["[CLS]", "[SEP]"]),
+    ),
+    dict(sep_token="[SEP]"),
+    ["[CLS]"],
+    {"[SEP]"},
+  ),
 }
 
 
@@ -77,7 +179,9 @@ KINDS = {      # name -> (tokenizer, tokenizer_config.json, ids by name of begin
 def folder(request, tmp_path):
   tokenizer, config, begin, ends = KINDS[request.param]()
   tokenizer.save(str(tmp_path / "tokenizer.json"))
-  (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+  (tmp_path / "tokenizer_config.json").write_text(
+    json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+  )
   return tmp_path, tokenizer, begin, ends
 
 
@@ -95,7 +199,12 @@ def test_the_targets_of_a_split_have_its_bytes(folder, tmp_path, monkeypatch):
   (tmp_path / "text").mkdir()
   for split in ("train", "validation", "test"):
     (tmp_path / "text" / f"{split}.txt").write_text("naïve 漢字 😀 und mehr\n" * 30)
-  cfg = TextData(source=f"text:{tmp_path}/text/{{split}}.txt", seq_len=16, batch_size=1, tokenizer=BPEFileConfig(str(folder[0])))
+  cfg = TextData(
+    source=f"text:{tmp_path}/text/{{split}}.txt",
+    seq_len=16,
+    batch_size=1,
+    tokenizer=BPEFileConfig(str(folder[0])),
+  )
   size = len(("naïve 漢字 😀 und mehr\n" * 30).encode())
   rows = list(cfg.build("validation", seed=0, repeat=False))
   assert sum(int((row["target_bytes"] * (row["loss_weights"] > 0)).sum()) for row in rows) == size
@@ -106,7 +215,7 @@ def test_begin_and_end_are_those_of_the_files(folder):
   ours = BPEFileConfig(str(path)).load()
   assert ours.begin == tuple(map(tokenizer.token_to_id, begin))
   assert {tokenizer.token_to_id(name) for name in ends} <= set(ours.stops)
-  assert not set(ours.begin) & set(ours.stops)      # what begins a text does not end one
+  assert not set(ours.begin) & set(ours.stops)  # what begins a text does not end one
 
 
 def test_prompts_are_encoded_as_the_library_does(folder):
@@ -121,10 +230,18 @@ def test_prompts_are_encoded_as_the_library_does(folder):
 def test_names_in_the_configuration_replace_those_of_the_files(tmp_path):
   tokenizer, *_ = KINDS["llama"]()
   tokenizer.save(str(tmp_path / "tokenizer.json"))
-  by = lambda **names: BPEFileConfig(str(tmp_path / "tokenizer.json"), **names).load()
+
+  def by(**names):
+    return BPEFileConfig(str(tmp_path / "tokenizer.json"), **names).load()
+
   s, end = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
-  assert by(separator="<s>").separator == s and end in by(separator="<s>").stops      # a separator is no end
-  assert by(begin="").begin == () and by(begin="").prompt("x").tolist() == tokenizer.encode("x", add_special_tokens=False).ids
+  assert (
+    by(separator="<s>").separator == s and end in by(separator="<s>").stops
+  )  # a separator is no end
+  assert (
+    by(begin="").begin == ()
+    and by(begin="").prompt("x").tolist() == tokenizer.encode("x", add_special_tokens=False).ids
+  )
   assert len({by(separator=name).fingerprint for name in ("<s>", "</s>", None)}) >= 2
 
 
@@ -174,8 +291,10 @@ def test_tokens_that_only_the_configuration_calls_special_are_special(tmp_path):
   described = json.loads(tokenizer.to_str()) | {"added_tokens": []}
   (tmp_path / "tokenizer.json").write_text(json.dumps(described))
   before = BPEFileConfig(str(tmp_path)).load()
-  (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}))
-  ours = BPEFileConfig(str(tmp_path)).load()      # the files have changed: they are read again
+  (tmp_path / "tokenizer_config.json").write_text(
+    json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+  )
+  ours = BPEFileConfig(str(tmp_path)).load()  # the files have changed: they are read again
   theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
   for text in TEXTS + MARKED:
     assert ours.prompt(text).tolist() == theirs(text)["input_ids"]
@@ -187,9 +306,13 @@ def test_ends_are_those_of_the_generation_configuration_too(tmp_path):
   tokenizer, config, _, _ = KINDS["llama3"]()
   tokenizer.save(str(tmp_path / "tokenizer.json"))
   end, turn = map(tokenizer.token_to_id, ("<|end_of_text|>", "<|eot_id|>"))
-  (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|eot_id|>", "lstrip": False}}))
+  (tmp_path / "special_tokens_map.json").write_text(
+    json.dumps({"eos_token": {"content": "<|eot_id|>", "lstrip": False}})
+  )
   assert set(BPEFileConfig(str(tmp_path), separator="<|begin_of_text|>").load().stops) == {
-      turn, tokenizer.token_to_id("<|begin_of_text|>")}
+    turn,
+    tokenizer.token_to_id("<|begin_of_text|>"),
+  }
   (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, turn, 10**6]}))
   assert set(BPEFileConfig(str(tmp_path)).load().stops) == {end, turn}
 
@@ -207,7 +330,9 @@ def test_ids_with_gaps_and_behind_the_vocabulary(tmp_path):
 def test_a_name_that_is_no_token_is_answered(tmp_path):
   KINDS["llama"]()[0].save(str(tmp_path / "tokenizer.json"))
   for field in ("begin", "end", "separator"):
-    with pytest.raises(DataError, match=f"tokenizer.{field} = '<nothing>'.*its special tokens are '<unk>', '<s>'"):
+    with pytest.raises(
+      DataError, match=f"tokenizer.{field} = '<nothing>'.*its special tokens are '<unk>', '<s>'"
+    ):
       BPEFileConfig(str(tmp_path), **{field: "<nothing>"}).load()
 
 
@@ -221,18 +346,29 @@ def test_rows_begin_as_a_text_begins_and_that_token_is_never_scored(tmp_path, mo
     (tmp_path / split).mkdir()
     for i, text in enumerate(documents):
       (tmp_path / split / f"{i}.txt").write_text(text)
-  cfg = TextData(source=f"text:{tmp_path}/{{split}}/*.txt", seq_len=9, batch_size=1, tokenizer=BPEFileConfig(str(tmp_path)),
-                 packing=packing)
+  cfg = TextData(
+    source=f"text:{tmp_path}/{{split}}/*.txt",
+    seq_len=9,
+    batch_size=1,
+    tokenizer=BPEFileConfig(str(tmp_path)),
+    packing=packing,
+  )
   begin, end = map(tokenizer.token_to_id, ("<s>", "</s>"))
   stored = cfg.store("validation").tokens.tolist()
-  assert stored == [i for text in documents for i in (begin, *tokenizer.encode(text, add_special_tokens=False).ids, end)]
+  assert stored == [
+    i
+    for text in documents
+    for i in (begin, *tokenizer.encode(text, add_special_tokens=False).ids, end)
+  ]
   scored = []
   for batch in cfg.build("validation", seed=0, repeat=False):
     row = {name: values[0] for name, values in batch.items()}
     firsts = np.flatnonzero((row["positions"] == 0) & (row["segment_ids"] > 0))
     assert (row["tokens"][firsts] == begin).all()
     scored += row["targets"][row["loss_weights"] > 0].tolist()
-  assert sorted(scored) == sorted(i for i in stored if i != begin)      # every other token once, the end included
+  assert sorted(scored) == sorted(
+    i for i in stored if i != begin
+  )  # every other token once, the end included
 
 
 def test_a_text_of_which_no_token_is_left_keeps_its_bytes(tmp_path, monkeypatch):
@@ -242,8 +378,12 @@ def test_a_text_of_which_no_token_is_left_keeps_its_bytes(tmp_path, monkeypatch)
     (tmp_path / split).mkdir()
     for i, text in enumerate(("hello", "   \n", "two")):
       (tmp_path / split / f"{i}.txt").write_text(text)
-  store = TextData(source=f"text:{tmp_path}/{{split}}/*.txt", seq_len=4, batch_size=1,
-                   tokenizer=BPEFileConfig(str(tmp_path))).store("validation")
+  store = TextData(
+    source=f"text:{tmp_path}/{{split}}/*.txt",
+    seq_len=4,
+    batch_size=1,
+    tokenizer=BPEFileConfig(str(tmp_path)),
+  ).store("validation")
   sums = [store.bytes_between(a, b).sum() for a, b in zip(store.starts, store.starts[1:])]
   assert sums == [5, 4, 3]
 
@@ -254,8 +394,13 @@ def test_passages_have_their_own_bytes_and_no_frame(tmp_path, monkeypatch):
   tokenizer.save(str(tmp_path / "tokenizer.json"))
   for split in ("train", "validation", "test"):
     (tmp_path / f"{split}.txt").write_text("Naïve 漢字 😀 cats")
-  cfg = PassageData(source=f"text:{tmp_path}/{{split}}.txt", seq_len=40, batch_size=1, form="causal",
-                    tokenizer=BPEFileConfig(str(tmp_path)))
+  cfg = PassageData(
+    source=f"text:{tmp_path}/{{split}}.txt",
+    seq_len=40,
+    batch_size=1,
+    form="causal",
+    tokenizer=BPEFileConfig(str(tmp_path)),
+  )
   [batch] = cfg.build("validation", seed=0, repeat=False)
   assert batch["target_bytes"].sum() == len("Naïve 漢字 😀 cats".encode())
   ids = tokenizer.encode("Naïve 漢字 😀 cats", add_special_tokens=False).ids
@@ -279,10 +424,22 @@ def test_generate_feeds_the_ids_of_the_library_and_stops_at_the_end(folder, monk
 
   monkeypatch.setattr(generation, "Generator", Recorder)
   monkeypatch.setattr(opening, "open_model", lambda *_, **__: types.SimpleNamespace(params={}))
-  cfg = types.SimpleNamespace(model=types.SimpleNamespace(decodes=True, scores="next_token"), data=TextData(
-      source="mini:moby_dick", seq_len=8, batch_size=1, tokenizer=BPEFileConfig(str(path))))
-  args = types.SimpleNamespace(run="", step=None, ema=False, prompt=["Hello world", "x"], num_samples=1, json=True,
-                               max_new_tokens=1, seed=0)
+  cfg = types.SimpleNamespace(
+    model=types.SimpleNamespace(decodes=True, scores="next_token"),
+    data=TextData(
+      source="mini:moby_dick", seq_len=8, batch_size=1, tokenizer=BPEFileConfig(str(path))
+    ),
+  )
+  args = types.SimpleNamespace(
+    run="",
+    step=None,
+    ema=False,
+    prompt=["Hello world", "x"],
+    num_samples=1,
+    json=True,
+    max_new_tokens=1,
+    seed=0,
+  )
   assert command._continue(cfg, args, None) == 0
   assert fed["prompts"] == [tokenizer.encode(text).ids for text in args.prompt]
   assert {tokenizer.token_to_id(name) for name in ends} <= set(fed["stops"])

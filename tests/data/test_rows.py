@@ -23,7 +23,11 @@ class Store:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(2, 17), st.one_of(st.none(), st.integers(0, 9)))
+@given(
+  st.lists(st.integers(1, 40), min_size=1, max_size=60),
+  st.integers(2, 17),
+  st.one_of(st.none(), st.integers(0, 9)),
+)
 def test_packing_loses_no_token_and_splits_only_long_documents(lengths, seq_len, seed):
   store = Store(lengths)
   rows = Packed(store, seq_len, seed=seed)
@@ -31,7 +35,7 @@ def test_packing_loses_no_token_and_splits_only_long_documents(lengths, seq_len,
   for i in range(len(rows)):
     row = rows[i]
     used = row["segment_ids"] > 0
-    assert (np.diff(used.astype(int)) <= 0).all()    # padding is at the end
+    assert (np.diff(used.astype(int)) <= 0).all()  # padding is at the end
     for k in range(1, row["segment_ids"].max() + 1):
       at = np.flatnonzero(row["segment_ids"] == k)
       tokens = row["tokens"][at]
@@ -58,7 +62,7 @@ def test_first_fit_never_overfills(lengths, open_rows):
 def test_first_fit_fills_well():
   lengths = np.random.default_rng(0).integers(1, 512, 4000)
   rows = first_fit(lengths, 1024).max() + 1
-  assert lengths.sum() / (rows * 1024) > 0.96    # the rows still open at the end are most of the rest
+  assert lengths.sum() / (rows * 1024) > 0.96  # the rows still open at the end are most of the rest
 
 
 def test_pieces_cover_documents_in_order():
@@ -70,4 +74,4 @@ def test_windows_that_fill_up_a_batch_weigh_nothing():
   rows = Filled(Windows(Store([11]), 4, whole=False), 8)
   assert len(rows) == 8
   assert [rows[i]["loss_weights"].sum() for i in range(8)] == [4, 4, 2, 0, 0, 0, 0, 0]
-  assert rows[7]["segment_ids"].all()    # a row without keys would be a special case for attention
+  assert rows[7]["segment_ids"].all()  # a row without keys would be a special case for attention

@@ -31,8 +31,12 @@ def write_records(path, records):
 def test_sides_are_those_of_the_rule():
   counts = collections.Counter(split_of(f"doc-{i}", small=True) for i in range(4000))
   assert 150 < counts["test"] < 250 and 150 < counts["validation"] < 250
-  assert all(split_of(f"doc-{i}", small=True) == "test" for i in range(4000) if split_of(f"doc-{i}", small=False) != "train")
-  assert split_of("abc", small=False) == "train"    # 0xba7816bf = 3128432319
+  assert all(
+    split_of(f"doc-{i}", small=True) == "test"
+    for i in range(4000)
+    if split_of(f"doc-{i}", small=False) != "train"
+  )
+  assert split_of("abc", small=False) == "train"  # 0xba7816bf = 3128432319
 
 
 def test_adding_documents_moves_none():
@@ -59,14 +63,19 @@ def test_the_embedded_corpus_is_what_its_table_says():
       for split, cell in zip(SPLITS, cells[2:]):
         assert cell == f"{sum(map(len, splits[split])):,} ({len(splits[split])})", (cells[0], split)
   whole = b"".join(text for _, text in mini.chapters("moby_dick"))
-  assert whole == (mini.FOLDER / "en_moby_dick.txt").read_bytes() and len(mini.chapters("moby_dick")) == 135
+  assert (
+    whole == (mini.FOLDER / "en_moby_dick.txt").read_bytes()
+    and len(mini.chapters("moby_dick")) == 135
+  )
 
 
 def test_no_article_is_on_two_sides_in_any_language():
   splits = mini.mini("udhr")[1]
   assert all(len(splits[s]) == 35 for s in SPLITS)
   english = mini.mini("udhr/eng")[1]
-  assert english["validation"][0].startswith(b"Article 26") and english["test"][0].startswith(b"Article 28")
+  assert english["validation"][0].startswith(b"Article 26") and english["test"][0].startswith(
+    b"Article 28"
+  )
   assert b"Article 25" in english["train"][0] and b"Article 30" in english["test"][0]
 
 
@@ -75,7 +84,9 @@ def test_text_files_are_documents(tmp_path):
     (tmp_path / f"{i:03d}.txt").write_text(f"document {i}\r\n")
   (tmp_path / "empty.txt").write_text("")
   found = all_of(open_corpus(f"text:{tmp_path}/*.txt"))
-  assert sorted(t for texts in found.values() for t in texts if t) == sorted(b"document %d\r\n" % i for i in range(60))
+  assert sorted(t for texts in found.values() for t in texts if t) == sorted(
+    b"document %d\r\n" % i for i in range(60)
+  )
   assert all(found.values())
   before = open_corpus(f"text:{tmp_path}/*.txt").fingerprint
   (tmp_path / "000.txt").write_text("changed")
@@ -104,7 +115,7 @@ def test_bytes_need_not_be_text(tmp_path):
 
 
 def test_array_records_are_documents(tmp_path):
-  texts = [b"\nrecord %d" % i for i in range(300)]    # begins like a protobuf
+  texts = [b"\nrecord %d" % i for i in range(300)]  # begins like a protobuf
   write_records(tmp_path / "a.array_record", texts[:200])
   write_records(tmp_path / "b.array_record", texts[200:])
   found = all_of(open_corpus(f"array_record:{tmp_path}/*.array_record"))
@@ -121,7 +132,9 @@ def test_an_empty_corpus_is_refused(tmp_path):
   (tmp_path / "validation.txt").write_text("")
   (tmp_path / "train.txt").write_text("a")
   (tmp_path / "test.txt").write_text("a")
-  cfg = DATA.build(dict(kind="text", source=f"text:{tmp_path}/{{split}}.txt", seq_len=1, batch_size=1))
+  cfg = DATA.build(
+    dict(kind="text", source=f"text:{tmp_path}/{{split}}.txt", seq_len=1, batch_size=1)
+  )
   with pytest.raises(DataError, match="split 'validation' is empty"):
     cfg.store("validation")
 
@@ -129,7 +142,8 @@ def test_an_empty_corpus_is_refused(tmp_path):
 def test_tfds_data_are_read_without_tensorflow(tmp_path):
   (tmp_path / "toy").mkdir()
   (tmp_path / "toy" / "__init__.py").write_text("")
-  (tmp_path / "toy" / "toy.py").write_text(textwrap.dedent("""
+  (tmp_path / "toy" / "toy.py").write_text(
+    textwrap.dedent("""
       import tensorflow_datasets as tfds
 
       class Toy(tfds.core.GeneratorBasedBuilder):
@@ -141,8 +155,10 @@ def test_tfds_data_are_read_without_tensorflow(tmp_path):
         def _generate_examples(self, start, stop):
           for i in range(start, stop):
             yield i, {"text": f"document {i} é"}
-  """))
-  (tmp_path / "run.py").write_text(textwrap.dedent("""
+  """)
+  )
+  (tmp_path / "run.py").write_text(
+    textwrap.dedent("""
       import glob, sys
       from toy import toy
       toy.Toy(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
@@ -161,10 +177,17 @@ def test_tfds_data_are_read_without_tensorflow(tmp_path):
           open_corpus(wrong)
         except ValueError as error:
           print(error)
-  """))
+  """)
+  )
   import os
-  done = subprocess.run([sys.executable, "run.py", str(tmp_path / "d")], cwd=tmp_path, capture_output=True, text=True,
-                        env=os.environ | {"TFDS_DATA_DIR": str(tmp_path / "d")})
+
+  done = subprocess.run(
+    [sys.executable, "run.py", str(tmp_path / "d")],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    env=os.environ | {"TFDS_DATA_DIR": str(tmp_path / "d")},
+  )
   assert done.returncode == 0, done.stderr[-3000:]
   assert "did you mean 'text'" in done.stdout and "TFDS cannot open it" in done.stdout
 
@@ -177,8 +200,13 @@ def test_data_imports_no_jax_of_its_own():
 
   for path in pathlib.Path(jaxlm.data.__file__).parent.rglob("*.py"):
     for node in ast.walk(ast.parse(path.read_text())):
-      names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
-          [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+      names = (
+        [a.name for a in node.names]
+        if isinstance(node, ast.Import)
+        else [node.module or ""]
+        if isinstance(node, ast.ImportFrom)
+        else []
+      )
       assert not {n.split(".")[0] for n in names} & {"jax", "flax", "tensorflow", "torch"}, path
 
 
@@ -196,16 +224,32 @@ ROWS = [{"text": f"row {i}"} for i in range(40)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
-@pytest.mark.parametrize("name, text", [("A.JSONL", LINES), ("list.json#text", json.dumps(ROWS)), ("list.json#text", json.dumps(ROWS, indent=1)),
-                                        ("gap.txt#text", "\n\n" + LINES)])
+@pytest.mark.parametrize(
+  "name, text",
+  [
+    ("A.JSONL", LINES),
+    ("list.json#text", json.dumps(ROWS)),
+    ("list.json#text", json.dumps(ROWS, indent=1)),
+    ("gap.txt#text", "\n\n" + LINES),
+  ],
+)
 def test_texts_of_json_are_read_however_it_is_written(tmp_path, name, text):
   (tmp_path / name.partition("#")[0]).write_text(text)
   found = all_of(open_corpus(f"text:{tmp_path}/{name}"))
-  assert sorted(x.decode() for side in found.values() for x in side) == sorted(row["text"] for row in ROWS)
+  assert sorted(x.decode() for side in found.values() for x in side) == sorted(
+    row["text"] for row in ROWS
+  )
 
 
-@pytest.mark.parametrize("text, what", [("\n\n" + LINES, "a JSON object in each line"), ('{"text": "one line"}\n', "a JSON object in each line"),
-                                        (json.dumps(ROWS), "a list of JSON objects"), (json.dumps(ROWS, indent=1), "a list of JSON objects")])
+@pytest.mark.parametrize(
+  "text, what",
+  [
+    ("\n\n" + LINES, "a JSON object in each line"),
+    ('{"text": "one line"}\n', "a JSON object in each line"),
+    (json.dumps(ROWS), "a list of JSON objects"),
+    (json.dumps(ROWS, indent=1), "a list of JSON objects"),
+  ],
+)
 def test_json_is_no_document_with_its_braces(tmp_path, text, what):
   (tmp_path / "a.json").write_text(text)
   with pytest.raises(DataError, match=f"a.json holds {what}, .*'text:.*a.json#text'"):
@@ -213,9 +257,15 @@ def test_json_is_no_document_with_its_braces(tmp_path, text, what):
   assert all_of(open_corpus(f"bytes:{tmp_path}/a.json"))["train"]
 
 
-@pytest.mark.parametrize("text, sentence", [
-    ("[" * 100_000, "begins as a JSON list and is none"), ('{"text": ' + "[" * 100_000, "line 1 is not a JSON object"),
-    ('{"text": "caf\xe9"}\n', r"line 1 is not UTF-8 \(byte 0xe9 at 13\)"), ('[{"text": "a"}, 3]', "entry 1 is not a JSON object")])
+@pytest.mark.parametrize(
+  "text, sentence",
+  [
+    ("[" * 100_000, "begins as a JSON list and is none"),
+    ('{"text": ' + "[" * 100_000, "line 1 is not a JSON object"),
+    ('{"text": "caf\xe9"}\n', r"line 1 is not UTF-8 \(byte 0xe9 at 13\)"),
+    ('[{"text": "a"}, 3]', "entry 1 is not a JSON object"),
+  ],
+)
 def test_json_that_cannot_be_read_is_answered(tmp_path, text, sentence):
   (tmp_path / "a.jsonl").write_text(text, encoding="latin-1")
   with pytest.raises(DataError, match=sentence):
@@ -228,13 +278,22 @@ def field(number: int, value: bytes) -> bytes:
 
 
 def test_examples_whose_text_is_not_one_are_refused_and_sequence_examples_are_known(tmp_path):
-  bytes_list = lambda *texts: field(1, b"".join(field(1, text) for text in texts))
-  features = lambda name, feature: field(1, field(1, name) + field(2, feature))
+  def bytes_list(*texts):
+    return field(1, b"".join(field(1, text) for text in texts))
+
+  def features(name, feature):
+    return field(1, field(1, name) + field(2, feature))
+
   steps = field(2, field(1, field(1, b"frames") + field(2, field(1, bytes_list(b"x")))))
   for name, record, found in [
-      ("two", field(1, features(b"text", bytes_list(b"a", b"b"))), "'text' holds 2 texts, wanted one"),
-      ("steps", field(1, features(b"id", bytes_list(b"a"))) + steps, "without a feature 'text'"),
-      ("context", field(1, features(b"text", bytes_list(b"words"))) + steps, None)]:
+    (
+      "two",
+      field(1, features(b"text", bytes_list(b"a", b"b"))),
+      "'text' holds 2 texts, wanted one",
+    ),
+    ("steps", field(1, features(b"id", bytes_list(b"a"))) + steps, "without a feature 'text'"),
+    ("context", field(1, features(b"text", bytes_list(b"words"))) + steps, None),
+  ]:
     write_records(tmp_path / f"{name}.array_record", [record] * 3)
     corpus = open_corpus(f"array_record:{tmp_path}/{name}.array_record")
     if found is None:
@@ -244,8 +303,15 @@ def test_examples_whose_text_is_not_one_are_refused_and_sequence_examples_are_kn
         all_of(corpus)
 
 
-@pytest.mark.parametrize("name, content", [("a.csv", b"text\ncaf\xe9\n"), ("a.csv", b"text\n" + b"x" * 200_000), ("a.jsonl", b"[1, 2]\n"),
-                                           ("a.parquet", b"no table")])
+@pytest.mark.parametrize(
+  "name, content",
+  [
+    ("a.csv", b"text\ncaf\xe9\n"),
+    ("a.csv", b"text\n" + b"x" * 200_000),
+    ("a.jsonl", b"[1, 2]\n"),
+    ("a.parquet", b"no table"),
+  ],
+)
 def test_tables_that_cannot_be_read_are_answered(tmp_path, name, content):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(DataError, match=f"{name} is not "):

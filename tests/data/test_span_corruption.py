@@ -21,5 +21,8 @@ def test_inputs_and_labels_together_hold_every_token_once():
   rng = np.random.default_rng(0)
   tokens = rng.integers(3, 100, 148)
   inputs, labels = span_corruption.corrupt(tokens, span_corruption.noise_mask(148, 0.15, 20.0, rng))
-  kept = lambda x: x[(x > 1) & (x < 247)]
+
+  def kept(x):
+    return x[(x > 1) & (x < 247)]
+
   assert sorted([*kept(inputs), *kept(labels)]) == sorted(tokens)

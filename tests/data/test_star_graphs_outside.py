@@ -1,4 +1,6 @@
-"""Star graphs against reasoning-gym's (extra `bench`): our solver solves theirs, and theirs would be ours."""
+"""Star graphs against reasoning-gym's (extra `bench`): our solver solves theirs, and theirs would
+be ours.
+"""
 
 import collections
 
@@ -14,7 +16,11 @@ def parsed(question: str) -> tuple[np.ndarray, int, int]:
   """(edges, source, goal) of '|u v|u v/s g = '."""
   edges, ends = question.strip().splitlines()[-1].rstrip("= ").split("/")
   source, goal = map(int, ends.split())
-  return np.asarray([[int(n) for n in edge.split()] for edge in edges.strip("|").split("|")]), source, goal
+  return (
+    np.asarray([[int(n) for n in edge.split()] for edge in edges.strip("|").split("|")]),
+    source,
+    goal,
+  )
 
 
 def shape_of(edges) -> list[tuple[int, int]]:
@@ -25,8 +31,15 @@ def shape_of(edges) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("degree, length", [(2, 2), (3, 4), (5, 6)])
 def test_our_solver_finds_their_answer_and_their_graph_is_a_member_of_our_family(degree, length):
-  theirs = reasoning_gym.create_dataset("path_star", size=30, seed=0, degree=degree, min_path_length=length,
-                                        max_path_length=length, node_range=64)
+  theirs = reasoning_gym.create_dataset(
+    "path_star",
+    size=30,
+    seed=0,
+    degree=degree,
+    min_path_length=length,
+    max_path_length=length,
+    node_range=64,
+  )
   family = StarFamily(degree=degree, min_path=length + 1, max_path=length + 1, num_nodes=64)
   for entry in theirs:
     edges, source, goal = parsed(entry["question"])
@@ -42,7 +55,10 @@ def test_their_scorer_accepts_the_path_of_our_easy_graphs_and_no_other_arm():
   for seed in range(20):
     graph = FAMILIES["easy"].generate(np.random.default_rng(seed))
     entry = {"answer": " ".join(map(str, graph.path))}
-    says = lambda path: theirs.score_answer(" ".join(map(str, path)), entry)
+
+    def says(path):
+      return theirs.score_answer(" ".join(map(str, path)), entry)
+
     assert says(solve(graph.edges, graph.path[0], graph.path[-1])) == 1.0
     ends = set(graph.edges[:, 1].tolist()) - set(graph.edges[:, 0].tolist()) - {int(graph.path[-1])}
     assert all(says(solve(graph.edges, graph.path[0], end)) == 0.0 for end in ends)

@@ -1,4 +1,6 @@
-"""Stores serve the text that is there now, each document on one side; they are made once and whole, whoever makes them."""
+"""Stores serve the text that is there now, each document on one side; they are made once and whole,
+whoever makes them.
+"""
 
 import collections
 import gzip
@@ -41,7 +43,7 @@ def documents(source):
   found = {}
   for split in SPLITS:
     for document in corpus.documents(split):
-      assert found.setdefault(document, split) == split      # copies stay together
+      assert found.setdefault(document, split) == split  # copies stay together
   return found
 
 
@@ -52,7 +54,9 @@ def write(folder, names, what="document"):
 
 
 def moved(before, after):
-  return {document for document in before if document in after and after[document] != before[document]}
+  return {
+    document for document in before if document in after and after[document] != before[document]
+  }
 
 
 def test_a_file_moved_between_split_folders_is_read_where_it_is(tmp_path):
@@ -63,7 +67,9 @@ def test_a_file_moved_between_split_folders_is_read_where_it_is(tmp_path):
   for target in ("validation", "test", "train"):
     shutil.move(next(tmp_path.glob("*/b.txt")), tmp_path / target / "b.txt")
     assert [split for split in SPLITS if "document b" in text(source, split)] == [target]
-  (tmp_path / "train" / "a.txt").rename(tmp_path / "train" / "z.txt")      # another order is another store
+  (tmp_path / "train" / "a.txt").rename(
+    tmp_path / "train" / "z.txt"
+  )  # another order is another store
   assert text(source, "train").index("document b") < text(source, "train").index("document a")
 
 
@@ -89,7 +95,9 @@ def test_no_change_of_other_files_names_folders_or_pattern_moves_a_document(tmp_
 
 
 def test_few_files_are_cut_each_by_itself(tmp_path):
-  lines = lambda name: "".join(f"{name} line {i:04d}\n" for i in range(500))
+  def lines(name):
+    return "".join(f"{name} line {i:04d}\n" for i in range(500))
+
   for name in "abc":
     (tmp_path / f"{name}.txt").write_text(lines(name))
   source = f"text:{tmp_path}/*.txt"
@@ -101,29 +109,40 @@ def test_few_files_are_cut_each_by_itself(tmp_path):
 
 
 def test_a_book_is_cut_however_many_documents_come_beside_it(tmp_path):
-  lines = lambda name: "".join(f"{name} line {i:05d}\n" for i in range(5000))
+  def lines(name):
+    return "".join(f"{name} line {i:05d}\n" for i in range(5000))
+
   for name in ("b1", "b2"):
     (tmp_path / f"{name}.txt").write_text(lines(name))
   source = f"text:{tmp_path}/*.txt"
-  lines_of = lambda split: b"\n".join(open_corpus(source).documents(split)).splitlines()
-  of_books = lambda split: {line for line in lines_of(split) if line.startswith(b"b")}
+
+  def lines_of(split):
+    return b"\n".join(open_corpus(source).documents(split)).splitlines()
+
+  def of_books(split):
+    return {line for line in lines_of(split) if line.startswith(b"b")}
+
   before = {split: of_books(split) for split in SPLITS}
   small = {}
   for count in (1, 30, 100):
     write(tmp_path, [f"{i:03d}" for i in range(count)])
     assert {split: of_books(split) for split in SPLITS} == before and all(before.values())
     sides = {d: side for d, side in documents(source).items() if d.startswith(b"document")}
-    assert len(sides) == count and not moved(small, sides)      # whole, and where they were
+    assert len(sides) == count and not moved(small, sides)  # whole, and where they were
     small = sides
   for name in ("b3", "b4"):
     (tmp_path / f"{name}.txt").write_text(lines(name))
-  assert all(before[split] < of_books(split) for split in SPLITS) and not moved(small, documents(source))
+  assert all(before[split] < of_books(split) for split in SPLITS) and not moved(
+    small, documents(source)
+  )
 
 
 def test_a_file_of_two_splits_is_refused(tmp_path):
   for name in ("train", "validation", "test", "train_test"):
     (tmp_path / f"{name}.txt").write_text(name)
-  with pytest.raises(DataError, match=r"train_test.txt is in the splits train and test; write a pattern"):
+  with pytest.raises(
+    DataError, match=r"train_test.txt is in the splits train and test; write a pattern"
+  ):
     open_corpus(f"text:{tmp_path}/*{{split}}*.txt")
   (tmp_path / "train_test.txt").unlink()
   assert set(documents(f"text:{tmp_path}/*{{split}}*.txt")) == {b"train", b"validation", b"test"}
@@ -147,7 +166,9 @@ def test_records_may_be_added_without_moving_one(tmp_path):
   add("a.array_record", [b"record %d" % i for i in range(300)])
   source = f"array_record:{tmp_path}/*.array_record"
   before = documents(source)
-  add("b.array_record", [b"more %d" % i + b"x" * 100_000 for i in range(310)])      # beyond 30 MB together
+  add(
+    "b.array_record", [b"more %d" % i + b"x" * 100_000 for i in range(310)]
+  )  # beyond 30 MB together
   assert len(before) == 300 and not moved(before, documents(source))
 
 
@@ -173,7 +194,7 @@ def test_a_file_is_hashed_once_however_often_it_is_opened_and_by_whom(tmp_path, 
     open_corpus(source)
   assert count == {"small.txt": 1, "large.txt": 1, "fresh.txt": 1}
   (tmp_path / "fresh.txt").unlink()
-  digests._known.clear()      # another process: large files are remembered in the data folder
+  digests._known.clear()  # another process: large files are remembered in the data folder
   digests._read.clear()
   before = open_corpus(source).fingerprint
   assert count == {"small.txt": 2, "large.txt": 1, "fresh.txt": 1}
@@ -207,12 +228,17 @@ def test_what_another_process_has_hashed_is_kept(tmp_path, cache, monkeypatch):
     (tmp_path / f"{name}.txt").write_text(f"{name}\n" * 600_000)
   monkeypatch.setattr(digests, "_known", {})
   digests.file_digest(tmp_path / "a.txt")
-  digests._known.clear()      # another process that had read the list before it was written
+  digests._known.clear()  # another process that had read the list before it was written
   digests.file_digest(tmp_path / "b.txt")
-  assert {os.path.basename(path) for path in json.loads((cache / "digests.json").read_text())} == {"a.txt", "b.txt"}
+  assert {os.path.basename(path) for path in json.loads((cache / "digests.json").read_text())} == {
+    "a.txt",
+    "b.txt",
+  }
 
 
-def test_a_lock_of_another_thread_is_not_ours_and_without_locks_nothing_is_removed(tmp_path, monkeypatch):
+def test_a_lock_of_another_thread_is_not_ours_and_without_locks_nothing_is_removed(
+  tmp_path, monkeypatch
+):
   import threading
 
   (tmp_path / "s.part-1").mkdir()
@@ -237,7 +263,7 @@ def test_what_an_interrupted_process_left_is_removed_and_what_is_being_made_is_n
     (cache / "tokens" / name / "raw").write_bytes(b"left")
   (tmp_path / "a.txt").write_text("one line\n" * 100)
   with made_once.locked(cache / "tokens" / "4567.lock"):
-    made_once._held.clear()      # as if another process held it
+    made_once._held.clear()  # as if another process held it
     config(f"text:{tmp_path}/a.txt").store("train")
     assert [p.name for p in (cache / "tokens").glob("*.part*")] == ["4567.part-abcd"]
   (tmp_path / "b.txt").write_text("another\n" * 100)
@@ -268,10 +294,11 @@ def _make(folder, started, number):
     started.wait()
     (part / "data").write_bytes(bytes([number]) * 100_000)
     time.sleep(0.2)
-  os.getpid = lambda: 7      # as in two containers
+
+  os.getpid = lambda: 7  # as in two containers
   made_once.made_once(folder, make)
   held = np.memmap(folder / "data", np.uint8, "r")
-  time.sleep(0.3)      # the other one may finish meanwhile
+  time.sleep(0.3)  # the other one may finish meanwhile
   return int(held.sum()) % 100_000
 
 
@@ -301,29 +328,47 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
   assert "\ufeff" not in "".join(text(f"text:{tmp_path}/a.txt", split) for split in SPLITS)
 
 
-@pytest.mark.parametrize("raw, said", [
-    ("text".encode("utf-16"), "UTF-16; convert it"), ("text".encode("utf-32"), "UTF-32; convert it"),
-    ("text".encode("utf-16-le"), "UTF-16 without a mark"), (b"7z\xbc\xaf\x27\x1cx", "7z archive"),
-    (b"a" + bytes(256) + b"ustar", "tar archive"), (gzip.compress(b"text"), "compressed by gzip; unpack it"),
-    (b"\x28\xb5\x2f\xfdx", "zstd"), (b"PAR1xx", "Parquet"), (b"PK\x03\x04", "zip archive"), (b"BZh9", "bzip2"),
-    (b'{"text": "a"}\n{"text": "b"}\n', r"JSON object in each line.*text:.*a\.txt#text"), (b"\xff\x00text", "not UTF-8")], ids=range(12))
+@pytest.mark.parametrize(
+  "raw, said",
+  [
+    ("text".encode("utf-16"), "UTF-16; convert it"),
+    ("text".encode("utf-32"), "UTF-32; convert it"),
+    ("text".encode("utf-16-le"), "UTF-16 without a mark"),
+    (b"7z\xbc\xaf\x27\x1cx", "7z archive"),
+    (b"a" + bytes(256) + b"ustar", "tar archive"),
+    (gzip.compress(b"text"), "compressed by gzip; unpack it"),
+    (b"\x28\xb5\x2f\xfdx", "zstd"),
+    (b"PAR1xx", "Parquet"),
+    (b"PK\x03\x04", "zip archive"),
+    (b"BZh9", "bzip2"),
+    (b'{"text": "a"}\n{"text": "b"}\n', r"JSON object in each line.*text:.*a\.txt#text"),
+    (b"\xff\x00text", "not UTF-8"),
+  ],
+  ids=range(12),
+)
 def test_bytes_that_are_no_text_are_refused_with_what_they_are(tmp_path, raw, said):
   (tmp_path / "a.txt").write_bytes(raw)
   with pytest.raises(DataError, match=said):
     config(f"text:{tmp_path}/a.txt").store("train")
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt#body", "a b.ndjson#body", "c#/a.jsonl", "a.json.gz#body"])
+@pytest.mark.parametrize(
+  "name", ["a.jsonl", "a.jsonl.gz", "a.txt#body", "a b.ndjson#body", "c#/a.jsonl", "a.json.gz#body"]
+)
 def test_json_lines_are_documents(tmp_path, name):
   file, _, column = name.partition("#")
   column = column or "text"
   if name.startswith("c#/"):
     (tmp_path / "c#").mkdir()
     file, column = name, "text"
-  lines = "".join(json.dumps({"id": i, column: f"line {i} é"}) + "\n\n" for i in range(200)).encode()
+  lines = "".join(
+    json.dumps({"id": i, column: f"line {i} é"}) + "\n\n" for i in range(200)
+  ).encode()
   (tmp_path / file).write_bytes(gzip.compress(lines) if file.endswith(".gz") else lines)
   found = documents(f"text:{tmp_path}/{name}")
-  assert {d.decode() for d in found} == {f"line {i} é" for i in range(200)} and set(found.values()) == set(SPLITS)
+  assert {d.decode() for d in found} == {f"line {i} é" for i in range(200)} and set(
+    found.values()
+  ) == set(SPLITS)
 
 
 def test_json_lines_are_recognised_by_content_whatever_the_name_says(tmp_path):
@@ -340,7 +385,9 @@ def test_json_lines_are_recognised_by_content_whatever_the_name_says(tmp_path):
 def test_columns_are_read_with_a_mark_in_front_and_line_separators_inside(tmp_path):
   from jaxlm.data.records import read_columns
 
-  (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + '{"text": "a\u2028b"}\n{"text": "c"}\n'.encode())
+  (tmp_path / "a.jsonl").write_bytes(
+    b"\xef\xbb\xbf" + '{"text": "a\u2028b"}\n{"text": "c"}\n'.encode()
+  )
   (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbftext,id\nx,1\n")
   assert read_columns(tmp_path / "a.jsonl", ["text"]) == [("a\u2028b",), ("c",)]
   assert read_columns(tmp_path / "a.csv", ["text"]) == [("x",)]
@@ -351,10 +398,12 @@ def test_columns_are_read_with_a_mark_in_front_and_line_separators_inside(tmp_pa
 
 def test_json_lines_that_cannot_be_read_name_line_and_column(tmp_path):
   path = tmp_path / "a.jsonl"
-  for lines, column, said in ((['{"txt": "a"}'], "", "line 1 has no column 'text'; did you mean 'txt'"),
-                              (['{"text": "a"}', '{"text": 3}'], "", "line 2: column 'text' holds int"),
-                              (['{"text": "a"}', "oops"], "", "line 2 is not a JSON object"),
-                              (['{"text": "a"}'], "#body", "no column 'body'")):
+  for lines, column, said in (
+    (['{"txt": "a"}'], "", "line 1 has no column 'text'; did you mean 'txt'"),
+    (['{"text": "a"}', '{"text": 3}'], "", "line 2: column 'text' holds int"),
+    (['{"text": "a"}', "oops"], "", "line 2 is not a JSON object"),
+    (['{"text": "a"}'], "#body", "no column 'body'"),
+  ):
     path.write_text("\n".join(lines))
     with pytest.raises(DataError, match=said):
       config(f"text:{path}{column}").store("train")
@@ -370,8 +419,11 @@ def _example(**features):
       size, out = size >> 7, out + bytes([(size & 127) | (128 if size > 127 else 0)])
       if not size:
         return bytes([number << 3 | 2]) + out + value
-  entries = b"".join(field(1, field(1, name.encode()) + field(2, field(kind, field(1, value))))
-                     for name, (kind, value) in features.items())
+
+  entries = b"".join(
+    field(1, field(1, name.encode()) + field(2, field(kind, field(1, value))))
+    for name, (kind, value) in features.items()
+  )
   return field(1, entries)
 
 
@@ -383,7 +435,9 @@ def test_an_example_without_text_is_refused_and_its_feature_can_be_named(tmp_pat
     writer.write(_example(label=(3, b"\x01"), content=(1, b"text %d" % i)))
   writer.close()
   source = f"array_record:{tmp_path}/a.array_record"
-  with pytest.raises(DataError, match=r"record 0 is a tf.train.Example without a feature 'text'; .*#label'"):
+  with pytest.raises(
+    DataError, match=r"record 0 is a tf.train.Example without a feature 'text'; .*#label'"
+  ):
     documents(source)
   assert set(documents(f"{source}#content")) == {b"text %d" % i for i in range(300)}
   with pytest.raises(DataError, match="feature 'label' holds numbers"):

@@ -34,7 +34,9 @@ def assert_same(a, b):
 @pytest.mark.parametrize("packing", ["windows", "packed"])
 def test_the_seed_decides_the_batches(packing):
   cfg = data(packing=packing)
-  assert_same(take(cfg.build("train", seed=1), 40), take(cfg.build("train", seed=1), 40))    # epochs have 37 batches
+  assert_same(
+    take(cfg.build("train", seed=1), 40), take(cfg.build("train", seed=1), 40)
+  )  # epochs have 37 batches
   a, b = take(cfg.build("train", seed=1), 1)[0], take(cfg.build("train", seed=2), 1)[0]
   assert (a["tokens"] != b["tokens"]).any()
 
@@ -51,7 +53,10 @@ def test_hosts_share_the_global_batch_of_one_host(packing, hosts):
 
 def test_evaluation_gives_every_host_the_same_number_of_batches():
   cfg = data(batch_size=12)
-  counts = {len(list(cfg.build("validation", seed=0, process_index=h, process_count=4, repeat=False))) for h in range(4)}
+  counts = {
+    len(list(cfg.build("validation", seed=0, process_index=h, process_count=4, repeat=False)))
+    for h in range(4)
+  }
   assert len(counts) == 1
 
 
@@ -60,7 +65,7 @@ def test_a_saved_position_goes_on_exactly_even_on_other_hosts(packing):
   cfg = data(packing=packing)
   whole = take(cfg.build("train", seed=0), 50)
   iterator = iter(cfg.build("train", seed=0))
-  for _ in range(41):    # in the second epoch
+  for _ in range(41):  # in the second epoch
     next(iterator)
   state = json.loads(json.dumps(iterator.get_state()))
   resumed = iter(cfg.build("train", seed=0))
@@ -79,16 +84,23 @@ def test_seeking_reads_nothing_before(monkeypatch):
   from jaxlm.data import rows
 
   cfg, read, plain = data(), [], rows.Windows.__getitem__
-  monkeypatch.setattr(rows.Windows, "__getitem__", lambda self, i: (read.append(i), plain(self, i))[1])
+  monkeypatch.setattr(
+    rows.Windows, "__getitem__", lambda self, i: (read.append(i), plain(self, i))[1]
+  )
   iterator = iter(cfg.build("train", seed=0))
   iterator.set_state(iterator.get_state() | {"step": 100_000})
   next(iterator)
-  assert len(read) <= 16 * cfg.batch_size    # this batch and what is fetched ahead
+  assert len(read) <= 16 * cfg.batch_size  # this batch and what is fetched ahead
 
 
 def test_a_position_in_other_data_is_refused():
   state = iter(data().build("train", seed=0)).get_state()
-  for other in (data(seq_len=16), data(batch_size=4), data(source="mini:udhr/fra"), data(packing="packed")):
+  for other in (
+    data(seq_len=16),
+    data(batch_size=4),
+    data(source="mini:udhr/fra"),
+    data(packing="packed"),
+  ):
     with pytest.raises(DataError, match="the saved position was read with"):
       iter(other.build("train", seed=0)).set_state(state)
 
@@ -111,8 +123,14 @@ def test_windows_are_contiguous_and_targets_are_next_tokens():
   batch = take(cfg.build("train", seed=0), 1)[0]
   np.testing.assert_array_equal(batch["tokens"].ravel(), store.tokens[:256])
   np.testing.assert_array_equal(batch["targets"].ravel(), store.tokens[1:257])
-  assert store.tokens[0] == 256 and (batch["loss_weights"] == 1).all() and (batch["segment_ids"] == 1).all()
-  assert batch["target_bytes"].sum() == 256    # the only separator of this document is its first token
+  assert (
+    store.tokens[0] == 256
+    and (batch["loss_weights"] == 1).all()
+    and (batch["segment_ids"] == 1).all()
+  )
+  assert (
+    batch["target_bytes"].sum() == 256
+  )  # the only separator of this document is its first token
 
 
 @pytest.mark.parametrize("length", [7, 32, 100])
@@ -134,7 +152,9 @@ def test_a_single_pass_is_in_corpus_order_and_complete():
   np.testing.assert_array_equal(scored, data().store("test").tokens[1:])
 
 
-@pytest.mark.parametrize("change, sentence", [
+@pytest.mark.parametrize(
+  "change, sentence",
+  [
     ({"source": "minni:en"}, "did you mean 'mini'"),
     ({"source": "mini:moby"}, "did you mean 'moby_dick'"),
     ({"source": "text:nowhere/*.txt"}, "no file matches"),
@@ -144,16 +164,21 @@ def test_a_single_pass_is_in_corpus_order_and_complete():
     ({"seq_len": 1_000_000}, "fewer than one window"),
     ({"tokenizer": {"kind": "bpe", "path": "nowhere.json"}}, "does not exist"),
     ({"tokenizer": {"kind": "bpe"}}, "jaxlm data prepare gpt2-tokenizer"),
-])
+  ],
+)
 def test_wrong_data_are_answered_with_the_remedy(change, sentence):
   with pytest.raises(ConfigError, match=sentence):
     data(**change).build("train", seed=0)
 
 
-@pytest.mark.parametrize("field, value", [("seq_len", 0), ("batch_size", -1), ("num_workers", -1), ("packing", "tight")])
+@pytest.mark.parametrize(
+  "field, value", [("seq_len", 0), ("batch_size", -1), ("num_workers", -1), ("packing", "tight")]
+)
 def test_impossible_settings_are_refused_at_once(field, value):
   with pytest.raises(ConfigError, match=f"data.{field}" if field != "packing" else "packing"):
-    DATA.build(dict(kind="text", source="mini:en", seq_len=8, batch_size=8) | {field: value}, "data")
+    DATA.build(
+      dict(kind="text", source="mini:en", seq_len=8, batch_size=8) | {field: value}, "data"
+    )
 
 
 def test_hosts_must_divide_the_batch():

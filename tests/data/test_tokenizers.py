@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 from jaxlm.config import ConfigError
 from jaxlm.data import DATA, DataError
 from jaxlm.data.tokenizers import TOKENIZERS
-from jaxlm.data.tokenizers.bpe import END_OF_TEXT, BPEFileConfig, _pieces, byte_letters, gpt2_tokenizer, train_bpe
+from jaxlm.data.tokenizers.bpe import (
+  END_OF_TEXT,
+  BPEFileConfig,
+  _pieces,
+  byte_letters,
+  gpt2_tokenizer,
+  train_bpe,
+)
 
-TEXT = "It was the best of times, it was the worst of times; naïve café, 東京 – שלום 👩‍🚀\r\n\tend\n"
+TEXT = (
+  "It was the best of times, it was the worst of times; naïve café, 東京 – שלום 👩‍🚀\r\n\tend\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +42,11 @@ def tokenizer(request, gpt2, tmp_path_factory):
   if request.param == "trained":
     cfg = TOKENIZERS.build({"kind": "trained_bpe", "vocab_size": 300})
     return cfg.load(lambda: [TEXT.encode()] * 4, "x", tmp_path_factory.mktemp("trained"))
-  layout = {"bytes": {}, "hnet": {"separator": 254}, "byt5": {"offset": 3, "separator": 1, "size": 384}}[request.param]
+  layout = {
+    "bytes": {},
+    "hnet": {"separator": 254},
+    "byt5": {"offset": 3, "separator": 1, "size": 384},
+  }[request.param]
   return TOKENIZERS.build({"kind": "bytes", **layout}).load()
 
 
@@ -73,12 +86,20 @@ def test_training_twice_gives_the_same_merges():
 
 
 def test_only_the_train_split_is_seen():
-  cfg = DATA.build(dict(kind="text", source="mini:pride_and_prejudice", seq_len=64, batch_size=4,
-                        tokenizer={"kind": "trained_bpe", "vocab_size": 400}))
+  cfg = DATA.build(
+    dict(
+      kind="text",
+      source="mini:pride_and_prejudice",
+      seq_len=64,
+      batch_size=4,
+      tokenizer={"kind": "trained_bpe", "vocab_size": 400},
+    )
+  )
   tokenizer, store = cfg.load_tokenizer(), cfg.store("validation")
   assert cfg.vocab_size == tokenizer.vocab_size == 400
   text = tokenizer.decode(store.tokens)
   from jaxlm.data.mini import mini
+
   assert text.encode() == b"".join(mini("pride_and_prejudice")[1]["validation"])
   assert len(store.tokens) < 0.75 * len(text)
   batch = next(iter(cfg.build("train", seed=0)))
@@ -92,6 +113,7 @@ def test_cutting_long_texts_changes_no_token(monkeypatch):
   cfg = TOKENIZERS.build({"kind": "trained_bpe", "vocab_size": 280})
   import pathlib
   import tempfile
+
   with tempfile.TemporaryDirectory() as folder:
     tokenizer = cfg.load(lambda: [text.encode()], "y", pathlib.Path(folder))
   whole = tokenizer.encode(text)

@@ -1,4 +1,6 @@
-"""Files of others: nothing outside their folder is read, nothing is executed, and what is damaged is said."""
+"""Files of others: nothing outside their folder is read, nothing is executed, and what is damaged
+is said.
+"""
 
 import io
 import json
@@ -61,7 +63,9 @@ def test_a_damaged_archive_is_a_sentence(tmp_path, name):
       info.size = 50_000
       file.addfile(info, io.BytesIO(random.Random(0).randbytes(50_000)))
   whole = good.read_bytes()
-  for number, damaged in enumerate((b"", b"no archive", whole[: len(whole) // 2], whole[:40] + b"\xff" * 64 + whole[104:])):
+  for number, damaged in enumerate(
+    (b"", b"no archive", whole[: len(whole) // 2], whole[:40] + b"\xff" * 64 + whole[104:])
+  ):
     folder = tmp_path / f"files{number}"
     folder.mkdir()
     (tmp_path / name).write_bytes(damaged)
@@ -70,19 +74,31 @@ def test_a_damaged_archive_is_a_sentence(tmp_path, name):
     except DataError as error:
       assert name in str(error) and "\n" not in str(error)
     else:
-      assert not damaged or number == 3      # an empty tar is one; random bytes that changed are other bytes
+      assert (
+        not damaged or number == 3
+      )  # an empty tar is one; random bytes that changed are other bytes
 
 
 def test_a_token_id_that_would_need_gigabytes_is_refused(tmp_path):
   path = tmp_path / "tokenizer.json"
-  path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": {
-      "type": "BPE", "vocab": {"a": 0, "b": 10**9}, "merges": []}}))
-  with pytest.raises(DataError, match=f"token 'b' has the id 1,000,000,000; ids below {MOST_IDS:,} are read"):
+  path.write_text(
+    json.dumps(
+      {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 10**9}, "merges": []},
+      }
+    )
+  )
+  with pytest.raises(
+    DataError, match=f"token 'b' has the id 1,000,000,000; ids below {MOST_IDS:,} are read"
+  ):
     BPEFileConfig(str(path)).load()
 
 
 def test_a_json_file_is_a_configuration_that_is_only_data(tmp_path):
   import pathlib
+
   config = load_config(str(pathlib.Path(__file__).parents[2] / "configs/carope/tiny.py"))
   path = tmp_path / "config.json"
   path.write_text(config.to_json_best_effort())
@@ -97,6 +113,7 @@ def test_a_json_file_is_a_configuration_that_is_only_data(tmp_path):
 @pytest.mark.parametrize("kind", [{}, [], 3, None, True])
 def test_a_kind_that_is_no_name_is_refused(kind):
   import pathlib
+
   config = load_config(str(pathlib.Path(__file__).parents[2] / "configs/carope/tiny.py")).to_dict()
   config["model"]["kind"] = kind
   with pytest.raises(ConfigError, match="model.kind = .* is not a model"):

@@ -1,4 +1,6 @@
-"""Zebra puzzles have one solution, by enumeration; nothing of them is lost on the way to a row and back."""
+"""Zebra puzzles have one solution, by enumeration; nothing of them is lost on the way to a row and
+back.
+"""
 
 import itertools
 import json
@@ -13,7 +15,10 @@ from jaxlm.data.zebra_puzzles import Clue, generate, holds, places_of, solutions
 
 
 def every_grid(num_houses, num_attributes):
-  return [np.asarray(g) for g in itertools.product(itertools.permutations(range(num_houses)), repeat=num_attributes)]
+  return [
+    np.asarray(g)
+    for g in itertools.product(itertools.permutations(range(num_houses)), repeat=num_attributes)
+  ]
 
 
 def satisfied(clues, values_AH):
@@ -50,11 +55,13 @@ def test_an_encoded_puzzle_decodes_to_itself(order):
   puzzle = generate(np.random.default_rng(3), 4, 3)
   question, answer = zebra.encode(puzzle, order)
   assert zebra.decode_clues(zebra.WORDS[i] for i in question) == list(puzzle.clues)
-  facts = {tuple(int(zebra.WORDS[i]) for i in answer[k:k + 3]) for k in range(0, len(answer), 3)}
+  facts = {tuple(int(zebra.WORDS[i]) for i in answer[k : k + 3]) for k in range(0, len(answer), 3)}
   assert facts == {(h, a, int(puzzle.values_AH[a, h])) for a in range(3) for h in range(4)}
 
 
-@pytest.mark.parametrize("form", ["insertion", "insertion_transformer", "causal", "masked_diffusion"])
+@pytest.mark.parametrize(
+  "form", ["insertion", "insertion_transformer", "causal", "masked_diffusion"]
+)
 def test_a_batch_is_a_function_of_its_seed(form):
   data = zebra.ZebraData(batch_size=2, form=form, houses=2, attributes=2, rows=4, seq_len=80)
   a, b = (next(iter(data.build("train", seed=0))) for _ in range(2))
@@ -68,7 +75,9 @@ def test_the_original_data_are_read_and_a_foreign_word_is_refused(tmp_path):
   (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
   data = zebra.ZebraData(batch_size=1, path=str(tmp_path / "{split}.jsonl"), seq_len=40)
   [(question, answer)] = data.puzzles("test", 0)
-  assert [zebra.WORDS[i] for i in question + answer] == (rows[0]["clues"] + " " + rows[0]["answer"]).split()
+  assert [zebra.WORDS[i] for i in question + answer] == (
+    rows[0]["clues"] + " " + rows[0]["answer"]
+  ).split()
   (tmp_path / "test.jsonl").write_text(json.dumps({"clues": "LHS zebra", "answer": ""}))
   with pytest.raises(DataError, match="'zebra' is no word"):
     data.puzzles("test", 0)

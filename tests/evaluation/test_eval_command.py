@@ -11,12 +11,27 @@ from jaxlm.training.config import run_config
 from jaxlm.training.run import train
 
 CONFIG = dict(
-    model=dict(kind="decoder", vocab_size=256, d_model=16, num_layers=1, mixer=dict(kind="attention", num_heads=2),
-               position=dict(kind="learned", max_len=16)),
-    objective=dict(kind="next_token"),
-    data=dict(kind="text", source="mini:moby_dick", tokenizer=dict(kind="bytes", separator=254), seq_len=16, batch_size=8),
-    optimizer=dict(kind="adamw", learning_rate=1e-2), schedule=dict(kind="constant"),
-    train=dict(steps=2, save_every=0), eval=dict(num_tokens=128))
+  model=dict(
+    kind="decoder",
+    vocab_size=256,
+    d_model=16,
+    num_layers=1,
+    mixer=dict(kind="attention", num_heads=2),
+    position=dict(kind="learned", max_len=16),
+  ),
+  objective=dict(kind="next_token"),
+  data=dict(
+    kind="text",
+    source="mini:moby_dick",
+    tokenizer=dict(kind="bytes", separator=254),
+    seq_len=16,
+    batch_size=8,
+  ),
+  optimizer=dict(kind="adamw", learning_rate=1e-2),
+  schedule=dict(kind="constant"),
+  train=dict(steps=2, save_every=0),
+  eval=dict(num_tokens=128),
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +48,9 @@ def answer(capsys, *argv):
 
 
 def test_a_run_is_evaluated_over_the_mesh_as_on_one_device(folder, capsys):
-  code, out, _ = answer(capsys, "--run", folder, "--lengths=8,16", "--num_tokens=500", "--json", "--by-position")
+  code, out, _ = answer(
+    capsys, "--run", folder, "--lengths=8,16", "--num_tokens=500", "--json", "--by-position"
+  )
   got = json.loads(out)
   config, params = (opened := open_model(folder)).run, opened.params
   cfg = run_config(config)
@@ -51,9 +68,14 @@ def test_beyond_a_learned_table_there_is_a_reason_and_no_number(folder, capsys):
   assert code == 0 and "n/a" in out and "max_len = 16" in " ".join(out.split())
 
 
-@pytest.mark.parametrize("argv, sentence", [
-    (["--lengths=8,x"], "wanted token counts"), (["--num_tokens=0"], "wanted 1 or more"),
-    (["--config.model.positoin=rope"], "did you mean 'position'")])
+@pytest.mark.parametrize(
+  "argv, sentence",
+  [
+    (["--lengths=8,x"], "wanted token counts"),
+    (["--num_tokens=0"], "wanted 1 or more"),
+    (["--config.model.positoin=rope"], "did you mean 'position'"),
+  ],
+)
 def test_wrong_requests_end_with_a_sentence_and_code_2(folder, capsys, argv, sentence):
   code, _, err = answer(capsys, "--run", folder, *argv)
   assert code == 2 and sentence in err

@@ -11,9 +11,19 @@ from jaxlm.models.decoder import DecoderConfig
 
 
 def decoder(**changes):
-  return build(DecoderConfig, {**dict(
-      vocab_size=50, d_model=24, num_layers=3, mixer=dict(kind="attention", num_heads=4, implementation="reference"),
-      position=dict(kind="rope")), **changes})
+  return build(
+    DecoderConfig,
+    {
+      **dict(
+        vocab_size=50,
+        d_model=24,
+        num_layers=3,
+        mixer=dict(kind="attention", num_heads=4, implementation="reference"),
+        position=dict(kind="rope"),
+      ),
+      **changes,
+    },
+  )
 
 
 def dots(jaxpr, times: int = 1) -> int:
@@ -24,16 +34,28 @@ def dots(jaxpr, times: int = 1) -> int:
       (contract, _), _ = eqn.params["dimension_numbers"]
       inner = np.prod([eqn.invars[0].aval.shape[i] for i in contract])
       total += times * int(np.prod(eqn.outvars[0].aval.shape) * inner)
-    for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+    for inner in jax.tree.leaves(
+      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    ):
       if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
         total += dots(getattr(inner, "jaxpr", inner), times * eqn.params.get("length", 1))
   return total
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"tie_embeddings": False}, {"mlp": dict(d_ff=40, gated=True)},
-    {"mixer": dict(kind="attention", num_heads=4, num_kv_heads=2, head_dim=8, implementation="reference")}],
-    ids=["gpt2", "untied", "gated", "grouped"])
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"tie_embeddings": False},
+    {"mlp": dict(d_ff=40, gated=True)},
+    {
+      "mixer": dict(
+        kind="attention", num_heads=4, num_kv_heads=2, head_dim=8, implementation="reference"
+      )
+    },
+  ],
+  ids=["gpt2", "untied", "gated", "grouped"],
+)
 def test_the_formula_counts_the_dot_products_of_the_forward_pass(changes):
   config, T = decoder(**changes), 16
   tokens = jnp.zeros((1, T), jnp.int32)
@@ -43,7 +65,10 @@ def test_the_formula_counts_the_dot_products_of_the_forward_pass(changes):
 
 
 def test_a_window_bounds_the_keys_and_nothing_else():
-  whole, windowed = (parts_per_token(decoder(mixer=dict(kind="attention", num_heads=4, window=w)), 64) for w in (None, 8))
+  whole, windowed = (
+    parts_per_token(decoder(mixer=dict(kind="attention", num_heads=4, window=w)), 64)
+    for w in (None, 8)
+  )
   assert windowed["attention"] * 8 == whole["attention"] == 4 * 24 * 64 * 3
   assert windowed["blocks"] == whole["blocks"]
 

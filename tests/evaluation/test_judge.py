@@ -1,4 +1,6 @@
-"""What judges say: likelihood, entropy and length by their definitions, on models whose answers are known."""
+"""What judges say: likelihood, entropy and length by their definitions, on models whose answers are
+known.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,9 @@ def test_entropy_is_of_the_tokens_behind_the_first():
 
 
 def test_quality_is_a_mean_over_texts_not_tokens_and_says_what_it_left_out():
-  found = quality([scored([1, 2, 3, 4], [-1, -1, -1, -1]), scored([1, 2], [-3, np.nan]), scored([], [])])
+  found = quality(
+    [scored([1, 2, 3, 4], [-1, -1, -1, -1]), scored([1, 2], [-3, np.nan]), scored([], [])]
+  )
   assert found.nll == pytest.approx(2.0) and found.length == 3.0
   assert found.empty == pytest.approx(1 / 3) and found.unknown == pytest.approx(1 / 6)
 
@@ -35,13 +39,19 @@ def test_nothing_but_empty_texts_has_no_likelihood():
 
 def test_change_is_relative_and_text_by_text():
   before = [scored([1, 2, 3], [-2, -2, -2]), scored([1, 2, 3], [-4, -4, -4]), scored([1], [-1])]
-  after = [scored([1, 2, 3, 4], [-1] * 4), scored([1, 2, 3], [-4, -4, -4]), scored([1, 2], [-1, -1])]
+  after = [
+    scored([1, 2, 3, 4], [-1] * 4),
+    scored([1, 2, 3], [-4, -4, -4]),
+    scored([1, 2], [-1, -1]),
+  ]
   found = change(before, after)
   assert found.nll == pytest.approx(-0.25) and found.length == pytest.approx(1 / 6)
-  assert found.left_out == 1      # one token has no entropy to change
+  assert found.left_out == 1  # one token has no entropy to change
 
 
-CONFIG = DecoderConfig(vocab_size=257, d_model=16, num_layers=1, mixer=AttentionConfig(2), position=Learned(40))
+CONFIG = DecoderConfig(
+  vocab_size=257, d_model=16, num_layers=1, mixer=AttentionConfig(2), position=Learned(40)
+)
 
 
 def test_a_causal_judge_says_what_its_model_says_whatever_else_is_in_the_batch():
@@ -63,9 +73,21 @@ def test_the_trigram_model_prefers_words_in_order_and_names_those_it_does_not_kn
   from jaxlm.evaluation.trigram_judge import TrigramJudge
 
   judge = TrigramJudge()
-  ordered, shuffled, unknown = (quality(judge([text])) for text in ("It is one of the best in the world.",
-                                                                    "world the in best the of one is It", "qzxv the"))
+  ordered, shuffled, unknown = (
+    quality(judge([text]))
+    for text in (
+      "It is one of the best in the world.",
+      "world the in best the of one is It",
+      "qzxv the",
+    )
+  )
   assert ordered.nll < shuffled.nll - 1 and ordered.length == 9
   assert unknown.unknown == 0.5
   # p(. | in the) sums to at most one over some words, in nats
-  assert sum(np.exp(judge.log_prob(["in", "the", w])) for w in ("world", "house", "first", "united", "same")) < 1
+  assert (
+    sum(
+      np.exp(judge.log_prob(["in", "the", w]))
+      for w in ("world", "house", "first", "united", "same")
+    )
+    < 1
+  )

@@ -10,7 +10,12 @@ from jaxlm.training.config import run_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 TABLE = command.load(str(ROOT / "experiments/carope/table1.py"))
-CASES = [(scale, size, row.name) for scale in TABLE.scales for size in TABLE.scales[scale].sizes for row in TABLE.rows]
+CASES = [
+  (scale, size, row.name)
+  for scale in TABLE.scales
+  for size in TABLE.scales[scale].sizes
+  for row in TABLE.rows
+]
 
 
 def resolved(scale, size, name):
@@ -32,7 +37,7 @@ def test_every_row_is_a_valid_configuration(scale, size, name):
 
 
 def test_rows_of_a_scale_differ_in_the_position_encoding_alone():
-  named = {"sinusoidal_scaled"}      # says in its label what else it changes
+  named = {"sinusoidal_scaled"}  # says in its label what else it changes
   for scale in TABLE.scales:
     for size in TABLE.scales[scale].sizes:
       rest = []
@@ -55,7 +60,17 @@ def test_the_papers_sizes_and_numbers_are_the_papers():
   assert (tiny.model.num_layers, tiny.model.d_model, tiny.model.mixer.num_heads) == (6, 512, 8)
   assert (small.model.num_layers, small.model.d_model, small.model.mixer.num_heads) == (12, 768, 12)
   for cfg in (tiny, small):
-    assert (cfg.data.seq_len, cfg.data.batch_size * cfg.data.seq_len, cfg.train.steps) == (512, 524_288, 19_000)
-  values = {(row, column, n.size): n.value for (row, column) in TABLE.published for n in TABLE.numbers(row, column)}
+    assert (cfg.data.seq_len, cfg.data.batch_size * cfg.data.seq_len, cfg.train.steps) == (
+      512,
+      524_288,
+      19_000,
+    )
+  values = {
+    (row, column, n.size): n.value
+    for (row, column) in TABLE.published
+    for n in TABLE.numbers(row, column)
+  }
   assert values["rope", "2x", "tiny"] == 81.27 and values["carope", "2x", "small"] == 21.39
-  assert len(values) == 14 and not any(row == "learned" and column == "2x" for row, column, _ in values)
+  assert len(values) == 14 and not any(
+    row == "learned" and column == "2x" for row, column, _ in values
+  )

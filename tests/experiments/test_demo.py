@@ -15,8 +15,12 @@ def test_the_demo_trains_compares_samples_and_begins_anew_each_time(tmp_path, ca
   spec.loader.exec_module(demo)
   assert demo.main(["--workdir", str(tmp_path), "--steps", "8"]) == 0
   out = capsys.readouterr().out
-  assert "CARoPE continues 'The captain '" in out and "RoPE continues" in out and "train length" in out
+  assert (
+    "CARoPE continues 'The captain '" in out and "RoPE continues" in out and "train length" in out
+  )
   [folder] = tmp_path.iterdir()
-  assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG") and "| RoPE |" in (folder / "demo.md").read_text()
+  assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG") and "| RoPE |" in (
+    folder / "demo.md"
+  ).read_text()
   assert demo.main(["--workdir", str(tmp_path), "--steps", "0"]) == 2
   assert "train.steps = 0" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""The H-Net tables' own parts: noise, word starts, alignment; and that every script declares runs that can be meant."""
+"""The H-Net tables' own parts: noise, word starts, alignment; and that every script declares runs
+that can be meant.
+"""
 
 import pathlib
 import random
@@ -6,7 +8,13 @@ import random
 import numpy as np
 import pytest
 
-from jaxlm.experiments.chunks import alignment, shifts, space_starts, spaces_before_words, word_starts
+from jaxlm.experiments.chunks import (
+  alignment,
+  shifts,
+  space_starts,
+  spaces_before_words,
+  word_starts,
+)
 from jaxlm.experiments.command import load
 from jaxlm.experiments.perturb import PERTURBATIONS
 from jaxlm.experiments.runner import resolve
@@ -15,7 +23,11 @@ from jaxlm.models.hnet_rules import forward_flops
 from jaxlm.training.config import run_config
 
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = sorted(p for p in (ROOT / "experiments" / "hnet").glob("*.py") if p.stem not in ("boundaries", "hnet_scales"))
+SCRIPTS = sorted(
+  p
+  for p in (ROOT / "experiments" / "hnet").glob("*.py")
+  if p.stem not in ("boundaries", "hnet_scales")
+)
 
 
 def as_bytes(*rows: str) -> np.ndarray:
@@ -25,9 +37,32 @@ def as_bytes(*rows: str) -> np.ndarray:
 def test_words_start_after_what_is_no_letter_and_spaces_after_what_is():
   text = as_bytes("a bc, d\u00e9")
   assert word_starts(text)[0].astype(int).tolist() == [1, 0, 1, 0, 0, 0, 1, 0, 0]
-  assert space_starts(text)[0].astype(int).tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0]     # the comma; and \u00e9, by its rule
-  assert spaces_before_words(text)[0].astype(int).tolist() == [0, 1, 0, 0, 0, 1, 0, 0, 0]     # not the comma
-  assert not spaces_before_words(as_bytes("a - b\nc "))[0, [1, 5, 7]].any() and spaces_before_words(as_bytes("a - b\nc "))[0, 3]
+  assert space_starts(text)[0].astype(int).tolist() == [
+    0,
+    1,
+    0,
+    0,
+    1,
+    0,
+    0,
+    1,
+    0,
+  ]  # the comma; and \u00e9, by its rule
+  assert spaces_before_words(text)[0].astype(int).tolist() == [
+    0,
+    1,
+    0,
+    0,
+    0,
+    1,
+    0,
+    0,
+    0,
+  ]  # not the comma
+  assert (
+    not spaces_before_words(as_bytes("a - b\nc "))[0, [1, 5, 7]].any()
+    and spaces_before_words(as_bytes("a - b\nc "))[0, 3]
+  )
 
 
 def test_space_starts_are_the_boundaries_of_the_router_with_that_rule():
@@ -43,7 +78,9 @@ def test_alignment_knows_every_habit_and_chance_is_what_random_cuts_reach():
   assert at_spaces["at_letters"] == at_letters["at_spaces"] == 0.0
   at_blanks = alignment(spaces_before_words(text), text)
   assert at_blanks["at_word_spaces"] == 1.0 and at_blanks["at_letters"] == 0.0
-  commas = alignment(text == ord(","), text)      # a model that avoids spaces passes SpaceByte's rule, and this one not
+  commas = alignment(
+    text == ord(","), text
+  )  # a model that avoids spaces passes SpaceByte's rule, and this one not
   assert commas["at_spaces"] > commas["at_spaces_chance"] and commas["at_word_spaces"] == 0.0
   draws = np.random.default_rng(0).random((400, text.shape[1])) < 0.3
   found = alignment(draws, np.repeat(text, 400, axis=0))
@@ -57,9 +94,13 @@ def test_shifts_are_shares_of_words_and_all_alike_at_random():
   text = as_bytes("a big wave " * 30)
   found = shifts(np.roll(word_starts(text), -1, axis=1), text, (-2, -1, 0, 1))
   assert found[-1] == 1.0 and found[0] == 0.0
-  assert found[1] == pytest.approx(1 / 3, abs=0.02)      # only "a" is so short that the next space is one byte on
+  assert found[1] == pytest.approx(
+    1 / 3, abs=0.02
+  )  # only "a" is so short that the next space is one byte on
   draws = np.random.default_rng(0).random((300, text.shape[1])) < 0.2
-  assert all(abs(share - 0.2) < 0.01 for share in shifts(draws, np.repeat(text, 300, axis=0)).values())
+  assert all(
+    abs(share - 0.2) < 0.01 for share in shifts(draws, np.repeat(text, 300, axis=0)).values()
+  )
 
 
 def test_noise_is_what_it_says_and_the_same_each_time():
@@ -67,8 +108,10 @@ def test_noise_is_what_it_says_and_the_same_each_time():
   noisy = {name: noise(text, random.Random(0)) for name, noise in PERTURBATIONS.items()}
   assert noisy == {name: noise(text, random.Random(0)) for name, noise in PERTURBATIONS.items()}
   assert noisy["UpperCase"] == text.upper() and noisy["AntSpeak"].startswith("T H E   Q")
-  assert abs(len(noisy["Drop"]) / len(text) - 0.9) < 0.02 and noisy["RandomCase"].lower() == text.lower()
-  assert abs(len(noisy["Repeat"]) / len(text) - 1.5) < 0.05      # one in five, 2.5 more on average
+  assert (
+    abs(len(noisy["Drop"]) / len(text) - 0.9) < 0.02 and noisy["RandomCase"].lower() == text.lower()
+  )
+  assert abs(len(noisy["Repeat"]) / len(text) - 1.5) < 0.05  # one in five, 2.5 more on average
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
@@ -91,17 +134,29 @@ def test_table_2_has_the_papers_models_at_the_scale_paper():
   for row in table.rows:
     cfg = run_config(resolve(table, row, table.scales["paper"], "", 0))
     assert cfg.model.stages[-1].d_model >= 1024 and cfg.train.steps == 220_000, row.name
-    assert 1.8e6 < cfg.data.seq_len * cfg.data.batch_size * (4.6 if row.name == "bpe" else 1) < 2.2e6, row.name
+    assert (
+      1.8e6 < cfg.data.seq_len * cfg.data.batch_size * (4.6 if row.name == "bpe" else 1) < 2.2e6
+    ), row.name
 
 
 def test_the_rows_of_table_2_cost_the_same_at_small_and_read_as_many_bytes():
   table = load(ROOT / "experiments" / "hnet" / "table2.py")
-  ratios = {"1stage": (5.0,), "2stage": (2.5, 2.0), "pool": (5.0,), "space": (5.6,), "spacebyte": (5.6,), "spacebyte++": (5.6,)}
+  ratios = {
+    "1stage": (5.0,),
+    "2stage": (2.5, 2.0),
+    "pool": (5.0,),
+    "space": (5.6,),
+    "spacebyte": (5.6,),
+    "spacebyte++": (5.6,),
+  }
   for row in table.rows:
     seq_len = resolve(table, row, table.scales["small"], "", 0)["data"]["seq_len"]
-    bytes_per_token = 2.58 if row.name == "bpe" else 1      # test_hnet_released.py
+    bytes_per_token = 2.58 if row.name == "bpe" else 1  # test_hnet_released.py
     assert abs(seq_len * bytes_per_token / 1024 - 1) < 0.01, row.name
-    assert abs(cost(table, row.name, "small", ratios.get(row.name, ())) / bytes_per_token / 0.59 - 1) < 0.08, row.name
+    assert (
+      abs(cost(table, row.name, "small", ratios.get(row.name, ())) / bytes_per_token / 0.59 - 1)
+      < 0.08
+    ), row.name
 
 
 @pytest.mark.parametrize("scale", ["smoke", "small"])

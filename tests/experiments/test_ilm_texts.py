@@ -1,4 +1,6 @@
-"""Tables 2 and 3 and the zebra column: rows that can be trained at every scale, judges that are found or asked for."""
+"""Tables 2 and 3 and the zebra column: rows that can be trained at every scale, judges that are
+found or asked for.
+"""
 
 import importlib.util
 import json
@@ -28,13 +30,19 @@ def test_every_row_resolves_to_a_run_at_every_scale(name):
     for size in scale.sizes:
       for row in found.rows:
         cfg = run_config(resolve(found, row, scale, size, 0))
-        assert cfg.data.form == {"ilm": "insertion", "it": "insertion_transformer", "mdm": "masked_diffusion"}.get(
-            row.name, "causal")
+        assert cfg.data.form == {
+          "ilm": "insertion",
+          "it": "insertion_transformer",
+          "mdm": "masked_diffusion",
+        }.get(row.name, "causal")
 
 
 def test_models_and_judge_read_different_documents():
   found = table("table2")
-  folds = {row.name: run_config(resolve(found, row, found.scales["smoke"], "", 0)).data.fold for row in found.rows}
+  folds = {
+    row.name: run_config(resolve(found, row, found.scales["smoke"], "", 0)).data.fold
+    for row in found.rows
+  }
   assert folds.pop("judge") == (1, 2) and set(folds.values()) == {(0, 2)}
 
 
@@ -44,7 +52,9 @@ def test_the_two_tables_measure_the_same_runs():
   for row in two.rows:
     for name in one.scales:
       size = next(iter(one.scales[name].sizes))
-      assert resolve(one, one.row(row.name), one.scales[name], size, 0) == resolve(two, row, two.scales[name], size, 0)
+      assert resolve(one, one.row(row.name), one.scales[name], size, 0) == resolve(
+        two, row, two.scales[name], size, 0
+      )
 
 
 def test_a_judge_that_has_not_finished_is_asked_for(tmp_path):

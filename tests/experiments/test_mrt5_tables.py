@@ -12,7 +12,11 @@ from jaxlm.generation.hard_deletion import slots
 from jaxlm.training.config import check, run_config
 
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = sorted(p for p in (ROOT / "experiments" / "mrt5").glob("*.py") if p.stem not in ("models", "figure_deleted"))
+SCRIPTS = sorted(
+  p
+  for p in (ROOT / "experiments" / "mrt5").glob("*.py")
+  if p.stem not in ("models", "figure_deleted")
+)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
@@ -23,12 +27,25 @@ def test_every_row_of_a_script_is_a_run_that_can_be_meant(path):
   table = module.TABLE
   for scale in table.scales.values():
     for row in table.rows:
-      config = resolve(table, table.row(row.evaluate_from) if row.evaluate_from else row, scale, "", 0)
+      config = resolve(
+        table, table.row(row.evaluate_from) if row.evaluate_from else row, scale, "", 0
+      )
       check(run_config(override(config, row.overrides_at(1)) if row.overrides_at else config), 1)
 
 
 def test_a_summary_divides_sums_once():
-  sums = dict(right=9, tokens=10, right_rows=1, rows=4, nll=np.log(2) * 20, weight=10, real=40, kept=30, widest=18, batches=2)
+  sums = dict(
+    right=9,
+    tokens=10,
+    right_rows=1,
+    rows=4,
+    nll=np.log(2) * 20,
+    weight=10,
+    real=40,
+    kept=30,
+    widest=18,
+    batches=2,
+  )
   found = summary(sums)
   assert found["accuracy"] == 90 and found["sequence_accuracy"] == 25 and found["deleted"] == 25
   assert abs(found["bits"] - 2) < 1e-9 and found["width"] == 9 and found["mean_width"] == 7.5

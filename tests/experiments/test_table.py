@@ -46,7 +46,9 @@ def table(tmp_path):
 
   def measure(trained, overrides_at):
     gain = trained.params
-    numbers = {f"ppl@{m}x": gain * m / overrides_at(m).get("model.position.theta", 1) for m in (1, 2)}
+    numbers = {
+      f"ppl@{m}x": gain * m / overrides_at(m).get("model.position.theta", 1) for m in (1, 2)
+    }
     notes = {}
     if trained.config["model"]["position"]["kind"] == "learned":
       del numbers["ppl@2x"]
@@ -54,20 +56,34 @@ def table(tmp_path):
     return Measured(numbers, notes, {"by_position": [gain] * 8})
 
   return Table(
-      name="t", title="A table", source="A paper, v1",
-      rows=[Row("rope", str(config)),
-            Row("big", str(config), {"optimizer.learning_rate": 3.0}, label="Big gain"),
-            Row("learned", str(config), {"model.position": {"kind": "learned", "max_len": 4}}),
-            Row("pi", evaluate_from="rope", overrides_at=lambda m: {"model.position.theta": float(m)})],
-      columns=[Column("1x", "ppl@1x"), Column("2x", "ppl@2x")],
-      scales={"smoke": Scale("tiny, really", overrides={"data.seq_len": 2}), "paper": Scale("the real one", sizes={
-          "s": {"optimizer.learning_rate": 5.0}, "m": {"optimizer.learning_rate": 7.0}})},
-      measure=measure,
-      published={("rope", "1x"): (paper(1.25, "Table 1", size="s"), paper(2.5, "Table 1", size="m")),
-                 ("big", "2x"): from_memory(9.0, "somewhere")},
-      claims={"PI undoes the length": lambda t: t["pi", "2x"] < t["rope", "2x"],
-              "learned extrapolates": lambda t: t["learned", "2x"] < 1},
-      figure=Figure("by_position", "Loss", "x", "y", marks=lambda c: {c["data"]["seq_len"]: "train"}))
+    name="t",
+    title="A table",
+    source="A paper, v1",
+    rows=[
+      Row("rope", str(config)),
+      Row("big", str(config), {"optimizer.learning_rate": 3.0}, label="Big gain"),
+      Row("learned", str(config), {"model.position": {"kind": "learned", "max_len": 4}}),
+      Row("pi", evaluate_from="rope", overrides_at=lambda m: {"model.position.theta": float(m)}),
+    ],
+    columns=[Column("1x", "ppl@1x"), Column("2x", "ppl@2x")],
+    scales={
+      "smoke": Scale("tiny, really", overrides={"data.seq_len": 2}),
+      "paper": Scale(
+        "the real one",
+        sizes={"s": {"optimizer.learning_rate": 5.0}, "m": {"optimizer.learning_rate": 7.0}},
+      ),
+    },
+    measure=measure,
+    published={
+      ("rope", "1x"): (paper(1.25, "Table 1", size="s"), paper(2.5, "Table 1", size="m")),
+      ("big", "2x"): from_memory(9.0, "somewhere"),
+    },
+    claims={
+      "PI undoes the length": lambda t: t["pi", "2x"] < t["rope", "2x"],
+      "learned extrapolates": lambda t: t["learned", "2x"] < 1,
+    },
+    figure=Figure("by_position", "Loss", "x", "y", marks=lambda c: {c["data"]["seq_len"]: "train"}),
+  )
 
 
 class Trainer:
@@ -86,17 +102,29 @@ class Trainer:
     return self.restore(path, config)
 
   def restore(self, path, config=None):
-    return Trained(config or {"model": {"position": {"kind": "rope"}}}, float((path / "gain").read_text()),
-                   str(path))
+    return Trained(
+      config or {"model": {"position": {"kind": "rope"}}},
+      float((path / "gain").read_text()),
+      str(path),
+    )
 
   def run(self, table, workdir, **kwargs):
     kwargs = {"rows": [r.name for r in table.rows], "seeds": [0], **kwargs}
-    return runner.run_rows(table, kwargs.pop("scale", "smoke"), workdir=workdir, train=self.train, restore=self.restore,
-                           say=lambda _: None, **kwargs)
+    return runner.run_rows(
+      table,
+      kwargs.pop("scale", "smoke"),
+      workdir=workdir,
+      train=self.train,
+      restore=self.restore,
+      say=lambda _: None,
+      **kwargs,
+    )
 
 
 def summarise(table, workdir, failed=(), scale="smoke"):
-  return report.summarise(table, scale, runner.results(table, scale, workdir), dict(failed), runner.provenance())
+  return report.summarise(
+    table, scale, runner.results(table, scale, workdir), dict(failed), runner.provenance()
+  )
 
 
 def test_a_checkpoint_row_evaluates_another_rows_parameters_and_trains_nothing(table, tmp_path):
@@ -118,7 +146,9 @@ def test_finished_rows_are_skipped_and_their_checkpoints_read_back(table, tmp_pa
 
 def test_a_finished_row_of_another_configuration_is_neither_reused_nor_overwritten(table, tmp_path):
   Trainer().run(table, tmp_path / "w", rows=["big"])
-  changed = Table(**{**table.__dict__, "scales": {"smoke": Scale("other", overrides={"data.seq_len": 3})}})
+  changed = Table(
+    **{**table.__dict__, "scales": {"smoke": Scale("other", overrides={"data.seq_len": 3})}}
+  )
   trainer = Trainer()
   failed = trainer.run(changed, tmp_path / "w", rows=["big"])
   assert "another configuration" in failed["", "big", 0] and not trainer.calls
@@ -127,7 +157,9 @@ def test_a_finished_row_of_another_configuration_is_neither_reused_nor_overwritt
 def test_a_finished_row_is_not_reused_when_its_text_was_edited(table, tmp_path):
   text = tmp_path / "mine.txt"
   text.write_text("One day. ")
-  mine = dataclasses.replace(table, scales={"smoke": Scale("mine", overrides={"data.source": f"text:{text}"})})
+  mine = dataclasses.replace(
+    table, scales={"smoke": Scale("mine", overrides={"data.source": f"text:{text}"})}
+  )
   Trainer().run(mine, tmp_path / "w", rows=["rope"])
   again = Trainer()
   assert again.run(mine, tmp_path / "w", rows=["rope"]) == {} and not again.calls
@@ -138,7 +170,7 @@ def test_a_finished_row_is_not_reused_when_its_text_was_edited(table, tmp_path):
 
 def test_a_failing_row_is_reported_and_the_others_go_on(table, tmp_path):
   failed = Trainer(fail=["rope"]).run(table, tmp_path / "w")
-  assert set(failed) == {("", "rope", 0), ("", "pi", 0)}     # pi has no checkpoint to evaluate
+  assert set(failed) == {("", "rope", 0), ("", "pi", 0)}  # pi has no checkpoint to evaluate
   page = report.markdown(table, summarise(table, tmp_path / "w", failed))
   assert "| rope (failed) | smoke |  |  |" in page and "rope exploded" in page
   assert "| Big gain | smoke | 3.00 | 6.00 |" in page
@@ -149,11 +181,16 @@ def test_the_page_shows_ours_beside_theirs_with_scale_spread_and_reasons(table, 
   summary = summarise(table, tmp_path / "w")
   page = report.markdown(table, summary)
   assert "| rope | smoke | 2.00 ± 1.00 | 4.00 ± 2.00 | 1.25 (s)<br>2.50 (m) |  |" in page
-  assert "| learned | smoke | 2.00 ± 1.00 | n/a [1] |  |  |" in page and "[1] table of 4 positions" in page
+  assert (
+    "| learned | smoke | 2.00 ± 1.00 | n/a [1] |  |  |" in page
+    and "[1] table of 4 positions" in page
+  )
   assert "9.00?" in page and "from memory" in page
   assert "PI undoes the length: **shown** (holds in 3 of 3 seeds)" in page
   assert "learned extrapolates: **not measured**" in page
-  assert summary["revision"] in page and summary["versions"]["jax"] in page and "tiny, really" in page
+  assert (
+    summary["revision"] in page and summary["versions"]["jax"] in page and "tiny, really" in page
+  )
   assert summary["rows"][0]["cells"]["1x"]["values"] == {"0": 1.0, "1": 2.0, "2": 3.0}
   json.dumps(summary, allow_nan=False)
 
@@ -183,9 +220,16 @@ def test_a_curve_of_logged_metrics_is_drawn_over_training_steps(table, tmp_path,
   from matplotlib.axes import Axes
 
   drawn, plot = [], Axes.plot
-  monkeypatch.setattr(Axes, "plot", lambda self, x, *args, **options: drawn.append(list(x)) or plot(self, x, *args, **options))
-  steps = dataclasses.replace(table, figure=dataclasses.replace(table.figure, spacing=by_step),
-                              scales={"smoke": Scale("tiny", overrides={"train.log_every": 50})})
+  monkeypatch.setattr(
+    Axes,
+    "plot",
+    lambda self, x, *args, **options: drawn.append(list(x)) or plot(self, x, *args, **options),
+  )
+  steps = dataclasses.replace(
+    table,
+    figure=dataclasses.replace(table.figure, spacing=by_step),
+    scales={"smoke": Scale("tiny", overrides={"train.log_every": 50})},
+  )
   Trainer().run(steps, tmp_path / "w", rows=["rope", "big"])
   figure.draw(steps, runner.results(steps, "smoke", tmp_path / "w"), tmp_path / "f.png")
   assert drawn == [[50 * i for i in range(1, 9)]] * 2
@@ -197,24 +241,39 @@ def test_overrides_replace_subtrees_see_the_configuration_and_refuse_unknown_key
   assert (config["seed"], config["data"]["seq_len"]) == (4, 2)
   with pytest.raises(ConfigError, match="modle"):
     runner.override(config, {"modle.d_model": 1})
-  assert runner.override(config, {"model.d_model": lambda c: c["data"]["seq_len"] * 10})["model"]["d_model"] == 20
+  assert (
+    runner.override(config, {"model.d_model": lambda c: c["data"]["seq_len"] * 10})["model"][
+      "d_model"
+    ]
+    == 20
+  )
 
 
 def test_a_scale_may_have_its_own_configuration_file(table, tmp_path):
   other = tmp_path / "other.py"
   other.write_text(CONFIG.replace("learning_rate=1.0", "learning_rate=11.0"))
   scale = Scale("other file", config=str(other))
-  assert runner.resolve(table, table.row("rope"), scale, "", 0)["optimizer"]["learning_rate"] == 11.0
+  assert (
+    runner.resolve(table, table.row("rope"), scale, "", 0)["optimizer"]["learning_rate"] == 11.0
+  )
 
 
 def test_a_scale_may_have_a_row_of_another_configuration_file(table, tmp_path):
   other = tmp_path / "other.py"
   other.write_text(CONFIG.replace("learning_rate=1.0", "learning_rate=11.0"))
-  changed = dataclasses.replace(table, scales={"smoke": Scale("ours", configs={"rope": str(other)})})
-  rates = [runner.resolve(changed, changed.row(name), changed.scales["smoke"], "", 0)["optimizer"]["learning_rate"]
-           for name in ("rope", "big", "learned")]
+  changed = dataclasses.replace(
+    table, scales={"smoke": Scale("ours", configs={"rope": str(other)})}
+  )
+  rates = [
+    runner.resolve(changed, changed.row(name), changed.scales["smoke"], "", 0)["optimizer"][
+      "learning_rate"
+    ]
+    for name in ("rope", "big", "learned")
+  ]
   assert rates == [11.0, 3.0, 1.0]
-  with pytest.raises(ConfigError, match="scale 'smoke' has a configuration for 'pi', which no row trains"):
+  with pytest.raises(
+    ConfigError, match="scale 'smoke' has a configuration for 'pi', which no row trains"
+  ):
     dataclasses.replace(table, scales={"smoke": Scale("ours", configs={"pi": str(other)})})
 
 
@@ -227,9 +286,14 @@ def test_declarations_that_cannot_be_meant_are_refused(table):
     table.row("roope")
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--scale=smok"], "no scale 'smok'; did you mean 'smoke'"), (["--scale=smoke", "--row=bog"], "no row 'bog'"),
-    (["--scale=smoke", "--seeds=0"], "at least one seed")])
+@pytest.mark.parametrize(
+  "argv, message",
+  [
+    (["--scale=smok"], "no scale 'smok'; did you mean 'smoke'"),
+    (["--scale=smoke", "--row=bog"], "no row 'bog'"),
+    (["--scale=smoke", "--seeds=0"], "at least one seed"),
+  ],
+)
 def test_a_wrong_request_ends_with_a_sentence_and_code_2(table, capsys, argv, message):
   assert command.run_table(table, argv) == 2
   assert message in capsys.readouterr().err

@@ -15,12 +15,18 @@ def judged(predicate, **rows):
     for seed, value in enumerate(values):
       if value is not None:
         by_seed.setdefault(seed, Means())[row, "x"] = value
-  means = Means({(row, "x"): sum(v for v in values if v is not None) / max(1, sum(v is not None for v in values))
-                 for row, values in rows.items()})
+  means = Means(
+    {
+      (row, "x"): sum(v for v in values if v is not None)
+      / max(1, sum(v is not None for v in values))
+      for row, values in rows.items()
+    }
+  )
   return verdict(predicate, by_seed, means)
 
 
-below = lambda t: t["b", "x"] - t["a", "x"]
+def below(t):
+  return t["b", "x"] - t["a", "x"]
 
 
 def test_the_interval_is_students_of_the_paired_differences():
@@ -39,8 +45,13 @@ def test_a_small_paired_difference_is_shown_where_seeds_spread_far_more():
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_fewer_than_three_seeds_show_nothing_however_large_the_margin(seeds):
-  assert judged(below, a=[0.0] * seeds, b=[100.0 + i for i in range(seeds)])["verdict"] == "not shown"
-  assert judged(lambda t: t["a", "x"] < t["b", "x"], a=[0.0] * seeds, b=[100.0] * seeds)["verdict"] == "not shown"
+  assert (
+    judged(below, a=[0.0] * seeds, b=[100.0 + i for i in range(seeds)])["verdict"] == "not shown"
+  )
+  assert (
+    judged(lambda t: t["a", "x"] < t["b", "x"], a=[0.0] * seeds, b=[100.0] * seeds)["verdict"]
+    == "not shown"
+  )
 
 
 def test_an_exact_claim_needs_no_seeds():
@@ -55,7 +66,9 @@ def test_only_seeds_that_all_rows_of_the_claim_have_are_compared():
 
 
 def test_answers_without_margins_are_counted():
-  said = lambda b: judged(lambda t: t["a", "x"] < t["b", "x"], a=[1.0, 2.0, 3.0], b=b)
+  def said(b):
+    return judged(lambda t: t["a", "x"] < t["b", "x"], a=[1.0, 2.0, 3.0], b=b)
+
   assert said([2.0, 3.0, 4.0])["verdict"] == "shown"
   assert said([2.0, 3.0, 0.0])["verdict"] == "not shown"
   assert said([0.0, 0.0, 0.0])["verdict"] == "contradicted"
@@ -69,7 +82,8 @@ def test_rows_that_cannot_be_compared_say_why():
 
 def test_the_sentence_gives_margin_interval_and_seeds():
   assert sentence(judged(below, a=[1.0, 5.0, 9.0], b=[2.0, 7.0, 12.0])) == (
-      "**not shown** (margin +2, 95 % interval -0.484 to +4.48, 3 seeds)")
+    "**not shown** (margin +2, 95 % interval -0.484 to +4.48, 3 seeds)"
+  )
   assert sentence(judged(below, a=[1.0], b=[2.0])) == "**not shown** (margin +1, 1 seed)"
 
 

@@ -1,4 +1,6 @@
-"""Random damage of a run's newest step, and of weights: readers fall back to the step before, say so, or nothing was lost."""
+"""Random damage of a run's newest step, and of weights: readers fall back to the step before, say
+so, or nothing was lost.
+"""
 
 import collections
 import contextlib
@@ -30,7 +32,9 @@ KINDS = ("truncate", "delete", "flip", "swap", "zero", "note", "older", "folder"
 
 def same(a, b) -> bool:
   found, wanted = jax.tree.leaves(a), jax.tree.leaves(b)
-  return len(found) == len(wanted) and all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(found, wanted))
+  return len(found) == len(wanted) and all(
+    np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(found, wanted)
+  )
 
 
 def damage(run: pathlib.Path, step: int, kind: str, rng) -> None:
@@ -38,10 +42,14 @@ def damage(run: pathlib.Path, step: int, kind: str, rng) -> None:
   here = run / "checkpoints" / str(step)
   files = sorted(f for f in here.rglob("*") if f.is_file() and f.stat().st_size)
   # Half of the time every file is as likely, else every byte.
-  file = rng.choice(files) if rng.random() < 0.5 else rng.choices(files, [f.stat().st_size for f in files])[0]
+  file = (
+    rng.choice(files)
+    if rng.random() < 0.5
+    else rng.choices(files, [f.stat().st_size for f in files])[0]
+  )
   data = file.read_bytes()
   if kind == "truncate":
-    file.write_bytes(data[:rng.randrange(len(data))])
+    file.write_bytes(data[: rng.randrange(len(data))])
   elif kind == "delete":
     file.unlink()
   elif kind == "flip":
@@ -65,10 +73,21 @@ def damage(run: pathlib.Path, step: int, kind: str, rng) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-  """(folder of a run of 6 steps with checkpoints 2, 4, 6; its config; the same run to step 8, its params and losses)."""
+  """(folder of a run of 6 steps with checkpoints 2, 4, 6; its config; the same run to step 8, its
+  params and losses).
+  """
   import tiny_run
-  changes = {"train.save_every": 2, "train.keep_last": 3, "schedule.kind": "constant", "train.ema_decay": 0.9}
-  config = lambda steps: tiny_run.config(**changes, **{"train.steps": steps})
+
+  changes = {
+    "train.save_every": 2,
+    "train.keep_last": 3,
+    "schedule.kind": "constant",
+    "train.ema_decay": 0.9,
+  }
+
+  def config(steps):
+    return tiny_run.config(**changes, **{"train.steps": steps})
+
   base = tmp_path_factory.mktemp("tiny")
   train(config(6), base / "run", quiet=True)
   whole = train(config(8), base / "whole", quiet=True)
@@ -81,11 +100,15 @@ def losses(folder):
 
 def resumed_as_whole(run, config, whole) -> bool:
   result = train(config(8), run, quiet=True)
-  return same((result.params, result.ema), (whole.params, whole.ema)) and losses(run) == losses(whole.workdir)
+  return same((result.params, result.ema), (whole.params, whole.ema)) and losses(run) == losses(
+    whole.workdir
+  )
 
 
 def campaign(tiny, tmp_path, kinds, count, readers):
-  """{outcome: how often}, [what went wrong]: each damage is read by each reader, on a copy of its own."""
+  """{outcome: how often}, [what went wrong]: each damage is read by each reader, on a copy of its
+  own.
+  """
   folder, config, whole = tiny
   good = {step: jaxlm.open_model(folder, step=step).params for step in (2, 4, 6)}
   rng, came, wrong = random.Random(16), collections.Counter(), []
@@ -123,8 +146,19 @@ def test_flipped_bits_are_not_trained_on(tiny, tmp_path):
   assert not wrong, wrong
 
 
-SMALL = {"model.d_model": 32, "model.num_layers": 1, "model.mixer.num_heads": 2, "model.position": "rope", "data.seq_len": 16,
-         "data.batch_size": 8, "train.steps": 4, "train.save_every": 2, "eval.num_tokens": 64, "eval.every": 0, "optimizer.learning_rate": 0.1}
+SMALL = {
+  "model.d_model": 32,
+  "model.num_layers": 1,
+  "model.mixer.num_heads": 2,
+  "model.position": "rope",
+  "data.seq_len": 16,
+  "data.batch_size": 8,
+  "train.steps": 4,
+  "train.save_every": 2,
+  "eval.num_tokens": 64,
+  "eval.every": 0,
+  "optimizer.learning_rate": 0.1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +180,16 @@ def evaluated(run, step=()):
 
 
 def continued(run, step=()):
-  return command("generate", "--run", run, "--prompt=Call me", "--max_new_tokens=8", "--temperature=1", "--json", *step)
+  return command(
+    "generate",
+    "--run",
+    run,
+    "--prompt=Call me",
+    "--max_new_tokens=8",
+    "--temperature=1",
+    "--json",
+    *step,
+  )
 
 
 def exported(run, step=()):
@@ -157,7 +200,9 @@ def exported(run, step=()):
   return code, [np.asarray(x).tobytes() for x in jax.tree.leaves(params)]
 
 
-@pytest.mark.parametrize("read", [evaluated, continued, exported], ids=["eval", "generate", "convert"])
+@pytest.mark.parametrize(
+  "read", [evaluated, continued, exported], ids=["eval", "generate", "convert"]
+)
 def test_flipped_bits_come_out_of_no_command(read, run, tmp_path):
   good = {step: read(run, ("--step", step)) for step in (2, 4)}
   assert good[2] != good[4]
@@ -168,20 +213,33 @@ def test_flipped_bits_come_out_of_no_command(read, run, tmp_path):
     damage(copy, 4, "flip", rng)
     try:
       found = read(copy)
-      came["harmless" if found == good[4] else "the step before" if found == good[2] else "wrong"] += 1
+      came[
+        "harmless" if found == good[4] else "the step before" if found == good[2] else "wrong"
+      ] += 1
       if found not in good.values():
         wrong.append((number, found))
     except Exception as error:
       wrong.append((number, repr(error)[:300]))
     shutil.rmtree(copy)
-  summary.record("bit flips", {evaluated: "eval", continued: "generate", exported: "convert"}[read], FLIPS, len(wrong), came)
+  summary.record(
+    "bit flips",
+    {evaluated: "eval", continued: "generate", exported: "convert"}[read],
+    FLIPS,
+    len(wrong),
+    came,
+  )
   assert not wrong, wrong
 
 
 def test_flipped_bits_of_a_weights_folder(tmp_path):
   wanted = formats.parameters()
   weights_folder.save(tmp_path / "w", formats.MODEL, wanted)
-  files, rng, came, wrong = sorted((tmp_path / "w").iterdir()), random.Random(16), collections.Counter(), []
+  files, rng, came, wrong = (
+    sorted((tmp_path / "w").iterdir()),
+    random.Random(16),
+    collections.Counter(),
+    [],
+  )
   for _ in range(FLIPS * 4):
     file = rng.choice(files)
     data = file.read_bytes()

@@ -1,4 +1,6 @@
-"""2,000 configurations, 500 files of each format and 500 command lines: sentences, never a traceback, nothing left half done."""
+"""2,000 configurations, 500 files of each format and 500 command lines: sentences, never a
+traceback, nothing left half done.
+"""
 
 import collections
 import contextlib
@@ -85,9 +87,16 @@ def test_fuzzed_command_lines(tmp_path, monkeypatch):
   (tmp_path / "torn.py").write_text("def (:\n")
   (tmp_path / "empty").mkdir()
   (tmp_path / "link").symlink_to("nowhere")
-  monkeypatch.setattr(training, "_train", lambda *_: types.SimpleNamespace(exit_code=0))      # all that comes before the first step
-  monkeypatch.setattr(preflight, "_target", _no_chip)      # this process has chosen its devices
-  rng, came, wrong, good = random.Random(16), collections.Counter(), [], command_lines.good(tmp_path)
+  monkeypatch.setattr(
+    training, "_train", lambda *_: types.SimpleNamespace(exit_code=0)
+  )  # all that comes before the first step
+  monkeypatch.setattr(preflight, "_target", _no_chip)  # this process has chosen its devices
+  rng, came, wrong, good = (
+    random.Random(16),
+    collections.Counter(),
+    [],
+    command_lines.good(tmp_path),
+  )
   before = set(os.listdir())
   for _ in range(LINES):
     line, said, code = command_lines.changed(rng.choice(good), rng, good), io.StringIO(), None

@@ -1,4 +1,6 @@
-"""A fuzz target per format of untrusted files, a minute each: Hypothesis chooses the edits and makes failures small."""
+"""A fuzz target per format of untrusted files, a minute each: Hypothesis chooses the edits and
+makes failures small.
+"""
 
 import json
 import os
@@ -13,16 +15,23 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 SECONDS = float(os.environ.get("JAXLM_FUZZ_S", 60))
-EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 8), st.binary(max_size=8)), min_size=1, max_size=6)
-VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-                      lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=8)
+EDITS = st.lists(
+  st.tuples(st.floats(0, 1), st.integers(0, 8), st.binary(max_size=8)), min_size=1, max_size=6
+)
+VALUES = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+  lambda inner: (
+    st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+  ),
+  max_leaves=8,
+)
 
 
 def edited(data: bytes, edits) -> bytes:
   """Each edit: at this share of the bytes, so many are replaced by these."""
   for share, lost, put in edits:
     at = int(share * len(data))
-    data = data[:at] + put + data[at + lost:]
+    data = data[:at] + put + data[at + lost :]
   return data
 
 
@@ -30,7 +39,11 @@ def exchanged(data: bytes, changes) -> bytes:
   """Each change: the field of this number, counted through the outermost mappings, has this value."""
   value = json.loads(data)
   for number, new in changes:
-    inner = [value, *(v for v in value.values() if isinstance(v, dict) and v)] if isinstance(value, dict) else []
+    inner = (
+      [value, *(v for v in value.values() if isinstance(v, dict) and v)]
+      if isinstance(value, dict)
+      else []
+    )
     fields = [(mapping, key) for mapping in inner for key in mapping]
     if fields:
       mapping, key = fields[number % len(fields)]
@@ -45,10 +58,14 @@ def exchanged(data: bytes, changes) -> bytes:
 def test_any_bytes_are_read_or_refused(name):
   form = formats.FORMATS[name]
   good = form.make()
-  data = st.sampled_from(good).flatmap(lambda whole: st.builds(edited, st.just(whole), EDITS)) | st.binary(max_size=64)
+  data = st.sampled_from(good).flatmap(
+    lambda whole: st.builds(edited, st.just(whole), EDITS)
+  ) | st.binary(max_size=64)
   if "json" in form.name and form.name != "a.jsonl":
     changes = st.lists(st.tuples(st.integers(0, 60), VALUES), min_size=1, max_size=3)
-    data |= st.sampled_from(good).flatmap(lambda whole: st.builds(exchanged, st.just(whole), changes))
+    data |= st.sampled_from(good).flatmap(
+      lambda whole: st.builds(exchanged, st.just(whole), changes)
+    )
   end, number = time.monotonic() + SECONDS, 0
 
   def target(data):
@@ -63,6 +80,8 @@ def test_any_bytes_are_read_or_refused(name):
       shutil.rmtree(folder.parent)
 
   while time.monotonic() < end:
-    run = settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))(given(data)(target))
+    run = settings(
+      max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )(given(data)(target))
     seed(number)(run)()
     number += 1

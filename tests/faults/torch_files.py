@@ -1,4 +1,6 @@
-"""Writes tests/faults/torch_files/{zip,legacy}.bin, which the damage tests read. Needs torch: pip install torch."""
+"""Writes tests/faults/torch_files/{zip,legacy}.bin, which the damage tests read. Needs torch: pip
+install torch.
+"""
 
 import pathlib
 

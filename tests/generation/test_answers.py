@@ -10,7 +10,13 @@ from jaxlm.experiments.answers import scores
 from jaxlm.generation.answers import FORMS, Answering
 from jaxlm.training.config import load_config, run_config
 
-TINY = {"model.d_model": 16, "model.num_layers": 1, "model.mlp.d_ff": 32, "data.batch_size": 4, "data.rows": 16}
+TINY = {
+  "model.d_model": 16,
+  "model.num_layers": 1,
+  "model.mlp.d_ff": 32,
+  "data.batch_size": 4,
+  "data.rows": 16,
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -23,12 +29,19 @@ def test_every_form_keeps_its_prompts_and_answers_within_the_length(form):
   params = jax.jit(cfg.model.build().init)(jax.random.key(0), batch["tokens"], *sigma)["params"]
   problems = cfg.data.problems("test", seed=0, number=3)
   prompts, lengths = [p for p, _ in problems], [len(a) for _, a in problems]
-  found = Answering(max_len=36, batch_size=2).answer(cfg.model, params, form, cfg.data.ids, prompts, lengths)
-  assert len(found.sequences) == 3 and 0 < found.tokens_per_pass <= (8 if form == "masked_diffusion" else 1)
+  found = Answering(max_len=36, batch_size=2).answer(
+    cfg.model, params, form, cfg.data.ids, prompts, lengths
+  )
+  assert len(found.sequences) == 3 and 0 < found.tokens_per_pass <= (
+    8 if form == "masked_diffusion" else 1
+  )
   ids = cfg.data.ids
   for prompt, sequence in zip(prompts, found.sequences):
-    np.testing.assert_array_equal(sequence[:len(prompt)], prompt)
-    assert len(sequence) <= 36 and not np.isin(sequence[len(prompt):], [ids.pad, ids.mask, ids.eos]).any()
+    np.testing.assert_array_equal(sequence[: len(prompt)], prompt)
+    assert (
+      len(sequence) <= 36
+      and not np.isin(sequence[len(prompt) :], [ids.pad, ids.mask, ids.eos]).any()
+    )
   assert found.new_tokens == sum(len(s) - len(p) for s, p in zip(found.sequences, prompts))
 
 
@@ -45,7 +58,13 @@ def test_an_answer_that_is_longer_or_shorter_is_not_an_exact_match_and_a_missing
 def test_prompts_of_different_lengths_fit_a_table_of_learned_positions():
   position = {"model.position": dict(kind="learned", max_len=40), "model.mixer.num_heads": 2}
   cfg = run_config(load_config("configs/ilm/star_easy.py:causal", TINY | position))
-  params = jax.jit(cfg.model.build().init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+  params = jax.jit(cfg.model.build().init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))[
+    "params"
+  ]
   prompts = [np.arange(1, 5), np.arange(1, 20)]
-  found = Answering(max_len=36, batch_size=2).answer(cfg.model, params, "causal", cfg.data.ids, prompts).sequences
+  found = (
+    Answering(max_len=36, batch_size=2)
+    .answer(cfg.model, params, "causal", cfg.data.ids, prompts)
+    .sequences
+  )
   assert all(len(p) <= len(f) <= 36 for p, f in zip(prompts, found))

@@ -1,4 +1,6 @@
-"""What `jaxlm generate` makes of prompts with gaps, of tasks' prompts, and of options that insertion does not have."""
+"""What `jaxlm generate` makes of prompts with gaps, of tasks' prompts, and of options that
+insertion does not have.
+"""
 
 import argparse
 
@@ -15,9 +17,17 @@ def text(form="insertion"):
   return PassageData(source="mini:en", seq_len=64, batch_size=2, form=form, unit="sentence")
 
 
-@pytest.mark.parametrize(("prompt", "given", "open_"), [
-    ("", "", [1]), ("ab", "ab", [3]), ("a ___ b", "a b", [2]), ("___ b", " b", [1]), ("a ____", "a", [2]),
-    ("a ___ b ___", "a b", [2, 4])])
+@pytest.mark.parametrize(
+  ("prompt", "given", "open_"),
+  [
+    ("", "", [1]),
+    ("ab", "ab", [3]),
+    ("a ___ b", "a b", [2]),
+    ("___ b", " b", [1]),
+    ("a ____", "a", [2]),
+    ("a ___ b ___", "a b", [2, 4]),
+  ],
+)
 def test_insertions_go_where_the_gaps_are_and_without_one_to_the_end(prompt, given, open_):
   data = text()
   found = frame(data, prompt, 5)

@@ -1,4 +1,6 @@
-"""Filling gaps: what was left stays in its order, new tokens stand in the gaps alone, and nobody is told how many."""
+"""Filling gaps: what was left stays in its order, new tokens stand in the gaps alone, and nobody is
+told how many.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +18,36 @@ from jaxlm.models.insertion import InsertionConfig
 from jaxlm.models.masked_diffusion import MaskedDiffusionConfig
 
 IDS = Ids.after(10)
-EXAMPLES = [Gapped(np.asarray([1, 2, 3, 4, 5, 6], np.int32), np.asarray(r, bool))
-            for r in ([0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1])]
+EXAMPLES = [
+  Gapped(np.asarray([1, 2, 3, 4, 5, 6], np.int32), np.asarray(r, bool))
+  for r in ([0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1])
+]
 
 
 def test_insertion_fills_the_gaps_only():
-  cfg = InsertionConfig(vocab_size=15, d_model=16, num_layers=1, mixer=AttentionConfig(2, causal=False), position=RoPE())
+  cfg = InsertionConfig(
+    vocab_size=15, d_model=16, num_layers=1, mixer=AttentionConfig(2, causal=False), position=RoPE()
+  )
   params = cfg.build().init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-  out = infill(cfg, params, "insertion", IDS, EXAMPLES, Answering(max_len=12, batch_size=3, stop_threshold=0.999))
+  out = infill(
+    cfg,
+    params,
+    "insertion",
+    IDS,
+    EXAMPLES,
+    Answering(max_len=12, batch_size=3, stop_threshold=0.999),
+  )
   for example, found in zip(EXAMPLES, out):
     left, gaps = example.left, np.flatnonzero(np.diff(np.concatenate([[0], example.removed])) == 1)
-    before = [int((~example.removed[:g]).sum()) for g in gaps]      # survivors in front of each gap
-    # An untrained model inserts until the row is full: its survivors are a subsequence with closed neighbours together.
+    before = [int((~example.removed[:g]).sum()) for g in gaps]  # survivors in front of each gap
+    # An untrained model inserts until the row is full: its survivors are a subsequence with closed
+    # neighbours together.
     assert len(found) == 10 and max(found) < IDS.cls
     pieces = [left[a:b] for a, b in zip([0, *before], [*before, len(left)])]
     text, at = found.tolist(), 0
     for i, piece in enumerate(p.tolist() for p in pieces):
-      while piece and text[at:at + len(piece)] != piece:
-        assert i > 0      # nothing stands in front of the first piece unless there is a gap
+      while piece and text[at : at + len(piece)] != piece:
+        assert i > 0  # nothing stands in front of the first piece unless there is a gap
         at += 1
       at += len(piece)
 
@@ -41,7 +55,14 @@ def test_insertion_fills_the_gaps_only():
 def test_unmasking_keeps_what_is_left_and_the_length():
   cfg = MaskedDiffusionConfig(vocab_size=15, d_model=16, num_layers=1, num_heads=2, d_cond=8)
   params = cfg.build().init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.zeros(1))["params"]
-  out = infill(cfg, params, "masked_diffusion", IDS, EXAMPLES, Answering(max_len=8, batch_size=3, order="confidence"))
+  out = infill(
+    cfg,
+    params,
+    "masked_diffusion",
+    IDS,
+    EXAMPLES,
+    Answering(max_len=8, batch_size=3, order="confidence"),
+  )
   for example, found in zip(EXAMPLES, out):
     assert len(found) <= 6 and set(example.left) <= set(found.tolist())
   with pytest.raises(ConfigError, match="exceeds max_len = 6"):

@@ -10,8 +10,11 @@ import pytest
 from jaxlm.checkpoint.errors import CheckpointFileError
 from jaxlm.checkpoint.weight_files import read_json, read_weights, write_weights
 
-STATE = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4).astype(ml_dtypes.bfloat16),
-         "c": np.float16([1, 2])}
+STATE = {
+  "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+  "b": np.arange(4).astype(ml_dtypes.bfloat16),
+  "c": np.float16([1, 2]),
+}
 
 
 def same(got, want=STATE):
@@ -23,8 +26,11 @@ def same(got, want=STATE):
 def test_one_file_and_shards_hold_the_same_arrays(tmp_path):
   assert [f.name for f in write_weights(tmp_path / "one", STATE)] == ["model.safetensors"]
   files = write_weights(tmp_path / "many", STATE, shard_bytes=30)
-  assert [f.name for f in files] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-                                     "model.safetensors.index.json"]
+  assert [f.name for f in files] == [
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+  ]
   same(read_weights(tmp_path / "one"))
   same(read_weights(tmp_path / "many"))
   same(read_weights(tmp_path / "one" / "model.safetensors"))
@@ -33,8 +39,14 @@ def test_one_file_and_shards_hold_the_same_arrays(tmp_path):
 
 def test_torch_files_give_the_same_arrays(tmp_path):
   torch = pytest.importorskip("torch")
-  to_torch = lambda a: (torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if a.dtype == ml_dtypes.bfloat16
-                        else torch.from_numpy(a))
+
+  def to_torch(a):
+    return (
+      torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+      if a.dtype == ml_dtypes.bfloat16
+      else torch.from_numpy(a)
+    )
+
   torch.save({k: to_torch(v) for k, v in STATE.items()}, tmp_path / "pytorch_model.bin")
   same(read_weights(tmp_path))
   torch.save({"state_dict": {k: to_torch(v) for k, v in STATE.items()}}, tmp_path / "last.pt")
@@ -54,8 +66,13 @@ def test_a_pickle_that_is_no_state_dict_is_refused_unexecuted(tmp_path):
 def test_without_torch_the_message_says_what_to_install(tmp_path, monkeypatch):
   (tmp_path / "pytorch_model.bin").write_bytes(b"")
   real = builtins.__import__
-  monkeypatch.setattr(builtins, "__import__", lambda name, *args, **kwargs: (_ for _ in ()).throw(ImportError(name))
-                      if name == "torch" else real(name, *args, **kwargs))
+  monkeypatch.setattr(
+    builtins,
+    "__import__",
+    lambda name, *args, **kwargs: (
+      (_ for _ in ()).throw(ImportError(name)) if name == "torch" else real(name, *args, **kwargs)
+    ),
+  )
   with pytest.raises(CheckpointFileError, match=r"jaxlm\[bench\]"):
     read_weights(tmp_path)
 

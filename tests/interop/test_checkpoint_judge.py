@@ -19,9 +19,16 @@ from jaxlm.models.decoder import DecoderConfig
 
 
 def test_a_gpt2_folder_judges_as_its_model_does(tmp_path):
-  cfg = DecoderConfig(vocab_size=270, d_model=16, num_layers=1, mixer=AttentionConfig(2, use_bias=True),
-                      mlp=MLPConfig(d_ff=32, activation="gelu_tanh", use_bias=True), norm=LayerNormConfig(),
-                      position=Learned(32), tie_embeddings=True)
+  cfg = DecoderConfig(
+    vocab_size=270,
+    d_model=16,
+    num_layers=1,
+    mixer=AttentionConfig(2, use_bias=True),
+    mlp=MLPConfig(d_ff=32, activation="gelu_tanh", use_bias=True),
+    norm=LayerNormConfig(),
+    position=Learned(32),
+    tie_embeddings=True,
+  )
   params = nn.unbox(cfg.build().init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
   config, state = huggingface.export(cfg, params)
   write_weights(tmp_path, state)

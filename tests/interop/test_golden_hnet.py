@@ -1,4 +1,6 @@
-"""The authors' arrays: operators, a packed model with gradients at three capacities, streaming, training steps."""
+"""The authors' arrays: operators, a packed model with gradients at three capacities, streaming,
+training steps.
+"""
 
 import pathlib
 
@@ -11,7 +13,7 @@ from jaxlm.interop import hnet
 from jaxlm.interop.golden.case import Case
 from jaxlm.interop.verify import verify
 
-pytestmark = pytest.mark.slow     # compiling whole models takes minutes on two cores
+pytestmark = pytest.mark.slow  # compiling whole models takes minutes on two cores
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden" / "hnet"
 
@@ -50,14 +52,22 @@ def test_misfits_are_listed_by_name():
   broken["lm_head.weight"] = broken["lm_head.weight"].T
   with pytest.raises(WeightsError) as error:
     hnet.import_params(table, broken)
-  for part in ("missing backbone.residual_proj.bias", "left over extra", "lm_head.weight has shape (32, 128)"):
+  for part in (
+    "missing backbone.residual_proj.bias",
+    "left over extra",
+    "lm_head.weight has shape (32, 128)",
+  ):
     assert part in str(error.value)
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     ({"d_modle": [1]}, "unknown field 'd_modle'; did you mean 'd_model'"),
     ({"ssm_cfg": {"d_stat": 3}}, "'d_stat' is not supported; did you mean 'd_state'"),
-    ({"attn_cfg": {"num_heads": [2]}}, "1 values for 2 stages")])
+    ({"attn_cfg": {"num_heads": [2]}}, "1 values for 2 stages"),
+  ],
+)
 def test_official_configs_that_cannot_be_meant_are_refused(change, message):
   with pytest.raises(ConfigError, match=message):
     hnet.read_config(official("inference_1stage")[0] | change)
@@ -67,4 +77,5 @@ def test_a_window_of_w_keys_before_the_query_is_ours_of_w_plus_one():
   mapping, _ = official("inference_1stage")
   stages = hnet.read_config(mapping).stages
   assert [s.attention.window for s in stages] == [
-      None if w < 0 else w + 1 for w in mapping["attn_cfg"]["window_size"]]
+    None if w < 0 else w + 1 for w in mapping["attn_cfg"]["window_size"]
+  ]

@@ -13,7 +13,9 @@ FILES = sorted((pathlib.Path(__file__).parents[1] / "golden" / "lexinvariant").g
 
 def marked(path):
   """Compiling whole models takes minutes on two cores: those run with the slow tests."""
-  return pytest.param(path, marks=[pytest.mark.slow] if path.stem.startswith(("lm_", "semi_")) else [], id=path.stem)
+  return pytest.param(
+    path, marks=[pytest.mark.slow] if path.stem.startswith(("lm_", "semi_")) else [], id=path.stem
+  )
 
 
 @pytest.mark.parametrize("path", [marked(path) for path in FILES])

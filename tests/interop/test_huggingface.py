@@ -22,8 +22,16 @@ from jaxlm.layers.positions.rope import YaRN
 from jaxlm.models.decoder import DecoderConfig
 
 GOLDEN = sorted((pathlib.Path(__file__).parents[1] / "golden" / "decoder").glob("*.npz"))
-LLAMA = dict(architectures=["LlamaForCausalLM"], vocab_size=11, hidden_size=8, intermediate_size=12,
-             num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16)
+LLAMA = dict(
+  architectures=["LlamaForCausalLM"],
+  vocab_size=11,
+  hidden_size=8,
+  intermediate_size=12,
+  num_hidden_layers=2,
+  num_attention_heads=2,
+  num_key_value_heads=1,
+  max_position_embeddings=16,
+)
 
 
 def library_config(case):
@@ -42,14 +50,21 @@ def test_logits_hidden_states_gradients_and_greedy_decoding_match_the_library(pa
 def test_a_perturbed_weight_fails(tmp_path):
   """The check sees one weight of one layer moved by a hundredth."""
   case = Case(next(p for p in GOLDEN if p.stem == "llama"))
-  arrays = {k: v for k, v in case.arrays.items() if k != "in/prompt" and "greedy" not in k}   # no decoding: faster
+  arrays = {
+    k: v for k, v in case.arrays.items() if k != "in/prompt" and "greedy" not in k
+  }  # no decoding: faster
   name = "param/model.layers.1.self_attn.k_proj.weight"
   arrays[name] = arrays[name].copy()
   arrays[name][3, 5] += 0.01
   np.savez(tmp_path / "x.npz", config=json.dumps(case.config), **arrays)
   row = verify(tmp_path / "x.npz")
   failed = {c.key for c in row.comparisons if not c.passed}
-  assert not row.passed and "out/logits" in failed and "out/hidden_2" in failed and "out/hidden_1" not in failed
+  assert (
+    not row.passed
+    and "out/logits" in failed
+    and "out/hidden_2" in failed
+    and "out/hidden_1" not in failed
+  )
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
@@ -61,13 +76,17 @@ def test_the_round_trip_gives_the_same_bits_names_and_configuration(path):
   weights_folder.check_params(cfg, params, "the import")
   config, back = huggingface.export(cfg, params, name=case.config["architecture"], max_len=64)
   assert set(back) == set(state)
-  assert all(back[k].dtype == state[k].dtype and back[k].tobytes() == state[k].tobytes() for k in state)
+  assert all(
+    back[k].dtype == state[k].dtype and back[k].tobytes() == state[k].tobytes() for k in state
+  )
   assert differences(cfg, huggingface.read_config(json.loads(json.dumps(config)))) == []
 
 
 def test_without_a_name_the_export_finds_an_architecture_that_says_the_same():
   cfg = huggingface.read_config(LLAMA)
-  params = unflatten({k: np.zeros(s, np.float32) for k, s in weights_folder.expected_shapes(cfg).items()})
+  params = unflatten(
+    {k: np.zeros(s, np.float32) for k, s in weights_folder.expected_shapes(cfg).items()}
+  )
   assert huggingface.export(cfg, params)[0]["architectures"] == ["LlamaForCausalLM"]
   windowed = dataclasses.replace(cfg, mixer=dataclasses.replace(cfg.mixer, window=4))
   assert huggingface.export(windowed, params)[0]["architectures"] == ["MistralForCausalLM"]
@@ -81,16 +100,23 @@ def test_without_a_name_the_export_finds_an_architecture_that_says_the_same():
 def test_a_wrong_name_and_a_wrong_shape_are_both_named():
   cfg = huggingface.read_config(LLAMA)
   table = huggingface.converter_of(LLAMA).table(cfg)
-  state = {n: np.zeros(r.their_shape(table.sizes), np.float32) for r in table.rules for n in r.names(2)}
+  state = {
+    n: np.zeros(r.their_shape(table.sizes), np.float32) for r in table.rules for n in r.names(2)
+  }
   state["model.layers.1.mlp.gate_prj.weight"] = state.pop("model.layers.1.mlp.gate_proj.weight")
   state["model.norm.weight"] = np.zeros(9, np.float32)
   with pytest.raises(WeightsError) as error:
     huggingface.import_params(LLAMA, state)
-  assert "missing model.layers.1.mlp.gate_proj.weight (is it model.layers.1.mlp.gate_prj.weight?)" in str(error.value)
+  assert (
+    "missing model.layers.1.mlp.gate_proj.weight (is it model.layers.1.mlp.gate_prj.weight?)"
+    in str(error.value)
+  )
   assert "model.norm.weight has shape (9,), wanted (8,) = (d 8)" in str(error.value)
 
 
-@pytest.mark.parametrize("change, sentence", [
+@pytest.mark.parametrize(
+  "change, sentence",
+  [
     (dict(architectures=["BertModel"]), "'BertModel' is not supported"),
     (dict(architectures=[], model_type="bert"), "model_type 'bert'"),
     (dict(hidden_act="xielu"), "hidden_act = 'xielu'"),
@@ -104,11 +130,22 @@ def test_a_wrong_name_and_a_wrong_shape_are_both_named():
     (dict(sliding_window=5), "'sliding_window' = 5 is unknown for this architecture"),
     (dict(quantization_config={"bits": 4}), "'quantization_config'"),
     (dict(hidden_size="8"), "hidden_size = '8'"),
-    (dict(architectures=["Qwen3ForCausalLM"], layer_types=["full_attention"]), "wanted one for each"),
-    (dict(architectures=["Qwen3ForCausalLM"], layer_types=["full_attention", "chunked_attention"]), "chunked_attention"),
-    (dict(architectures=["Qwen3ForCausalLM"], layer_types=["full_attention", "sliding_attention"]), "no window"),
+    (
+      dict(architectures=["Qwen3ForCausalLM"], layer_types=["full_attention"]),
+      "wanted one for each",
+    ),
+    (
+      dict(architectures=["Qwen3ForCausalLM"], layer_types=["full_attention", "chunked_attention"]),
+      "chunked_attention",
+    ),
+    (
+      dict(architectures=["Qwen3ForCausalLM"], layer_types=["full_attention", "sliding_attention"]),
+      "no window",
+    ),
     (dict(architectures=["Gemma2ForCausalLM"], use_bidirectional_attention=True), "causal"),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_what_the_decoder_does_not_do_is_refused_with_a_sentence(change, sentence):
   with pytest.raises(ConfigError, match=sentence.replace("(", r"\(")):
     huggingface.read_config(LLAMA | change)
@@ -122,25 +159,42 @@ def test_a_field_that_the_user_vouches_for_is_let_through():
 
 
 def test_yarn_fields_become_ours():
-  rope = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4, "beta_fast": 5, "beta_slow": 2,
-          "mscale": 0.7, "mscale_all_dim": 0.3, "truncate": False}
+  rope = {
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 4,
+    "beta_fast": 5,
+    "beta_slow": 2,
+    "mscale": 0.7,
+    "mscale_all_dim": 0.3,
+    "truncate": False,
+  }
   got = huggingface.read_config(LLAMA | {"rope_parameters": rope}).position.scaling
-  factor = (0.07 * np.log(8) + 1) / (0.03 * np.log(8) + 1)      # the library's get_mscale, twice
+  factor = (0.07 * np.log(8) + 1) / (0.03 * np.log(8) + 1)  # the library's get_mscale, twice
   assert got == YaRN(8.0, 4, 5.0, 2.0, pytest.approx(factor), False)
   explicit = huggingface.read_config(LLAMA | {"rope_parameters": rope | {"attention_factor": 1.5}})
   assert explicit.position.scaling.attention_factor == 1.5
 
 
 def test_old_and_new_spellings_of_rope_mean_the_same():
-  old = huggingface.read_config(LLAMA | {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}})
-  new = huggingface.read_config(LLAMA | {"rope_parameters": {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0}})
+  old = huggingface.read_config(
+    LLAMA | {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+  )
+  new = huggingface.read_config(
+    LLAMA | {"rope_parameters": {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0}}
+  )
   assert old == new and new.position.theta == 500.0
 
 
 def test_layer_types_become_the_shortest_pattern():
-  config = LLAMA | dict(architectures=["Qwen3ForCausalLM"], head_dim=4, num_hidden_layers=5, sliding_window=3,
-                        use_sliding_window=True, layer_types=["sliding_attention", "full_attention"] * 2
-                        + ["sliding_attention"])
+  config = LLAMA | dict(
+    architectures=["Qwen3ForCausalLM"],
+    head_dim=4,
+    num_hidden_layers=5,
+    sliding_window=3,
+    use_sliding_window=True,
+    layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+  )
   cfg = huggingface.read_config(config)
   assert isinstance(cfg.mixer, PatternConfig) and cfg.period == 2
   assert [m.window for m in cfg.mixers] == [3, None, 3, None, 3]

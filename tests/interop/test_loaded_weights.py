@@ -1,4 +1,6 @@
-"""What the loaders return, NumPy arrays and all, is what `apply` of every registered model takes, without jit."""
+"""What the loaders return, NumPy arrays and all, is what `apply` of every registered model takes,
+without jit.
+"""
 
 import flax.linen as nn
 import jax
@@ -22,27 +24,48 @@ from jaxlm.models.lact_nvs import NVSConfig
 from jaxlm.models.masked_diffusion import MaskedDiffusionConfig
 
 ATTENTION, MAMBA = AttentionConfig(2), Mamba2Config(d_state=4, head_dim=8)
-T5 = dict(vocab_size=20, d_model=16, d_ff=24, num_heads=2, d_kv=8, num_encoder_layers=2, num_decoder_layers=2)
+T5 = dict(
+  vocab_size=20,
+  d_model=16,
+  d_ff=24,
+  num_heads=2,
+  d_kv=8,
+  num_encoder_layers=2,
+  num_decoder_layers=2,
+)
 SMALL = {
-    "decoder": DecoderConfig(20, 16, 2, ATTENTION, position=RoPE()),
-    "decoder, Mamba-2": DecoderConfig(20, 16, 2, MAMBA, mlp=None, tie_embeddings=False),
-    "encoder_decoder": EncoderDecoderConfig(**T5),
-    "encoder_decoder, gate": EncoderDecoderConfig(**T5, reduction=DeleteGateConfig(1), softmax1=True),
-    "encoder_decoder, absolute": EncoderDecoderConfig(**T5, max_positions=16, tie_embeddings=True),
-    "insertion": InsertionConfig(vocab_size=20, d_model=16, num_layers=2, mixer=AttentionConfig(2, causal=False), position=RoPE()),
-    "masked_diffusion": MaskedDiffusionConfig(vocab_size=20, d_model=16, num_layers=2, num_heads=2, position=RoPE()),
-    "hnet": HNetConfig(layout=["m1", ["T1"], "m1"], vocab_size=20, stages=(
-        StageConfig(16, 0, ATTENTION, MAMBA), StageConfig(24, 32, ATTENTION, MAMBA))),
-    "lact_nvs": NVSConfig(d_model=16, num_layers=2, patch=4, head_dim=8, expansion=1.0, muon_steps=1),
+  "decoder": DecoderConfig(20, 16, 2, ATTENTION, position=RoPE()),
+  "decoder, Mamba-2": DecoderConfig(20, 16, 2, MAMBA, mlp=None, tie_embeddings=False),
+  "encoder_decoder": EncoderDecoderConfig(**T5),
+  "encoder_decoder, gate": EncoderDecoderConfig(**T5, reduction=DeleteGateConfig(1), softmax1=True),
+  "encoder_decoder, absolute": EncoderDecoderConfig(**T5, max_positions=16, tie_embeddings=True),
+  "insertion": InsertionConfig(
+    vocab_size=20, d_model=16, num_layers=2, mixer=AttentionConfig(2, causal=False), position=RoPE()
+  ),
+  "masked_diffusion": MaskedDiffusionConfig(
+    vocab_size=20, d_model=16, num_layers=2, num_heads=2, position=RoPE()
+  ),
+  "hnet": HNetConfig(
+    layout=["m1", ["T1"], "m1"],
+    vocab_size=20,
+    stages=(StageConfig(16, 0, ATTENTION, MAMBA), StageConfig(24, 32, ATTENTION, MAMBA)),
+  ),
+  "lact_nvs": NVSConfig(d_model=16, num_layers=2, patch=4, head_dim=8, expansion=1.0, muon_steps=1),
 }
 
 
 def drawn(cfg):
   """Arguments of the model's example batch."""
   rng = np.random.default_rng(0)
-  arguments = cfg.inputs({k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in cfg.example().items()})
-  return jax.tree.map(lambda x: jnp.asarray(rng.integers(1, 20, x.shape) if x.dtype == jnp.int32 else rng.random(x.shape), x.dtype),
-                      arguments)
+  arguments = cfg.inputs(
+    {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in cfg.example().items()}
+  )
+  return jax.tree.map(
+    lambda x: jnp.asarray(
+      rng.integers(1, 20, x.shape) if x.dtype == jnp.int32 else rng.random(x.shape), x.dtype
+    ),
+    arguments,
+  )
 
 
 def outputs(cfg, params, compile=lambda fn: fn):
@@ -50,7 +73,9 @@ def outputs(cfg, params, compile=lambda fn: fn):
 
 
 def test_every_registered_model_is_here():
-  registered = {kind for kind, target in MODELS.table.items() if target.startswith("jaxlm.")}    # other tests add their own
+  registered = {
+    kind for kind, target in MODELS.table.items() if target.startswith("jaxlm.")
+  }  # other tests add their own
   assert {MODELS.kind_of(cfg) for cfg in SMALL.values()} == registered
 
 
@@ -63,7 +88,9 @@ def test_apply_takes_what_the_loaders_return(tmp_path, name, write_run):
   model, loaded = weights_folder.load(tmp_path / "w")
   assert model == cfg
   for got, expected in zip(outputs(model, loaded), want, strict=True):
-    np.testing.assert_allclose(got, expected, atol=1e-4, rtol=1e-4)      # operations are not fused without jit
+    np.testing.assert_allclose(
+      got, expected, atol=1e-4, rtol=1e-4
+    )  # operations are not fused without jit
 
   run = write_run(tmp_path / "run", {"model": described(cfg)}, {3: params})
   for folder, step in ((run, 3), (tmp_path / "w", None)):
@@ -78,10 +105,15 @@ def test_a_t5_from_a_folder_decodes_step_by_step(tmp_path):
   weights_folder.save(tmp_path, cfg, nn.unbox(base.init(cfg, jax.random.key(0))))
   _, params = weights_folder.load(tmp_path)
   model, tokens = cfg.build(), jnp.asarray([[3, 4, 5, 1]])
-  apply = lambda *args, **options: model.apply({"params": params}, *args, **options)
+
+  def apply(*args, **options):
+    return model.apply({"params": params}, *args, **options)
+
   memory = apply(tokens, method="encode")
   state, steps = apply(memory, 3, method="start"), []
   for token in (0, 7, 2):
     logits, state = apply(jnp.asarray([[token]]), memory, state, method="extend")
     steps.append(logits)
-  np.testing.assert_allclose(np.concatenate(steps, 1), apply(tokens, jnp.asarray([[0, 7, 2]])), atol=1e-5)
+  np.testing.assert_allclose(
+    np.concatenate(steps, 1), apply(tokens, jnp.asarray([[0, 7, 2]])), atol=1e-5
+  )

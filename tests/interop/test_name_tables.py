@@ -9,19 +9,29 @@ from jaxlm.interop.huggingface.table import Rule, Table
 
 SIZES = dict(d=6, n=2, h=3, v=5)
 TABLE = Table(
-    rules=(
-        Rule("wte.weight", "embed/embedding", "v d -> v d"),
-        Rule("h.{layer}.qkv.weight", ("blocks/w_q", "blocks/w_k", "blocks/w_v"), "d (3 n h) -> 3 d n h"),
-        Rule("h.{layer}.out.weight", "blocks/w_o", "d (n h) -> n h d"),
-        Rule("norm.weight", "final_norm/scale", "d -> d")),
-    sizes=SIZES, num_layers=3, ignore=(r"h\.\d+\.mask",), aliases=((r"^old_norm\.", "norm."),),
-    tied={"head.weight": "wte.weight"})
+  rules=(
+    Rule("wte.weight", "embed/embedding", "v d -> v d"),
+    Rule(
+      "h.{layer}.qkv.weight", ("blocks/w_q", "blocks/w_k", "blocks/w_v"), "d (3 n h) -> 3 d n h"
+    ),
+    Rule("h.{layer}.out.weight", "blocks/w_o", "d (n h) -> n h d"),
+    Rule("norm.weight", "final_norm/scale", "d -> d"),
+  ),
+  sizes=SIZES,
+  num_layers=3,
+  ignore=(r"h\.\d+\.mask",),
+  aliases=((r"^old_norm\.", "norm."),),
+  tied={"head.weight": "wte.weight"},
+)
 
 
 def state(seed=0):
   rng = np.random.default_rng(seed)
-  return {name: rng.standard_normal(rule.their_shape(SIZES)).astype(np.float32)
-          for rule in TABLE.rules for name in rule.names(TABLE.num_layers)}
+  return {
+    name: rng.standard_normal(rule.their_shape(SIZES)).astype(np.float32)
+    for rule in TABLE.rules
+    for name in rule.names(TABLE.num_layers)
+  }
 
 
 def test_a_linear_layer_and_its_split_heads_compute_the_same():
@@ -31,27 +41,40 @@ def test_a_linear_layer_and_its_split_heads_compute_the_same():
   for layer in range(3):
     q, k, v = np.split(x @ given[f"h.{layer}.qkv.weight"], 3)
     for ours, theirs in (("w_q", q), ("w_k", k), ("w_v", v)):
-      np.testing.assert_allclose(np.einsum("d,dnh->nh", x, tree["blocks"][ours][layer]), theirs.reshape(2, 3), rtol=1e-6)
-    np.testing.assert_allclose(np.einsum("nh,nhd->d", q.reshape(2, 3), tree["blocks"]["w_o"][layer]),
-                               given[f"h.{layer}.out.weight"] @ q, rtol=1e-5)
+      np.testing.assert_allclose(
+        np.einsum("d,dnh->nh", x, tree["blocks"][ours][layer]), theirs.reshape(2, 3), rtol=1e-6
+      )
+    np.testing.assert_allclose(
+      np.einsum("nh,nhd->d", q.reshape(2, 3), tree["blocks"]["w_o"][layer]),
+      given[f"h.{layer}.out.weight"] @ q,
+      rtol=1e-5,
+    )
 
 
 def test_interleaved_fused_heads_are_taken_apart():
   rule = Rule("qkv", ("q", "k", "v"), "(n 3 h) d -> 3 d n h")
   fused = np.arange(18 * 6).reshape(18, 6)
   q, k, v = rule.to_ours(fused, SIZES)
-  np.testing.assert_array_equal(k[:, 1, :].T, fused[9 + 3:9 + 6])  # head 1's block starts at 9, its keys at 12
+  np.testing.assert_array_equal(
+    k[:, 1, :].T, fused[9 + 3 : 9 + 6]
+  )  # head 1's block starts at 9, its keys at 12
   np.testing.assert_array_equal(rule.to_theirs([q, k, v], SIZES), fused)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_importing_and_exporting_is_the_identity_bit_for_bit(dtype):
   import ml_dtypes
-  given = {k: v.astype(getattr(ml_dtypes, dtype) if dtype == "bfloat16" else dtype) for k, v in state().items()}
+
+  given = {
+    k: v.astype(getattr(ml_dtypes, dtype) if dtype == "bfloat16" else dtype)
+    for k, v in state().items()
+  }
   back = TABLE.export_params(TABLE.import_params(given))
   assert set(back) == set(given)
   for name in given:
-    assert back[name].dtype == given[name].dtype and back[name].tobytes() == given[name].tobytes(), name
+    assert (
+      back[name].dtype == given[name].dtype and back[name].tobytes() == given[name].tobytes()
+    ), name
   wide = TABLE.export_params(TABLE.import_params(given, np.float32), given["norm.weight"].dtype)
   assert all(wide[name].tobytes() == given[name].tobytes() for name in given)
 

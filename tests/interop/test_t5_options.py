@@ -15,9 +15,20 @@ from jaxlm.interop import convert, huggingface
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-BASE = dict(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=3, decoder_start_token_id=0, dropout_rate=0.0)
+BASE = dict(
+  vocab_size=40,
+  d_model=16,
+  d_kv=4,
+  d_ff=24,
+  num_layers=2,
+  num_heads=3,
+  decoder_start_token_id=0,
+  dropout_rate=0.0,
+)
 TOKENS = np.random.default_rng(0).integers(2, 40, (2, 13))
-TARGETS = np.concatenate([np.zeros((2, 1), int), np.random.default_rng(1).integers(2, 40, (2, 9))], axis=1)
+TARGETS = np.concatenate(
+  [np.zeros((2, 1), int), np.random.default_rng(1).integers(2, 40, (2, 9))], axis=1
+)
 
 
 def library_model(*, own_head=False, **options):
@@ -33,7 +44,9 @@ def library_model(*, own_head=False, **options):
 
 def library_logits(model):
   with torch.no_grad():
-    return model(input_ids=torch.tensor(TOKENS), decoder_input_ids=torch.tensor(TARGETS)).logits.numpy()
+    return model(
+      input_ids=torch.tensor(TOKENS), decoder_input_ids=torch.tensor(TARGETS)
+    ).logits.numpy()
 
 
 def loaded(folder):
@@ -43,7 +56,9 @@ def loaded(folder):
 def our_logits(folder):
   """Without jit, from what `weights_folder.load` returns."""
   cfg, params = weights_folder.load(folder)
-  return np.asarray(cfg.build().apply({"params": params}, jnp.asarray(TOKENS), jnp.asarray(TARGETS)))
+  return np.asarray(
+    cfg.build().apply({"params": params}, jnp.asarray(TOKENS), jnp.asarray(TARGETS))
+  )
 
 
 def through(tmp_path):
@@ -51,12 +66,26 @@ def through(tmp_path):
   assert convert.main(["--from", str(tmp_path / "ours"), "--to", "hf", str(tmp_path / "back")]) == 0
 
 
-@pytest.mark.parametrize("options", [
-    dict(), dict(feed_forward_proj="gated-gelu"), dict(num_decoder_layers=3), dict(num_layers=1),
-    dict(relative_attention_num_buckets=8, relative_attention_max_distance=9), dict(relative_attention_max_distance=20),
-    dict(d_kv=6, num_heads=2), dict(tie_word_embeddings=False), dict(tie_word_embeddings=False, own_head=True),
-    dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False, own_head=True, num_decoder_layers=1),
-    dict(own_head=True), dict(initializer_factor=0.5, dropout_rate=0.1)], ids=str)
+@pytest.mark.parametrize(
+  "options",
+  [
+    dict(),
+    dict(feed_forward_proj="gated-gelu"),
+    dict(num_decoder_layers=3),
+    dict(num_layers=1),
+    dict(relative_attention_num_buckets=8, relative_attention_max_distance=9),
+    dict(relative_attention_max_distance=20),
+    dict(d_kv=6, num_heads=2),
+    dict(tie_word_embeddings=False),
+    dict(tie_word_embeddings=False, own_head=True),
+    dict(
+      feed_forward_proj="gated-gelu", tie_word_embeddings=False, own_head=True, num_decoder_layers=1
+    ),
+    dict(own_head=True),
+    dict(initializer_factor=0.5, dropout_rate=0.1),
+  ],
+  ids=str,
+)
 def test_logits_are_the_librarys_in_and_out(tmp_path, options):
   """tie_word_embeddings: of the library's own scale rule. own_head: the file holds lm_head.weight."""
   library_model(**options).save_pretrained(tmp_path / "hf")
@@ -69,7 +98,9 @@ def test_logits_are_the_librarys_in_and_out(tmp_path, options):
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("head", ["own", "same", "absent"])
 def test_a_config_as_version_4_wrote_it_means_what_the_library_takes_it_for(tmp_path, tie, head):
-  """tie_word_embeddings alone, beside a file with a head of its own, with the table twice, and without a head."""
+  """tie_word_embeddings alone, beside a file with a head of its own, with the table twice, and
+  without a head.
+  """
   model = library_model(own_head=head == "own", tie_word_embeddings=tie)
   model.save_pretrained(tmp_path / "hf")
   config = json.loads((tmp_path / "hf" / "config.json").read_text())
@@ -94,12 +125,21 @@ def test_a_head_beside_a_tied_table_is_not_dropped_without_the_decision():
   np.testing.assert_array_equal(params["head"]["w_out"], state["lm_head.weight"])
 
 
-@pytest.mark.parametrize("change, said", [
-    (dict(feed_forward_proj="gelu"), "feed_forward_proj = 'gelu'"), (dict(feed_forward_proj="gated-silu"), "'gated-silu'"),
-    (dict(dense_act_fn="gelu"), "dense_act_fn = 'gelu'"), (dict(is_gated_act=True), "is_gated_act = True"),
-    (dict(layer_norm_epsilon=1e-5), "layer_norm_epsilon"), (dict(is_encoder_decoder=False), "is_encoder_decoder = False"),
-    (dict(decoder_start_token_id=2), "decoder_start_token_id = 2"), (dict(pad_token_id=3), "pad_token_id = 3"),
-    (dict(tie_encoder_decoder=True), "tie_encoder_decoder")], ids=str)
+@pytest.mark.parametrize(
+  "change, said",
+  [
+    (dict(feed_forward_proj="gelu"), "feed_forward_proj = 'gelu'"),
+    (dict(feed_forward_proj="gated-silu"), "'gated-silu'"),
+    (dict(dense_act_fn="gelu"), "dense_act_fn = 'gelu'"),
+    (dict(is_gated_act=True), "is_gated_act = True"),
+    (dict(layer_norm_epsilon=1e-5), "layer_norm_epsilon"),
+    (dict(is_encoder_decoder=False), "is_encoder_decoder = False"),
+    (dict(decoder_start_token_id=2), "decoder_start_token_id = 2"),
+    (dict(pad_token_id=3), "pad_token_id = 3"),
+    (dict(tie_encoder_decoder=True), "tie_encoder_decoder"),
+  ],
+  ids=str,
+)
 def test_what_the_model_does_not_do_is_refused(change, said):
   config = transformers.T5Config(**BASE).to_dict()
   huggingface.read_config(config)
@@ -107,12 +147,16 @@ def test_what_the_model_does_not_do_is_refused(change, said):
     huggingface.read_config(config | change)
 
 
-def test_files_with_another_name_of_the_table_and_an_unused_bias_are_read_as_the_library_reads_them(tmp_path):
+def test_files_with_another_name_of_the_table_and_an_unused_bias_are_read_as_the_library_reads_them(
+  tmp_path,
+):
   library_model().save_pretrained(tmp_path / "hf")
   state = dict(read_weights(tmp_path / "hf"))
   state["encoder.embed_tokens.weight"] = state.pop("shared.weight")
   bias = "block.0.layer.{}.relative_attention_bias.weight"
-  state["decoder." + bias.format("1.EncDecAttention")] = state["decoder." + bias.format("0.SelfAttention")] + 1
+  state["decoder." + bias.format("1.EncDecAttention")] = (
+    state["decoder." + bias.format("0.SelfAttention")] + 1
+  )
   write_weights(tmp_path / "hf", state)
   want = library_logits(loaded(tmp_path / "hf"))
   through(tmp_path)

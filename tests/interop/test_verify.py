@@ -47,8 +47,11 @@ def write(path, kind="double", *, y=None, **config):
   x = np.arange(3, dtype=np.float32)
   y = 2 * x if y is None else y
   path.parent.mkdir(parents=True, exist_ok=True)
-  np.savez(path, config=json.dumps({"system": "toy", "kind": kind} | config),
-           **{"in/x": x, "out/y": y, "grad/x": np.full(3, 2, np.float32)})
+  np.savez(
+    path,
+    config=json.dumps({"system": "toy", "kind": kind} | config),
+    **{"in/x": x, "out/y": y, "grad/x": np.full(3, 2, np.float32)},
+  )
 
 
 def run(capsys, *argv):
@@ -71,12 +74,17 @@ def test_a_number_out_of_tolerance_fails_its_row_only(tmp_path, capsys):
   write(tmp_path / "bad.npz", y=np.array([0, 2, 4.001], np.float32))
   code, report = run(capsys, tmp_path)
   assert code == 1
-  assert {row["file"]: row["passed"] for row in report["rows"]} == {"bad.npz": False, "good.npz": True}
+  assert {row["file"]: row["passed"] for row in report["rows"]} == {
+    "bad.npz": False,
+    "good.npz": True,
+  }
   bad = report["rows"][0]
   assert bad["worst"]["outputs"] == pytest.approx(1e-3, rel=1e-2) and bad["worst"]["ratio"] > 100
 
 
-@pytest.mark.parametrize("y", [np.array([0, 2, np.nan], np.float32), np.zeros(4, np.float32)], ids=["nan", "shape"])
+@pytest.mark.parametrize(
+  "y", [np.array([0, 2, np.nan], np.float32), np.zeros(4, np.float32)], ids=["nan", "shape"]
+)
 def test_not_a_number_and_a_wrong_shape_fail(tmp_path, capsys, y):
   write(tmp_path / "bad.npz", y=y)
   assert run(capsys, tmp_path)[0] == 1
@@ -102,12 +110,16 @@ def test_an_unknown_kind_fails_and_names_the_nearest(tmp_path, capsys):
   assert code == 1 and "'toy/double'" in report["rows"][0]["message"]
 
 
-def test_a_check_that_raises_fails_with_its_message_and_a_traceback_only_on_request(tmp_path, capsys):
+def test_a_check_that_raises_fails_with_its_message_and_a_traceback_only_on_request(
+  tmp_path, capsys
+):
   write(tmp_path / "a.npz", "broken")
   write(tmp_path / "b.npz")
   assert verify.main([str(tmp_path)]) == 1
   out = capsys.readouterr().out
-  assert "the check itself is broken" in out and "Traceback" not in out and "1 of 2 cases pass" in out
+  assert (
+    "the check itself is broken" in out and "Traceback" not in out and "1 of 2 cases pass" in out
+  )
   assert verify.main([str(tmp_path), "--verbose"]) == 1
   assert "Traceback" in capsys.readouterr().out
 
@@ -150,8 +162,20 @@ def damage_pickle(path):
   np.savez(path, config='{"system": "toy", "kind": "double"}', x=np.array([{}], dtype=object))
 
 
-@pytest.mark.parametrize("damage", [damage_text, damage_truncated, damage_bytes, damage_single_array, damage_no_config, damage_bad_json,
-                                    damage_no_kind, damage_pickle], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+  "damage",
+  [
+    damage_text,
+    damage_truncated,
+    damage_bytes,
+    damage_single_array,
+    damage_no_config,
+    damage_bad_json,
+    damage_no_kind,
+    damage_pickle,
+  ],
+  ids=lambda f: f.__name__,
+)
 def test_a_damaged_file_is_a_failed_row_and_the_others_still_run(tmp_path, capsys, damage):
   damage(tmp_path / "damaged.npz")
   write(tmp_path / "good.npz")
@@ -191,7 +215,9 @@ def test_a_check_runs_in_64_bits_only_where_it_asks(tmp_path, dtype):
 
 def test_a_tolerance_adds_absolute_relative_and_maximum_parts():
   want = np.array([1.0, -10.0])
-  np.testing.assert_allclose(Tolerance(0.5, 0.1, 0.01).limit(want), [0.5 + 0.1 + 0.1, 0.5 + 1.0 + 0.1])
+  np.testing.assert_allclose(
+    Tolerance(0.5, 0.1, 0.01).limit(want), [0.5 + 0.1 + 0.1, 0.5 + 1.0 + 0.1]
+  )
 
 
 def test_a_mask_restricts_the_comparison(tmp_path):

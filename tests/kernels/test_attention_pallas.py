@@ -1,5 +1,6 @@
-"""The Pallas kernel of attention, interpreted on a CPU, against the definition; sizes are small, tiles are 128 x 128."""
-
+"""The Pallas kernel of attention, interpreted on a CPU, against the definition; sizes are small,
+tiles are 128 x 128.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +9,32 @@ import pytest
 from interpreter import every_detector
 
 from jaxlm.kernels import pallas_support
-from jaxlm.kernels.attention import BucketBias, CoPE, KeyBias, LinearBias, api, attention, pallas_tpu
+from jaxlm.kernels.attention import (
+  BucketBias,
+  CoPE,
+  KeyBias,
+  LinearBias,
+  api,
+  attention,
+  pallas_tpu,
+)
 from jaxlm.kernels.attention.reference import Rule
 from jaxlm.kernels.attention.tiles import tiles
 
-# Float32 sums of up to 300 terms in another order: some 1e-6 of the largest value; softmax's gradients are differences.
+# Float32 sums of up to 300 terms in another order: some 1e-6 of the largest value; softmax's
+# gradients are differences.
 FLOAT32 = 1e-5
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
-  """implementation="pallas" runs interpreted, with tiles of 128 by 128; call it to change the tiles."""
+  """implementation="pallas" runs interpreted, with tiles of 128 by 128; call it to change the
+  tiles.
+  """
+
   def setup(forward=(128, 128), backward=(128, 128)):
     monkeypatch.setattr(pallas_tpu.blocks, "pallas_blocks", lambda *_: (forward, backward))
+
   setup()
   with pallas_support.interpreted():
     yield setup
@@ -36,14 +50,24 @@ def running(seed, *shape):
 
 def both(B, T, S, N, K, H, F, bias, dtype=jnp.float32, **options):
   """(o and gradients of q, k, v and bias) of "pallas" and of "reference"."""
-  q, k, v, do = (draw(i, *s, dtype=dtype) for i, s in enumerate([(B, T, N, H), (B, S, K, H), (B, S, K, F), (B, T, N, F)]))
+  q, k, v, do = (
+    draw(i, *s, dtype=dtype)
+    for i, s in enumerate([(B, T, N, H), (B, S, K, H), (B, S, K, F), (B, T, N, F)])
+  )
 
   def run(implementation):
     @jax.jit
     def gradients(*args):
-      o, pull = jax.vjp(lambda q, k, v, bias: attention(q, k, v, bias=bias, implementation=implementation, **options), *args)
+      o, pull = jax.vjp(
+        lambda q, k, v, bias: attention(
+          q, k, v, bias=bias, implementation=implementation, **options
+        ),
+        *args,
+      )
       return o, pull(do)
+
     return gradients(q, k, v, bias)
+
   return run("pallas"), run("reference")
 
 
@@ -57,35 +81,59 @@ def near(got, want, tolerance):
 
 def packed(T):
   """Two rows: documents and padding; one that begins with padding."""
-  return jnp.asarray([[1] * (T // 2) + [2] * (T // 4) + [0] * (T - T // 2 - T // 4), [0] * 30 + [1] * (T - 30)], jnp.int32)
+  return jnp.asarray(
+    [[1] * (T // 2) + [2] * (T // 4) + [0] * (T - T // 2 - T // 4), [0] * 30 + [1] * (T - 30)],
+    jnp.int32,
+  )
 
 
 def test_packed_rows_with_buckets_alibi_and_shared_key_heads(interpreted):
-  interpreted(backward=(256, 128))                       # other tiles backward
+  interpreted(backward=(256, 128))  # other tiles backward
   bias = BucketBias(draw(9, 8, 4), False, 60), LinearBias(jnp.linspace(0.01, 0.1, 4))
   near(*both(2, 200, 200, 4, 2, 8, 6, bias, q_segment_ids_BT=packed(200)), FLOAT32)
 
 
 def test_windows_softcap_and_numbers_of_queries_and_keys(interpreted):
-  bias = tuple(KeyBias(running(i, 1, 257, 2), running(i, 1, 257, 2)) for i in (10, 11)) + (KeyBias(None, draw(12, 1, 257, 1)),)
+  bias = tuple(KeyBias(running(i, 1, 257, 2), running(i, 1, 257, 2)) for i in (10, 11)) + (
+    KeyBias(None, draw(12, 1, 257, 1)),
+  )
   near(*both(1, 257, 257, 2, 2, 8, 8, bias, window=100, softcap=3.0, scale=0.7), FLOAT32)
 
 
-@pytest.mark.parametrize("dtype,tolerance", [
+@pytest.mark.parametrize(
+  "dtype,tolerance",
+  [
     (jnp.float32, FLOAT32),
-    # Weights and their gradients are rounded to 8 bits, in the kernel before the division and in the definition too.
-    (jnp.bfloat16, 3e-2)])
+    # Weights and their gradients are rounded to 8 bits, in the kernel before the division and in
+    # the definition too.
+    (jnp.bfloat16, 3e-2),
+  ],
+)
 def test_mrt5s_gate_softmax1_and_a_row_without_keys(interpreted, dtype, tolerance):
   valid = jnp.asarray([[1] * 150 + [0] * 50, [0] * 200], jnp.int32)
   bias = BucketBias(draw(9, 8, 2), True, 60), KeyBias(None, 30 * jnp.abs(draw(12, 2, 200, 1)))
-  got, want = both(2, 129, 200, 2, 2, 8, 8, bias, dtype, causal=False, softmax1=True, kv_segment_ids_BS=valid, scale=1.0)
+  got, want = both(
+    2,
+    129,
+    200,
+    2,
+    2,
+    8,
+    8,
+    bias,
+    dtype,
+    causal=False,
+    softmax1=True,
+    kv_segment_ids_BS=valid,
+    scale=1.0,
+  )
   near(got, want, tolerance)
   assert not np.any(np.asarray(got[0][1], np.float32))
 
 
 def test_windows_to_both_sides_skip_tiles(interpreted):
   got, want = both(1, 300, 300, 1, 1, 8, 8, LinearBias(jnp.ones(1)), causal=False, window=20)
-  near(got, want, 5e-5)          # the slope's gradient adds up 12,000 products that mostly cancel
+  near(got, want, 5e-5)  # the slope's gradient adds up 12,000 products that mostly cancel
 
 
 @pytest.mark.parametrize("T", [1, 127, 128, 129])
@@ -94,21 +142,42 @@ def test_every_length_around_the_tile(interpreted, T):
 
 
 def test_on_a_mesh_gradients_of_shared_parameters_are_those_of_all_devices(interpreted):
-  mesh = jax.make_mesh((2, 2), ("data", "tensor"), devices=jax.devices()[:4], axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  mesh = jax.make_mesh(
+    (2, 2),
+    ("data", "tensor"),
+    devices=jax.devices()[:4],
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+  )
   bias = BucketBias(draw(9, 8, 2), False, 60), KeyBias(None, draw(12, 2, 128, 1))
   with jax.set_mesh(mesh):
-    got, want = both(2, 128, 128, 2, 2, 8, 8, bias, q_segment_ids_BT=packed(128), spec=jax.P("data", None, "tensor", None))
+    got, want = both(
+      2,
+      128,
+      128,
+      2,
+      2,
+      8,
+      8,
+      bias,
+      q_segment_ids_BT=packed(128),
+      spec=jax.P("data", None, "tensor", None),
+    )
   near(got, want, FLOAT32)
 
 
 def test_no_race_no_read_outside_and_no_unwritten_memory_on_two_cores(interpreted):
-  bias = BucketBias(draw(9, 8, 2), False, 60), KeyBias(running(10, 2, 256, 2), running(10, 2, 256, 2))
+  bias = (
+    BucketBias(draw(9, 8, 2), False, 60),
+    KeyBias(running(10, 2, 256, 2), running(10, 2, 256, 2)),
+  )
   with every_detector():
     got, want = both(2, 256, 256, 2, 2, 8, 8, bias, q_segment_ids_BT=packed(256))
   near(got, want, FLOAT32)
 
 
-@pytest.mark.parametrize("options", [dict(causal=True), dict(window=100), dict(window=300), dict(causal=False, window=70)])
+@pytest.mark.parametrize(
+  "options", [dict(causal=True), dict(window=100), dict(window=300), dict(causal=False, window=70)]
+)
 @pytest.mark.parametrize("T,S", [(640, 640), (256, 640), (640, 256)])
 def test_tiles_that_are_skipped_hide_every_pair_and_whole_ones_none(T, S, options):
   rule = Rule(1.0, **options)
@@ -119,17 +188,21 @@ def test_tiles_that_are_skipped_hide_every_pair_and_whole_ones_none(T, S, option
     seen = seen & (i - j < rule.window) & (rule.causal | (j - i < rule.window))
   for q in range(grid.num_q):
     for k in range(grid.num_k):
-      tile = seen[q * 256:(q + 1) * 256, k * 128:(k + 1) * 128]
+      tile = seen[q * 256 : (q + 1) * 256, k * 128 : (k + 1) * 128]
       assert bool(grid.is_live(q, k)) == tile.any() and bool(grid.is_whole(q, k)) == tile.all()
-      if grid.is_live(q, k):       # a live tile fetches its own blocks
+      if grid.is_live(q, k):  # a live tile fetches its own blocks
         assert grid.keys_of(q, k) == k and grid.queries_of(q, k) == q
       assert 0 <= grid.keys_of(q, k) < grid.num_k and 0 <= grid.queries_of(q, k) < grid.num_q
 
 
 def test_what_it_does_not_cover_is_refused_with_the_reason(interpreted):
   q = draw(0, 1, 8, 2, 4)
-  ask = lambda match, q=q, **options: pytest.raises(NotImplementedError, attention, q, options.pop("k", q), q,
-                                                    implementation="pallas", **options).match(match)
+
+  def ask(match, q=q, **options):
+    return pytest.raises(
+      NotImplementedError, attention, q, options.pop("k", q), q, implementation="pallas", **options
+    ).match(match)
+
   ask("CoPE depends on a whole row", bias=CoPE(draw(1, 4, 5)))
   ask("explicit indices", q_index_BT=jnp.arange(8, dtype=jnp.int32)[None])
   ask("one of bfloat16, float32 for all", k=q.astype(jnp.bfloat16))
@@ -146,8 +219,9 @@ def test_it_is_chosen_on_tpus_only_where_the_estimate_is_better(monkeypatch):
   def chosen(T, *biases, spec=None):
     q = jax.ShapeDtypeStruct((1, T, 1, 4), jnp.float32)
     return api.best(q, q, q, None, biases, Rule(1.0), spec)
+
   assert chosen(512, table) == chosen(600, table, slope) == "pallas"
   assert chosen(256, table) == chosen(512, slope) == chosen(512, table, cope) == "xla"
   monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: type("", (), dict(size=4)))
-  assert chosen(512, table) == "xla"                         # not partitioned without a spec
+  assert chosen(512, table) == "xla"  # not partitioned without a spec
   assert chosen(512, table, spec=jax.P("data")) == "pallas"

@@ -16,7 +16,10 @@ pytestmark = pytest.mark.compile
 
 def compiled_gradient(mesh, spec, options, segments, B=4, T=256, N=4, K=2, H=64):
   """HLO of the forward and backward pass of attention, as chosen for the mesh's devices."""
-  place = lambda shape, dtype, *s: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*s)))
+
+  def place(shape, dtype, *s):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*s)))
+
   q = place((B, T, N, H), jnp.bfloat16, *spec)
   k = place((B, T, K, H), jnp.bfloat16, *spec)
   ids = place((B, T), jnp.int32, spec[0])
@@ -34,20 +37,33 @@ def devices():
   pytest.importorskip("libtpu")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   from jax.experimental import topologies
+
   return np.array(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices)
 
 
-@pytest.mark.parametrize("options,segments", [
-    ({}, True), (dict(window=100, softcap=30.0), False), (dict(causal=False), True)])
+@pytest.mark.parametrize(
+  "options,segments",
+  [({}, True), (dict(window=100, softcap=30.0), False), (dict(causal=False), True)],
+)
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2)])
-def test_the_fused_kernel_is_chosen_and_compiles_forward_and_backward(devices, shape, options, segments):
-  mesh = Mesh(devices.ravel()[:np.prod(shape)].reshape(shape), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+def test_the_fused_kernel_is_chosen_and_compiles_forward_and_backward(
+  devices, shape, options, segments
+):
+  mesh = Mesh(
+    devices.ravel()[: np.prod(shape)].reshape(shape),
+    ("data", "tensor"),
+    axis_types=(AxisType.Auto,) * 2,
+  )
   text = compiled_gradient(mesh, ("data", None, "tensor", None), options, segments)
-  assert text.count('custom_call_target="tpu_custom_call"') == 3      # o, dq, and dk with dv
-  assert "all-gather" not in text and "all-to-all" not in text        # batch and heads stay where they are
+  assert text.count('custom_call_target="tpu_custom_call"') == 3  # o, dq, and dk with dv
+  assert (
+    "all-gather" not in text and "all-to-all" not in text
+  )  # batch and heads stay where they are
 
 
 def test_what_the_fused_kernel_does_not_cover_compiles_in_plain_xla(devices):
   mesh = Mesh(devices.reshape(2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
-  text = compiled_gradient(mesh, ("data", None, "tensor", None), dict(bias=LinearBias(jnp.ones(4))), False, T=512)
+  text = compiled_gradient(
+    mesh, ("data", None, "tensor", None), dict(bias=LinearBias(jnp.ones(4))), False, T=512
+  )
   assert "tpu_custom_call" not in text

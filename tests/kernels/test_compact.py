@@ -17,7 +17,9 @@ def keeps(shape, density, seed):
 @pytest.mark.parametrize("capacity", [1, 5, 13, 20])
 def test_fast_form_equals_the_stable_sort(density, capacity):
   keep = keeps((4, 13), density, seed=capacity)
-  chex.assert_trees_all_equal(compact(keep, capacity), compact(keep, capacity, implementation="reference"))
+  chex.assert_trees_all_equal(
+    compact(keep, capacity), compact(keep, capacity, implementation="reference")
+  )
 
 
 def test_kept_items_stay_in_order_and_come_back_to_their_places():
@@ -26,8 +28,8 @@ def test_kept_items_stay_in_order_and_come_back_to_their_places():
   c = compact(keep, 40)
   for row in range(3):
     want = np.asarray(x[row])[np.asarray(keep[row])]
-    np.testing.assert_array_equal(gather(x, c)[row, :len(want)], want)
-    np.testing.assert_array_equal(gather(x, c)[row, len(want):], 0)
+    np.testing.assert_array_equal(gather(x, c)[row, : len(want)], want)
+    np.testing.assert_array_equal(gather(x, c)[row, len(want) :], 0)
   np.testing.assert_array_equal(scatter(gather(x, c), c), jnp.where(keep[..., None, None], x, 0))
 
 
@@ -35,7 +37,10 @@ def test_overflow_is_flagged_per_row_and_drops_the_last_items():
   keep = jnp.asarray([[1, 1, 0, 1], [0, 0, 1, 0]], bool)
   c = compact(keep, 2)
   assert c.overflow_B.tolist() == [True, False] and c.count_B.tolist() == [3, 1]
-  assert c.source_BC.tolist() == [[0, 1], [2, 0]] and c.valid_BC.tolist() == [[True, True], [True, False]]
+  assert c.source_BC.tolist() == [[0, 1], [2, 0]] and c.valid_BC.tolist() == [
+    [True, True],
+    [True, False],
+  ]
   assert c.kept_BT.tolist() == [[True, True, False, False], [False, False, True, False]]
   assert c.rank_BT.tolist() == [[0, 1, 1, 1], [-1, -1, 0, 0]]
 

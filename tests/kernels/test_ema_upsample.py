@@ -11,23 +11,43 @@ from jaxlm.kernels.ema_upsample import ema_upsample
 
 def inputs(batch, length, capacity, width, density, seed=0):
   r = np.random.default_rng(seed)
-  n = lambda *s: jnp.asarray(r.standard_normal(s), jnp.float32)
+
+  def n(*s):
+    return jnp.asarray(r.standard_normal(s), jnp.float32)
+
   c = compact(jnp.asarray(r.random((batch, length)) < density), capacity)
   p = jnp.asarray(r.uniform(1e-4, 1 - 1e-4, (batch, capacity)), jnp.float32)
-  return (n(batch, capacity, width), p, n(batch, width)), c, jnp.asarray(r.random((batch, capacity)) < 0.1)
+  return (
+    (n(batch, capacity, width), p, n(batch, width)),
+    c,
+    jnp.asarray(r.random((batch, capacity)) < 0.1),
+  )
 
 
 def run(arguments, c, reset, implementation):
   def loss(x, p, initial):
-    y, last = ema_upsample(x, p, c, reset_BC=reset, initial_BD=initial, implementation=implementation)
+    y, last = ema_upsample(
+      x, p, c, reset_BC=reset, initial_BD=initial, implementation=implementation
+    )
     g = jax.random.normal(jax.random.key(0), y.shape)
-    return jnp.sum(y * g) + jnp.sum(last ** 2), (y, last)
+    return jnp.sum(y * g) + jnp.sum(last**2), (y, last)
+
   (_, out), grads = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*arguments)
   return out, grads
 
 
-@pytest.mark.parametrize("length, capacity, density", [
-    (1, 1, 1.0), (2, 2, 0.5), (63, 40, 0.5), (65, 65, 1.0), (200, 130, 0.4), (130, 20, 0.5), (9, 9, 0.0)])
+@pytest.mark.parametrize(
+  "length, capacity, density",
+  [
+    (1, 1, 1.0),
+    (2, 2, 0.5),
+    (63, 40, 0.5),
+    (65, 65, 1.0),
+    (200, 130, 0.4),
+    (130, 20, 0.5),
+    (9, 9, 0.0),
+  ],
+)
 def test_equals_the_recurrence_with_gradients(length, capacity, density):
   arguments, c, reset = inputs(3, length, capacity, 5, density)
   got, want = run(arguments, c, reset, None), run(arguments, c, reset, "reference")
@@ -46,7 +66,9 @@ def test_a_weight_of_one_forgets_everything_before_it():
 
 def test_positions_before_the_first_chunk_read_the_initial_value():
   c = compact(jnp.asarray([[0, 0, 1, 0]], bool), 2)
-  y, _ = ema_upsample(jnp.ones((1, 2, 1)), jnp.full((1, 2), 0.5), c, initial_BD=jnp.full((1, 1), 3.0))
+  y, _ = ema_upsample(
+    jnp.ones((1, 2, 1)), jnp.full((1, 2), 0.5), c, initial_BD=jnp.full((1, 1), 3.0)
+  )
   np.testing.assert_allclose(y[0, :, 0], [3, 3, 2, 2], atol=1e-6)
 
 
@@ -64,21 +86,33 @@ def test_what_lies_in_invalid_slots_has_no_influence_and_no_gradient():
 
 @pytest.mark.parametrize("length", [64, 100, 200])
 def test_weights_that_almost_forget_cost_no_digit(length):
-  """1 - P = 6e-8 at every other chunk: within 2e-5 of the recurrence in float64, chunk by chunk, gradients too."""
+  """1 - P = 6e-8 at every other chunk: within 2e-5 of the recurrence in float64, chunk by chunk,
+  gradients too.
+  """
   r = np.random.default_rng(0)
   c = compact(jnp.ones((1, length), bool), length)
   p = np.where(np.arange(length) % 2, 1 - 2.0**-24, 1e-3).astype(np.float32)
-  x, g = r.standard_normal((length, 3)).astype(np.float32), r.standard_normal((length, 3)).astype(np.float32)
-  loss = lambda x, p: (lambda y: (jnp.sum(y * g), y))(ema_upsample(x[None], p[None], c)[0][0])
+  x, g = (
+    r.standard_normal((length, 3)).astype(np.float32),
+    r.standard_normal((length, 3)).astype(np.float32),
+  )
+
+  def loss(x, p):
+    return (lambda y: (jnp.sum(y * g), y))(ema_upsample(x[None], p[None], c)[0][0])
+
   (_, y), (dx, dp) = jax.value_and_grad(loss, (0, 1), has_aux=True)(jnp.asarray(x), jnp.asarray(p))
   decay, p64 = np.asarray(np.float32(1) - p, np.float64), p.astype(np.float64)
   z, h = np.zeros((length + 1, 3)), np.zeros((length + 1, 3))
   for t in range(length):
-    z[t] = decay[t] * z[t - 1] + p64[t] * x[t]      # z[-1] is zero
+    z[t] = decay[t] * z[t - 1] + p64[t] * x[t]  # z[-1] is zero
   for t in reversed(range(length)):
     h[t] = g[t] + (decay[t + 1] if t + 1 < length else 0) * h[t + 1]
-  before = np.concatenate([np.zeros((1, 3)), z[:length - 1]])
-  for got, want in ((y, z[:length]), (dx, p64[:, None] * h[:length]), (dp, (h[:length] * (x - before)).sum(-1))):
+  before = np.concatenate([np.zeros((1, 3)), z[: length - 1]])
+  for got, want in (
+    (y, z[:length]),
+    (dx, p64[:, None] * h[:length]),
+    (dp, (h[:length] * (x - before)).sum(-1)),
+  ):
     want = want.reshape(length, -1)
     error = np.abs(np.asarray(got, np.float64).reshape(length, -1) - want).max(-1)
     assert (error / np.abs(want).max(-1).clip(1e-3 * np.abs(want).max())).max() < 2e-5

@@ -1,4 +1,6 @@
-"""The TPU kernels of linear_cross_entropy, interpreted: against the definition in float64, and what they refuse."""
+"""The TPU kernels of linear_cross_entropy, interpreted: against the definition in float64, and what
+they refuse.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +24,24 @@ def small_tiles(monkeypatch):
 
 def inputs(B, T, V, D=24, dtype=jnp.float32, scale=1.0):
   rng = np.random.default_rng(0)
-  draw = lambda *shape: rng.normal(size=shape)
+
+  def draw(*shape):
+    return rng.normal(size=shape)
+
   h, w = jnp.asarray(scale * draw(B, T, D), dtype), jnp.asarray(draw(V, D) / D**0.5, dtype)
-  return (h, w, jnp.asarray(draw(V), jnp.float32), jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32),
-          (jnp.asarray(draw(B, T), jnp.float32), jnp.asarray(draw(B, T), jnp.float32)))
+  return (
+    h,
+    w,
+    jnp.asarray(draw(V), jnp.float32),
+    jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32),
+    (jnp.asarray(draw(B, T), jnp.float32), jnp.asarray(draw(B, T), jnp.float32)),
+  )
 
 
 def definition(h, w, bias, targets, gradients, softcap=None, where=None):
-  """(log_prob, log_z, dh, dw, dbias) in float64; targets None: no log_prob, gradients is that of log_z."""
+  """(log_prob, log_z, dh, dw, dbias) in float64; targets None: no log_prob, gradients is that of
+  log_z.
+  """
   h, w = np.asarray(h, np.float64), np.asarray(w, np.float64)
   a = np.einsum("btd,vd->btv", h, w) + (0 if bias is None else np.asarray(bias, np.float64))
   s = a if softcap is None else softcap * np.tanh(a / softcap)
@@ -41,34 +53,66 @@ def definition(h, w, bias, targets, gradients, softcap=None, where=None):
   else:
     g, z = (here * np.asarray(x, np.float64) for x in gradients)
     log_prob = here * (np.take_along_axis(s, np.asarray(targets)[..., None], -1)[..., 0] - log_z)
-    da = (z - g)[..., None] * p + g[..., None] * (np.asarray(targets)[..., None] == np.arange(w.shape[0]))
-  da = da if softcap is None else da * (1 - (s / softcap)**2)
-  out = (log_prob, here * log_z, np.einsum("btv,vd->btd", da, w), np.einsum("btv,btd->vd", da, h), da.sum((0, 1)))
-  return [x for x in out if x is not None][:None if bias is not None else -1]
+    da = (z - g)[..., None] * p + g[..., None] * (
+      np.asarray(targets)[..., None] == np.arange(w.shape[0])
+    )
+  da = da if softcap is None else da * (1 - (s / softcap) ** 2)
+  out = (
+    log_prob,
+    here * log_z,
+    np.einsum("btv,vd->btd", da, w),
+    np.einsum("btv,btd->vd", da, h),
+    da.sum((0, 1)),
+  )
+  return [x for x in out if x is not None][: None if bias is not None else -1]
 
 
-def by_kernel(h, w, bias, targets, gradients, softcap=None, where=None, implementation="pallas", **specs):
+def by_kernel(
+  h, w, bias, targets, gradients, softcap=None, where=None, implementation="pallas", **specs
+):
   @jax.jit
   def run(h, w, bias, targets, gradients):
-    f = lambda h, w, bias: linear_cross_entropy(h, w, targets, bias_V=bias, softcap=softcap, where_BT=where,
-                                                implementation=implementation, **specs)
+    def f(h, w, bias):
+      return linear_cross_entropy(
+        h,
+        w,
+        targets,
+        bias_V=bias,
+        softcap=softcap,
+        where_BT=where,
+        implementation=implementation,
+        **specs,
+      )
+
     out, pull = jax.vjp(f, h, w, bias)
     return out, pull(gradients)
+
   return jax.tree.leaves(run(h, w, bias, targets, gradients))
 
 
 def check(got, want, tolerance):
   for g, w in zip(got, want, strict=True):
-    np.testing.assert_allclose(np.asarray(g, np.float64), w, atol=tolerance * max(1.0, np.abs(w).max()))
+    np.testing.assert_allclose(
+      np.asarray(g, np.float64), w, atol=tolerance * max(1.0, np.abs(w).max())
+    )
 
 
-# (B, T, V) beside a tile of 128 rows and words: one row, one word, a tile less, one and more; softcap, bias, targets.
-CASES = [((1, 1, 1), None, False, True), ((1, 127, 128), None, True, False), ((3, 43, 129), None, False, True),
-         ((1, 128, 300), 2.0, True, True), ((2, 130, 127), None, True, True), ((3, 43, 129), 2.0, True, False)]
+# (B, T, V) beside a tile of 128 rows and words: one row, one word, a tile less, one and more;
+# softcap, bias, targets.
+CASES = [
+  ((1, 1, 1), None, False, True),
+  ((1, 127, 128), None, True, False),
+  ((3, 43, 129), None, False, True),
+  ((1, 128, 300), 2.0, True, True),
+  ((2, 130, 127), None, True, True),
+  ((3, 43, 129), 2.0, True, False),
+]
 
 
 @pytest.mark.parametrize("size,softcap,with_bias,with_targets", CASES, ids=str)
-def test_the_kernels_are_the_definition_with_their_gradients(size, softcap, with_bias, with_targets):
+def test_the_kernels_are_the_definition_with_their_gradients(
+  size, softcap, with_bias, with_targets
+):
   h, w, bias, targets, gradients = inputs(*size)
   bias, targets = bias if with_bias else None, targets if with_targets else None
   gradients = gradients if with_targets else gradients[1]
@@ -84,26 +128,35 @@ def test_bfloat16_operands_give_float32_results_near_the_definition():
     got = by_kernel(h, w, bias, targets, gradients)
   want = definition(h, w, bias, targets, gradients)
   assert [x.dtype.name for x in got] == ["float32", "float32", "bfloat16", "bfloat16", "float32"]
-  check(got[:2], want[:2], 1e-5)       # nothing is rounded before the sums
-  check(got[2:], want[2:], 2**-7)      # weights are rounded to 8 bits before the last products, results after
+  check(got[:2], want[:2], 1e-5)  # nothing is rounded before the sums
+  check(
+    got[2:], want[2:], 2**-7
+  )  # weights are rounded to 8 bits before the last products, results after
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4])
 def test_rows_that_do_not_count_are_zero_and_have_no_gradient_however_large_they_are(share):
   h, w, bias, targets, gradients = inputs(2, 150, 200)
   where = jnp.asarray(np.random.default_rng(1).random((2, 150)) < share)
-  h = jnp.where(where[..., None], h, 1e4)       # exp of such logits overflows
+  h = jnp.where(where[..., None], h, 1e4)  # exp of such logits overflows
   with pallas_support.interpreted():
     got = by_kernel(h, w, bias, targets, gradients, where=where)
-  check(got, definition(jnp.where(where[..., None], h, 0), w, bias, targets, gradients, where=where), 1e-5)
+  check(
+    got,
+    definition(jnp.where(where[..., None], h, 0), w, bias, targets, gradients, where=where),
+    1e-5,
+  )
 
 
 def test_a_sure_prediction_keeps_its_gradient_in_bfloat16():
-  h, w = jnp.ones((1, 1, 8), jnp.bfloat16), jnp.zeros((4, 8), jnp.bfloat16).at[1].set(1.0)      # logits 0, 8, 0, 0
+  h, w = (
+    jnp.ones((1, 1, 8), jnp.bfloat16),
+    jnp.zeros((4, 8), jnp.bfloat16).at[1].set(1.0),
+  )  # logits 0, 8, 0, 0
   targets, gradients = jnp.ones((1, 1), jnp.int32), (jnp.ones((1, 1)), jnp.zeros((1, 1)))
   with pallas_support.interpreted():
     dh, dw = by_kernel(h, w, None, targets, gradients)[2:]
-  want = 1 - np.exp(8) / (np.exp(8) + 3)          # 0.001; p itself rounds to 1 in bfloat16
+  want = 1 - np.exp(8) / (np.exp(8) + 3)  # 0.001; p itself rounds to 1 in bfloat16
   np.testing.assert_allclose(dh.astype(np.float32), want, rtol=1e-2)
   np.testing.assert_allclose(dw.astype(np.float32)[1], want, rtol=1e-2)
 
@@ -117,21 +170,39 @@ def test_two_cores_neither_race_nor_read_what_is_not_there():
   check(got, definition(h, w, bias, targets, gradients, softcap=3.0, where=where), 1e-5)
 
 
-@pytest.mark.parametrize("w_spec", [P(None, "fsdp"), P("tensor", "fsdp"), P("tensor", None)], ids=str)
+@pytest.mark.parametrize(
+  "w_spec", [P(None, "fsdp"), P("tensor", "fsdp"), P("tensor", None)], ids=str
+)
 def test_on_a_mesh_rows_and_words_may_be_shared(w_spec):
   mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
   h, w, bias, targets, gradients = inputs(8, 12, 32, D=8)
   with jax.set_mesh(mesh), pallas_support.interpreted():
-    put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
-    rows = lambda x: put(x, ("data", "fsdp"))
-    got = by_kernel(rows(h), put(w, *w_spec), put(bias), rows(targets), jax.tree.map(rows, gradients), 2.0,
-                    spec=P(("data", "fsdp"), None, None), w_spec=w_spec)
+
+    def put(x, *spec):
+      return jax.device_put(x, NamedSharding(mesh, P(*spec)))
+
+    def rows(x):
+      return put(x, ("data", "fsdp"))
+
+    got = by_kernel(
+      rows(h),
+      put(w, *w_spec),
+      put(bias),
+      rows(targets),
+      jax.tree.map(rows, gradients),
+      2.0,
+      spec=P(("data", "fsdp"), None, None),
+      w_spec=w_spec,
+    )
   check(got, definition(h, w, bias, targets, gradients, 2.0), 1e-5)
 
 
 def test_what_is_not_supported_is_refused_with_the_reason_and_not_chosen():
   h, w, _, targets, gradients = inputs(2, 3, 5)
-  with pytest.raises(NotImplementedError, match='trace is for cpu and the kernel needs a TPU; use implementation="xla"'):
+  with pytest.raises(
+    NotImplementedError,
+    match='trace is for cpu and the kernel needs a TPU; use implementation="xla"',
+  ):
     by_kernel(h, w, None, targets, gradients)
   with pallas_support.interpreted():
     with pytest.raises(NotImplementedError, match="float16"):
@@ -142,7 +213,9 @@ def test_what_is_not_supported_is_refused_with_the_reason_and_not_chosen():
       with pytest.raises(NotImplementedError, match="batch 2 is not divisible by the 8 devices"):
         by_kernel(h, w, None, targets, gradients, spec=P("data", None, None))
       with pytest.raises(NotImplementedError, match="same mesh axes"):
-        by_kernel(h, w, None, targets, gradients, spec=P("data", None, None), w_spec=P("data", None))
+        by_kernel(
+          h, w, None, targets, gradients, spec=P("data", None, None), w_spec=P("data", None)
+        )
 
 
 @pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v5"])

@@ -1,4 +1,6 @@
-"""Accumulated phases: golden arrays, the definition, wrapping, resets, shards, and the rotation's gradient."""
+"""Accumulated phases: golden arrays, the definition, wrapping, resets, shards, and the rotation's
+gradient.
+"""
 
 import pathlib
 
@@ -9,7 +11,15 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.kernels.phase import carope_rotate, cumulative_phase, rotate, shard_prefix, sincos, total_phase, wrap
+from jaxlm.kernels.phase import (
+  carope_rotate,
+  cumulative_phase,
+  rotate,
+  shard_prefix,
+  sincos,
+  total_phase,
+  wrap,
+)
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "carope"
 
@@ -20,7 +30,9 @@ def load(name):
 
 
 # Compiled whole: eagerly every stage of a tree scan is compiled by itself.
-phases = jax.jit(cumulative_phase, static_argnums=1, static_argnames=("ladder_start", "inclusive", "chunk"))
+phases = jax.jit(
+  cumulative_phase, static_argnums=1, static_argnames=("ladder_start", "inclusive", "chunk")
+)
 rotated = jax.jit(carope_rotate, static_argnames=("rotary_dim", "inclusive"))
 
 
@@ -38,6 +50,7 @@ def pull(fn, gradients, *args):
   def run(*args):
     out, vjp = jax.vjp(fn, *args)
     return out, vjp(gradients)
+
   return run(*args)
 
 
@@ -45,7 +58,9 @@ def pull(fn, gradients, *args):
 def close(got, want, tolerance):
   for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     assert g.dtype == w.dtype
-    np.testing.assert_allclose(np.asarray(g, np.float32), np.asarray(w, np.float32), atol=tolerance, rtol=tolerance)
+    np.testing.assert_allclose(
+      np.asarray(g, np.float32), np.asarray(w, np.float32), atol=tolerance, rtol=tolerance
+    )
 
 
 def test_long_phase_golden_values_loss_and_gradient():
@@ -58,7 +73,7 @@ def test_long_phase_golden_values_loss_and_gradient():
     return jnp.sum(golden["in/w_cos"] * cos + golden["in/w_sin"] * sin), phase[0, at]
 
   (value, phase), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(golden["in/freq"])
-  assert angle_error(phase, golden["out/phase"]) <= 5e-4           # the fixture's own tolerances
+  assert angle_error(phase, golden["out/phase"]) <= 5e-4  # the fixture's own tolerances
   assert abs(value - golden["out/loss"]) <= 1e-2
   want = golden["grad/freq"]
   assert np.abs(gradient - want).max() <= 1e-3 * np.abs(want).max()
@@ -73,14 +88,21 @@ def test_phases_at_131072_tokens_stay_within_2e_3():
 def test_attention_golden_phases_and_rotated_queries_and_keys():
   golden = load("attn_gqa")
   x, valid = golden["in/x"], golden["in/valid"]
-  heads = lambda w, b, n: (x @ golden[w] + golden[b]).reshape(*x.shape[:2], n, -1)
+
+  def heads(w, b, n):
+    return (x @ golden[w] + golden[b]).reshape(*x.shape[:2], n, -1)
+
   q, k = heads("param/wq", "param/bq", 4), heads("param/wk", "param/bk", 2)
   log_f = jnp.log(golden["out/freq"])
   phase, _ = phases(log_f, 8, increments_mask_BT=valid)
   assert angle_error(phase, golden["out/phase"]) <= 5e-6
   q_rot, k_rot, _ = rotated(q, k, log_f, rotary_dim=16, increments_mask_BT=valid)
-  np.testing.assert_allclose(q_rot, golden["out/q_rot"], atol=2e-5 * np.abs(golden["out/q_rot"]).max())
-  np.testing.assert_allclose(k_rot, golden["out/k_rot"], atol=2e-5 * np.abs(golden["out/k_rot"]).max())
+  np.testing.assert_allclose(
+    q_rot, golden["out/q_rot"], atol=2e-5 * np.abs(golden["out/q_rot"]).max()
+  )
+  np.testing.assert_allclose(
+    k_rot, golden["out/k_rot"], atol=2e-5 * np.abs(golden["out/k_rot"]).max()
+  )
 
 
 @pytest.mark.parametrize("inclusive", [True, False])
@@ -89,32 +111,73 @@ def test_phases_agree_with_the_definition_and_its_gradients(T, inclusive):
   B, K, num_pairs = 2, 3, 4
   log_f, initial = draw_log_f(B, T, K), jax.random.normal(jax.random.key(1), (B, K, num_pairs))
   mask = jax.random.bernoulli(jax.random.key(2), 0.8, (B, T))
-  gradients = (jax.random.normal(jax.random.key(3), (B, T, K, num_pairs)),
-               jax.random.normal(jax.random.key(4), (B, K, num_pairs)))
-  run = lambda implementation: pull(
+  gradients = (
+    jax.random.normal(jax.random.key(3), (B, T, K, num_pairs)),
+    jax.random.normal(jax.random.key(4), (B, K, num_pairs)),
+  )
+
+  def run(implementation):
+    return pull(
       lambda log_f, initial: cumulative_phase(
-          log_f, num_pairs, ladder_start=1, inclusive=inclusive, increments_mask_BT=mask, initial_BKP=initial,
-          chunk=8, implementation=implementation), gradients, log_f, initial)
+        log_f,
+        num_pairs,
+        ladder_start=1,
+        inclusive=inclusive,
+        increments_mask_BT=mask,
+        initial_BKP=initial,
+        chunk=8,
+        implementation=implementation,
+      ),
+      gradients,
+      log_f,
+      initial,
+    )
+
   (got, got_gradients), (want, want_gradients) = run("xla"), run("reference")
   assert max(angle_error(g, w) for g, w in zip(got, want)) < 1e-5
   close(got_gradients, want_gradients, 1e-4)
 
 
-@pytest.mark.parametrize("layout,rotary_dim,inclusive,dtype", [
-    ("half", 8, True, jnp.float32), ("interleaved", 6, False, jnp.float32), ("half", 6, False, jnp.bfloat16)])
-def test_rotation_agrees_with_the_definition_and_its_gradients(layout, rotary_dim, inclusive, dtype):
+@pytest.mark.parametrize(
+  "layout,rotary_dim,inclusive,dtype",
+  [
+    ("half", 8, True, jnp.float32),
+    ("interleaved", 6, False, jnp.float32),
+    ("half", 6, False, jnp.bfloat16),
+  ],
+)
+def test_rotation_agrees_with_the_definition_and_its_gradients(
+  layout, rotary_dim, inclusive, dtype
+):
   B, T, N, K, H = 2, 13, 4, 2, 8
   keys = jax.random.split(jax.random.key(5), 5)
   q, dq = (jax.random.normal(key, (B, T, N, H)).astype(dtype) for key in keys[:2])
   k, dk = (jax.random.normal(key, (B, T, K, H)).astype(dtype) for key in keys[2:4])
   log_f, initial = draw_log_f(B, T, K), jax.random.normal(keys[4], (B, K, rotary_dim // 2))
-  segments = jnp.array([[1] * 5 + [2] * 5 + [0] * 3, [0] * 2 + [1] * 4 + [2] * 1 + [3] * 6], jnp.int32)
-  options = dict(rotary_dim=rotary_dim, layout=layout, inclusive=inclusive, segment_ids_BT=segments,
-                 increments_mask_BT=segments > 0, chunk=4)
-  run = lambda implementation: pull(
-      lambda q, k, log_f, initial: carope_rotate(q, k, log_f, initial_BKP=initial, implementation=implementation,
-                                                 **options),
-      (dq, dk, jnp.ones_like(initial)), q, k, log_f, initial)
+  segments = jnp.array(
+    [[1] * 5 + [2] * 5 + [0] * 3, [0] * 2 + [1] * 4 + [2] * 1 + [3] * 6], jnp.int32
+  )
+  options = dict(
+    rotary_dim=rotary_dim,
+    layout=layout,
+    inclusive=inclusive,
+    segment_ids_BT=segments,
+    increments_mask_BT=segments > 0,
+    chunk=4,
+  )
+
+  def run(implementation):
+    return pull(
+      lambda q, k, log_f, initial: carope_rotate(
+        q, k, log_f, initial_BKP=initial, implementation=implementation, **options
+      ),
+      (dq, dk, jnp.ones_like(initial)),
+      q,
+      k,
+      log_f,
+      initial,
+    )
+
   # bfloat16: the fused gradient reads y rounded to 8 bits where the definition reads x.
   close(run("xla"), run("reference"), 1e-4 if dtype == jnp.float32 else 8e-2)
 
@@ -155,7 +218,9 @@ def test_constant_frequencies_rotate_as_rope_does():
   q_rot, k_rot, _ = rotated(q, k, log_f, rotary_dim=16, inclusive=False)
   angles = np.arange(T)[:, None] * theta ** np.arange(8.0)
   cos, sin = jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32)
-  np.testing.assert_allclose(q_rot, rotate(q, cos, sin), atol=5e-5)   # 3 |q| times the phase error 1e-5
+  np.testing.assert_allclose(
+    q_rot, rotate(q, cos, sin), atol=5e-5
+  )  # 3 |q| times the phase error 1e-5
   np.testing.assert_allclose(k_rot, rotate(k, cos, sin), atol=5e-5)
 
 
@@ -179,9 +244,14 @@ def test_phases_of_a_sharded_sequence_equal_those_of_one_device(shards):
     return cumulative_phase(log_f, num_pairs, initial_BKP=prefix)[0], everything
 
   with jax.set_mesh(mesh):
-    by_hand = jax.jit(jax.shard_map(part, in_specs=P(None, "sequence"), out_specs=(P(None, "sequence"), P()),
-                                    check_vma=False))(log_f)
-    by_spec = jax.jit(lambda x: cumulative_phase(x, num_pairs, spec=P(None, "sequence", None)))(log_f)
+    by_hand = jax.jit(
+      jax.shard_map(
+        part, in_specs=P(None, "sequence"), out_specs=(P(None, "sequence"), P()), check_vma=False
+      )
+    )(log_f)
+    by_spec = jax.jit(lambda x: cumulative_phase(x, num_pairs, spec=P(None, "sequence", None)))(
+      log_f
+    )
   for phase, final in (by_hand, by_spec):
     assert angle_error(phase, want) <= 1e-5
     assert angle_error(final, want_final) <= 1e-5
@@ -205,7 +275,9 @@ def test_rotation_of_a_sharded_sequence_has_the_gradients_of_one_device():
 
 
 def test_the_pair_of_power_zero_gives_frequencies_no_gradient():
-  gradient = jax.grad(lambda log_f: jnp.sum(jnp.sin(cumulative_phase(log_f, 1)[0])))(draw_log_f(1, 20, 2))
+  gradient = jax.grad(lambda log_f: jnp.sum(jnp.sin(cumulative_phase(log_f, 1)[0])))(
+    draw_log_f(1, 20, 2)
+  )
   assert not np.any(gradient)
 
 
@@ -221,22 +293,44 @@ def test_wrong_arguments_are_named():
 
 
 @pytest.mark.parametrize("inclusive", [True, False])
-@pytest.mark.parametrize("segments", [
-    [1] * 5 + [2] * 11 + [3] * 8, [1] * 8 + [2] * 8 + [3] * 8, [0] * 3 + [1] + [2] * 20, [1] * 23 + [2],
-    [1] * 9 + [0] * 2 + [2] * 7 + [0] * 6])
+@pytest.mark.parametrize(
+  "segments",
+  [
+    [1] * 5 + [2] * 11 + [3] * 8,
+    [1] * 8 + [2] * 8 + [3] * 8,
+    [0] * 3 + [1] + [2] * 20,
+    [1] * 23 + [2],
+    [1] * 9 + [0] * 2 + [2] * 7 + [0] * 6,
+  ],
+)
 def test_packed_segments_agree_with_the_definition_and_its_gradients(segments, inclusive):
-  """Starts within a chunk of 8, at its edges, several in one; padding; an initial phase and a final one."""
+  """Starts within a chunk of 8, at its edges, several in one; padding; an initial phase and a final
+  one.
+  """
   segments = jnp.asarray([segments], jnp.int32)
   log_f, initial = draw_log_f(1, 24, 2), jax.random.normal(jax.random.key(1), (1, 2, 3))
-  weights, final_weights = jax.random.normal(jax.random.key(2), (1, 24, 2, 3)), jax.random.normal(jax.random.key(3), (1, 2, 3))
+  weights, final_weights = (
+    jax.random.normal(jax.random.key(2), (1, 24, 2, 3)),
+    jax.random.normal(jax.random.key(3), (1, 2, 3)),
+  )
 
   def loss(log_f, initial, implementation):
-    phase, final = cumulative_phase(log_f, 3, initial_BKP=initial, inclusive=inclusive, segment_ids_BT=segments, chunk=8,
-                                    increments_mask_BT=segments > 0, implementation=implementation)
+    phase, final = cumulative_phase(
+      log_f,
+      3,
+      initial_BKP=initial,
+      inclusive=inclusive,
+      segment_ids_BT=segments,
+      chunk=8,
+      increments_mask_BT=segments > 0,
+      implementation=implementation,
+    )
     return jnp.sum(weights * phase) + jnp.sum(final_weights * final), (phase, final)
 
   (_, (phase, final)), got = jax.value_and_grad(loss, (0, 1), has_aux=True)(log_f, initial, "xla")
-  (_, (want_phase, want_final)), want = jax.value_and_grad(loss, (0, 1), has_aux=True)(log_f, initial, "reference")
+  (_, (want_phase, want_final)), want = jax.value_and_grad(loss, (0, 1), has_aux=True)(
+    log_f, initial, "reference"
+  )
   assert angle_error(phase, want_phase) < 5e-6 and angle_error(final, want_final) < 5e-6
   for g, w in zip(got, want):
     np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5 * float(jnp.abs(w).max()))
@@ -252,7 +346,11 @@ def test_a_segment_beside_another_has_the_bits_that_it_has_beside_zeros():
   def run(first, second):
     """Gradient with the two documents' weights scaled by these."""
     scale = jnp.asarray([first] * 37 + [second] * 43, jnp.float32)[None, :, None, None]
-    return jax.grad(lambda log_f: jnp.sum(phases(log_f, 4, segment_ids_BT=segments, chunk=16)[0] * weights * scale))(log_f)
+    return jax.grad(
+      lambda log_f: jnp.sum(
+        phases(log_f, 4, segment_ids_BT=segments, chunk=16)[0] * weights * scale
+      )
+    )(log_f)
 
   np.testing.assert_array_equal(run(1.0, 1e6)[:, :37], run(1.0, 0.0)[:, :37])
   np.testing.assert_array_equal(run(1e6, 1.0)[:, 37:], run(0.0, 1.0)[:, 37:])

@@ -20,26 +20,36 @@ def inputs(batch=2, length=9, width=6):
 
 def test_equals_the_normalised_definition_with_gradients():
   x, w_q, w_k, first, valid = inputs()
+
   def run(implementation):
     def loss(x, w_q, w_k):
       r = route(x, w_q, w_k, first_BT=first, valid_BT=valid, implementation=implementation)
       weights = jnp.arange(1.0, 19.0).reshape(2, 9)
       return jnp.sum(weights * r.p_BT) + jnp.sum(weights[::-1] * r.confidence_BT), r
+
     return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(x, w_q, w_k)
-  chex.assert_trees_all_close(run(None), run("reference"), atol=2e-5)  # float32 sums of tens of terms
+
+  chex.assert_trees_all_close(
+    run(None), run("reference"), atol=2e-5
+  )  # float32 sums of tens of terms
 
 
 def test_first_tokens_are_certain_and_constant():
   x, w_q, w_k, first, valid = inputs()
-  p = lambda x: route(x, w_q, w_k, first_BT=first, valid_BT=valid).p_BT
+
+  def p(x):
+    return route(x, w_q, w_k, first_BT=first, valid_BT=valid).p_BT
+
   np.testing.assert_array_equal(p(x)[first], 1.0)
   _, vjp = jax.vjp(p, x)
   np.testing.assert_array_equal(vjp(first.astype(jnp.float32))[0], 0.0)
 
 
 def test_a_tie_is_no_boundary_and_opposites_are_one():
-  x = jnp.asarray([[[1.0, 0], [0, 1], [0, 1], [0, -2]]])      # orthogonal, equal, opposite
-  r = route(x, jnp.eye(2), jnp.eye(2), first_BT=jnp.zeros((1, 4), bool), valid_BT=jnp.ones((1, 4), bool))
+  x = jnp.asarray([[[1.0, 0], [0, 1], [0, 1], [0, -2]]])  # orthogonal, equal, opposite
+  r = route(
+    x, jnp.eye(2), jnp.eye(2), first_BT=jnp.zeros((1, 4), bool), valid_BT=jnp.ones((1, 4), bool)
+  )
   np.testing.assert_array_equal(r.p_BT[0, 1:], [0.5, 0.0, 1.0])
   np.testing.assert_array_equal(r.boundary_BT[0, 1:], [False, False, True])
 
@@ -48,7 +58,10 @@ def test_a_tie_is_no_boundary_and_opposites_are_one():
 def test_rows_of_zeros_have_finite_gradients_and_no_boundary(implementation):
   x, w_q, w_k, first, valid = inputs()
   x = x.at[0, 2:4].set(0)
-  p = lambda x: route(x, w_q, w_k, first_BT=first, valid_BT=valid, implementation=implementation).p_BT
+
+  def p(x):
+    return route(x, w_q, w_k, first_BT=first, valid_BT=valid, implementation=implementation).p_BT
+
   assert bool(jnp.isfinite(jax.grad(lambda x: p(x).sum())(x)).all())
   np.testing.assert_array_equal(p(x)[0, 2:4], 0.5)
 

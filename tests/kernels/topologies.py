@@ -11,6 +11,9 @@ def mesh_of(topology: str, **axes: int) -> Mesh:
   """A mesh of the first devices of a topology, as many as the axes ask for."""
   pytest.importorskip("libtpu")
   from jax.experimental import topologies
+
   devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
   shape = tuple(axes.values())
-  return Mesh(devices[:np.prod(shape)].reshape(shape), tuple(axes), axis_types=(AxisType.Auto,) * len(shape))
+  return Mesh(
+    devices[: np.prod(shape)].reshape(shape), tuple(axes), axis_types=(AxisType.Auto,) * len(shape)
+  )

@@ -1,4 +1,6 @@
-"""The twelve properties of CARoPE (docs/specs/carope.md, section 8), on the attention layer that models use."""
+"""The twelve properties of CARoPE (docs/specs/carope.md, section 8), on the attention layer that
+models use.
+"""
 
 import dataclasses
 import functools
@@ -40,7 +42,9 @@ def params(position):
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(position, params, x_BTD, valid_BT):
-  (y_BTD, _), sown = module(position).apply({"params": params}, x_BTD, context(valid_BT), mutable=["intermediates"])
+  (y_BTD, _), sown = module(position).apply(
+    {"params": params}, x_BTD, context(valid_BT), mutable=["intermediates"]
+  )
   return y_BTD, sown["intermediates"]
 
 
@@ -68,7 +72,9 @@ def test_1_a_zero_kernel_and_the_right_bias_are_rope(layout, x_BTD):
   carope, rope = CARoPE(ladder=Ladder(layout=layout)), RoPE(layout=layout)
   assert not np.any(params(carope)["freq_kernel"])
   shared = {k: v for k, v in params(carope).items() if not k.startswith("freq")}
-  np.testing.assert_allclose(run(carope, params(carope), x_BTD, ONES)[0], run(rope, shared, x_BTD, ONES)[0], atol=1e-5)
+  np.testing.assert_allclose(
+    run(carope, params(carope), x_BTD, ONES)[0], run(rope, shared, x_BTD, ONES)[0], atol=1e-5
+  )
 
 
 def test_2_frequencies_lie_in_0_1_and_phases_grow_faster_in_lower_pairs(x_BTD):
@@ -76,8 +82,10 @@ def test_2_frequencies_lie_in_0_1_and_phases_grow_faster_in_lower_pairs(x_BTD):
   f = np.exp(log_frequency(sown["freq_preact"][0]))
   assert np.all((0 < f) & (f < 1)) and f.std() > 0.05
   phase_BTKP = phases(CAROPE, sown)
-  step = np.diff(np.concatenate([np.zeros_like(phase_BTKP[:, :1]), phase_BTKP], 1), axis=1) % (2 * np.pi)
-  assert np.all((0 < step) & (step < 1 + 1e-5))         # so phi_i(m) <= m + 1 tokens
+  step = np.diff(np.concatenate([np.zeros_like(phase_BTKP[:, :1]), phase_BTKP], 1), axis=1) % (
+    2 * np.pi
+  )
+  assert np.all((0 < step) & (step < 1 + 1e-5))  # so phi_i(m) <= m + 1 tokens
   np.testing.assert_allclose(step[..., 0], 1, atol=1e-5)
   assert np.all(np.diff(step, axis=-1) < 1e-6)
 
@@ -103,7 +111,7 @@ def test_4_relative_phases_do_not_depend_on_the_prefix_and_left_padding_changes_
 def test_5_the_order_of_tokens_between_query_and_key_does_not_matter(x_BTD):
   n, m = 3, 12
   order = np.arange(T)
-  order[n + 1:m] = np.random.default_rng(0).permutation(order[n + 1:m])
+  order[n + 1 : m] = np.random.default_rng(0).permutation(order[n + 1 : m])
   assert not np.array_equal(order, np.arange(T))
   scores = []
   for x in (x_BTD, x_BTD[:, order]):
@@ -128,8 +136,11 @@ def test_7_turning_keeps_the_length_of_every_query_and_key(x_BTD):
   _, straight = run(NoPosition(), plain, x_BTD, ONES)
   for name in "qk":
     assert not np.allclose(turned[name][0], straight[name][0], atol=0.1)
-    np.testing.assert_allclose(jnp.linalg.norm(turned[name][0], axis=-1), jnp.linalg.norm(straight[name][0], axis=-1),
-                               rtol=1e-5)
+    np.testing.assert_allclose(
+      jnp.linalg.norm(turned[name][0], axis=-1),
+      jnp.linalg.norm(straight[name][0], axis=-1),
+      rtol=1e-5,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -138,32 +149,46 @@ def extend(position, params, x_BTD, state, start, valid_BT):
   return module(position).apply({"params": params}, x_BTD, Context(valid_BT, positions_BT), state)
 
 
-@pytest.mark.parametrize("position", [
-    CAROPE, dataclasses.replace(CAROPE, ladder=Ladder(4, "interleaved", 1, inclusive=False))])
+@pytest.mark.parametrize(
+  "position",
+  [CAROPE, dataclasses.replace(CAROPE, ladder=Ladder(4, "interleaved", 1, inclusive=False))],
+)
 def test_8_decoding_in_any_pieces_equals_the_parallel_pass(position, x_BTD):
   want, _ = run(position, params(position), x_BTD, ONES)
   cfg = dataclasses.replace(HEADS, position=position)
   state, seen, got = cfg.init_state(D, 2, T, "float32"), np.zeros(2, np.int32), [[], []]
-  # Row 0 gets 6 then 1, 1 then 6 tokens; row 1 gets 4, none, 1 then 6: what it lacks is padding on the right.
+  # Row 0 gets 6 then 1, 1 then 6 tokens; row 1 gets 4, none, 1 then 6: what it lacks is padding on
+  # the right.
   for length, counts in [(6, (6, 4)), (1, (1, 0)), (1, (1, 1)), (6, (6, 6))]:
     piece, valid = np.zeros((2, length, D), np.float32), np.zeros((2, length), np.int32)
     for b, count in enumerate(counts):
-      piece[b, :count], valid[b, :count] = x_BTD[b, seen[b]:seen[b] + count], 1
+      piece[b, :count], valid[b, :count] = x_BTD[b, seen[b] : seen[b] + count], 1
       piece[b, count:] = 7.0
-    y, state = extend(position, params(position), piece, state, jnp.asarray(seen), jnp.asarray(valid))
+    y, state = extend(
+      position, params(position), piece, state, jnp.asarray(seen), jnp.asarray(valid)
+    )
     for b, count in enumerate(counts):
       got[b].append(y[b, :count])
     seen += counts
   for b in range(2):
-    np.testing.assert_allclose(np.concatenate(got[b]), want[b, :seen[b]], atol=2e-5)
+    np.testing.assert_allclose(np.concatenate(got[b]), want[b, : seen[b]], atol=2e-5)
 
 
 def test_9_whole_turns_of_the_carried_phase_change_nothing(x_BTD):
   cfg = dataclasses.replace(HEADS, position=CAROPE)
   state = cfg.init_state(D, 2, T, "float32")
   start, valid = jnp.zeros(2, jnp.int32), jnp.ones((2, 6), jnp.int32)
-  outs = [extend(CAROPE, params(CAROPE), x_BTD[:, :6], state._replace(position=state.position + turns * 2 * math.pi),
-                 start, valid) for turns in (0, 3)]
+  outs = [
+    extend(
+      CAROPE,
+      params(CAROPE),
+      x_BTD[:, :6],
+      state._replace(position=state.position + turns * 2 * math.pi),
+      start,
+      valid,
+    )
+    for turns in (0, 3)
+  ]
   np.testing.assert_allclose(outs[0][0], outs[1][0], atol=1e-5)
   assert circle(outs[0][1].position - outs[1][1].position).max() < 1e-5
   assert np.all(np.abs(outs[1][1].position) <= math.pi + 1e-5)
@@ -181,7 +206,10 @@ def test_10_gradients_of_the_frequencies_are_finite_differences(x_BTD):
   grads = jax.grad(loss, argnums=1)(position, at, x_BTD)
   for name in ("freq_kernel", "freq_bias"):
     slope = jnp.linalg.norm(grads[name])
-    moved = lambda eps, name=name, slope=slope: loss(position, {**at, name: at[name] + eps * grads[name] / slope}, x_BTD)
+
+    def moved(eps, name=name, slope=slope):
+      return loss(position, {**at, name: at[name] + eps * grads[name] / slope}, x_BTD)
+
     # Fourth order, so that a step large enough for float32 has no bias.
     h = 8e-3
     difference = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
@@ -192,13 +220,17 @@ def test_10_gradients_of_the_frequencies_are_finite_differences(x_BTD):
 def test_10_the_pair_of_power_zero_gives_no_gradient(x_BTD):
   position = dataclasses.replace(CAROPE, ladder=Ladder(rotary_dim=2))
   grads = jax.grad(loss, argnums=1)(position, params(position), x_BTD)
-  assert not np.any(grads["freq_kernel"]) and not np.any(grads["freq_bias"]) and np.any(grads["w_q"])
+  assert (
+    not np.any(grads["freq_kernel"]) and not np.any(grads["freq_bias"]) and np.any(grads["w_q"])
+  )
 
 
 @pytest.mark.parametrize("shards", [2, 4])
 def test_11_phases_of_a_sequence_sharded_over_devices_equal_one_device(shards, x_BTD):
   want, want_grads = jax.value_and_grad(loss, argnums=1)(CAROPE, params(CAROPE), x_BTD)
-  mesh = jax.make_mesh((1, shards), ("data", "sequence"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  mesh = jax.make_mesh(
+    (1, shards), ("data", "sequence"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+  )
   rules = [("batch", "data"), ("seq", "sequence"), ("kv_heads", None), ("heads", None)]
   with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
     sharded = jax.device_put(x_BTD, jax.NamedSharding(mesh, jax.P("data", "sequence")))
@@ -210,7 +242,9 @@ def test_11_phases_of_a_sequence_sharded_over_devices_equal_one_device(shards, x
   assert "all_gather" in lowered.as_text()
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
   for name in want_grads:
-    np.testing.assert_allclose(got_grads[name], want_grads[name], atol=1e-5 * float(jnp.abs(want_grads[name]).max()) + 1e-5)
+    np.testing.assert_allclose(
+      got_grads[name], want_grads[name], atol=1e-5 * float(jnp.abs(want_grads[name]).max()) + 1e-5
+    )
 
 
 def test_12_the_printed_formula_with_a_zero_kernel_is_rope_of_another_base(x_BTD):
@@ -219,17 +253,24 @@ def test_12_the_printed_formula_with_a_zero_kernel_is_rope_of_another_base(x_BTD
   rope = RoPE(theta=(1 + math.log(2)) ** (rotary_dim / 2))
   assert "freq_bias" not in params(literal)
   shared = {k: v for k, v in params(literal).items() if not k.startswith("freq")}
-  np.testing.assert_allclose(run(literal, params(literal), x_BTD, ONES)[0], run(rope, shared, x_BTD, ONES)[0],
-                             atol=1e-5)
+  np.testing.assert_allclose(
+    run(literal, params(literal), x_BTD, ONES)[0], run(rope, shared, x_BTD, ONES)[0], atol=1e-5
+  )
 
 
 def test_documents_of_a_packed_row_may_or_may_not_reset_the_phase(x_BTD):
   segments = np.where(np.arange(T) < 7, 1, 2)[None].repeat(2, 0)
   reset = dataclasses.replace(CAROPE, reset_on_segment=True)
-  assert not np.allclose(phases(reset, run(reset, params(reset), x_BTD, segments)[1], segments)[:, 7:],
-                         phases(CAROPE, run(CAROPE, params(CAROPE), x_BTD, segments)[1], segments)[:, 7:], atol=0.1)
-  np.testing.assert_allclose(run(reset, params(reset), x_BTD, segments)[0],
-                             run(CAROPE, params(CAROPE), x_BTD, segments)[0], atol=1e-5)
+  assert not np.allclose(
+    phases(reset, run(reset, params(reset), x_BTD, segments)[1], segments)[:, 7:],
+    phases(CAROPE, run(CAROPE, params(CAROPE), x_BTD, segments)[1], segments)[:, 7:],
+    atol=0.1,
+  )
+  np.testing.assert_allclose(
+    run(reset, params(reset), x_BTD, segments)[0],
+    run(CAROPE, params(CAROPE), x_BTD, segments)[0],
+    atol=1e-5,
+  )
 
 
 def test_a_learned_constant_has_no_kernel_and_starts_where_it_is_told():

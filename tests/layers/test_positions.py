@@ -23,7 +23,9 @@ from jaxlm.models.decoder import DecoderConfig
 
 @dataclasses.dataclass(frozen=True)
 class LearnedSlope(Position):
-  """What a newcomer writes: ALiBi with learned slopes, and keys damped by the number of tokens seen."""
+  """What a newcomer writes: ALiBi with learned slopes, and keys damped by the number of tokens
+  seen.
+  """
 
   def encode(self, module, heads, q_BTNH, k_BTKH, x_BTD, context, shared, state):
     valid_BT = (context.segment_ids_BT != 0).astype(jnp.float32)
@@ -38,7 +40,9 @@ class LearnedSlope(Position):
 
 
 def test_a_new_encoding_is_one_dataclass_for_training_and_decoding():
-  cfg = DecoderConfig(vocab_size=11, d_model=8, num_layers=2, mixer=AttentionConfig(2), position=LearnedSlope())
+  cfg = DecoderConfig(
+    vocab_size=11, d_model=8, num_layers=2, mixer=AttentionConfig(2), position=LearnedSlope()
+  )
   model, tokens = cfg.build(), jax.random.randint(jax.random.key(0), (2, 6), 0, 11)
   params = nn.unbox(model.init(jax.random.key(1), tokens))
   params = jax.tree.map(lambda x: 5 * x, params)
@@ -46,10 +50,12 @@ def test_a_new_encoding_is_one_dataclass_for_training_and_decoding():
   whole, state, steps = model.apply(params, tokens), cfg.init_state(2, 6), []
   step = jax.jit(lambda token, state: model.apply(params, token, state, method="extend"))
   for t in range(6):
-    logits, state = step(tokens[:, t:t + 1], state)
+    logits, state = step(tokens[:, t : t + 1], state)
     steps.append(logits)
   np.testing.assert_allclose(jnp.concatenate(steps, 1), whole, atol=1e-5)
-  grad = jax.grad(lambda p: model.apply(p, tokens, tokens, method="score").log_prob_BT.sum())(params)
+  grad = jax.grad(lambda p: model.apply(p, tokens, tokens, method="score").log_prob_BT.sum())(
+    params
+  )
   assert np.all(grad["params"]["blocks"]["mixer"]["slope"] != 0)
 
 
@@ -59,7 +65,9 @@ def test_scalings_change_the_slow_pairs_and_keep_the_fast():
   ntk, _ = NTK(4.0)(10000.0, 64)
   np.testing.assert_allclose([ntk[0], ntk[-1]], [plain[0], plain[-1] / 4])
   yarn, factor = YaRN(4.0, 512)(10000.0, 64)
-  np.testing.assert_allclose([yarn[0], yarn[-1], factor], [plain[0], plain[-1] / 4, 0.1 * np.log(4) + 1])
+  np.testing.assert_allclose(
+    [yarn[0], yarn[-1], factor], [plain[0], plain[-1] / 4, 0.1 * np.log(4) + 1]
+  )
   llama, _ = Llama3(8.0, 8192)(500000.0, 128)
   plain = ladder(500000.0, 128)
   turns = 8192 * plain / (2 * np.pi)
@@ -74,12 +82,19 @@ def test_yarn_scales_scores_by_the_square_of_its_factor():
   x = jax.random.normal(jax.random.key(0), (1, 5, 8))
   context = Context(jnp.ones((1, 5), jnp.int32), jnp.arange(5)[None])
   tree = plain.build(8, "float32").init(jax.random.key(1), x, context)
-  q = lambda c: c.build(8, "float32").apply(tree, x, context, mutable=["intermediates"])[1]["intermediates"]["q"][0]
+
+  def q(c):
+    return c.build(8, "float32").apply(tree, x, context, mutable=["intermediates"])[1][
+      "intermediates"
+    ]["q"][0]
+
   np.testing.assert_allclose(q(cfg), 1.5 * q(plain), rtol=1e-5)
 
 
 def test_slopes_of_twelve_heads_are_eight_and_every_second_of_sixteen():
-  np.testing.assert_allclose(alibi_slopes(12), [*(2.0 ** -np.arange(1, 9)), *(2.0 ** -np.arange(0.5, 4, 1.0))])
+  np.testing.assert_allclose(
+    alibi_slopes(12), [*(2.0 ** -np.arange(1, 9)), *(2.0 ** -np.arange(0.5, 4, 1.0))]
+  )
 
 
 def test_sinusoids_at_zero_alternate_zero_and_one():
@@ -98,13 +113,26 @@ def test_the_penalty_of_a_pair_does_not_depend_on_what_stands_before_it():
   rng, length, late = np.random.default_rng(0), 64, 4000
   near = rng.uniform(0, 1, (1, length, 2)).astype(np.float32)
   far = np.concatenate([np.full((1, late, 2), 7.3, np.float32), near], 1)
-  biases = lambda total: CABLE().bias(None, None, total, total, None)
-  scores = lambda total: -sum(bias.add(jnp.zeros((1, 2, 1, 1)), None) for bias in biases(jax.tree.map(jnp.negative, total)))
-  pairs = lambda steps, start: scores(jax.tree.map(lambda x_BTN: x_BTN[:, start:], running_sum(jnp.asarray(steps), None)))
+
+  def biases(total):
+    return CABLE().bias(None, None, total, total, None)
+
+  def scores(total):
+    return -sum(
+      bias.add(jnp.zeros((1, 2, 1, 1)), None) for bias in biases(jax.tree.map(jnp.negative, total))
+    )
+
+  def pairs(steps, start):
+    return scores(
+      jax.tree.map(lambda x_BTN: x_BTN[:, start:], running_sum(jnp.asarray(steps), None))
+    )
+
   sums = np.cumsum(near.astype(np.float64), 1).swapaxes(1, 2)
   want = sums[..., :, None] - sums[..., None, :]
   for got in (pairs(near, 0), pairs(far, late)):
-    np.testing.assert_allclose(got, want, atol=1e-5)      # of sums to 30: 1e-6 each; a float32 running sum is wrong by 2e-3
+    np.testing.assert_allclose(
+      got, want, atol=1e-5
+    )  # of sums to 30: 1e-6 each; a float32 running sum is wrong by 2e-3
   weights = rng.standard_normal(want.shape)
   grad = jax.grad(lambda steps: jnp.sum(pairs(steps, late) * weights))(far)[:, late:]
   t, q, k = np.ogrid[:length, :length, :length]
@@ -116,6 +144,13 @@ def test_sums_continue_from_a_state():
   steps = jnp.asarray(np.random.default_rng(0).uniform(0, 3, (2, 20, 3)), jnp.float32)
   whole, first = running_sum(steps, None), running_sum(steps[:, :13], None)
   second = running_sum(steps[:, 13:], jax.tree.map(lambda x_BTN: x_BTN[:, -1], first))
-  assert bool(jnp.all(jnp.floor(whole.whole) == whole.whole)) and bool(jnp.all((whole.rest >= 0) & (whole.rest < 1)))
-  total = lambda x: x.whole + x.rest
-  np.testing.assert_allclose(jnp.concatenate([total(first), total(second)], 1), total(whole), atol=1e-5)
+  assert bool(jnp.all(jnp.floor(whole.whole) == whole.whole)) and bool(
+    jnp.all((whole.rest >= 0) & (whole.rest < 1))
+  )
+
+  def total(x):
+    return x.whole + x.rest
+
+  np.testing.assert_allclose(
+    jnp.concatenate([total(first), total(second)], 1), total(whole), atol=1e-5
+  )

@@ -19,8 +19,17 @@ from jaxlm.models.encoder_decoder import EncoderDecoderConfig, forward_flops
 from jaxlm.objectives.deletion import Controller
 from jaxlm.objectives.sequence_to_sequence import SequenceToSequence
 
-TINY = EncoderDecoderConfig(vocab_size=40, d_model=16, d_ff=24, num_heads=2, d_kv=8, num_encoder_layers=2,
-                            num_decoder_layers=1, softmax1=True, reduction=DeleteGateConfig(layer=1))
+TINY = EncoderDecoderConfig(
+  vocab_size=40,
+  d_model=16,
+  d_ff=24,
+  num_heads=2,
+  d_kv=8,
+  num_encoder_layers=2,
+  num_decoder_layers=1,
+  softmax1=True,
+  reduction=DeleteGateConfig(layer=1),
+)
 TOKENS = jnp.asarray([[5, 9, 12, 7, 30, 8, 22, 1], [11, 6, 14, 1, 0, 0, 0, 0]])
 
 
@@ -28,14 +37,21 @@ TOKENS = jnp.asarray([[5, 9, 12, 7, 30, 8, 22, 1], [11, 6, 14, 1, 0, 0, 0, 0]])
 def tiny():
   model = TINY.build()
   params = jax.jit(model.init)(jax.random.key(0), TOKENS, TOKENS[:, :3])["params"]
-  params = jax.tree.map(lambda x: x, jax.tree.map(lambda x: getattr(x, "value", x), params, is_leaf=lambda x: hasattr(x, "unbox")))
+  params = jax.tree.map(
+    lambda x: x,
+    jax.tree.map(lambda x: getattr(x, "value", x), params, is_leaf=lambda x: hasattr(x, "unbox")),
+  )
   # A gate without a bias deletes about half.
   params["reduction"]["b"] = jnp.zeros_like(params["reduction"]["b"])
   return model, params
 
 
 def run(model, params, capacity):
-  return jax.jit(lambda p: model.apply({"params": p}, TOKENS, TOKENS[:, :3], mode=Mode(True, capacity), method="run"))(params)
+  return jax.jit(
+    lambda p: model.apply(
+      {"params": p}, TOKENS, TOKENS[:, :3], mode=Mode(True, capacity), method="run"
+    )
+  )(params)
 
 
 def test_more_capacity_than_needed_changes_nothing_and_less_is_noticed(tiny):
@@ -51,7 +67,10 @@ def test_more_capacity_than_needed_changes_nothing_and_less_is_noticed(tiny):
 
 def test_rows_that_share_a_buffer_do_not_see_each_other(tiny):
   model, params = tiny
-  go = jax.jit(lambda p, mode: model.apply({"params": p}, TOKENS, TOKENS[:, :3], mode=mode, method="run"), static_argnums=1)
+  go = jax.jit(
+    lambda p, mode: model.apply({"params": p}, TOKENS, TOKENS[:, :3], mode=mode, method="run"),
+    static_argnums=1,
+  )
   alone, apart, _ = go(params, Mode(True))
   need = int(apart.reduced.count_B.sum())
   shared, together, _ = go(params, Mode(True, need, rows=2))
@@ -74,23 +93,36 @@ def test_the_formula_counts_the_products_that_the_model_has():
   model, tokens = cfg.build(), jax.ShapeDtypeStruct((1, 64), jnp.int32)
   params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)
   for capacity in (64, 32):
-    flops = dot_flops(lambda p, t, c=capacity: model.apply(p, t, t[:, :16], mode=Mode(True, c)), params, tokens)
-    assert abs(flops / forward_flops(cfg, 64, 16, capacity) - 1) < 0.02      # the products of gate and bias come on top
+    flops = dot_flops(
+      lambda p, t, c=capacity: model.apply(p, t, t[:, :16], mode=Mode(True, c)), params, tokens
+    )
+    assert (
+      abs(flops / forward_flops(cfg, 64, 16, capacity) - 1) < 0.02
+    )  # the products of gate and bias come on top
 
 
 def test_of_too_many_tokens_those_with_the_highest_gates_stay_in_order():
   gate = jnp.asarray([[-1.0, -9.0, -2.0, -20.0, -3.0]])
-  reduced = apply_gate(jnp.arange(5.0)[None, :, None], gate, gate > -30, -15.0, Mode(True, 3, drop=True),
-                       compact_positions=False)
+  reduced = apply_gate(
+    jnp.arange(5.0)[None, :, None],
+    gate,
+    gate > -30,
+    -15.0,
+    Mode(True, 3, drop=True),
+    compact_positions=False,
+  )
   np.testing.assert_array_equal(reduced.source_BC, [[0, 2, 4]])
   assert int(reduced.count_B[0]) == 4 and bool(reduced.overflow_B[0])
 
 
 def test_cached_decoding_says_what_the_whole_pass_says(tiny):
   model, params = tiny
-  decoded = jax.jit(functools.partial(greedy, model, max_len=4, mode=Mode(True), with_logits=True))(params, TOKENS)
-  logits, _, _ = jax.jit(lambda p, t: model.apply({"params": p}, TOKENS, t, mode=Mode(True), method="run"))(
-      params, decoded.tokens_BT[:, :-1])
+  decoded = jax.jit(functools.partial(greedy, model, max_len=4, mode=Mode(True), with_logits=True))(
+    params, TOKENS
+  )
+  logits, _, _ = jax.jit(
+    lambda p, t: model.apply({"params": p}, TOKENS, t, mode=Mode(True), method="run")
+  )(params, decoded.tokens_BT[:, :-1])
   np.testing.assert_allclose(decoded.logits_BTV, logits, atol=1e-4)
 
 
@@ -121,27 +153,47 @@ def test_impossible_settings_are_refused_with_a_remedy():
 
 def test_the_controller_moves_once_per_step_from_the_global_rate():
   from jaxlm.objectives.base import Pair
+
   objective = SequenceToSequence(controller=Controller(0.5, k_p=0.5, k_i=0.1))
-  state = objective.update_state(objective.init_state(), {"deleted": Pair(jnp.float32(20), jnp.float32(100))})
+  state = objective.update_state(
+    objective.init_state(), {"deleted": Pair(jnp.float32(20), jnp.float32(100))}
+  )
   np.testing.assert_allclose(float(state["alpha"]), 0.05 * 0.3 + 0.1 * 0.3, rtol=1e-5)
 
 
 def test_the_controller_of_the_release_moves_after_every_micro_batch():
-  """Its law applied twice, the second micro-batch weighed by the alpha after the first; the step counts once."""
+  """Its law applied twice, the second micro-batch weighed by the alpha after the first; the step
+  counts once.
+  """
   from jaxlm.objectives.base import Pair
   from jaxlm.training.step import accumulate
+
   objective = SequenceToSequence(controller=Controller(0.5, k_p=0.5, k_i=0.1, per_micro_batch=True))
-  deleted_B = jnp.asarray([10.0, 40.0])      # of 100 each; micro-batch i holds row i
+  deleted_B = jnp.asarray([10.0, 40.0])  # of 100 each; micro-batch i holds row i
 
   def sums(w, batch, key, state):
     loss = w * state["alpha"] * 1000
-    return loss, (Pair(loss, jnp.float32(1)), {"deleted": Pair(batch["deleted"].sum(), jnp.float32(100))})
+    return loss, (
+      Pair(loss, jnp.float32(1)),
+      {"deleted": Pair(batch["deleted"].sum(), jnp.float32(100))},
+    )
 
-  gradient, (_, metrics), state = accumulate(sums, jnp.float32(1), {"deleted": deleted_B}, jax.random.key(0), 2,
-                                             objective.init_state(), lambda s, m: objective.after_micro_batch(s, m[1]))
+  gradient, (_, metrics), state = accumulate(
+    sums,
+    jnp.float32(1),
+    {"deleted": deleted_B},
+    jax.random.key(0),
+    2,
+    objective.init_state(),
+    lambda s, m: objective.after_micro_batch(s, m[1]),
+  )
   first, p, i = objective.controller.update(0.0, 0.0, 0.1)
   second, p, i = objective.controller.update(p, i, 0.4)
-  np.testing.assert_allclose(float(gradient), 1000 * float(first), rtol=1e-5)     # alpha was 0 in the first
+  np.testing.assert_allclose(
+    float(gradient), 1000 * float(first), rtol=1e-5
+  )  # alpha was 0 in the first
   after = objective.update_state(state, metrics)
-  np.testing.assert_allclose([float(after[n]) for n in ("alpha", "p", "i")], [float(second), float(p), float(i)], rtol=1e-5)
+  np.testing.assert_allclose(
+    [float(after[n]) for n in ("alpha", "p", "i")], [float(second), float(p), float(i)], rtol=1e-5
+  )
   assert int(after["step"]) == 1

@@ -1,4 +1,6 @@
-"""Any registered mixer stands in an H-Net's stack in Mamba-2's place: it trains, streams, and is counted there."""
+"""Any registered mixer stands in an H-Net's stack in Mamba-2's place: it trains, streams, and is
+counted there.
+"""
 
 import pathlib
 
@@ -18,43 +20,72 @@ from jaxlm.training.run import flops_per_token
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "hnet" / "tiny.py")
 MAMBA = dict(d_state=4, head_dim=16)
 FIELDS = {
-    "mamba2": MAMBA, "gla": dict(num_heads=2, chunk=16), "delta_rule": dict(num_heads=2, chunk=4),
-    "gated_delta_rule": dict(num_heads=2, chunk=4), "attention": dict(num_heads=2, position="rope"),
-    "lact": dict(num_heads=2, window=4, position="rope", fast=dict(num_heads=1, chunk=4)),
-    "hybrid": dict(members=(dict(kind="gla", num_heads=2), dict(kind="attention", num_heads=2, window=3)))}
+  "mamba2": MAMBA,
+  "gla": dict(num_heads=2, chunk=16),
+  "delta_rule": dict(num_heads=2, chunk=4),
+  "gated_delta_rule": dict(num_heads=2, chunk=4),
+  "attention": dict(num_heads=2, position="rope"),
+  "lact": dict(num_heads=2, window=4, position="rope", fast=dict(num_heads=1, chunk=4)),
+  "hybrid": dict(
+    members=(dict(kind="gla", num_heads=2), dict(kind="attention", num_heads=2, window=3))
+  ),
+}
 T = 24
 
 
 def model(kind):
   """One Mamba-2 layer around two layers of the mixer, one with an MLP, on the chunks."""
-  stages = [dict(d_model=16, d_ff=16, mamba=MAMBA, router=dict(kind="pool", width=2)),
-            dict(d_model=16, d_ff=16, mamba=dict(kind=kind, **FIELDS[kind]))]
+  stages = [
+    dict(d_model=16, d_ff=16, mamba=MAMBA, router=dict(kind="pool", width=2)),
+    dict(d_model=16, d_ff=16, mamba=dict(kind=kind, **FIELDS[kind])),
+  ]
   return run_config(load_config(CONFIG, {"model.layout": "m1 [m1M1] m1", "model.stages": stages}))
 
 
 def batch(rng):
   tokens = rng.integers(0, 256, (2, T + 1)).astype(np.int32)
-  return dict(tokens=tokens[:, :-1], targets=tokens[:, 1:], segment_ids=np.ones((2, T), np.int32),
-              positions=np.broadcast_to(np.arange(T, dtype=np.int32), (2, T)), loss_weights=np.ones((2, T), np.float32))
+  return dict(
+    tokens=tokens[:, :-1],
+    targets=tokens[:, 1:],
+    segment_ids=np.ones((2, T), np.int32),
+    positions=np.broadcast_to(np.arange(T, dtype=np.int32), (2, T)),
+    loss_weights=np.ones((2, T), np.float32),
+  )
 
 
 def params_of(cfg):
-  params = nn.unbox(jax.jit(cfg.model.build().init)(jax.random.key(0), np.zeros((1, 4), np.int32)))["params"]
-  return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+  params = nn.unbox(jax.jit(cfg.model.build().init)(jax.random.key(0), np.zeros((1, 4), np.int32)))[
+    "params"
+  ]
+  return jax.tree.map(
+    lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params
+  )
 
 
 def test_every_mixer_is_tried():
   assert set(FIELDS) == set(MIXERS.table) - {"pattern"}
 
 
-# The others share their code with these; all are read and streamed in tests/layers/test_registered_mixers.py too.
-@pytest.mark.parametrize("kind", [kind if kind in ("lact", "gla", "gated_delta_rule") else pytest.param(kind, marks=pytest.mark.slow)
-                                  for kind in FIELDS])
+# The others share their code with these; all are read and streamed in
+# tests/layers/test_registered_mixers.py too.
+@pytest.mark.parametrize(
+  "kind",
+  [
+    kind
+    if kind in ("lact", "gla", "gated_delta_rule")
+    else pytest.param(kind, marks=pytest.mark.slow)
+    for kind in FIELDS
+  ],
+)
 def test_a_mixer_in_the_main_network_learns_and_streams_as_the_parallel_pass(kind):
   cfg, data = model(kind), batch(np.random.default_rng(0))
   params, network = params_of(cfg), cfg.model.build()
-  loss = lambda params: cfg.objective.loss(
-      network, params, data, jax.random.key(0), cfg.objective.init_state(), train=True)[0].mean()
+
+  def loss(params):
+    return cfg.objective.loss(
+      network, params, data, jax.random.key(0), cfg.objective.init_state(), train=True
+    )[0].mean()
+
   grads = jax.jit(jax.grad(loss))(params)["backbone"]["inner"]["main"]
   assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(grads))
   for run in ("run_0", "run_1"):
@@ -62,22 +93,32 @@ def test_a_mixer_in_the_main_network_learns_and_streams_as_the_parallel_pass(kin
 
   tokens = jnp.asarray(data["tokens"])
   want = jax.jit(lambda tokens: network.apply({"params": params}, tokens))(tokens)
-  extend = jax.jit(lambda tokens, state: network.apply({"params": params}, tokens, state, method="extend"))
+  extend = jax.jit(
+    lambda tokens, state: network.apply({"params": params}, tokens, state, method="extend")
+  )
   state, got = cfg.model.init_state(2, T), []
-  for piece in np.split(tokens, [13, *range(14, T)], axis=1):      # a prefill, then steps
+  for piece in np.split(tokens, [13, *range(14, T)], axis=1):  # a prefill, then steps
     logits, state = extend(piece, state)
     got.append(logits)
-  np.testing.assert_allclose(jnp.concatenate(got, 1), want, atol=2e-4)      # float32 logits of about 10
+  np.testing.assert_allclose(jnp.concatenate(got, 1), want, atol=2e-4)  # float32 logits of about 10
 
 
 def test_the_mixer_is_chosen_by_one_key_and_the_old_mapping_means_mamba2():
-  cfg = run_config(load_config(CONFIG, {"model.stages.0.mamba": "gla", "model.stages.0.mamba.num_heads": 2}))
-  assert MIXERS.kind_of(cfg.model.stages[0].mamba) == "gla" and cfg.model.stages[0].mamba.num_heads == 2
+  cfg = run_config(
+    load_config(CONFIG, {"model.stages.0.mamba": "gla", "model.stages.0.mamba.num_heads": 2})
+  )
+  assert (
+    MIXERS.kind_of(cfg.model.stages[0].mamba) == "gla" and cfg.model.stages[0].mamba.num_heads == 2
+  )
   assert MIXERS.kind_of(model("mamba2").model.stages[0].mamba) == "mamba2"
   with pytest.raises(ConfigError, match="num_heads = 5 does not divide"):
     run_config(load_config(CONFIG, {"model.stages.0.mamba": dict(kind="gla", num_heads=5)}))
   with pytest.raises(ConfigError, match="one mixer"):
-    run_config(load_config(CONFIG, {"model.stages.0.mamba": dict(kind="pattern", members=(dict(kind="gla"),))}))
+    run_config(
+      load_config(
+        CONFIG, {"model.stages.0.mamba": dict(kind="pattern", members=(dict(kind="gla"),))}
+      )
+    )
 
 
 @pytest.mark.parametrize("kind", FIELDS)
@@ -88,7 +129,9 @@ def test_flops_of_a_mixer_in_a_stage_are_counted(kind):
 def test_the_traced_count_is_near_the_papers_formula_where_there_is_one():
   config = MIXERS.build(dict(kind="mamba2", d_state=64, head_dim=64))
   paper = mamba2_flops(1024, 512, 2, 64, config.num_heads(512), 4)
-  assert traced_flops(config, 512, 1024) == pytest.approx(paper, rel=0.35)      # it counts the chunks' squares, and no taps
+  assert traced_flops(config, 512, 1024) == pytest.approx(
+    paper, rel=0.35
+  )  # it counts the chunks' squares, and no taps
 
 
 def test_a_released_file_cannot_say_another_mixer():

@@ -1,4 +1,6 @@
-"""Lexinvariant embeddings in networks other than the decoder: chosen by config, invariant in them, refused where senseless."""
+"""Lexinvariant embeddings in networks other than the decoder: chosen by config, invariant in them,
+refused where senseless.
+"""
 
 import dataclasses
 import pathlib
@@ -24,23 +26,52 @@ PI = np.stack([full_cipher(V, RNG) for _ in range(B)])
 SEEDS = jnp.asarray(RNG.integers(0, 2**32, (B, 2), dtype=np.uint32))
 TABLE = np.asarray(keyed_rows(SEEDS[:, None], jnp.arange(V)[None], D))
 
-INSERTION = dict(kind="insertion", vocab_size=V, d_model=D, num_layers=1, mixer=dict(kind="attention", num_heads=2, causal=False),
-                 tie_embeddings=True, embedding="lexinvariant")
-HNET = dict(kind="hnet", layout="T1 [T1] T1", vocab_size=V, tie_embeddings=True, embedding="lexinvariant",
-            stages=[dict(d_model=D, d_ff=2 * D, attention=dict(num_heads=2), router=dict(kind="pool", width=3))] * 2)
+INSERTION = dict(
+  kind="insertion",
+  vocab_size=V,
+  d_model=D,
+  num_layers=1,
+  mixer=dict(kind="attention", num_heads=2, causal=False),
+  tie_embeddings=True,
+  embedding="lexinvariant",
+)
+HNET = dict(
+  kind="hnet",
+  layout="T1 [T1] T1",
+  vocab_size=V,
+  tie_embeddings=True,
+  embedding="lexinvariant",
+  stages=[
+    dict(d_model=D, d_ff=2 * D, attention=dict(num_heads=2), router=dict(kind="pool", width=3))
+  ]
+  * 2,
+)
 
 
 def config(model, **changes):
   data = dict(kind="text", source="mini:en", seq_len=T, batch_size=B, sequence_seeds=True)
-  return run_config(load_config(dict(
-      model=model | changes, data=data, objective=dict(kind="next_token"), optimizer=dict(kind="adamw", learning_rate=1e-3),
-      schedule=dict(kind="constant"), train=dict(steps=1)))).model
+  return run_config(
+    load_config(
+      dict(
+        model=model | changes,
+        data=data,
+        objective=dict(kind="next_token"),
+        optimizer=dict(kind="adamw", learning_rate=1e-3),
+        schedule=dict(kind="constant"),
+        train=dict(steps=1),
+      )
+    )
+  ).model
 
 
 def init(model, *args):
   params = model.init(jax.random.key(0), *args)["params"]
-  params = jax.tree.map(lambda p: p.unbox() if hasattr(p, "unbox") else p, params, is_leaf=lambda p: hasattr(p, "unbox"))
-  return jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+  params = jax.tree.map(
+    lambda p: p.unbox() if hasattr(p, "unbox") else p, params, is_leaf=lambda p: hasattr(p, "unbox")
+  )
+  return jax.tree.map(
+    lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params
+  )
 
 
 def moved(table=TABLE):
@@ -52,8 +83,11 @@ def test_an_insertion_network_is_invariant_and_reads_its_keyed_table():
   params = init(model, jnp.asarray(IDS))
   slots, missing = jnp.asarray([[1, 3, 3], [2, 5, 9]]), jnp.asarray(IDS[:, :3])
   segments = jnp.asarray(np.arange(T)[None] < np.array([[T], [T - 3]])).astype(jnp.int32)
-  f = jax.jit(lambda ids, missing, lexicon: model.apply({"params": params}, ids, slots, missing, segments, lexicon=lexicon,
-                                                        method="score"))
+  f = jax.jit(
+    lambda ids, missing, lexicon: model.apply(
+      {"params": params}, ids, slots, missing, segments, lexicon=lexicon, method="score"
+    )
+  )
   keyed = f(jnp.asarray(IDS), missing, Lexicon(SEEDS))
   given = f(jnp.asarray(IDS), missing, Lexicon(table_BVD=jnp.asarray(TABLE)))
   coded = f(encipher(jnp.asarray(IDS), PI), encipher(missing, PI), moved())
@@ -69,7 +103,11 @@ def test_an_insertion_network_is_invariant_and_reads_its_keyed_table():
 def test_an_hnet_reads_bytes_through_random_rows():
   model = config(HNET).build()
   params = init(model, jnp.asarray(IDS))
-  f = jax.jit(lambda ids, targets, lexicon: model.apply({"params": params}, ids, targets, lexicon=lexicon, method="score"))
+  f = jax.jit(
+    lambda ids, targets, lexicon: model.apply(
+      {"params": params}, ids, targets, lexicon=lexicon, method="score"
+    )
+  )
   keyed = f(jnp.asarray(IDS), jnp.asarray(TARGETS), Lexicon(SEEDS)).log_prob_BT
   coded = f(encipher(jnp.asarray(IDS), PI), encipher(jnp.asarray(TARGETS), PI), moved()).log_prob_BT
   np.testing.assert_allclose(coded, keyed, atol=2e-5)
@@ -86,8 +124,15 @@ def test_a_head_that_knows_tokens_by_identity_is_refused():
     config(INSERTION, embedding=dict(kind="lexinvariant", remap=True))
 
 
-@pytest.mark.parametrize("tokenizer, size", [(dict(kind="bytes"), 257), (dict(kind="chars", vocab_size=100), 100),
-                                             (dict(kind="trained_bpe", vocab_size=512), 512)], ids=lambda x: str(x))
+@pytest.mark.parametrize(
+  "tokenizer, size",
+  [
+    (dict(kind="bytes"), 257),
+    (dict(kind="chars", vocab_size=100), 100),
+    (dict(kind="trained_bpe", vocab_size=512), 512),
+  ],
+  ids=lambda x: str(x),
+)
 def test_every_tokenisation_is_a_choice_of_the_config(tokenizer, size):
   cfg = run_config(load_config(str(CHARS), {"data.tokenizer": tokenizer, "model.vocab_size": size}))
   check(cfg, 1)
@@ -97,6 +142,13 @@ def test_every_tokenisation_is_a_choice_of_the_config(tokenizer, size):
 
 def test_star_graphs_bring_a_seed_for_every_graph_and_are_the_same_graphs():
   from jaxlm.data.star_graphs import StarGraphData
-  plain, seeded = (next(iter(StarGraphData(batch_size=4, sequence_seeds=on).build("train", seed=0))) for on in (False, True))
+
+  plain, seeded = (
+    next(iter(StarGraphData(batch_size=4, sequence_seeds=on).build("train", seed=0)))
+    for on in (False, True)
+  )
   np.testing.assert_array_equal(plain["tokens"], seeded["tokens"])
-  assert seeded["sequence_seeds"].shape == (4, 2) and len(np.unique(seeded["sequence_seeds"], axis=0)) == 4
+  assert (
+    seeded["sequence_seeds"].shape == (4, 2)
+    and len(np.unique(seeded["sequence_seeds"], axis=0)) == 4
+  )

@@ -1,4 +1,6 @@
-"""The joint insertion loss against enumeration, with its gradient; its partition never leaves out or adds a slot."""
+"""The joint insertion loss against enumeration, with its gradient; its partition never leaves out
+or adds a slot.
+"""
 
 import itertools
 import math
@@ -38,13 +40,17 @@ def cases():
 
 def loss(z_BTV, segments, slots, missing, n_B):
   target_BM = z_BTV[jnp.arange(B)[:, None], slots, missing]
-  return joint_nll(jax.nn.logsumexp(z_BTV, axis=-1), open_slots(jnp.asarray(segments)), target_BM, jnp.asarray(n_B))
+  return joint_nll(
+    jax.nn.logsumexp(z_BTV, axis=-1), open_slots(jnp.asarray(segments)), target_BM, jnp.asarray(n_B)
+  )
 
 
 def test_the_loss_is_the_enumerated_one():
   z_BTV, segments, pairs, slots, missing, n_B = cases()
   want = [enumerated(z_BTV[b], (segments[b] != 0) & (np.arange(T) > 0), pairs[b]) for b in range(B)]
-  np.testing.assert_allclose(loss(jnp.asarray(z_BTV), segments, slots, missing, n_B), want, rtol=1e-6)
+  np.testing.assert_allclose(
+    loss(jnp.asarray(z_BTV), segments, slots, missing, n_B), want, rtol=1e-6
+  )
 
 
 def test_the_gradient_is_probability_minus_normalised_count_and_zero_elsewhere():
@@ -72,8 +78,11 @@ def test_the_order_of_the_missing_tokens_means_nothing():
 def test_class_zero_is_stop_and_the_weights_are_a_and_one_minus_a():
   stop_B2 = jnp.asarray([[2.0, -1.0], [2.0, -1.0]])
   p_stop = 1 / (1 + math.exp(-3.0))
-  np.testing.assert_allclose(stop_nll(stop_B2, jnp.asarray([0, 4]), 0.9),
-                             [-0.9 * math.log(p_stop), -0.1 * math.log(1 - p_stop)], rtol=1e-5)
+  np.testing.assert_allclose(
+    stop_nll(stop_B2, jnp.asarray([0, 4]), 0.9),
+    [-0.9 * math.log(p_stop), -0.1 * math.log(1 - p_stop)],
+    rtol=1e-5,
+  )
 
 
 def test_a_class_weight_outside_the_unit_interval_is_refused():
@@ -85,12 +94,21 @@ def test_a_constraint_that_the_data_do_not_emit_is_refused_before_anything_is_bu
   wanted = {"objective.use_constraint": True}
   with pytest.raises(ConfigError, match="set data.constraint = True"):
     check(run_config(load_config("configs/ilm/star_easy.py", wanted)), 1)
-  cfg = run_config(load_config("configs/ilm/star_easy.py", wanted | {"data.constraint": True, "data.rows": 64}))
+  cfg = run_config(
+    load_config("configs/ilm/star_easy.py", wanted | {"data.constraint": True, "data.rows": 64})
+  )
   check(cfg, 1)
   batch = next(iter(cfg.data.build("train", seed=0)))
-  flat = types.SimpleNamespace(log_z_BT=jnp.zeros(batch["tokens"].shape), target_BM=jnp.zeros(batch["slots"].shape), stop_B2=None)
+  flat = types.SimpleNamespace(
+    log_z_BT=jnp.zeros(batch["tokens"].shape),
+    target_BM=jnp.zeros(batch["slots"].shape),
+    stop_B2=None,
+  )
   model = types.SimpleNamespace(cfg=cfg.model, apply=lambda *args, **fields: flat)
   found = cfg.objective.loss(model, None, batch, None, None, train=True)[1]["token"]
   # A flat row partition: the log of the number of open slots, which are those with missing tokens.
-  want = [math.log(len(set(slots[:n]))) if n else 0.0 for slots, n in zip(batch["slots"], batch["num_missing"][:, 0])]
+  want = [
+    math.log(len(set(slots[:n]))) if n else 0.0
+    for slots, n in zip(batch["slots"], batch["num_missing"][:, 0])
+  ]
   assert float(found.mean()) == pytest.approx(np.mean(want), rel=1e-5)

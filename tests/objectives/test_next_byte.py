@@ -1,4 +1,6 @@
-"""Next byte with ratio loss: the loss, its statistics, buckets that follow the counts, and what is refused."""
+"""Next byte with ratio loss: the loss, its statistics, buckets that follow the counts, and what is
+refused.
+"""
 
 import pathlib
 
@@ -21,7 +23,7 @@ from jaxlm.training.run import flops_per_token
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "hnet"
 TINY, PAPER = str(CONFIGS / "tiny.py"), str(CONFIGS / "paper.py")
 
-slow = pytest.mark.slow     # compiling whole models takes minutes on two cores
+slow = pytest.mark.slow  # compiling whole models takes minutes on two cores
 
 
 def stage(width):
@@ -34,31 +36,43 @@ MODEL = HNetConfig("m1 [m1] m1", (stage(16), stage(16)), vocab_size=32)
 def batch(rows=2, length=16):
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (rows, length + 1)), jnp.int32)
   segment_ids = jnp.ones((rows, length), jnp.int32).at[1, 10:].set(0)
-  return dict(tokens=tokens[:, :-1], targets=tokens[:, 1:], segment_ids=segment_ids,
-              positions=jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (rows, length)),
-              loss_weights=(segment_ids > 0).astype(jnp.float32), target_bytes=jnp.ones((rows, length), jnp.int32))
+  return dict(
+    tokens=tokens[:, :-1],
+    targets=tokens[:, 1:],
+    segment_ids=segment_ids,
+    positions=jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (rows, length)),
+    loss_weights=(segment_ids > 0).astype(jnp.float32),
+    target_bytes=jnp.ones((rows, length), jnp.int32),
+  )
 
 
 def run(objective, bucket=None, train=True):
   module = MODEL.build()
   params = nn.unbox(module.init(jax.random.key(0), batch()["tokens"]))["params"]
-  return jax.jit(lambda p: objective.loss(module, p, batch(), None, objective.init_state(), train=train,
-                                          bucket=bucket))(params)
+  return jax.jit(
+    lambda p: objective.loss(
+      module, p, batch(), None, objective.init_state(), train=train, bucket=bucket
+    )
+  )(params)
 
 
 @slow
 def test_the_loss_is_cross_entropy_plus_weighted_ratio_over_valid_positions():
   objective = NextByte(targets=(4.0,), ratio_weight=0.5, stats_scope="global")
   loss, metrics = run(objective)
-  np.testing.assert_allclose(loss.mean(), metrics["loss"].mean() + 0.5 * metrics["ratio_0"].mean(), rtol=1e-6)
+  np.testing.assert_allclose(
+    loss.mean(), metrics["loss"].mean() + 0.5 * metrics["ratio_0"].mean(), rtol=1e-6
+  )
   assert metrics["loss"].weight == 26 and metrics["boundaries_0"].weight == 26
-  np.testing.assert_allclose(metrics["bits_per_byte"].mean(), metrics["loss"].mean() / np.log(2), rtol=1e-6)
+  np.testing.assert_allclose(
+    metrics["bits_per_byte"].mean(), metrics["loss"].mean() / np.log(2), rtol=1e-6
+  )
 
 
 def test_the_ratio_loss_is_one_on_target_and_pushes_through_the_mean_probability_only():
   np.testing.assert_allclose(ratio_loss(2.0, 2.0, 10.0, 5.0), 1.0, rtol=1e-6)
   assert jax.grad(ratio_loss, argnums=0)(4.0, 2.0, 10.0, 5.0) == 0
-  assert jax.grad(ratio_loss, argnums=1)(4.0, 4.0, 10.0, 5.0) > 0      # too many cuts: fewer, please
+  assert jax.grad(ratio_loss, argnums=1)(4.0, 4.0, 10.0, 5.0) > 0  # too many cuts: fewer, please
   assert jax.grad(ratio_loss, argnums=1)(1.0, 1.0, 10.0, 5.0) < 0
 
 
@@ -68,7 +82,15 @@ def test_straight_through_is_one_with_the_derivative_of_the_identity():
 
 
 def test_the_ladder_ends_with_a_bucket_that_always_fits():
-  assert NextByte(targets=(6.0,)).buckets((4, 8192)) == ((1024,), (1536,), (2048,), (3072,), (4096,), (6144,), (8192,))
+  assert NextByte(targets=(6.0,)).buckets((4, 8192)) == (
+    (1024,),
+    (1536,),
+    (2048,),
+    (3072,),
+    (4096,),
+    (6144,),
+    (8192,),
+  )
   pairs = NextByte(targets=(3.0, 3.0)).buckets((4, 8192))
   assert len(pairs) <= 7 and pairs[-1] == (8192, 8192) and pairs[4] == (4096, 2048)
   assert NextByte().buckets((4, 8192)) == ()
@@ -94,14 +116,20 @@ def test_clipping_is_for_training_only():
   _, train = run(objective, (2,))
   assert "overflow" not in train and train["clipped_chunks"].sum > 0
   loss, evaluated = run(objective, (2,), train=False)
-  assert evaluated["overflow"].sum == 0 and train["capacity_0"].sum == 2 and "capacity_0" not in evaluated
+  assert (
+    evaluated["overflow"].sum == 0
+    and train["capacity_0"].sum == 2
+    and "capacity_0" not in evaluated
+  )
   np.testing.assert_allclose(loss.sum, run(NextByte(targets=(4.0,)))[0].sum, rtol=1e-5)
 
 
 def test_the_largest_count_is_remembered_for_a_while():
   objective = NextByte(targets=(4.0,), memory=0.5)
   one = jnp.ones(())
-  state = objective.update_state(objective.init_state(), {"chunks_max_0": Pair(jnp.float32(8), one)})
+  state = objective.update_state(
+    objective.init_state(), {"chunks_max_0": Pair(jnp.float32(8), one)}
+  )
   state = objective.update_state(state, {"chunks_max_0": Pair(jnp.float32(2), one)})
   assert float(state["largest"][0]) == 4.0
 
@@ -119,32 +147,49 @@ def test_a_byte_costs_what_the_paper_counts_at_the_target_not_every_parameter():
   cfg = run_config(load_config(f"{PAPER}:1stage_L"))
   told = flops_per_token(cfg)
   np.testing.assert_allclose(told, 3 * forward_flops(cfg.model, 8192, (6.0,)) / 8192)
-  assert 3 * 0.3e9 < told < 3 * 0.43e9      # Table 1 prints 0.43 GFLOP forward, at 4.8 bytes a chunk
+  assert 3 * 0.3e9 < told < 3 * 0.43e9  # Table 1 prints 0.43 GFLOP forward, at 4.8 bytes a chunk
   assert NextByte().train_flops_per_token(object(), 8) is None
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(targets=(1.0,)), "targets\\[0\\] = 1.0"), (dict(targets=(4.0,), capacities=((0,),)), "wanted 1 or more"),
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    (dict(targets=(1.0,)), "targets\\[0\\] = 1.0"),
+    (dict(targets=(4.0,), capacities=((0,),)), "wanted 1 or more"),
     (dict(targets=(4.0,), capacities=((4, 4),)), "for each of the 1 `targets`"),
     (dict(targets=(4.0,), capacities=((8,), (4,))), "smallest first"),
     (dict(targets=(4.0,), capacities=()), "the ladder is empty"),
-    (dict(targets=(4.0,), slack=0.9), "slack = 0.9"), (dict(targets=(4.0,), memory=1.5), "memory = 1.5"),
-    (dict(targets=(4.0,), ratio_weight=-1.0), "ratio_weight = -1.0"), (dict(rows_per_buffer=0), "rows_per_buffer = 0"),
-    (dict(targets=(4.0,), overflow="error"), "the one bucket")])
+    (dict(targets=(4.0,), slack=0.9), "slack = 0.9"),
+    (dict(targets=(4.0,), memory=1.5), "memory = 1.5"),
+    (dict(targets=(4.0,), ratio_weight=-1.0), "ratio_weight = -1.0"),
+    (dict(rows_per_buffer=0), "rows_per_buffer = 0"),
+    (dict(targets=(4.0,), overflow="error"), "the one bucket"),
+  ],
+)
 def test_impossible_settings_are_refused(options, message):
   with pytest.raises(ConfigError, match=message):
     NextByte(**options)
 
 
-@pytest.mark.parametrize("changes, message", [
+@pytest.mark.parametrize(
+  "changes, message",
+  [
     ({"objective.targets": (3.0, 3.0), "objective.capacities": None}, "the model chunks 1 times"),
     ({"objective.targets": (), "objective.capacities": None}, "the model chunks 1 times"),
     ({"objective.rows_per_buffer": 2}, "model.join.rows_per_buffer = 1"),
-    ({"objective.rows_per_buffer": 3, "model.join.rows_per_buffer": 3}, "does not divide the 8 rows"),
+    (
+      {"objective.rows_per_buffer": 3, "model.join.rows_per_buffer": 3},
+      "does not divide the 8 rows",
+    ),
     ({"objective.capacities": ((32,), (64,))}, "may start 128 chunks in stage 0"),
     ({"model.stages.0.router": "given"}, "no data section makes"),
     ({"model.layout": "T3"}, "has 1 stage, `stages` has 2"),
-    ({"model.stages.1.attention.num_heads": 5}, "model: stages\\[1\\]: d_model = 96 is not divisible by num_heads = 5")])
+    (
+      {"model.stages.1.attention.num_heads": 5},
+      "model: stages\\[1\\]: d_model = 96 is not divisible by num_heads = 5",
+    ),
+  ],
+)
 def test_sections_that_do_not_fit_an_hnet_are_refused_before_it_is_built(changes, message):
   with pytest.raises(ConfigError, match=message):
     check(run_config(load_config(TINY, changes)), 1)

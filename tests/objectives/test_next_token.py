@@ -14,9 +14,13 @@ from jaxlm.objectives.next_token import NextToken
 CFG = DecoderConfig(vocab_size=13, d_model=8, num_layers=1, mixer=AttentionConfig(2))
 MODEL = CFG.build()
 TOKENS = jax.random.randint(jax.random.key(0), (2, 6), 0, 13)
-BATCH = dict(tokens=TOKENS, targets=jnp.roll(TOKENS, -1, 1), segment_ids=jnp.ones_like(TOKENS),
-             positions=jnp.broadcast_to(jnp.arange(6)[None], (2, 6)),
-             loss_weights=jnp.asarray([[1, 1, 1, 1, 1, 0], [2, 0.5, 0, 0, 0, 0]], jnp.float32))
+BATCH = dict(
+  tokens=TOKENS,
+  targets=jnp.roll(TOKENS, -1, 1),
+  segment_ids=jnp.ones_like(TOKENS),
+  positions=jnp.broadcast_to(jnp.arange(6)[None], (2, 6)),
+  loss_weights=jnp.asarray([[1, 1, 1, 1, 1, 0], [2, 0.5, 0, 0, 0, 0]], jnp.float32),
+)
 PARAMS = jax.tree.map(lambda x: 20 * x, nn.unbox(MODEL.init(jax.random.key(1), TOKENS))["params"])
 
 
@@ -36,7 +40,7 @@ def test_z_loss_adds_the_squared_log_denominator_and_is_reported_apart():
   plain, _ = loss(NextToken())
   pair, metrics = loss(NextToken(z_loss=0.1))
   z = jax.nn.logsumexp(MODEL.apply({"params": PARAMS}, TOKENS), axis=-1)
-  np.testing.assert_allclose(metrics["z"].sum, jnp.sum(z ** 2 * BATCH["loss_weights"]), rtol=1e-5)
+  np.testing.assert_allclose(metrics["z"].sum, jnp.sum(z**2 * BATCH["loss_weights"]), rtol=1e-5)
   np.testing.assert_allclose(pair.sum, plain.sum + 0.1 * metrics["z"].sum, rtol=1e-6)
   np.testing.assert_allclose(metrics["loss"].sum, plain.sum, rtol=1e-6)
 
@@ -48,8 +52,13 @@ def test_targets_of_weight_zero_change_neither_loss_nor_gradient():
 
 
 def test_halves_of_a_batch_add_up_to_the_whole():
-  half = lambda b: {k: v[b:b + 1] for k, v in BATCH.items()}
-  whole, parts = loss(NextToken())[0], loss(NextToken(), **half(0))[0] + loss(NextToken(), **half(1))[0]
+  def half(b):
+    return {k: v[b : b + 1] for k, v in BATCH.items()}
+
+  whole, parts = (
+    loss(NextToken())[0],
+    loss(NextToken(), **half(0))[0] + loss(NextToken(), **half(1))[0],
+  )
   np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 

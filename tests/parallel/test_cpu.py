@@ -27,7 +27,9 @@ print(*counts)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's options")
 def test_a_block_that_was_freed_is_taken_again_without_page_faults():
-  done = subprocess.run([sys.executable, "-c", FREED_AND_TAKEN_AGAIN], capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, "-c", FREED_AND_TAKEN_AGAIN], capture_output=True, text=True
+  )
   assert done.returncode == 0, done.stderr
   first, *later = map(int, done.stdout.split())
   assert first > 100 and max(later) < first / 100, done.stdout
@@ -36,6 +38,8 @@ def test_a_block_that_was_freed_is_taken_again_without_page_faults():
 def test_only_where_the_cpu_computes_and_never_over_the_users(tmp_path):
   assert cpu.computes({}, str(tmp_path)) and cpu.computes({"JAX_PLATFORMS": "cpu"}, str(tmp_path))
   (tmp_path / "nvidia0").touch()
-  assert not cpu.computes({}, str(tmp_path)) and cpu.computes({"JAX_PLATFORMS": "cpu,cuda"}, str(tmp_path))
+  assert not cpu.computes({}, str(tmp_path)) and cpu.computes(
+    {"JAX_PLATFORMS": "cpu,cuda"}, str(tmp_path)
+  )
   assert not cpu.computes({"JAX_PLATFORMS": "tpu,cpu"}, str(tmp_path))
   assert not cpu.keep_memory({"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "4"})

@@ -1,4 +1,6 @@
-"""The report's reader against programs whose answer is known by hand: text in the compiler's own grammar."""
+"""The report's reader against programs whose answer is known by hand: text in the compiler's own
+grammar.
+"""
 
 import math
 
@@ -36,10 +38,15 @@ ENTRY %main (x: bf16[8,16], w: bf16[16,32]) -> bf16[8,32] {
 
 
 def loop_text(*, start=0, bound=12, step=1, direction="LT", bound_in_carry=False):
-  """A while loop around one matmul; the bound as a constant of the condition or moved into the carry."""
+  """A while loop around one matmul; the bound as a constant of the condition or moved into the
+  carry.
+  """
   n = "%get-tuple-element.9" if bound_in_carry else "%constant.9"
-  fetch = ("%get-tuple-element.9 = s32[]{:T(128)} get-tuple-element(%p), index=2" if bound_in_carry
-           else f"%constant.9 = s32[]{{:T(128)}} constant({bound})")
+  fetch = (
+    "%get-tuple-element.9 = s32[]{:T(128)} get-tuple-element(%p), index=2"
+    if bound_in_carry
+    else f"%constant.9 = s32[]{{:T(128)}} constant({bound})"
+  )
   carry = "(s32[]{:T(128)}, f32[4,4]{1,0:T(4,128)}, s32[]{:T(128)})"
   return f"""HloModule jit_scan
 
@@ -88,13 +95,22 @@ def test_one_matmul_has_its_flops_cycles_bytes_and_source_line():
   (row,) = found.work
   assert row.flops == 2 * 8 * 16 * 32
   assert row.cycles == 1234 and row.op_class == "matmul" and row.source == "model.py:27"
-  assert row.bytes == 2 * (8 * 16 + 8 * 32)      # the weights lie on chip
+  assert row.bytes == 2 * (8 * 16 + 8 * 32)  # the weights lie on chip
 
 
-@pytest.mark.parametrize("options, trips", [
-    (dict(), 12), (dict(start=2, bound=9), 7), (dict(bound=12, step=2), 6), (dict(bound=11, step=2), 6),
-    (dict(bound=12, bound_in_carry=True), 12), (dict(start=11, bound=0, step=-1, direction="GE"), 12),
-    (dict(bound=5, direction="LE"), 6), (dict(bound=7, direction="NE"), 7)])
+@pytest.mark.parametrize(
+  "options, trips",
+  [
+    (dict(), 12),
+    (dict(start=2, bound=9), 7),
+    (dict(bound=12, step=2), 6),
+    (dict(bound=11, step=2), 6),
+    (dict(bound=12, bound_in_carry=True), 12),
+    (dict(start=11, bound=0, step=-1, direction="GE"), 12),
+    (dict(bound=5, direction="LE"), 6),
+    (dict(bound=7, direction="NE"), 7),
+  ],
+)
 def test_trip_count_follows_from_start_increment_and_bound(options, trips):
   loops = Loops(hlo.parse(loop_text(**options)))
   assert loops.trips == {"while.1": trips} and not loops.unknown
@@ -107,21 +123,30 @@ def test_a_loop_that_cannot_be_read_is_reported_not_guessed():
 
 
 def test_batched_matmul_as_convolution_counts_no_padding():
-  text = MATMUL.replace("bf16[8,16]{1,0:T(8,128)(2,1)}", "bf16[64,512,64]{2,1,0}").replace(
-      "bf16[16,32]{1,0:T(8,128)(2,1)S(1)}", "bf16[64,512,64]{2,1,0}").replace(
-      "bf16[8,32]{1,0:T(8,128)(2,1)}", "bf16[64,512,512]{2,1,0}").replace(
-      "dim_labels=bf_io->bf", "window={size=64 stride=63 pad=0_0 lhs_dilate=64}, dim_labels=0bf_0oi->0bf")
+  text = (
+    MATMUL.replace("bf16[8,16]{1,0:T(8,128)(2,1)}", "bf16[64,512,64]{2,1,0}")
+    .replace("bf16[16,32]{1,0:T(8,128)(2,1)S(1)}", "bf16[64,512,64]{2,1,0}")
+    .replace("bf16[8,32]{1,0:T(8,128)(2,1)}", "bf16[64,512,512]{2,1,0}")
+    .replace(
+      "dim_labels=bf_io->bf",
+      "window={size=64 stride=63 pad=0_0 lhs_dilate=64}, dim_labels=0bf_0oi->0bf",
+    )
+  )
   assert cost(Loops(hlo.parse(text))).flops == 2 * 64 * 512 * 512 * 64
 
 
-@pytest.mark.parametrize("groups, axes", [
+@pytest.mark.parametrize(
+  "groups, axes",
+  [
     ("replica_groups={{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}}", ("data", "fsdp")),
     ("replica_groups=[1,16]<=[16]", ("data", "fsdp")),
     ("replica_groups=mesh['axis_0'=16] {'axis_0'}", ("data", "fsdp")),
     ("replica_groups=mesh['axis_0'=2,'axis_1'=8] {'axis_1'}", ("fsdp",)),
     ("replica_groups=[2,8]<=[16]", ("fsdp",)),
     ("replica_groups=[8,2]<=[2,8]T(1,0)", ("data",)),
-    ("replica_groups={{0,8},{1,9},{2,10},{3,11},{4,12},{5,13},{6,14},{7,15}}", ("data",))])
+    ("replica_groups={{0,8},{1,9},{2,10},{3,11},{4,12},{5,13},{6,14},{7,15}}", ("data",)),
+  ],
+)
 def test_a_psum_is_charged_twice_its_bytes_along_the_axes_of_its_groups(groups, axes):
   loops = Loops(hlo.parse(psum_text(groups)))
   (found,) = collectives(loops, {"data": 2, "fsdp": 8})
@@ -132,15 +157,22 @@ def test_a_psum_is_charged_twice_its_bytes_along_the_axes_of_its_groups(groups, 
 
 def test_pieces_of_one_asynchronous_collective_count_once():
   text = psum_text("replica_groups=[1,16]<=[16]").replace(
-      "  ROOT", "  %all-reduce.7 = f32[4194304]{0:T(1024)} all-reduce(%x), channel_id=1, "
-      "replica_groups=[1,16]<=[16], to_apply=%add\n  ROOT")
+    "  ROOT",
+    "  %all-reduce.7 = f32[4194304]{0:T(1024)} all-reduce(%x), channel_id=1, "
+    "replica_groups=[1,16]<=[16], to_apply=%add\n  ROOT",
+  )
   assert len(collectives(Loops(hlo.parse(text)), {"fsdp": 16})) == 1
 
 
 def test_collectives_of_two_shapes_count_twice_though_shard_map_gave_them_one_channel():
   text = psum_text("replica_groups=[1,16]<=[16]").replace(
-      "  ROOT", "  %all-reduce.7 = f32[64]{0:T(1024)} all-reduce(%x), channel_id=1, replica_groups=[1,16]<=[16], to_apply=%add\n  ROOT")
-  assert [c.payload for c in collectives(Loops(hlo.parse(text)), {"fsdp": 16})] == [4 * 4194304, 4 * 64]
+    "  ROOT",
+    "  %all-reduce.7 = f32[64]{0:T(1024)} all-reduce(%x), channel_id=1, replica_groups=[1,16]<=[16], to_apply=%add\n  ROOT",
+  )
+  assert [c.payload for c in collectives(Loops(hlo.parse(text)), {"fsdp": 16})] == [
+    4 * 4194304,
+    4 * 64,
+  ]
 
 
 def test_the_largest_integer_is_no_estimate_of_cycles():
@@ -154,8 +186,10 @@ def test_a_permutation_names_the_axis_of_its_ring():
 
 
 def test_the_lines_of_a_pallas_call_do_not_end_its_computation():
-  call = ('  %k.1 = f32[4,4]{1,0:T(4,128)} custom-call(%h), custom_call_target="tpu_custom_call", '
-          'backend_config={"xprof":"{\n"block": 512\n}}, metadata={op_name="jit(f)/kernel"}\n')
+  call = (
+    '  %k.1 = f32[4,4]{1,0:T(4,128)} custom-call(%h), custom_call_target="tpu_custom_call", '
+    'backend_config={"xprof":"{\n"block": 512\n}}, metadata={op_name="jit(f)/kernel"}\n'
+  )
   loops = Loops(hlo.parse(loop_text().replace("  %dot.1", call + "  %dot.1")))
   assert loops.trips == {"while.1": 12}
   assert [w.count for w in cost(loops).work if w.op_class == "kernel"] == [12]

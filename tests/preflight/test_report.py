@@ -1,4 +1,6 @@
-"""The report on real compilations, for CPU devices here and (marked compile) for TPU slices that are not there."""
+"""The report on real compilations, for CPU devices here and (marked compile) for TPU slices that
+are not there.
+"""
 
 import dataclasses
 import importlib.util
@@ -39,6 +41,7 @@ def sent(lowered, options, **mesh):
 def test_a_scan_of_matmuls_compiled_for_this_cpu_has_its_flops():
   def f(x, w):
     return jax.lax.scan(lambda h, w: (h @ w, None), x, w)[0]
+
   x, w = jnp.ones((16, 32)), jnp.ones((5, 32, 32))
   loops = read(jax.jit(f).lower(x, w).compile())
   assert not loops.unknown
@@ -55,8 +58,11 @@ def test_a_train_step_compiled_for_simulated_devices_is_reported_as_json(capsys)
   assert report["state_bytes"]["optimizer"] > 1.9 * report["state_bytes"]["parameters"]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--cpu=8"], "--config"), ([f"--config={CONFIG}"], "one target"),
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--cpu=8"], "--config"),
+    ([f"--config={CONFIG}"], "one target"),
     ([f"--config={CONFIG}", "--topology=v5e:4y4"], "known: v4:2x2x1"),
     ([f"--config={CONFIG}", "--topology=v7e:4x4"], "known: v4:2x2x1"),
     ([f"--config={CONFIG}", "--cpu=8", "--mesh=data=3,fsdp=2"], "data=3 x fsdp=2"),
@@ -64,7 +70,9 @@ def test_a_train_step_compiled_for_simulated_devices_is_reported_as_json(capsys)
     ([f"--config={CONFIG}", "--cpu=8", "--mesh=data=many"], "whole number"),
     ([f"--config={CONFIG}", "--cpu=8", "--program=decode,trian"], "did you mean 'train'"),
     ([f"--config={CONFIG}", "--cpu=0"], "--cpu=0: wanted 1 or more"),
-    ([f"--config={CONFIG}", "--cpu=8", "--mesh=fsdp=8", "--compare=data=8"], "leave out --mesh")])
+    ([f"--config={CONFIG}", "--cpu=8", "--mesh=fsdp=8", "--compare=data=8"], "leave out --mesh"),
+  ],
+)
 def test_bad_input_says_what_is_known(arguments, message, capsys):
   assert main(arguments) == 2
   assert message in capsys.readouterr().err
@@ -72,8 +80,10 @@ def test_bad_input_says_what_is_known(arguments, message, capsys):
 
 def test_missing_libtpu_names_the_extra(monkeypatch):
   from jax.experimental import topologies
+
   def refuse(**_):
     raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+
   monkeypatch.setattr(topologies, "get_topology_desc", refuse)
   with pytest.raises(ConfigError, match=r"\[preflight\]"):
     devices("v5e:2x2")
@@ -93,17 +103,27 @@ def matrix():
 
 def test_every_row_of_the_matrix_is_a_valid_config_that_its_slice_divides():
   from jaxlm.training.config import check, load_config, run_config
+
   for row in matrix().ROWS:
-    cfg = run_config(load_config(row.config, {**row.overrides, **{f"mesh.{a}": n for a, n in parse_mesh(row.mesh).items()}}))
+    cfg = run_config(
+      load_config(
+        row.config, {**row.overrides, **{f"mesh.{a}": n for a, n in parse_mesh(row.mesh).items()}}
+      )
+    )
     check(cfg, int(np.prod([int(n) for n in row.topology.split(":")[1].split("x")])))
     assert chip_of(row.topology) and Budget(**row.budget)
 
 
-# -- with the TPU compiler ------------------------------------------------------------------------------------------
+# -- with the TPU compiler
+# ------------------------------------------------------------------------------------------
 
 
 def slice_mesh(topology, **shape):
-  return Mesh(devices(topology).reshape(tuple(shape.values())), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+  return Mesh(
+    devices(topology).reshape(tuple(shape.values())),
+    tuple(shape),
+    axis_types=(AxisType.Auto,) * len(shape),
+  )
 
 
 @pytest.mark.compile
@@ -126,7 +146,9 @@ def test_a_psum_over_sixteen_chips_is_charged_twice_its_bytes():
   mesh = slice_mesh("v5e:4x4", fsdp=16)
   x = jax.ShapeDtypeStruct((16, 4 * 2**20), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
   with jax.set_mesh(mesh):
-    lowered = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, "fsdp"), in_specs=P("fsdp"), out_specs=P())).lower(x)
+    lowered = jax.jit(
+      jax.shard_map(lambda x: jax.lax.psum(x, "fsdp"), in_specs=P("fsdp"), out_specs=P())
+    ).lower(x)
   (found,) = collectives(read(lowered.compile()), {"fsdp": 16})
   assert found.kind == "all-reduce" and found.total == 2 * 4 * 4 * 2**20 * 15 // 16
 
@@ -135,25 +157,41 @@ def test_a_psum_over_sixteen_chips_is_charged_twice_its_bytes():
 def test_a_gather_over_a_whole_torus_stays_a_gather_with_the_chips_options():
   mesh = slice_mesh("v5p:4x4x4", fsdp=64)
   w = jax.ShapeDtypeStruct((2048, 2048), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
-  gather = jax.shard_map(lambda w: 2 * jax.lax.all_gather(w, "fsdp", tiled=True), mesh=mesh, in_specs=P("fsdp"), out_specs=P(),
-                         check_vma=False)
+  gather = jax.shard_map(
+    lambda w: 2 * jax.lax.all_gather(w, "fsdp", tiled=True),
+    mesh=mesh,
+    in_specs=P("fsdp"),
+    out_specs=P(),
+    check_vma=False,
+  )
   with jax.set_mesh(mesh):
     lowered = jax.jit(gather).lower(w)
-  wire = lambda options: [c.total for c in sent(lowered, options, fsdp=64)]
+
+  def wire(options):
+    return [c.total for c in sent(lowered, options, fsdp=64)]
+
   assert wire(compiler_options("TPU v5")) == [2 * 2048 * 2048 * 63 // 64]
-  assert wire(None) == [2 * 2 * 2048 * 2048 * 63 // 64]      # what the options are for
+  assert wire(None) == [2 * 2 * 2048 * 2048 * 63 // 64]  # what the options are for
 
 
 @pytest.mark.compile
 def test_the_heads_gradient_is_scattered_whatever_the_vocabulary():
-  V, D, T = 128_256, 2048, 128                 # 128,256 = 2^8 x 3 x 167
+  V, D, T = 128_256, 2048, 128  # 128,256 = 2^8 x 3 x 167
   mesh = slice_mesh("v5p:4x4x4", fsdp=64, tensor=1)
   spec, w_spec = P("fsdp", None, None), P("tensor", "fsdp")
-  shaped = lambda dtype, spec, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-  loss = lambda h, w, y: -linear_cross_entropy(h, w, y, chunk=T, spec=spec, w_spec=w_spec)[0].sum()
+
+  def shaped(dtype, spec, *shape):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+  def loss(h, w, y):
+    return -linear_cross_entropy(h, w, y, chunk=T, spec=spec, w_spec=w_spec)[0].sum()
+
   with jax.set_mesh(mesh):
     lowered = jax.jit(jax.grad(loss, argnums=1), out_shardings=NamedSharding(mesh, w_spec)).lower(
-        shaped(jnp.bfloat16, spec, 64, T, D), shaped(jnp.bfloat16, w_spec, V, D), shaped(jnp.int32, P("fsdp", None), 64, T))
+      shaped(jnp.bfloat16, spec, 64, T, D),
+      shaped(jnp.bfloat16, w_spec, V, D),
+      shaped(jnp.int32, P("fsdp", None), 64, T),
+    )
   wire = {}
   for c in sent(lowered, compiler_options("TPU v5"), fsdp=64, tensor=1):
     wire[c.kind] = wire.get(c.kind, 0) + c.total
@@ -165,31 +203,58 @@ def test_the_heads_gradient_is_scattered_whatever_the_vocabulary():
 def test_a_scanned_stack_counts_each_layer_with_gradient_and_recomputation():
   L, D, F, rows = 6, 512, 1024, 256
   mesh = slice_mesh("v5e:2x2", fsdp=4)
+
   def loss(w, x):
     def layer(h, w):
       return h + jax.nn.relu(h @ w[0]) @ w[1], None
+
     return jnp.sum(jax.lax.scan(jax.checkpoint(layer), x, w)[0].astype(jnp.float32) ** 2)
-  shard = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(None, "fsdp")))
+
+  def shard(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(None, "fsdp")))
+
   x = jax.ShapeDtypeStruct((4 * rows, D), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
   with jax.set_mesh(mesh):
     lowered = jax.jit(jax.grad(loss)).lower((shard(L, D, F), shard(L, F, D)), x)
   loops = read(lowered.compile(compiler_options=compiler_options("TPU v5 lite")))
-  # Two matmuls forward, one of them again, four backward (the last of the layer is not needed again).
+  # Two matmuls forward, one of them again, four backward (the last of the layer is not needed
+  # again).
   assert not loops.unknown and cost(loops).flops == 7 * L * 2 * rows * D * F
 
 
 @pytest.mark.compile
 def test_train_eval_and_decode_steps_compile_for_a_slice(capsys):
-  assert main([f"--config={CONFIG}", "--topology=v5e:2x2", "--program=train,eval,decode", "--json"]) == 0
+  assert (
+    main([f"--config={CONFIG}", "--topology=v5e:2x2", "--program=train,eval,decode", "--json"]) == 0
+  )
   train, evaluate, decode = json.loads(capsys.readouterr().out)
-  assert train["program"] == "train" and not train["unknown_loops"] and train["windowed_einsum_wire_bytes"] == 0
-  assert evaluate["matmul_flops"] < train["matmul_flops"] and decode["matmul_flops"] < evaluate["matmul_flops"]
+  assert (
+    train["program"] == "train"
+    and not train["unknown_loops"]
+    and train["windowed_einsum_wire_bytes"] == 0
+  )
+  assert (
+    evaluate["matmul_flops"] < train["matmul_flops"]
+    and decode["matmul_flops"] < evaluate["matmul_flops"]
+  )
 
 
 @pytest.mark.compile
 def test_a_layout_that_does_not_fit_is_a_result_and_not_a_crash(capsys):
-  assert main([f"--config={CONFIG}", "--topology=v5e:1x1", "--config.data.batch_size=4096", "--json",
-               "--config.data.seq_len=4096", "--config.model.d_model=2048", "--config.model.mixer.num_heads=16"]) == 1
+  assert (
+    main(
+      [
+        f"--config={CONFIG}",
+        "--topology=v5e:1x1",
+        "--config.data.batch_size=4096",
+        "--json",
+        "--config.data.seq_len=4096",
+        "--config.model.d_model=2048",
+        "--config.model.mixer.num_heads=16",
+      ]
+    )
+    == 1
+  )
   report = json.loads(capsys.readouterr().out)
   assert not report["fits"] and "exceed" in report["error"].lower()
 
@@ -198,11 +263,33 @@ def test_a_broken_budget_names_the_line(monkeypatch):
   from jaxlm.preflight.collectives import Collective
   from jaxlm.preflight.cost import Cost, Work
   from jaxlm.preflight.report import Report
+
   work = Work("fusion.1", "matmul", 10**9, 10**12, 10**9, 2, "dot_general", "layers/mlp.py:64")
-  gather = Collective("all-gather", ("fsdp",), 16, 10**9, 10**9, 3, "bf16", "", "layers/attention.py:128", False)
-  report = Report("r", "train", "v5e:4x4", CHIPS["v5e"], {"fsdp": 16}, True, "", {"peak": 10 * 2**30}, {}, 1e12, 0.0,
-                  Cost((work,)), (gather,), {"fsdp": 10**9}, 0, (), 1.0)
-  lines = broken(report, Budget(peak_bytes=2**30, matmul_seconds=0.1, executed_over_model=1.2, wire_ratio=1.45))
+  gather = Collective(
+    "all-gather", ("fsdp",), 16, 10**9, 10**9, 3, "bf16", "", "layers/attention.py:128", False
+  )
+  report = Report(
+    "r",
+    "train",
+    "v5e:4x4",
+    CHIPS["v5e"],
+    {"fsdp": 16},
+    True,
+    "",
+    {"peak": 10 * 2**30},
+    {},
+    1e12,
+    0.0,
+    Cost((work,)),
+    (gather,),
+    {"fsdp": 10**9},
+    0,
+    (),
+    1.0,
+  )
+  lines = broken(
+    report, Budget(peak_bytes=2**30, matmul_seconds=0.1, executed_over_model=1.2, wire_ratio=1.45)
+  )
   assert len(lines) == 4
   assert "layers/mlp.py:64" in lines[1] and "layers/attention.py:128" in lines[3]
   assert not broken(dataclasses.replace(report, memory={"peak": 1}), Budget())

@@ -1,4 +1,6 @@
-"""`train.debug` says in which step, layer and line the first NaN arose, inside a loop over layers too."""
+"""`train.debug` says in which step, layer and line the first NaN arose, inside a loop over layers
+too.
+"""
 
 import json
 
@@ -19,7 +21,6 @@ class LogBlock(nn.Module):
 
 
 class Log(nn.Module):
-
   @nn.compact
   def __call__(self, x_BTD):
     scale = self.param("scale", nn.initializers.ones, (1, 1, 1))
@@ -28,8 +29,11 @@ class Log(nn.Module):
 
 def test_the_sentence_names_step_layer_and_line(tmp_path, monkeypatch):
   monkeypatch.setattr(tiny_run, "Block", LogBlock)
-  with pytest.raises(FloatingPointError, match=r"^step 1: invalid value \(nan\) encountered in log in layer blocks/log "
-                                               r"\(test_first_nan.py, line 26\)"):
+  with pytest.raises(
+    FloatingPointError,
+    match=r"^step 1: invalid value \(nan\) encountered in log in layer blocks/log "
+    r"\(test_first_nan.py, line 26\)",
+  ):
     train(tiny_run.config(**{"train.debug": True}), tmp_path, quiet=True)
   result = json.loads((tmp_path / "result.json").read_text())
   assert result["failed"].startswith("step 1: invalid value") and not result["finished"]

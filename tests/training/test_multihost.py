@@ -1,4 +1,6 @@
-"""Real processes on loopback, two simulated devices each, collectives by Gloo, all through `jaxlm train`."""
+"""Real processes on loopback, two simulated devices each, collectives by Gloo, all through
+`jaxlm train`.
+"""
 
 import json
 import os
@@ -36,7 +38,7 @@ class Run:
   own: {index: flags and variables of this process alone}; of_all: flags of all.
   """
 
-  def __init__(self, folder, count, *, devices=2, only=None, own={}, of_all=(), **environment):      # noqa: B006
+  def __init__(self, folder, count, *, devices=2, only=None, own={}, of_all=(), **environment):  # noqa: B006
     folder.parent.mkdir(parents=True, exist_ok=True)
     config = folder.with_suffix(".py")
     config.write_text(CONFIG)
@@ -46,21 +48,45 @@ class Run:
       address = f"127.0.0.1:{free.getsockname()[1]}"
     self.folder, self.processes, self.outputs = folder, {}, {}
     for index in range(count) if only is None else only:
-      env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH")))),
-                          "JAX_DISABLE_MOST_OPTIMIZATIONS": "True",
-                          # What one run has compiled the next does not: a quarter of the time of these tests.
-                          "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
-                          "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                          "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"} | environment
+      env = (
+        os.environ
+        | {
+          "JAX_PLATFORMS": "cpu",
+          "JAX_NUM_CPU_DEVICES": str(devices),
+          "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH")))),
+          "JAX_DISABLE_MOST_OPTIMIZATIONS": "True",
+          # What one run has compiled the next does not: a quarter of the time of these tests.
+          "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
+          "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+          "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        | environment
+      )
       if count > 1:
-        env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
+        env |= {
+          "JAX_COORDINATOR_ADDRESS": address,
+          "JAX_NUM_PROCESSES": str(count),
+          "JAX_PROCESS_ID": str(index),
+        }
       self.outputs[index] = folder.with_suffix(f".{index}.txt")
       with open(self.outputs[index], "a") as output:
         self.processes[index] = subprocess.Popen(
-            [sys.executable, "-m", "jaxlm.cli", "train", f"--config={config}", f"--workdir={folder}", *of_all,
-             *[word for word in own.get(index, ()) if word.startswith("--")]],
-            stdout=output, stderr=output, cwd=HERE,
-            env=env | dict(word.split("=", 1) for word in own.get(index, ()) if not word.startswith("--")))
+          [
+            sys.executable,
+            "-m",
+            "jaxlm.cli",
+            "train",
+            f"--config={config}",
+            f"--workdir={folder}",
+            *of_all,
+            *[word for word in own.get(index, ()) if word.startswith("--")],
+          ],
+          stdout=output,
+          stderr=output,
+          cwd=HERE,
+          env=env
+          | dict(word.split("=", 1) for word in own.get(index, ()) if not word.startswith("--")),
+        )
 
   def said(self, index):
     return self.outputs[index].read_text()
@@ -87,7 +113,7 @@ def losses(folder, first=1):
   """The loss of each step, each written once."""
   records = [r for r in metrics.read(folder) if "loss" in r]
   assert [r["step"] for r in records] == list(range(1, STEPS + 1))
-  return [r["loss"] for r in records[first - 1:]]
+  return [r["loss"] for r in records[first - 1 :]]
 
 
 def steps(folder):
@@ -116,19 +142,26 @@ def two(runs):
 
 
 def assert_losses_agree(folder, one, first=1):
-  # The same global batches, summed in another order: a few float32 roundings (1e-7 each), amplified by Adam.
+  # The same global batches, summed in another order: a few float32 roundings (1e-7 each), amplified
+  # by Adam.
   np.testing.assert_allclose(losses(folder, first), losses(one, first), rtol=1e-5)
 
 
 def test_two_processes_compute_what_one_does_and_write_everything_once(one, two):
   assert_losses_agree(two.folder, one)
-  last = lambda folder: [r["eval/loss"] for r in metrics.read(folder) if "eval/loss" in r]
+
+  def last(folder):
+    return [r["eval/loss"] for r in metrics.read(folder) if "eval/loss" in r]
+
   assert len(last(two.folder)) == 1
   np.testing.assert_allclose(last(two.folder), last(one), rtol=1e-5)
-  start, = json.loads((two.folder / "run.json").read_text())
+  (start,) = json.loads((two.folder / "run.json").read_text())
   assert start["processes"] == 2 and start["devices"] == "4 x cpu"
   assert len(list((two.folder / "events").iterdir())) == 1
-  assert steps(two.folder) == {4, 8, 12} and json.loads((two.folder / "result.json").read_text())["finished"]
+  assert (
+    steps(two.folder) == {4, 8, 12}
+    and json.loads((two.folder / "result.json").read_text())["finished"]
+  )
   assert "step 1/12" in two.said(0) and "step" not in two.said(1)
 
 
@@ -146,7 +179,10 @@ def test_a_killed_process_ends_the_other_and_both_together_continue_bit_for_bit(
   newest = max(steps(folder))
   assert newest < STEPS
   # As if the machine had died in the middle of a later save.
-  shutil.copytree(folder / "checkpoints" / str(newest), folder / "checkpoints" / f"{newest + 1}.orbax-checkpoint-tmp")
+  shutil.copytree(
+    folder / "checkpoints" / str(newest),
+    folder / "checkpoints" / f"{newest + 1}.orbax-checkpoint-tmp",
+  )
   again = Run(folder, 2)
   assert again.codes() == [0, 0], again.said(0)
   assert f"resumed at step {newest} in " in again.said(0)
@@ -164,13 +200,21 @@ def test_a_stopped_process_ends_the_other_within_the_time_out(victim, runs):
   finally:
     run.processes[victim].kill()
     run.codes()
-  assert f"process {victim} of 2 has not been heard of for 6 s (JAXLM_LOST_TIMEOUT_S)" in run.said(1 - victim)
+  assert f"process {victim} of 2 has not been heard of for 6 s (JAXLM_LOST_TIMEOUT_S)" in run.said(
+    1 - victim
+  )
   assert not re.search("Traceback|terminat|coordination", run.said(1 - victim))
 
 
 def test_processes_with_other_settings_end_before_the_first_step_and_say_which(runs):
-  for name, own, said in (("seed", "--config.seed=9", "seed is 3 in process 0 and 9 in process 1;"),
-                          ("folder", f"--workdir={runs / 'elsewhere'}", f"--workdir is {runs / 'folder'} in process 0 and {runs / 'elsewhere'}")):
+  for name, own, said in (
+    ("seed", "--config.seed=9", "seed is 3 in process 0 and 9 in process 1;"),
+    (
+      "folder",
+      f"--workdir={runs / 'elsewhere'}",
+      f"--workdir is {runs / 'folder'} in process 0 and {runs / 'elsewhere'}",
+    ),
+  ):
     run = Run(runs / name, 2, own={1: [own]})
     assert run.codes(timeout=60) == [2, 2]
     for index in range(2):
@@ -183,13 +227,28 @@ def test_processes_with_other_texts_end_before_the_first_step_and_say_so(runs):
   for index, lines in enumerate((300, 200)):
     (runs / f"home{index}").mkdir()
     (runs / f"home{index}" / "corpus.txt").write_text("a line of text\n" * lines)
-  text = [f"--config.{pair}" for pair in ("data.kind=text", "data.source=text:~/corpus.txt", "data.seq_len=8", "data.batch_size=8",
-                                          "model.vocab_size=260")]
-  run = Run(runs / "texts", 2, of_all=text,
-            own={i: [f"HOME={runs / f'home{i}'}", f"JAXLM_DATA={runs / f'home{i}'}"] for i in range(2)})
+  text = [
+    f"--config.{pair}"
+    for pair in (
+      "data.kind=text",
+      "data.source=text:~/corpus.txt",
+      "data.seq_len=8",
+      "data.batch_size=8",
+      "model.vocab_size=260",
+    )
+  ]
+  run = Run(
+    runs / "texts",
+    2,
+    of_all=text,
+    own={i: [f"HOME={runs / f'home{i}'}", f"JAXLM_DATA={runs / f'home{i}'}"] for i in range(2)},
+  )
   assert run.codes(timeout=60) == [2, 2]
   for index in range(2):
-    assert re.search(r"the processes of this run differ: the data's data is \w+ in process 0 and \w+ in process 1;", run.said(index))
+    assert re.search(
+      r"the processes of this run differ: the data's data is \w+ in process 0 and \w+ in process 1;",
+      run.said(index),
+    )
     assert "Traceback" not in run.said(index)
   assert not (runs / "texts" / "checkpoints").exists()
 
@@ -200,7 +259,11 @@ def test_sigterm_to_one_of_four_processes_stops_all_at_one_step_and_one_process_
   run.processes[2].send_signal(signal.SIGTERM)
   assert run.codes() == [128 + signal.SIGTERM] * 4, run.said(0)
   result = json.loads((folder / "result.json").read_text())
-  assert not result["finished"] and result["stopped"] == "SIGTERM" and max(steps(folder)) == result["step"] < STEPS
+  assert (
+    not result["finished"]
+    and result["stopped"] == "SIGTERM"
+    and max(steps(folder)) == result["step"] < STEPS
+  )
   assert f"stopped by SIGTERM at step {result['step']}, saved" in run.said(0)
   alone = Run(folder, 1, devices=1)
   assert alone.codes() == [0], alone.said(0)
@@ -222,5 +285,7 @@ def test_a_process_that_does_not_come_is_named(runs):
   for count, present, missing in ((2, 0, "process 1 of 2"), (3, 1, "process 0 of 3")):
     run = Run(runs / f"alone{present}", count, only=[present], JAXLM_START_TIMEOUT_S="1")
     assert run.codes() == [1]
-    assert f"jaxlm train: {missing} did not join within 1 s (coordinator 127.0.0.1:" in run.said(present)
+    assert f"jaxlm train: {missing} did not join within 1 s (coordinator 127.0.0.1:" in run.said(
+      present
+    )
     assert "Traceback" not in run.said(present)

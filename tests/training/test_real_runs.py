@@ -1,4 +1,6 @@
-"""The real decoder on the embedded corpus: one loss curve on every mesh, and processes that die and come back."""
+"""The real decoder on the embedded corpus: one loss curve on every mesh, and processes that die and
+come back.
+"""
 
 import os
 import pathlib
@@ -20,8 +22,19 @@ from jaxlm.training.run import train
 from jaxlm.training.step import build_program
 
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs/carope/tiny.py")
-SMALL = {"model.d_model": 32, "model.num_layers": 2, "model.unroll": 1, "model.vocab_size": 264, "data.seq_len": 16, "data.batch_size": 8,
-         "schedule.warmup_steps": 2, "train.steps": 20, "train.log_every": 1, "eval.every": 0, "eval.lengths": ()}
+SMALL = {
+  "model.d_model": 32,
+  "model.num_layers": 2,
+  "model.unroll": 1,
+  "model.vocab_size": 264,
+  "data.seq_len": 16,
+  "data.batch_size": 8,
+  "schedule.warmup_steps": 2,
+  "train.steps": 20,
+  "train.log_every": 1,
+  "eval.every": 0,
+  "eval.lengths": (),
+}
 
 
 def losses(num_devices, **mesh):
@@ -47,11 +60,20 @@ def single():
   return losses(1)
 
 
-@pytest.mark.parametrize("mesh", [dict(data=8, fsdp=1), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2),
-                                  dict(data=2, fsdp=2, sequence=2)], ids=str)
+@pytest.mark.parametrize(
+  "mesh",
+  [
+    dict(data=8, fsdp=1),
+    dict(fsdp=8),
+    dict(data=2, fsdp=2, tensor=2),
+    dict(data=2, fsdp=2, sequence=2),
+  ],
+  ids=str,
+)
 def test_eight_devices_give_the_single_device_loss_curve(single, mesh):
-  assert single[-1] < single[0] - 0.5        # it learns, so the curve says something
-  # Float32 sums in another order: 1e-7 a step, amplified by Adam's division by small second moments.
+  assert single[-1] < single[0] - 0.5  # it learns, so the curve says something
+  # Float32 sums in another order: 1e-7 a step, amplified by Adam's division by small second
+  # moments.
   np.testing.assert_allclose(losses(8, **mesh), single, rtol=2e-5)
 
 
@@ -65,11 +87,24 @@ def whole(tmp_path_factory):
 
 
 def killed(folder, number, step):
-  """Exit code of a process of the same run that gets a signal once it has said that it is past a step."""
+  """Exit code of a process of the same run that gets a signal once it has said that it is past a
+  step.
+  """
   overrides = [f"--config.{key}={value}" for key, value in SAVING.items()]
   process = subprocess.Popen(
-      [sys.executable, "-m", "jaxlm.cli", "train", f"--config={CONFIG}", f"--workdir={folder}", *overrides],
-      stderr=subprocess.PIPE, text=True, env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"})
+    [
+      sys.executable,
+      "-m",
+      "jaxlm.cli",
+      "train",
+      f"--config={CONFIG}",
+      f"--workdir={folder}",
+      *overrides,
+    ],
+    stderr=subprocess.PIPE,
+    text=True,
+    env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
+  )
   said = []
   for line in process.stderr:
     said.append(line)
@@ -80,8 +115,12 @@ def killed(folder, number, step):
   return process.wait(timeout=120), "".join(said)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda s: s.name)
-def test_a_process_killed_at_a_random_step_and_resumed_ends_with_bit_identical_parameters(number, whole, tmp_path):
+@pytest.mark.parametrize(
+  "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda s: s.name
+)
+def test_a_process_killed_at_a_random_step_and_resumed_ends_with_bit_identical_parameters(
+  number, whole, tmp_path
+):
   step = random.Random(number).randint(5, 15)
   folder = tmp_path / "r"
   code, said = killed(folder, number, step)
@@ -93,6 +132,13 @@ def test_a_process_killed_at_a_random_step_and_resumed_ends_with_bit_identical_p
   else:
     assert code == -signal.SIGKILL and newest % 4 == 0
   resumed = train(CONFIG, folder, SAVING, quiet=True)
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), resumed.params, whole.params)
-  steps = lambda result: [r["step"] for r in metrics.read(result.workdir) if "loss" in r]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)),
+    resumed.params,
+    whole.params,
+  )
+
+  def steps(result):
+    return [r["step"] for r in metrics.read(result.workdir) if "loss" in r]
+
   assert steps(resumed) == steps(whole) == list(range(1, 21))

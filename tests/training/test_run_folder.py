@@ -1,4 +1,6 @@
-"""A run is a folder: resumed exactly, refused when it is another run, honest about damage and full disks."""
+"""A run is a folder: resumed exactly, refused when it is another run, honest about damage and full
+disks.
+"""
 
 import dataclasses
 import errno
@@ -41,16 +43,27 @@ SAVING = {"train.save_every": 2, "train.keep_last": 3, "train.ema_decay": 0.9} |
 
 @pytest.fixture(scope="module", autouse=True)
 def one_compilation():
-  """Runs of this file that compute the same share a program; that a new process compiles the same one is proved by
-  the tests with real processes."""
+  """Runs of this file that compute the same share a program; that a new process compiles the same
+  one is proved by the tests with real processes."""
+
   @functools.cache
   def build(cfg, mesh, batch):
     return build_program(cfg, mesh, dict(batch))
 
   def shared(cfg, mesh, batch):
-    computed = dataclasses.replace(cfg, eval=type(cfg.eval)(), train=dataclasses.replace(
-        cfg.train, save_every=0, keep_last=1, max_skipped=1, log_every=1, profile=None,
-        steps=cfg.train.steps if cfg.schedule.needs_num_steps else 1))
+    computed = dataclasses.replace(
+      cfg,
+      eval=type(cfg.eval)(),
+      train=dataclasses.replace(
+        cfg.train,
+        save_every=0,
+        keep_last=1,
+        max_skipped=1,
+        log_every=1,
+        profile=None,
+        steps=cfg.train.steps if cfg.schedule.needs_num_steps else 1,
+      ),
+    )
     return dataclasses.replace(build(computed, mesh, tuple(sorted(batch.items()))), cfg=cfg)
 
   with pytest.MonkeyPatch.context() as patch:
@@ -65,7 +78,10 @@ def run(folder, **overrides):
 def test_the_bucket_of_the_next_step_is_part_of_the_checkpoint(tmp_path, monkeypatch):
   begun = []
   real = run_module.run_steps
-  seen = lambda *args, bucket, **options: begun.append(bucket) or real(*args, bucket=bucket, **options)
+
+  def seen(*args, bucket, **options):
+    return begun.append(bucket) or real(*args, bucket=bucket, **options)
+
   monkeypatch.setattr(run_module, "run_steps", seen)
   monkeypatch.setattr(tiny_run.TinyBuckets, "choose_bucket", lambda self, metrics, current: current)
   options = {"objective.kind": "tiny_buckets", "schedule": "constant", "eval.every": 0}
@@ -97,11 +113,25 @@ def copy_until(whole, folder, step):
 
 def test_the_folder_holds_what_is_needed_to_know_what_ran(whole):
   files = {path.name for path in pathlib.Path(whole.workdir).iterdir()}
-  assert {"config.json", "run.json", "metrics.jsonl", "events", "checkpoints", "curves.png", "result.json"} <= files
+  assert {
+    "config.json",
+    "run.json",
+    "metrics.jsonl",
+    "events",
+    "checkpoints",
+    "curves.png",
+    "result.json",
+  } <= files
   config = json.load(open(f"{whole.workdir}/config.json"))
-  assert config["optimizer"]["kind"] == "adamw" and config["optimizer"]["eps"] == 1e-8      # defaults are written out
-  start, = json.load(open(f"{whole.workdir}/run.json"))
-  assert start["versions"]["jax"] == jax.__version__ and start["devices"] == "8 x cpu" and start["revision"]
+  assert (
+    config["optimizer"]["kind"] == "adamw" and config["optimizer"]["eps"] == 1e-8
+  )  # defaults are written out
+  (start,) = json.load(open(f"{whole.workdir}/run.json"))
+  assert (
+    start["versions"]["jax"] == jax.__version__
+    and start["devices"] == "8 x cpu"
+    and start["revision"]
+  )
   records = metrics.read(whole.workdir)
   assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
   assert [r["step"] for r in records if "eval/loss" in r] == [3, 6]
@@ -112,15 +142,25 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(whole, tmp_path):
   resumed = run(copy_until(whole, tmp_path / "r", 2), **{"eval.every": 3})
   assert_equal(resumed.params, whole.params)
   assert_equal(resumed.ema, whole.ema)
-  plain = lambda folder: [{k: v for k, v in r.items() if k not in ("tokens_per_s", "step_s")} for r in metrics.read(folder)]
-  assert plain(resumed.workdir) == plain(whole.workdir)     # no step twice, none missing
+
+  def plain(folder):
+    return [
+      {k: v for k, v in r.items() if k not in ("tokens_per_s", "step_s")}
+      for r in metrics.read(folder)
+    ]
+
+  assert plain(resumed.workdir) == plain(whole.workdir)  # no step twice, none missing
 
 
 def test_a_new_run_begins_with_the_parameters_of_another_if_they_fit(whole):
-  like = lambda x, **more: jax.ShapeDtypeStruct(**dict(shape=x.shape, dtype=x.dtype, sharding=x.sharding) | more)
+  def like(x, **more):
+    return jax.ShapeDtypeStruct(**dict(shape=x.shape, dtype=x.dtype, sharding=x.sharding) | more)
+
   assert_equal(initial_params(whole.workdir, jax.tree.map(like, whole.params)), whole.params)
   with pytest.raises(ConfigError, match="does not fit the model in .* parameters"):
-    initial_params(whole.workdir, jax.tree.map(lambda x: like(x, shape=(*x.shape, 1)), whole.params))
+    initial_params(
+      whole.workdir, jax.tree.map(lambda x: like(x, shape=(*x.shape, 1)), whole.params)
+    )
 
 
 def test_a_finished_run_only_answers(whole):
@@ -131,16 +171,24 @@ def test_a_finished_run_only_answers(whole):
 
 
 def test_a_run_goes_on_over_another_mesh(whole, tmp_path):
-  resumed = run(copy_until(whole, tmp_path / "r", 4), **{"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 4})
+  resumed = run(
+    copy_until(whole, tmp_path / "r", 4), **{"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 4}
+  )
   # Two steps summed in another order.
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), jax.device_get(resumed.params),
-               jax.device_get(whole.params))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    jax.device_get(resumed.params),
+    jax.device_get(whole.params),
+  )
 
 
 def test_parameters_alone_are_restored_equal_on_one_device_and_so_is_their_average(whole):
   opened = open_model(whole.workdir)
   assert_equal(opened.params, whole.params)
-  assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(opened.params)) and opened.run["train"]["steps"] == 6
+  assert (
+    all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(opened.params))
+    and opened.run["train"]["steps"] == 6
+  )
   average, note, step, lines = restore_params(whole.workdir, ema=True)
   assert_equal(average, whole.ema)
   assert step == 6 and note["format"] == 2 and note["config"]["seed"] == 3 and not lines
@@ -160,8 +208,12 @@ def test_another_configuration_is_refused_and_the_keys_are_listed(whole):
   assert "optimizer.learning_rate: 0.01 there, 0.5 now" in str(error.value)
 
 
-def test_more_steps_are_refused_where_the_schedule_depends_on_them_and_taken_where_not(whole, tmp_path):
-  with pytest.raises(ConfigError, match=r"train.steps = 6, not 8, and its schedule Cosine depends on that number"):
+def test_more_steps_are_refused_where_the_schedule_depends_on_them_and_taken_where_not(
+  whole, tmp_path
+):
+  with pytest.raises(
+    ConfigError, match=r"train.steps = 6, not 8, and its schedule Cosine depends on that number"
+  ):
     run(whole.workdir, **{"train.steps": 8})
   constant = {"schedule": "constant", "train.save_every": 0}
   run(tmp_path / "r", **constant, **{"train.steps": 2})
@@ -171,7 +223,10 @@ def test_more_steps_are_refused_where_the_schedule_depends_on_them_and_taken_whe
 
 
 def test_a_run_whose_data_was_refused_leaves_the_folder_to_the_next(tmp_path):
-  for source in ("text:/no/such/file", "text:/none/there/either"):     # the second answer is not about the first
+  for source in (
+    "text:/no/such/file",
+    "text:/none/there/either",
+  ):  # the second answer is not about the first
     data = dict(kind="text", source=source, tokenizer=dict(kind="bytes"), seq_len=8, batch_size=8)
     with pytest.raises(ConfigError, match=f"{source}.*does not exist"):
       run(tmp_path / "r", data=data, **{"model.vocab_size": 257})
@@ -185,14 +240,18 @@ def test_new_refuses_a_run_and_a_foreign_folder_is_never_written_to(whole, tmp_p
     run(tmp_path)
 
 
-def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_is_used(whole, tmp_path, capsys):
+def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_is_used(
+  whole, tmp_path, capsys
+):
   folder = copy_until(whole, tmp_path / "r", 4)
   for file in (folder / "checkpoints" / "4" / "state").rglob("*"):
     if file.is_file():
       file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
   resumed = train(tiny_run.config(**SAVING), folder)
   said = capsys.readouterr().err
-  assert f"checkpoint {folder}/checkpoints/4 cannot be read" in said and "resuming from step 2" in said
+  assert (
+    f"checkpoint {folder}/checkpoints/4 cannot be read" in said and "resuming from step 2" in said
+  )
   assert_equal(resumed.params, whole.params)
   assert (folder / "damaged" / "4").is_dir()
 
@@ -202,7 +261,10 @@ def test_one_flipped_bit_is_noticed_and_the_step_before_is_used(whole, tmp_path,
   # A checkpoint whose storage notices nothing: the numbers of step 2 under the note of step 4.
   shutil.rmtree(folder / "checkpoints" / "4" / "state")
   shutil.copytree(folder / "checkpoints" / "2" / "state", folder / "checkpoints" / "4" / "state")
-  with pytest.raises(CheckpointError, match=r"checkpoints/4 cannot be read \(the bytes of .* are not those that were written\).*other steps: 2"):
+  with pytest.raises(
+    CheckpointError,
+    match=r"checkpoints/4 cannot be read \(the bytes of .* are not those that were written\).*other steps: 2",
+  ):
     restore_params(folder, step=4)
   resumed = train(tiny_run.config(**SAVING), folder)
   assert "are not those that were written); moved to" in (said := capsys.readouterr().err)
@@ -215,8 +277,10 @@ def test_any_flipped_bit_changes_the_checksum_whatever_the_layout(dtype):
   x = np.random.default_rng(0).integers(0, 2, (8, 6)).astype(dtype)
   want = checksums({"a": x, "b": np.int32(-1)})
   mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-  placed = jax.device_put({"a": x, "b": np.int32(-1)},
-                          {"a": NamedSharding(mesh, PartitionSpec("fsdp")), "b": NamedSharding(mesh, PartitionSpec())})
+  placed = jax.device_put(
+    {"a": x, "b": np.int32(-1)},
+    {"a": NamedSharding(mesh, PartitionSpec("fsdp")), "b": NamedSharding(mesh, PartitionSpec())},
+  )
   assert checksums(placed) == want
   device = checksum_module._device_sums(placed["a"].sharding, checksum_module._device_sum)
   on_device = jax.device_get(device(jax.tree.leaves(placed)))
@@ -229,8 +293,16 @@ def test_any_flipped_bit_changes_the_checksum_whatever_the_layout(dtype):
     assert differing(want, checksums({"a": flipped})) == ["a"]
 
 
-@pytest.mark.parametrize("devices, mesh", [(4, dict(data=1, fsdp=4)), (2, dict(data=2, fsdp=1)), (1, dict(data=1, fsdp=1)),
-                                           (8, dict(data=1, fsdp=2, tensor=4))], ids=str)
+@pytest.mark.parametrize(
+  "devices, mesh",
+  [
+    (4, dict(data=1, fsdp=4)),
+    (2, dict(data=2, fsdp=1)),
+    (1, dict(data=1, fsdp=1)),
+    (8, dict(data=1, fsdp=2, tensor=4)),
+  ],
+  ids=str,
+)
 def test_what_eight_devices_saved_is_equal_on_fewer_and_on_another_layout(whole, devices, mesh):
   cfg = run_config(tiny_run.config(**SAVING | {f"mesh.{k}": v for k, v in mesh.items()}))
   dataset = cfg.data.build("train", seed=cfg.seed)
@@ -239,10 +311,13 @@ def test_what_eight_devices_saved_is_equal_on_fewer_and_on_another_layout(whole,
     iterator = iter(dataset)
     state, note, lines = saved.restore(program.state, iterator)
   assert_equal((state.params, state.ema), (whole.params, whole.ema))
-  assert all(x.sharding.is_equivalent_to(want.sharding, x.ndim)
-             for x, want in zip(jax.tree.leaves(state), jax.tree.leaves(program.state)))
+  assert all(
+    x.sharding.is_equivalent_to(want.sharding, x.ndim)
+    for x, want in zip(jax.tree.leaves(state), jax.tree.leaves(program.state))
+  )
   assert iterator.get_state() == note["data"] and re.fullmatch(
-      r"resumed at step 6 in [\d.]+ s: state [\d.]+ s, data 0.0\d s", lines[-1])
+    r"resumed at step 6 in [\d.]+ s: state [\d.]+ s, data 0.0\d s", lines[-1]
+  )
 
 
 def test_a_half_written_checkpoint_is_never_chosen(whole, tmp_path):
@@ -255,7 +330,9 @@ def test_a_half_written_checkpoint_is_never_chosen(whole, tmp_path):
 def test_nothing_readable_is_an_error_that_touches_nothing(whole, tmp_path):
   folder = copy_until(whole, tmp_path / "r", 2)
   (folder / "checkpoints" / "2" / "state" / "_METADATA").write_text("{")
-  with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read: .*checkpoints/2 cannot be read"):
+  with pytest.raises(
+    CheckpointError, match=r"no checkpoint in .* can be read: .*checkpoints/2 cannot be read"
+  ):
     run(folder)
   assert (folder / "checkpoints" / "2").is_dir()
 
@@ -269,22 +346,38 @@ def test_a_full_disk_says_so_and_leaves_the_earlier_checkpoints_whole(whole, tmp
   with monkeypatch.context() as patch:
     patch.setattr(ocp.JsonCheckpointHandler, "async_save", full)
     patch.setattr(ocp.JsonCheckpointHandler, "save", full)
-    with pytest.raises(CheckpointError, match="the disk is full; the checkpoints of steps 2 are intact"):
+    with pytest.raises(
+      CheckpointError, match="the disk is full; the checkpoints of steps 2 are intact"
+    ):
       run(folder)
-  assert_equal(run(folder).params, whole.params)      # and with space again it goes on
+  assert_equal(run(folder).params, whole.params)  # and with space again it goes on
 
 
 def test_a_run_of_nans_stops_and_says_what_to_do(tmp_path):
-  bad = {"objective.kind": "tiny_nan", "objective.first": 2, "train.max_skipped": 3, "train.steps": 20}
-  with pytest.raises(NonFinite, match=r"step 5: 3 steps in a row without a finite loss and gradient .*max_skipped = 3"):
+  bad = {
+    "objective.kind": "tiny_nan",
+    "objective.first": 2,
+    "train.max_skipped": 3,
+    "train.steps": 20,
+  }
+  with pytest.raises(
+    NonFinite,
+    match=r"step 5: 3 steps in a row without a finite loss and gradient .*max_skipped = 3",
+  ):
     run(tmp_path / "r", **bad)
   records = metrics.read(tmp_path / "r")
   assert [r["skipped"] for r in records if "loss" in r] == [0, 0, 1, 1, 1]
 
 
 def test_debug_runs_on_one_device_and_points_at_the_first_nan(tmp_path):
-  with pytest.raises(FloatingPointError, match=r"^step 2: invalid value \(nan\) .*, outside the layers \(tiny_run.py, line \d+\)"):
-    run(tmp_path / "r", **{"train.debug": True, "objective.kind": "tiny_nan", "objective.first": 1, "train.steps": 3})
+  with pytest.raises(
+    FloatingPointError,
+    match=r"^step 2: invalid value \(nan\) .*, outside the layers \(tiny_run.py, line \d+\)",
+  ):
+    run(
+      tmp_path / "r",
+      **{"train.debug": True, "objective.kind": "tiny_nan", "objective.first": 1, "train.steps": 3},
+    )
 
 
 def test_a_second_ctrl_c_aborts_and_the_newest_checkpoint_is_whole(whole, tmp_path, monkeypatch):
@@ -310,8 +403,9 @@ def test_a_second_ctrl_c_aborts_and_the_newest_checkpoint_is_whole(whole, tmp_pa
 
 def test_a_trace_of_the_steps_asked_for_lies_in_the_run_folder(tmp_path):
   run(tmp_path / "r", **{"train.profile": (2, 3), "train.steps": 4, "schedule": "constant"})
-  trace, = (tmp_path / "r" / "profile").rglob("*.xplane.pb")
-  # One event per execution on each of the eight devices would be many more if later steps were in it.
+  (trace,) = (tmp_path / "r" / "profile").rglob("*.xplane.pb")
+  # One event per execution on each of the eight devices would be many more if later steps were in
+  # it.
   assert trace.stat().st_size > 1000
 
 
@@ -329,17 +423,29 @@ class Store(MemoryFileSystem):
 
 
 def test_a_run_folder_in_an_object_store_holds_the_same(whole, tmp_path, monkeypatch):
-  monkeypatch.setattr(epath.backend._FileSystemSpecBackend, "fs", lambda self, path: Store(skip_instance_cache=True))
+  monkeypatch.setattr(
+    epath.backend._FileSystemSpecBackend, "fs", lambda self, path: Store(skip_instance_cache=True)
+  )
   # Orbax writes to object stores by itself, through Tensorstore; here it writes beside.
-  monkeypatch.setattr(run_module, "Checkpoints", lambda folder, **kw: Checkpoints(
-      tmp_path / str(folder).removeprefix("gs://bucket/r/"), **kw))
+  monkeypatch.setattr(
+    run_module,
+    "Checkpoints",
+    lambda folder, **kw: Checkpoints(tmp_path / str(folder).removeprefix("gs://bucket/r/"), **kw),
+  )
   first = run("gs://bucket/r", **{"train.steps": 3, "schedule": "constant"})
   again = run("gs://bucket/r", **{"train.steps": 6, "schedule": "constant"})
   assert (first.step, again.step, again.workdir) == (3, 6, "gs://bucket/r")
   records = metrics.read("gs://bucket/r")
   assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
   names = {path.name for path in epath.Path("gs://bucket/r").iterdir()}
-  assert names >= {"config.json", "run.json", "metrics.jsonl", "events", "curves.png", "result.json"}
+  assert names >= {
+    "config.json",
+    "run.json",
+    "metrics.jsonl",
+    "events",
+    "curves.png",
+    "result.json",
+  }
   assert epath.Path("gs://bucket/r/curves.png").read_bytes().startswith(b"\x89PNG")
   assert len(json.loads(epath.Path("gs://bucket/r/run.json").read_text())) == 2
   with pytest.raises(ConfigError, match="gs://bucket/r holds a run with another configuration"):

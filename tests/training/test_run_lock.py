@@ -1,4 +1,6 @@
-"""One process at a time writes to a run folder; a dead one's lock is free at once on a local disk, a lease after a while."""
+"""One process at a time writes to a run folder; a dead one's lock is free at once on a local disk,
+a lease after a while.
+"""
 
 import json
 import os
@@ -18,7 +20,13 @@ from jaxlm.training.loop import one_step
 from jaxlm.training.run import train
 from jaxlm.training.run_lock import LOCK, LockLost, RunLocked, hold
 
-SMALL = {"mesh.fsdp": 1, "mesh.data": 8, "train.save_every": 2, "schedule": "constant", "eval.every": 0}
+SMALL = {
+  "mesh.fsdp": 1,
+  "mesh.data": 8,
+  "train.save_every": 2,
+  "schedule": "constant",
+  "eval.every": 0,
+}
 HOLDER = """
 import os, sys, time
 from jaxlm.training.run_lock import hold
@@ -35,11 +43,15 @@ with hold(sys.argv[1]):
 
 @pytest.fixture
 def holder(tmp_path):
-  """start(*words) -> (process that holds the folder's lock, its forked child or 0); none outlives the test."""
+  """start(*words) -> (process that holds the folder's lock, its forked child or 0); none outlives
+  the test.
+  """
   started = []
 
   def start(*words):
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path), *words], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+      [sys.executable, "-c", HOLDER, str(tmp_path), *words], stdout=subprocess.PIPE, text=True
+    )
     started.append(process.pid)
     child = int(process.stdout.readline())
     started.extend([child] * bool(child))
@@ -62,8 +74,11 @@ def test_a_second_run_in_the_folder_is_refused_and_told_who_has_it(tmp_path, cap
   with hold(folder):
     assert command.main([f"--config={config}", f"--workdir={folder}", "--config.seed=7"]) == 2
   said = capsys.readouterr().err
-  assert re.search(rf"is in use by process {os.getpid()} on host {re.escape(socket.gethostname())}, started \d{{4}}-\d\d-\d\d "
-                   rf"\d\d:\d\d:\d\d \S*; wait, choose another --workdir, or end it first", said), said
+  assert re.search(
+    rf"is in use by process {os.getpid()} on host {re.escape(socket.gethostname())}, started \d{{4}}-\d\d-\d\d "
+    rf"\d\d:\d\d:\d\d \S*; wait, choose another --workdir, or end it first",
+    said,
+  ), said
   assert "Traceback" not in said and sorted(os.listdir(folder)) == ["config.json"]
 
 
@@ -73,7 +88,7 @@ def test_a_killed_owner_holds_nothing_and_neither_does_its_child(tmp_path, holde
     pass
   process.kill()
   process.wait()
-  os.kill(child, 0)      # it lives
+  os.kill(child, 0)  # it lives
   with hold(tmp_path) as lock:
     lock.check()
   assert not (tmp_path / LOCK).exists()
@@ -81,7 +96,10 @@ def test_a_killed_owner_holds_nothing_and_neither_does_its_child(tmp_path, holde
 
 def test_an_owner_that_lives_is_never_deposed(tmp_path, holder):
   process, _ = holder()
-  with pytest.raises(RunLocked, match=rf"end it first \(kill {process.pid}\)"), hold(tmp_path, take_over=True):
+  with (
+    pytest.raises(RunLocked, match=rf"end it first \(kill {process.pid}\)"),
+    hold(tmp_path, take_over=True),
+  ):
     pass
 
 
@@ -93,9 +111,13 @@ def test_an_owner_that_cannot_be_asked_is_deposed_on_demand_and_notices(tmp_path
       pass
     said = []
     with hold(tmp_path, take_over=True, say=said.append) as second:
-      assert said == [f"took {tmp_path} over from process {owner['pid']} on host far, started {owner['started']}"]
+      assert said == [
+        f"took {tmp_path} over from process {owner['pid']} on host far, started {owner['started']}"
+      ]
       second.check()
-      with pytest.raises(LockLost, match=f"{tmp_path} has been taken over by process {os.getpid()} on host"):
+      with pytest.raises(
+        LockLost, match=f"{tmp_path} has been taken over by process {os.getpid()} on host"
+      ):
         first.check()
   assert not (tmp_path / LOCK).exists()
 
@@ -114,7 +136,7 @@ def test_a_run_whose_lock_is_gone_saves_nothing_more(tmp_path, monkeypatch):
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
   monkeypatch.undo()
   with hold(tmp_path):
-    restore_params(tmp_path)      # readers need no lock
+    restore_params(tmp_path)  # readers need no lock
     with pytest.raises(ConfigError, match="is in use"):
       train(tiny_run.config(**SMALL), tmp_path, quiet=True)
   assert train(tiny_run.config(**SMALL), tmp_path, quiet=True).finished
@@ -128,17 +150,27 @@ def leases(monkeypatch):
 
 def far(folder, **fields):
   """A lease of a process on another machine."""
-  owner = {"host": "far", "pid": 42, "started": "then", "token": "theirs", "machine": "another", "lease_s": 1} | fields
+  owner = {
+    "host": "far",
+    "pid": 42,
+    "started": "then",
+    "token": "theirs",
+    "machine": "another",
+    "lease_s": 1,
+  } | fields
   (folder / LOCK).write_text(json.dumps(owner))
 
 
 def test_a_lease_is_refused_while_its_owner_renews_it(tmp_path, leases, monkeypatch):
   with hold(tmp_path):
-    monkeypatch.setattr(run_lock, "_is_here", lambda owner: False)      # as another host sees it
+    monkeypatch.setattr(run_lock, "_is_here", lambda owner: False)  # as another host sees it
     for take_over in (False, True):
       if take_over:
         monkeypatch.setattr(run_lock, "_alive", lambda owner: True)
-      with pytest.raises(RunLocked, match=f"process {os.getpid()} on host"), hold(tmp_path, take_over=take_over):
+      with (
+        pytest.raises(RunLocked, match=f"process {os.getpid()} on host"),
+        hold(tmp_path, take_over=take_over),
+      ):
         pass
   assert not (tmp_path / LOCK).exists()
 
@@ -148,13 +180,15 @@ def test_a_lease_that_nobody_renews_is_taken_over(tmp_path, leases):
   said = []
   with hold(tmp_path, say=said.append) as lock:
     assert said == [f"took {tmp_path} over from process 42 on host far, started then; it is gone"]
-    far(tmp_path)      # and it comes back
+    far(tmp_path)  # and it comes back
     with pytest.raises(LockLost, match="process 42 on host far"):
       lock.check()
   assert json.loads((tmp_path / LOCK).read_text())["token"] == "theirs"
 
 
-def test_a_lease_of_a_process_that_died_on_this_machine_is_free_at_once(tmp_path, leases, monkeypatch):
+def test_a_lease_of_a_process_that_died_on_this_machine_is_free_at_once(
+  tmp_path, leases, monkeypatch
+):
   monkeypatch.setenv("JAXLM_LEASE_S", "1000")
   monkeypatch.setattr(run_lock.time, "sleep", lambda seconds: None)
   far(tmp_path, machine=run_lock._machine(), pid=2**22 + 1, born="1", lease_s=1000)
@@ -163,16 +197,29 @@ def test_a_lease_of_a_process_that_died_on_this_machine_is_free_at_once(tmp_path
 
 
 def test_of_two_that_see_no_lease_one_is_refused(tmp_path, leases, monkeypatch):
-  monkeypatch.setattr(run_lock.time, "sleep", lambda seconds: far(tmp_path))      # the other writes after us
+  monkeypatch.setattr(
+    run_lock.time, "sleep", lambda seconds: far(tmp_path)
+  )  # the other writes after us
   with pytest.raises(RunLocked, match="process 42 on host far"), hold(tmp_path):
     pass
 
 
-@pytest.mark.parametrize("mount, kind, kernel", [
-    ("/home/x rw - nfs4 server:/x rw", "nfs4", False), ("/home/x rw - fuse.gcsfuse bucket rw", "fuse", False),
-    ("/home rw - fuseblk /dev/sdb rw", "fuseblk", True), ("/ rw - overlay overlay rw", "overlay", True)])
-def test_kernel_locks_are_trusted_on_disks_of_this_machine_only(tmp_path, monkeypatch, mount, kind, kernel):
+@pytest.mark.parametrize(
+  "mount, kind, kernel",
+  [
+    ("/home/x rw - nfs4 server:/x rw", "nfs4", False),
+    ("/home/x rw - fuse.gcsfuse bucket rw", "fuse", False),
+    ("/home rw - fuseblk /dev/sdb rw", "fuseblk", True),
+    ("/ rw - overlay overlay rw", "overlay", True),
+  ],
+)
+def test_kernel_locks_are_trusted_on_disks_of_this_machine_only(
+  tmp_path, monkeypatch, mount, kind, kernel
+):
   mount = mount.replace("/home/x", str(tmp_path)).replace("/home", str(tmp_path.parent))
-  read = lambda path: f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:9 / {mount}\n"
+
+  def read(path):
+    return f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:9 / {mount}\n"
+
   monkeypatch.setattr(run_lock.pathlib.Path, "read_text", read)
   assert run_lock._file_system(tmp_path) == kind and run_lock.kernel_locks(tmp_path) == kernel

@@ -22,7 +22,9 @@ from jaxlm.training.step import build_program, cast_large
 
 
 def started(num_devices=1, **overrides):
-  """(program, fresh state, placed batches), on the first devices; equal configurations share a program."""
+  """(program, fresh state, placed batches), on the first devices; equal configurations share a
+  program.
+  """
   cfg = run_config(tiny_run.config(**overrides))
   program, batches = compiled(cfg, num_devices)
   with program.context():
@@ -79,18 +81,27 @@ def test_micro_batches_give_the_whole_batch_whatever_their_weights(plain):
   _, _, _, want, want_metrics = plain
   program, state, batches = started(**SGD, **{"train.accumulation": 4})
   got, metrics = run(program, state, batches)
-  assert_close(got.params, want.params)    # sums of the same terms in another order
+  assert_close(got.params, want.params)  # sums of the same terms in another order
   for a, b in zip(metrics, want_metrics):
     assert_close({k: b[k].sum for k in b}, {k: a[k].sum for k in b}, rtol=1e-5)
     assert a["loss"].weight == b["loss"].weight
 
 
-@pytest.mark.parametrize("mesh", [dict(data=8, fsdp=1), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2),
-                                  dict(fsdp=2, sequence=2, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+  "mesh",
+  [
+    dict(data=8, fsdp=1),
+    dict(fsdp=8),
+    dict(data=2, fsdp=2, tensor=2),
+    dict(fsdp=2, sequence=2, tensor=2),
+  ],
+  ids=str,
+)
 def test_any_mesh_gives_the_single_device_update(plain, mesh):
   _, start, _, want, _ = plain
   program, state, batches = started(8, **SGD, mesh=mesh)
-  # The same key gives the same numbers under any sharding, up to the last bit of the normal transform.
+  # The same key gives the same numbers under any sharding, up to the last bit of the normal
+  # transform.
   assert_close(jax.device_get(state.params), start.params, rtol=1e-6)
   got, _ = run(program, state, batches)
   assert_close(got.params, want.params, rtol=1e-4, atol=1e-6)
@@ -120,17 +131,21 @@ def test_the_average_follows_its_recurrence():
   program, state, batches = started(**{"train.ema_decay": 0.9})
   average = jax.device_get(state.params)
   for n in range(3):
-    state, _ = run(program, jax.device_put(state) if n else state, batches[n:n + 1])
+    state, _ = run(program, jax.device_put(state) if n else state, batches[n : n + 1])
     average = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, average, state.params)
   assert_close(state.ema, average, rtol=1e-5)
 
 
 @pytest.mark.parametrize("spoil", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(spoil):
-  program, state, batches = started(**{"train.ema_decay": 0.9, "objective.kind": "tiny_nan" if spoil == "gradient" else "tiny"},
-                                    **({"objective.first": 1} if spoil == "gradient" else {}))
+  program, state, batches = started(
+    **{"train.ema_decay": 0.9, "objective.kind": "tiny_nan" if spoil == "gradient" else "tiny"},
+    **({"objective.first": 1} if spoil == "gradient" else {}),
+  )
   first, _ = run(program, state, batches[:1])
-  bad = batches[1] | ({"loss_weights": batches[1]["loss_weights"].at[0, 0].set(jnp.nan)} if spoil == "loss" else {})
+  bad = batches[1] | (
+    {"loss_weights": batches[1]["loss_weights"].at[0, 0].set(jnp.nan)} if spoil == "loss" else {}
+  )
   second, metrics = run(program, jax.device_put(first), [bad])
   assert np.isnan(metrics[0]["grad_norm"].sum)
   assert np.isfinite(metrics[0]["loss"].sum) == (spoil == "gradient")
@@ -145,13 +160,17 @@ def test_a_step_that_overflows_is_redone_in_the_next_bucket_and_is_exact():
   program, state, batches = started(**{"objective.kind": "tiny_buckets"})
   got, metrics = run(program, state, batches)
   needed = [int(batch["loss_weights"].sum(1).max()) for batch in batches]
-  assert [m["bucket"].sum for m in metrics] == [next(c for c in (4, 6, 8) if c >= n) for n in needed]
+  assert [m["bucket"].sum for m in metrics] == [
+    next(c for c in (4, 6, 8) if c >= n) for n in needed
+  ]
   assert [m["redone"].sum for m in metrics] == [(4, 6, 8).index(m["bucket"].sum) for m in metrics]
   assert max(needed) > 4 and got.step == 3 and got.objective["updates"] == 3
   with program.context():
     want = program.init()
     for batch in batches:
-      want, _, _ = one_step(program, want, batch, 2, set())      # each at once in the bucket that always fits
+      want, _, _ = one_step(
+        program, want, batch, 2, set()
+      )  # each at once in the bucket that always fits
   jax.tree.map(np.testing.assert_array_equal, got.params, jax.device_get(want.params))
 
 
@@ -165,22 +184,46 @@ def test_the_largest_bucket_overflowing_is_an_error_not_a_loop():
 def test_a_step_that_compiles_another_bucket_is_left_out_of_the_rate():
   seen, seconds = set(), []
 
-  def step(state, batch, bucket):      # slow when it meets a bucket for the first time
+  def step(state, batch, bucket):  # slow when it meets a bucket for the first time
     time.sleep(0 if bucket in seen else 0.4)
     seen.add(bucket)
     one = jnp.ones(())
-    metrics = {name: Pair(one * value, one) for name, value in dict(loss=1, overflow=0, skipped=0, skipped_in_row=0).items()}
+    metrics = {
+      name: Pair(one * value, one)
+      for name, value in dict(loss=1, overflow=0, skipped=0, skipped_in_row=0).items()
+    }
     return types.SimpleNamespace(step=state.step + 1), metrics
 
   wanted = iter([0, 1, 1, 0, 0, 0])
   program = types.SimpleNamespace(
-      step=step, buckets=("small", "large"), cfg=types.SimpleNamespace(
-          train=types.SimpleNamespace(steps=6, profile=None, debug=True, log_every=1, max_skipped=1),
-          objective=types.SimpleNamespace(bucketed_training=True, choose_bucket=lambda metrics, bucket: next(wanted))))
-  run_steps(program, types.SimpleNamespace(step=0), itertools.repeat(np.zeros(1)), lambda x: x, bucket=0,
-            on_log=lambda step, values, s: seconds.append(s), on_step=lambda *_: False,
-            stop=types.SimpleNamespace(agreed=lambda *_: False), profile_folder=None)
-  assert [s is None for s in seconds] == [True, False, True, False, False, False]      # small, small, large, large, small, small
+    step=step,
+    buckets=("small", "large"),
+    cfg=types.SimpleNamespace(
+      train=types.SimpleNamespace(steps=6, profile=None, debug=True, log_every=1, max_skipped=1),
+      objective=types.SimpleNamespace(
+        bucketed_training=True, choose_bucket=lambda metrics, bucket: next(wanted)
+      ),
+    ),
+  )
+  run_steps(
+    program,
+    types.SimpleNamespace(step=0),
+    itertools.repeat(np.zeros(1)),
+    lambda x: x,
+    bucket=0,
+    on_log=lambda step, values, s: seconds.append(s),
+    on_step=lambda *_: False,
+    stop=types.SimpleNamespace(agreed=lambda *_: False),
+    profile_folder=None,
+  )
+  assert [s is None for s in seconds] == [
+    True,
+    False,
+    True,
+    False,
+    False,
+    False,
+  ]  # small, small, large, large, small, small
   assert max(s for s in seconds if s is not None) < 0.3
 
 
@@ -188,7 +231,10 @@ def test_only_large_parameters_are_gathered_in_bfloat16():
   axes = {"big": ("embed", "mlp"), "stacked": ("layers", "embed"), "small": ("embed",)}
   params = {"big": jnp.zeros((512, 256)), "stacked": jnp.zeros((300, 512)), "small": jnp.zeros(512)}
   assert {k: v.dtype.name for k, v in cast_large(params, axes, "bfloat16").items()} == {
-      "big": "bfloat16", "stacked": "float32", "small": "float32"}
+    "big": "bfloat16",
+    "stacked": "float32",
+    "small": "float32",
+  }
   assert cast_large(params, axes, None) is params
   assert cast_large(params, axes, "bfloat16", kept=("big",))["big"].dtype == jnp.float32
 
@@ -202,9 +248,11 @@ def test_randomness_is_a_function_of_seed_and_step():
 def test_a_program_is_built_from_shapes_alone():
   cfg = run_config(tiny_run.config(**SGD))
   mesh = make_mesh(cfg.mesh)
-  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)),
-                       next(iter(cfg.data.build("train", seed=0))))
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)),
+    next(iter(cfg.data.build("train", seed=0))),
+  )
   program = build_program(cfg, mesh, batch)
   with program.context():
     text = program.step.lower(program.state, batch).compile().as_text()
-  assert "all-gather" in text and "all-reduce" in text      # weights are gathered, gradients summed
+  assert "all-gather" in text and "all-reduce" in text  # weights are gathered, gradients summed

@@ -1,4 +1,6 @@
-"""A weights folder where a run's would do: its shards, its model, and what is said when it does not fit."""
+"""A weights folder where a run's would do: its shards, its model, and what is said when it does not
+fit.
+"""
 
 import json
 
@@ -18,24 +20,37 @@ HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 @pytest.fixture
 def folder(tmp_path):
   model = {"kind": "tiny", "d_model": 24}
-  (tmp_path / "model.json").write_text(json.dumps({"format": "jaxlm weights", "version": 1, "model": model}))
-  files = write_weights(tmp_path, {"a/w": np.ones((2, 3), np.float16), "b": np.zeros(4, np.float32)}, shard_bytes=16)
+  (tmp_path / "model.json").write_text(
+    json.dumps({"format": "jaxlm weights", "version": 1, "model": model})
+  )
+  files = write_weights(
+    tmp_path, {"a/w": np.ones((2, 3), np.float16), "b": np.zeros(4, np.float32)}, shard_bytes=16
+  )
   assert len(files) == 3
   return tmp_path
 
 
 def abstract(shape=(2, 3)):
-  leaf = lambda shape: jax.ShapeDtypeStruct(shape, np.float32, sharding=HERE)
+  def leaf(shape):
+    return jax.ShapeDtypeStruct(shape, np.float32, sharding=HERE)
+
   return {"a": {"w": leaf(shape)}, "b": leaf((4,))}
 
 
 def test_all_shards_are_read_in_the_types_of_the_model(folder):
   params = initial_params(folder, abstract())
-  assert params["a"]["w"].dtype == np.float32 and params["a"]["w"].sum() == 6 and params["b"].shape == (4,)
+  assert (
+    params["a"]["w"].dtype == np.float32
+    and params["a"]["w"].sum() == 6
+    and params["b"].shape == (4,)
+  )
 
 
 def test_what_does_not_fit_is_named(folder):
-  with pytest.raises(ConfigError, match=r"does not fit the model in 1 parameters, among them a/w: \(2, 3\) there, \(3, 2\) here"):
+  with pytest.raises(
+    ConfigError,
+    match=r"does not fit the model in 1 parameters, among them a/w: \(2, 3\) there, \(3, 2\) here",
+  ):
     initial_params(folder, abstract((3, 2)))
   with pytest.raises(ConfigError, match="has no steps"):
     open_model(folder, step=3)
@@ -44,6 +59,10 @@ def test_what_does_not_fit_is_named(folder):
 def test_the_model_is_the_folders_and_the_rest_the_given_configurations(folder):
   given = tiny_run.config()
   cfg = config_of(folder, given, {"data.batch_size": 16})
-  assert cfg.model.d_model == 24 and cfg.data.batch_size == 16 and cfg.train.steps == given["train"]["steps"]
+  assert (
+    cfg.model.d_model == 24
+    and cfg.data.batch_size == 16
+    and cfg.train.steps == given["train"]["steps"]
+  )
   with pytest.raises(ConfigError, match="give --config=FILE"):
     config_of(folder)

@@ -1,4 +1,6 @@
-"""The smallest parts that satisfy the contracts, so that the trainer's tests compile in a second and name no system."""
+"""The smallest parts that satisfy the contracts, so that the trainer's tests compile in a second
+and name no system.
+"""
 
 import dataclasses
 import time
@@ -40,12 +42,19 @@ class TinyData(DataConfig):
       rng = np.random.default_rng((i, seed, len(split)))
       tokens = (np.cumsum(rng.integers(1, 3, self.seq_len + 1)) % self.vocab_size).astype(np.int32)
       weights = (rng.random(self.seq_len) < 0.7).astype(np.float32)
-      return {"tokens": tokens[:-1], "targets": tokens[1:], "segment_ids": np.ones(self.seq_len, np.int32),
-              "positions": np.arange(self.seq_len, dtype=np.int32), "loss_weights": weights}
+      return {
+        "tokens": tokens[:-1],
+        "targets": tokens[1:],
+        "segment_ids": np.ones(self.seq_len, np.int32),
+        "positions": np.arange(self.seq_len, dtype=np.int32),
+        "loss_weights": weights,
+      }
 
     rows = grain.MapDataset.range(self.num_rows).seed(seed).shuffle()
     rows = (rows.repeat() if repeat else rows)[process_index::process_count].map(row)
-    return rows.batch(self.batch_size // process_count).to_iter_dataset(grain.ReadOptions(num_threads=0))
+    return rows.batch(self.batch_size // process_count).to_iter_dataset(
+      grain.ReadOptions(num_threads=0)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +68,9 @@ class PacedData(TinyData):
       time.sleep(self.pace_s)
       return batch
 
-    data = super().build(split, seed=seed, process_index=process_index, process_count=process_count, repeat=repeat)
+    data = super().build(
+      split, seed=seed, process_index=process_index, process_count=process_count, repeat=repeat
+    )
     return data.map(wait)
 
 
@@ -81,11 +92,15 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, _):
     w, D = weights(self, self.cfg.dtype), self.cfg.d_model
-    h_BTF = jnp.tanh(jnp.einsum("btd,df->btf", x_BTD, w("w_in", (D, 2 * D), ("embed", "mlp")))
-                     + w("b_in", (2 * D,), ("mlp",))[None, None])
+    h_BTF = jnp.tanh(
+      jnp.einsum("btd,df->btf", x_BTD, w("w_in", (D, 2 * D), ("embed", "mlp")))
+      + w("b_in", (2 * D,), ("mlp",))[None, None]
+    )
     x_BTD = x_BTD + jnp.einsum("btf,fd->btd", h_BTF, w("w_out", (2 * D, D), ("mlp", "embed")))
-    return nn.with_logical_constraint(x_BTD * w("scale", (D,), ("embed",), init=nn.initializers.ones)[None, None],
-                                      ("batch", "seq", "embed_act")), None
+    return nn.with_logical_constraint(
+      x_BTD * w("scale", (D,), ("embed",), init=nn.initializers.ones)[None, None],
+      ("batch", "seq", "embed_act"),
+    ), None
 
 
 class Tiny(nn.Module):
@@ -95,8 +110,13 @@ class Tiny(nn.Module):
   def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None):
     cfg, w = self.cfg, weights(self, self.cfg.dtype)
     table_VD = w("embedding", (cfg.vocab_size, cfg.d_model), ("vocab", "embed"))
-    blocks = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.num_layers,
-                     metadata_params={nn.PARTITION_NAME: "layers"})
+    blocks = nn.scan(
+      Block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=cfg.num_layers,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
     x_BTD, _ = blocks(cfg, name="blocks")(jnp.take(table_VD, tokens_BT, axis=0), None)
     x_BTD = x_BTD @ w("w_spared", (cfg.d_model, cfg.d_model), ("embed", None), role=SPARED)
     return jnp.einsum("btd,vd->btv", x_BTD, table_VD).astype(jnp.float32)
@@ -113,7 +133,9 @@ class TinyLoss(Objective):
     return {"updates": state["updates"] + 1}
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
-    logits_BTV = model.apply({"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"])
+    logits_BTV = model.apply(
+      {"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"]
+    )
     log_p_BTV = jax.nn.log_softmax(logits_BTV)
     nll_BT = -jnp.take_along_axis(log_p_BTV, batch["targets"][..., None], axis=-1)[..., 0]
     weights_BT = batch["loss_weights"]
@@ -124,7 +146,9 @@ class TinyLoss(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class TinyBuckets(TinyLoss):
-  """Overflows when a row holds more weighted targets than the bucket; goes back to the smallest afterwards."""
+  """Overflows when a row holds more weighted targets than the bucket; goes back to the smallest
+  afterwards.
+  """
 
   capacities: tuple[int, ...] = (4, 6, 8)
 
@@ -138,7 +162,10 @@ class TinyBuckets(TinyLoss):
     loss, metrics = super().loss(model, params, batch, key, state, train=train)
     needed = jnp.max(jnp.sum(batch["loss_weights"], axis=1))
     one = jnp.ones((), jnp.float32)
-    return loss, metrics | {"overflow": Pair((needed > bucket).astype(jnp.float32), one), "bucket": Pair(one * bucket, one)}
+    return loss, metrics | {
+      "overflow": Pair((needed > bucket).astype(jnp.float32), one),
+      "bucket": Pair(one * bucket, one),
+    }
 
 
 @jax.custom_vjp
@@ -165,7 +192,13 @@ def config(**overrides):
   """A whole run of 6 steps; overrides by dotted key."""
   from jaxlm.training.config import load_config
 
-  base = dict(seed=3, model=dict(kind="tiny"), objective=dict(kind="tiny"), data=dict(kind="tiny"),
-              optimizer=dict(kind="adamw", learning_rate=1e-2, weight_decay=0.1), schedule=dict(kind="cosine"),
-              train=dict(steps=6, log_every=1, save_every=0))
+  base = dict(
+    seed=3,
+    model=dict(kind="tiny"),
+    objective=dict(kind="tiny"),
+    data=dict(kind="tiny"),
+    optimizer=dict(kind="adamw", learning_rate=1e-2, weight_decay=0.1),
+    schedule=dict(kind="cosine"),
+    train=dict(steps=6, log_every=1, save_every=0),
+  )
   return load_config(base, overrides)

@@ -8,12 +8,37 @@ import xml.etree.ElementTree as ET
 from jaxlm.data.prepare.plain import read
 
 HIDDEN = {"script", "style", "head", "nav"}
-BLOCK = {"p", "div", "br", "li", "tr", "td", "th", "pre", "ul", "ol", "dl", "dt", "dd", "table", "section", "article",
-         "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "title", "body", "hr"}
+BLOCK = {
+  "p",
+  "div",
+  "br",
+  "li",
+  "tr",
+  "td",
+  "th",
+  "pre",
+  "ul",
+  "ol",
+  "dl",
+  "dt",
+  "dd",
+  "table",
+  "section",
+  "article",
+  "h1",
+  "h2",
+  "h3",
+  "h4",
+  "h5",
+  "h6",
+  "blockquote",
+  "title",
+  "body",
+  "hr",
+}
 
 
 class _Text(html.parser.HTMLParser):
-
   def __init__(self):
     super().__init__(convert_charrefs=True)
     self.out, self.hidden = [], 0
@@ -34,7 +59,9 @@ class _Text(html.parser.HTMLParser):
 
 
 def html_text(source: str) -> str:
-  """Text without tags, scripts and navigation; block elements end a line, blanks collapse, at most one empty line."""
+  """Text without tags, scripts and navigation; block elements end a line, blanks collapse, at most
+  one empty line.
+  """
   parser = _Text()
   parser.feed(source)
   parser.close()
@@ -53,12 +80,17 @@ def page(path, name):
 
 def translated_page(depth: int):
   """An HTML page whose key is its path without the language, which is component `depth`."""
+
   def extract(path, name):
     parts = name.split("/")
     text = html_text(read(path))
-    text = "".join(line + "\n" for line in text.split("\n")
-                   if not line.startswith("Help content debug info") and not line.endswith(".xhp"))
-    yield "/".join(parts[:depth] + parts[depth + 1:]), text
+    text = "".join(
+      line + "\n"
+      for line in text.split("\n")
+      if not line.startswith("Help content debug info") and not line.endswith(".xhp")
+    )
+    yield "/".join(parts[:depth] + parts[depth + 1 :]), text
+
   return extract
 
 
@@ -68,7 +100,10 @@ def declaration(path, name):
 
 
 def manual_page(path, name):
-  """roff: requests and font escapes removed. The key is the page's name and section, the same in every language."""
+  """roff: requests and font escapes removed.
+
+  The key is the page's name and section, the same in every language.
+  """
   out = []
   for line in read(path).split("\n"):
     if re.match(r"[.'](SH|SS|B|I|BR|IR|RB|RI|BI|IB|TP|IP)\b", line):
@@ -77,7 +112,9 @@ def manual_page(path, name):
       line = "" if re.match(r"[.'](PP|P|LP|sp)\b", line) else None
     if line is not None:
       line = re.sub(r"\\f\[?[A-Z0-9]+\]?|\\s[+-]?\d|\\&|\\/|\\,|\\\"\s.*", "", line)
-      out.append(line.replace("\\-", "-").replace("\\e", "\\").replace("\\(em", "—").replace("\\~", " "))
+      out.append(
+        line.replace("\\-", "-").replace("\\e", "\\").replace("\\(em", "—").replace("\\~", " ")
+      )
   yield path.name.removesuffix(".gz"), tidy("\n".join(out))
 
 
@@ -90,14 +127,16 @@ def mallard(path, name):
       blocks.append(re.sub(r"\s+", " ", "".join(node.itertext())).strip())
   parts = name.split("/")
   language = next(i for i, part in enumerate(parts) if part == "help") + 1
-  yield "/".join(parts[:language] + parts[language + 1:]), "\n\n".join(filter(None, blocks)) + "\n"
+  yield "/".join(parts[:language] + parts[language + 1 :]), "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def catalogue(path, name):
   """The distinct translations of a message catalogue; the key is the catalogue's name."""
   with path.open("rb") as file:
     messages = gettext.GNUTranslations(file)._catalog
-  strings = sorted({s for source, s in messages.items() if source and isinstance(s, str) and s and s != source})
+  strings = sorted(
+    {s for source, s in messages.items() if source and isinstance(s, str) and s and s != source}
+  )
   yield path.name, "\n".join(strings) + "\n"
 
 
@@ -108,11 +147,15 @@ def package_descriptions(path, name):
 
 
 def one_per_source(path, name):
-  """The same, of one package per source: a library, its -dev and its -doc describe themselves in the same words."""
+  """The same, of one package per source: a library, its -dev and its -doc describe themselves in
+  the same words.
+  """
   source, seen = {}, set()
   for packages in sorted(path.parent.glob("Packages*.list")):
     for stanza in read(packages).split("\n\n"):
-      fields = dict(line.split(": ", 1) for line in stanza.split("\n") if re.match(r"(Package|Source): ", line))
+      fields = dict(
+        line.split(": ", 1) for line in stanza.split("\n") if re.match(r"(Package|Source): ", line)
+      )
       if "Source" in fields:
         source[fields["Package"]] = fields["Source"].split()[0]
   for package, key, text in _stanzas(path):

@@ -1,11 +1,13 @@
-"""Does held-out text stand in train? Windows of 200 bytes, every 50 in held-out text, at any place in train."""
+"""Does held-out text stand in train? Windows of 200 bytes, every 50 in held-out text, at any place
+in train.
+"""
 
 import numpy as np
 
 WINDOW, STRIDE = 200, 50
-BASE = np.uint64(0x9E3779B97F4A7C15)    # odd, so that multiplication mod 2^64 loses nothing
+BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication mod 2^64 loses nothing
 BITS = 24
-CHUNK = 1 << 16     # bytes at a time: what fits the cache is several times faster
+CHUNK = 1 << 16  # bytes at a time: what fits the cache is several times faster
 
 
 def window_hashes(text: np.ndarray) -> np.ndarray:
@@ -19,7 +21,7 @@ def window_hashes(text: np.ndarray) -> np.ndarray:
   remaining = WINDOW
   while remaining:
     if remaining & 1:
-      piece = power[done:done + n]
+      piece = power[done : done + n]
       total = piece.copy() if total is None else total * factor + piece
       done += size
     remaining >>= 1
@@ -48,7 +50,7 @@ class Overlap:
       return
     raw = np.frombuffer(text, np.uint8)
     for start in range(0, len(raw), CHUNK):
-      hashes = window_hashes(raw[start:start + CHUNK + WINDOW - 1])
+      hashes = window_hashes(raw[start : start + CHUNK + WINDOW - 1])
       likely = hashes[self._table[(hashes >> np.uint64(64 - BITS)).astype(np.int64)]]
       if len(likely):
         place = np.minimum(np.searchsorted(self._exact, likely), len(self._exact) - 1)

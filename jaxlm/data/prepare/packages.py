@@ -1,6 +1,7 @@
 """Packages by name from pip, npm and apt, unpacked without being installed.
 
-Nothing is fetched by address: the package managers know where their packages are and check their signatures.
+Nothing is fetched by address: the package managers know where their packages are and check their
+signatures.
 """
 
 import errno
@@ -25,17 +26,21 @@ from jaxlm.data.made_once import locked
 
 
 def fetch(package: str, folder: pathlib.Path) -> tuple[pathlib.Path, dict]:
-  """(root of the unpacked files, {'package', 'file', 'sha256'}); downloads unless `folder` has it already."""
+  """(root of the unpacked files, {'package', 'file', 'sha256'}); downloads unless `folder` has it
+  already.
+  """
   kind, _, name = package.partition(":")
   if kind == "folder":
     return pathlib.Path(name), {"package": package}
   if kind == "python":
-    return pathlib.Path(sysconfig.get_path("stdlib")), {"package": f"python {sys.version.split()[0]} standard library"}
+    return pathlib.Path(sysconfig.get_path("stdlib")), {
+      "package": f"python {sys.version.split()[0]} standard library"
+    }
   target = folder / package.replace(":", "-").replace("/", "+")
   if not (target / "package.json").is_file():
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / f".{target.name}.lock"):
-      if not (target / "package.json").is_file():      # or another process was first
+      if not (target / "package.json").is_file():  # or another process was first
         _download(package, target)
   return target / "files", json.loads((target / "package.json").read_text())
 
@@ -45,7 +50,9 @@ def _download(package: str, target: pathlib.Path) -> None:
   kind, _, name = package.partition(":")
   prefix = f".part-{target.name}-"
   with locked(target.parent / f".{target.name}.lock", wait=False) as ours:
-    for left in target.parent.glob(f"{glob.escape(prefix)}*") if ours else ():      # of a process that was killed
+    for left in (
+      target.parent.glob(f"{glob.escape(prefix)}*") if ours else ()
+    ):  # of a process that was killed
       shutil.rmtree(left, ignore_errors=True)
   with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as part:
     part = pathlib.Path(part)
@@ -54,18 +61,35 @@ def _download(package: str, target: pathlib.Path) -> None:
     archives = DOWNLOAD[kind](name, part / "archive")
     for archive in archives:
       unpack(archive, part / "files")
-    described = {"package": package, "file": ", ".join(a.name for a in archives),
-                 "sha256": hashlib.sha256(b"".join(sorted(_sha256(a) for a in archives))).hexdigest()}
+    described = {
+      "package": package,
+      "file": ", ".join(a.name for a in archives),
+      "sha256": hashlib.sha256(b"".join(sorted(_sha256(a) for a in archives))).hexdigest(),
+    }
     shutil.rmtree(part / "archive")
     (part / "package.json").write_text(json_text.dumps(described))
     shutil.rmtree(target, ignore_errors=True)
     os.rename(part, target)
-    part.mkdir()    # what the context manager expects to remove
+    part.mkdir()  # what the context manager expects to remove
 
 
 def _pip(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
-  return _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "-d",
-               str(folder), name], folder, name)
+  return _run(
+    [
+      sys.executable,
+      "-m",
+      "pip",
+      "download",
+      "--quiet",
+      "--no-deps",
+      "--disable-pip-version-check",
+      "-d",
+      str(folder),
+      name,
+    ],
+    folder,
+    name,
+  )
 
 
 def _npm(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -77,13 +101,28 @@ def _apt(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _apt_lists(language: str, folder: pathlib.Path) -> list[pathlib.Path]:
-  """Package lists and their descriptions in one language, in a private folder: needs no root and changes nothing."""
+  """Package lists and their descriptions in one language, in a private folder: needs no root and
+  changes nothing.
+  """
   lists = folder / "lists"
   (lists / "partial").mkdir(parents=True)
   (folder / "cache" / "archives" / "partial").mkdir(parents=True)
-  options = ["-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={folder / 'cache'}", "-o", "APT::Sandbox::User=",
-             "-o", "Acquire::Languages=", "-o", f"Acquire::Languages::={language}", "-o", "APT::Update::Post-Invoke=",
-             "-o", "APT::Update::Post-Invoke-Success="]
+  options = [
+    "-o",
+    f"Dir::State::lists={lists}",
+    "-o",
+    f"Dir::Cache={folder / 'cache'}",
+    "-o",
+    "APT::Sandbox::User=",
+    "-o",
+    "Acquire::Languages=",
+    "-o",
+    f"Acquire::Languages::={language}",
+    "-o",
+    "APT::Update::Post-Invoke=",
+    "-o",
+    "APT::Update::Post-Invoke-Success=",
+  ]
   _run(["apt-get", "-qq", *options, "update"], folder, f"lists ({language})", output=False)
   out = []
   for path in sorted(lists.iterdir()):
@@ -98,15 +137,26 @@ def _apt_lists(language: str, folder: pathlib.Path) -> list[pathlib.Path]:
 DOWNLOAD = {"pip": _pip, "npm": _npm, "apt": _apt, "apt-lists": _apt_lists}
 
 
-def _run(command: list[str], folder: pathlib.Path, name: str, output: bool = True) -> list[pathlib.Path]:
+def _run(
+  command: list[str], folder: pathlib.Path, name: str, output: bool = True
+) -> list[pathlib.Path]:
   """Runs a package manager in `folder`; the archives that it left there."""
   try:
-    # A session of its own: apt asks the terminal, which stops it, and us, when we run in the background.
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                          start_new_session=True)
+    # A session of its own: apt asks the terminal, which stops it, and us, when we run in the
+    # background.
+    done = subprocess.run(
+      command,
+      cwd=folder,
+      capture_output=True,
+      text=True,
+      stdin=subprocess.DEVNULL,
+      start_new_session=True,
+    )
   except FileNotFoundError:
-    raise DataError(f"package {name!r} needs {command[0]!r}, which is not on this machine; install it, or prepare the "
-                    f"corpus on another machine and copy the folder") from None
+    raise DataError(
+      f"package {name!r} needs {command[0]!r}, which is not on this machine; install it, or prepare the "
+      f"corpus on another machine and copy the folder"
+    ) from None
   archives = sorted(p for p in folder.iterdir() if p.is_file())
   if done.returncode or (output and not archives):
     lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
@@ -116,16 +166,30 @@ def _run(command: list[str], folder: pathlib.Path, name: str, output: bool = Tru
 
 
 def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
-  """Wheel, sdist, npm tarball or Debian package into `folder`, without its links to what lies elsewhere."""
+  """Wheel, sdist, npm tarball or Debian package into `folder`, without its links to what lies
+  elsewhere.
+  """
   try:
     _unpack(archive, folder)
-  except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, RuntimeError,
-          NotImplementedError) as error:
+  except (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+  ) as error:
     raise _damaged(archive, error) from None
   except OSError as error:
-    if error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):      # a file of ours cannot be written
+    if error.filename is not None or error.errno in (
+      errno.ENOSPC,
+      errno.EDQUOT,
+      errno.EFBIG,
+    ):  # a file of ours cannot be written
       raise
-    raise _damaged(archive, error) from None      # a length or a place that an archive cannot have
+    raise _damaged(archive, error) from None  # a length or a place that an archive cannot have
   for path in folder.rglob("*"):
     if path.is_symlink() and not inside(path, folder):
       path.unlink()
@@ -140,7 +204,7 @@ def inside(path: pathlib.Path, root: pathlib.Path) -> bool:
   """Whether the file lies in the folder `root` once links are followed."""
   try:
     return path.resolve().is_relative_to(root.resolve())
-  except (OSError, RuntimeError):      # a link that leads back to itself
+  except (OSError, RuntimeError):  # a link that leads back to itself
     return False
 
 
@@ -152,7 +216,9 @@ def _unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
     with tarfile.open(archive) as file:
       file.extractall(folder, filter="data")
   elif archive.name.endswith(".deb"):
-    done = subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], capture_output=True, text=True)
+    done = subprocess.run(
+      ["dpkg-deb", "-x", str(archive), str(folder)], capture_output=True, text=True
+    )
     if done.returncode:
       raise DataError(f"{archive.name} cannot be unpacked: {done.stderr.strip()[:200]}")
   else:

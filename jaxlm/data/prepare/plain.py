@@ -7,11 +7,13 @@ import struct
 import tarfile
 import zlib
 
-BLOCK = 32_000    # characters of a document where the text itself has no parts
+BLOCK = 32_000  # characters of a document where the text itself has no parts
 
 
 def decode(raw: bytes) -> str:
-  """UTF-8, else Latin-1; CRLF becomes LF. Not normalised otherwise: byte models must see real bytes."""
+  """UTF-8, else Latin-1; CRLF becomes LF. Not normalised otherwise: byte models must see real
+  bytes.
+  """
   try:
     text = raw.decode("utf-8")
   except UnicodeDecodeError:
@@ -47,8 +49,10 @@ def in_blocks(path, name):
 
 def chapters(pattern: str):
   """A book cut where lines match."""
+
   def extract(path, name):
     yield from cut_at(pattern, name, read(path))
+
   return extract
 
 
@@ -67,6 +71,7 @@ def fortunes(path, name):
 
 def json_lines(field: str, group: str):
   """Lines' fields joined by group: the verses of a book are one document."""
+
   def extract(path, name):
     grouped = {}
     for line in read(path).splitlines():
@@ -75,15 +80,18 @@ def json_lines(field: str, group: str):
         grouped.setdefault(str(record[group]), []).append(record[field])
     for key, texts in grouped.items():
       yield f"{name}/{key}", "\n".join(texts) + "\n"
+
   return extract
 
 
 def lines(key):
   """A document per line; key: line -> split key."""
+
   def extract(path, name):
     for line in read(path).splitlines():
       if line.strip():
         yield key(line), line
+
   return extract
 
 
@@ -99,7 +107,7 @@ def definitions(path, name):
   for line in read(path).splitlines():
     if not line.startswith("  ") and "|" in line:
       fields, gloss = line.partition("|")[0].split(), line.partition("|")[2].strip()
-      for word in fields[4:4 + 2 * int(fields[3], 16):2]:
+      for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]:
         if word.isalpha() and word.islower():
           yield word, f"{word}: {gloss}"
 
@@ -112,13 +120,17 @@ def rfc(path, name):
 
 
 def source_archive(suffixes: tuple[str, ...], skip: tuple[str, ...] = ()):
-  """Files of a compressed tar, streamed. Key: two path components, so near copies of one driver stay together."""
+  """Files of a compressed tar, streamed. Key: two path components, so near copies of one driver
+  stay together.
+  """
+
   def extract(path, name):
     with tarfile.open(path, "r|*") as archive:
       for member in archive:
         inside = member.name.partition("/")[2]
         if member.isfile() and inside.endswith(suffixes) and not inside.startswith(skip):
           yield two_components(inside), decode(archive.extractfile(member).read())
+
   return extract
 
 
@@ -131,7 +143,9 @@ def source_file(path, name):
 
 
 def r_books(path, name):
-  """Novels of an R lazy-load file: blocks [4-byte plain length, zlib(serialised character vector)], cut at chapters."""
+  """Novels of an R lazy-load file: blocks [4-byte plain length, zlib(serialised character vector)],
+  cut at chapters.
+  """
   raw, number = path.read_bytes(), 0
   while raw:
     stream = zlib.decompressobj()
@@ -154,17 +168,19 @@ def r_strings(raw: bytes) -> list[str]:
   at, out = at + 8, []
   for _ in range(count):
     _, size = struct.unpack_from(">ii", raw, at)
-    out.append(decode(raw[at + 8:at + 8 + max(size, 0)]))
+    out.append(decode(raw[at + 8 : at + 8 + max(size, 0)]))
     at += 8 + max(size, 0)
   return out
 
 
 def verses(field: str):
   """quran-json: verse by verse; the key is the verse number, the same in every language."""
+
   def extract(path, name):
     for chapter in json.loads(read(path)):
       for verse in chapter["verses"]:
         yield f"{chapter['id']}:{verse['id']}", verse[field]
+
   return extract
 
 

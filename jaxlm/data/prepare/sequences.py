@@ -13,7 +13,10 @@ def records(path):
 
 
 def dna(path, name):
-  """Records over ACGTN; every other letter becomes N. The key is species and record, from the path and the header."""
+  """Records over ACGTN; every other letter becomes N.
+
+  The key is species and record, from the path and the header.
+  """
   for header, letters in records(path):
     plain = letters.translate({ord(c): "N" for c in set(letters) - set("ACGTN")})
     yield f"{name} {header}", plain
@@ -27,7 +30,8 @@ def protein(path, name):
 def dna_side(key: str) -> str:
   """By species, never at random: strains of one share most of their letters.
 
-  H. pylori is the test genus; the second chromosome of V. cholerae validates; everything else trains.
+  H. pylori is the test genus; the second chromosome of V. cholerae validates; everything else
+  trains.
   """
   low = key.lower()
   if "pylori" in low:

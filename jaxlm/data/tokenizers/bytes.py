@@ -28,11 +28,15 @@ class ByteTokenizerConfig:
   def __post_init__(self):
     least = max(self.offset + 256, self.separator + 1)
     if self.size is not None and self.size < least:
-      raise ConfigError(f"tokenizer.size = {self.size} does not hold bytes and separator; set it to {least} or more")
+      raise ConfigError(
+        f"tokenizer.size = {self.size} does not hold bytes and separator; set it to {least} or more"
+      )
     byte = self.separator - self.offset
     if 0 <= byte < 256 and byte not in NEVER_IN_UTF8:
-      raise ConfigError(f"tokenizer.separator = {self.separator} is the id of byte 0x{byte:02x}, which text contains; "
-                        f"use {self.offset + 256}, or {self.offset + 254} to stay at 256 ids")
+      raise ConfigError(
+        f"tokenizer.separator = {self.separator} is the id of byte 0x{byte:02x}, which text contains; "
+        f"use {self.offset + 256}, or {self.offset + 254} to stay at 256 ids"
+      )
 
   @property
   def vocab_size(self) -> int:
@@ -43,14 +47,14 @@ class ByteTokenizerConfig:
 
 
 class ByteTokenizer(Tokenizer):
-
   def __init__(self, cfg: ByteTokenizerConfig):
     self.cfg, self.vocab_size, self.separator = cfg, cfg.vocab_size, cfg.separator
     self.fingerprint = f"bytes-{cfg.offset}-{cfg.separator}"
 
   @property
   def stops(self):
-    # As released, H-Net begins documents with 254 and ends them with 255; ours do without the second.
+    # As released, H-Net begins documents with 254 and ends them with 255; ours do without the
+    # second.
     return (254, 255) if (self.cfg.offset, self.separator) == (0, 254) else (self.separator,)
 
   def encode_batch(self, texts):
@@ -58,8 +62,10 @@ class ByteTokenizer(Tokenizer):
     for text in texts:
       raw = np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8)
       if 0 <= byte < 256 and (raw == byte).any():
-        raise DataError(f"the text contains byte 0x{byte:02x}, which tokenizer.separator = {self.separator} claims; "
-                        f"binary data need a separator of {self.cfg.offset + 256}")
+        raise DataError(
+          f"the text contains byte 0x{byte:02x}, which tokenizer.separator = {self.separator} claims; "
+          f"binary data need a separator of {self.cfg.offset + 256}"
+        )
       out.append(raw.astype(np.int32) + self.cfg.offset if self.cfg.offset else raw)
     return out
 

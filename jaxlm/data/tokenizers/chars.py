@@ -23,10 +23,12 @@ UNKNOWN_BYTES = "\N{REPLACEMENT CHARACTER}".encode()
 @dataclasses.dataclass(frozen=True)
 @checked
 class CharTokenizerConfig:
-  """vocab_size ids: the most frequent characters of the train split in code order, then `unknown`, then the separator.
+  """vocab_size ids: the most frequent characters of the train split in code order, then `unknown`,
+  then the separator.
 
-  always: characters that have an id even if the text never uses them (a task's symbols). Every other character is the
-  one unknown, which decodes to U+FFFD; its bytes are counted as they stand in the text.
+  always: characters that have an id even if the text never uses them (a task's symbols). Every
+  other character is the one unknown, which decodes to U+FFFD; its bytes are counted as they stand
+  in the text.
   """
 
   vocab_size: Count = 130
@@ -34,8 +36,10 @@ class CharTokenizerConfig:
 
   def __post_init__(self):
     if self.vocab_size < NUM_SPECIAL + max(1, len(set(self.always))):
-      raise ConfigError(f"tokenizer.vocab_size = {self.vocab_size}: wanted at least {len(set(self.always))} characters "
-                        f"and {NUM_SPECIAL} more, for what is unknown and what separates documents")
+      raise ConfigError(
+        f"tokenizer.vocab_size = {self.vocab_size}: wanted at least {len(set(self.always))} characters "
+        f"and {NUM_SPECIAL} more, for what is unknown and what separates documents"
+      )
 
   def load(self, train_documents, content: str, folder: pathlib.Path) -> "CharTokenizer":
     always = hashlib.sha256(self.always.encode()).hexdigest()[:8]
@@ -53,8 +57,13 @@ class CharTokenizerConfig:
 
 
 def vocabulary(counts: collections.Counter, number: int, always: str = "") -> list[str]:
-  """At most `number` characters in code order: `always`, then the most frequent; of equally frequent ones the first."""
-  wanted = [*dict.fromkeys(always), *sorted(set(counts) - set(always), key=lambda c: (-counts[c], c))]
+  """At most `number` characters in code order: `always`, then the most frequent; of equally
+  frequent ones the first.
+  """
+  wanted = [
+    *dict.fromkeys(always),
+    *sorted(set(counts) - set(always), key=lambda c: (-counts[c], c)),
+  ]
   return sorted(wanted[:number])
 
 
@@ -66,7 +75,9 @@ class CharTokenizer(Tokenizer):
   def __init__(self, characters: list[str], vocab_size: int):
     self.characters, self.vocab_size = characters, vocab_size
     self.unknown, self.separator = vocab_size - 2, vocab_size - 1
-    self.fingerprint = f"chars-{vocab_size}-" + hashlib.sha256("".join(characters).encode()).hexdigest()[:24]
+    self.fingerprint = (
+      f"chars-{vocab_size}-" + hashlib.sha256("".join(characters).encode()).hexdigest()[:24]
+    )
     self._codes = np.array([ord(c) for c in characters], np.uint32)
 
   def encode_batch(self, texts):
@@ -103,5 +114,7 @@ def _text(text: str | bytes) -> str:
   try:
     return text.decode("utf-8")
   except UnicodeDecodeError as error:
-    raise DataError(f"a document is not UTF-8 (byte 0x{text[error.start]:02x} at offset {error.start}); use tokenizer "
-                    f"kind 'bytes', or convert the file") from None
+    raise DataError(
+      f"a document is not UTF-8 (byte 0x{text[error.start]:02x} at offset {error.start}); use tokenizer "
+      f"kind 'bytes', or convert the file"
+    ) from None

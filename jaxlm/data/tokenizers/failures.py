@@ -1,4 +1,6 @@
-"""What the tokenizers library raises where a file lets it load and not encode: a bare Exception with a sentence."""
+"""What the tokenizers library raises where a file lets it load and not encode: a bare Exception
+with a sentence.
+"""
 
 import contextlib
 
@@ -13,5 +15,7 @@ def answered(what: str):
   except Exception as error:
     if type(error) is not Exception:
       raise
-    raise DataError(f"{what} cannot encode a text: {(str(error).splitlines() or ['no reason given'])[0][:200]}; its file is damaged or "
-                    f"lacks a token that stands for unknown ones; take another copy") from None
+    raise DataError(
+      f"{what} cannot encode a text: {(str(error).splitlines() or ['no reason given'])[0][:200]}; its file is damaged or "
+      f"lacks a token that stands for unknown ones; take another copy"
+    ) from None

@@ -1,11 +1,13 @@
-"""Begin, end and separator of a published tokenizer, read from its files as Hugging Face's library reads them.
+"""Begin, end and separator of a published tokenizer, read from its files as Hugging Face's library
+reads them.
 
   begin, closing   what `tokenizer.json`'s post-processor puts before and behind a text: <s> TEXT, TEXT </s>, [CLS] TEXT [SEP]
   ends             what a model ends a text with: `eos_token` of tokenizer_config.json and special_tokens_map.json,
                    `eos_token_id` of generation_config.json, or of config.json without one
   separator        what stands between the documents of training rows
 
-`add_bos_token` and `add_eos_token` of tokenizer_config.json are not read: transformers 5 ignores them beside a tokenizer.json.
+`add_bos_token` and `add_eos_token` of tokenizer_config.json are not read: transformers 5 ignores
+them beside a tokenizer.json.
 """
 
 import json
@@ -17,8 +19,13 @@ import tokenizers as hf
 from jaxlm.data.errors import DataError
 
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
-PROBES = ("a", "1", ".", "A", "é")      # texts of which a tokenizer knows at least one
+COMPANIONS = (
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "generation_config.json",
+  "config.json",
+)
+PROBES = ("a", "1", ".", "A", "é")  # texts of which a tokenizer knows at least one
 
 
 class Marks(NamedTuple):
@@ -28,11 +35,19 @@ class Marks(NamedTuple):
   separator: int
 
 
-def read_marks(tokenizer: hf.Tokenizer, folder: pathlib.Path, where: str, *, begin: str | None = None,
-               end: str | None = None, separator: str | None = None) -> Marks:
+def read_marks(
+  tokenizer: hf.Tokenizer,
+  folder: pathlib.Path,
+  where: str,
+  *,
+  begin: str | None = None,
+  end: str | None = None,
+  separator: str | None = None,
+) -> Marks:
   """folder: where the tokenizer's file lies. A name given here replaces what they say.
 
-  begin = "": nothing in front of a text. end = "": nothing behind it, and only the separator ends one.
+  begin = "": nothing in front of a text. end = "": nothing behind it, and only the separator ends
+  one.
   """
   names, ids = _declared_ends(folder)
   declared = [i for i in (tokenizer.token_to_id(name) for name in names) if i is not None]
@@ -50,17 +65,34 @@ def read_marks(tokenizer: hf.Tokenizer, folder: pathlib.Path, where: str, *, beg
   elif found := [i for i in usual if i in ends] or usual or ends:
     between = found[0]
   else:
-    raise DataError(f"{where} has no token {' or '.join(map(repr, SEPARATORS))}; name its end-of-text token in "
-                    f"tokenizer.separator")
+    raise DataError(
+      f"{where} has no token {' or '.join(map(repr, SEPARATORS))}; name its end-of-text token in "
+      f"tokenizer.separator"
+    )
   return Marks(front, behind, tuple(dict.fromkeys(ends)), between)
 
 
 def declared_specials(tokenizer: hf.Tokenizer, folder: pathlib.Path) -> list[str]:
-  """Tokens of the vocabulary that the files beside it name as begin, end, unknown, .. and that are no special tokens in it."""
-  special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-  named = [name for file in COMPANIONS[:2] for key, value in _read(folder / file).items() if key.endswith("_token")
-           for name in [_name(value)] if name is not None]
-  return [name for name in dict.fromkeys(named) if name not in special and tokenizer.token_to_id(name) is not None]
+  """Tokens of the vocabulary that the files beside it name as begin, end, unknown, ..
+
+  and that are no special tokens in it.
+  """
+  special = {
+    token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
+  }
+  named = [
+    name
+    for file in COMPANIONS[:2]
+    for key, value in _read(folder / file).items()
+    if key.endswith("_token")
+    for name in [_name(value)]
+    if name is not None
+  ]
+  return [
+    name
+    for name in dict.fromkeys(named)
+    if name not in special and tokenizer.token_to_id(name) is not None
+  ]
 
 
 def _usual(tokenizer: hf.Tokenizer) -> list[int]:
@@ -76,7 +108,7 @@ def _around(tokenizer: hf.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     encoding = tokenizer.encode(text)
     own = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
     if own:
-      return tuple(encoding.ids[:own[0]]), tuple(encoding.ids[own[-1] + 1:])
+      return tuple(encoding.ids[: own[0]]), tuple(encoding.ids[own[-1] + 1 :])
   return (), ()
 
 
@@ -104,14 +136,20 @@ def _read(file: pathlib.Path) -> dict:
   try:
     found = json.loads(file.read_text("utf-8"))
   except (ValueError, OSError) as error:
-    raise DataError(f"{file} cannot be read: {error}; mend it, or move it away from the tokenizer's file") from None
+    raise DataError(
+      f"{file} cannot be read: {error}; mend it, or move it away from the tokenizer's file"
+    ) from None
   return found if isinstance(found, dict) else {}
 
 
 def _id(tokenizer: hf.Tokenizer, field: str, name: str, where: str) -> int:
   found = tokenizer.token_to_id(name)
   if found is None:
-    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    raise DataError(f"tokenizer.{field} = {name!r}: {where} has no token {name!r}; its special tokens are "
-                    f"{', '.join(map(repr, special[:12])) or 'none'}")
+    special = [
+      token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
+    ]
+    raise DataError(
+      f"tokenizer.{field} = {name!r}: {where} has no token {name!r}; its special tokens are "
+      f"{', '.join(map(repr, special[:12])) or 'none'}"
+    )
   return found

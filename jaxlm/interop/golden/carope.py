@@ -28,7 +28,11 @@ OUTPUT = Tolerance(rtol_max=2e-5)
 GRADIENT = Tolerance(rtol_max=1e-4)
 PHASE = Tolerance(atol=5e-6)
 LOSS = Tolerance(atol=1e-5)
-LONG_PHASE, LONG_GRADIENT, LONG_LOSS = Tolerance(atol=5e-4), Tolerance(rtol_max=1e-3), Tolerance(atol=1e-2)
+LONG_PHASE, LONG_GRADIENT, LONG_LOSS = (
+  Tolerance(atol=5e-4),
+  Tolerance(rtol_max=1e-3),
+  Tolerance(atol=1e-2),
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -37,17 +41,28 @@ LONG_PHASE, LONG_GRADIENT, LONG_LOSS = Tolerance(atol=5e-4), Tolerance(rtol_max=
 
 def carope_of(config) -> CARoPE:
   return CARoPE(
-      freq_source=config.get("freq_source", "attn_input"),
-      init="rope" if config["use_bias"] else "paper_literal", theta=config["rope_base"],
-      mask_increments=config["mask_increments"], reset_on_segment=config.get("reset_on_segment", False),
-      ladder=Ladder(config["rotary_dim"], config["layout"], config["ladder_start"],
-                    config["cumsum"] == "inclusive"))
+    freq_source=config.get("freq_source", "attn_input"),
+    init="rope" if config["use_bias"] else "paper_literal",
+    theta=config["rope_base"],
+    mask_increments=config["mask_increments"],
+    reset_on_segment=config.get("reset_on_segment", False),
+    ladder=Ladder(
+      config["rotary_dim"],
+      config["layout"],
+      config["ladder_start"],
+      config["cumsum"] == "inclusive",
+    ),
+  )
 
 
 def attention_of(config, params, prefix="") -> AttentionConfig:
   return AttentionConfig(
-      num_heads=config["n_head"], num_kv_heads=config.get("n_kv_head"), position=carope_of(config),
-      head_dim=params[prefix + "wq"].shape[1] // config["n_head"], use_bias=prefix + "bq" in params)
+    num_heads=config["n_head"],
+    num_kv_heads=config.get("n_kv_head"),
+    position=carope_of(config),
+    head_dim=params[prefix + "wq"].shape[1] // config["n_head"],
+    use_bias=prefix + "bq" in params,
+  )
 
 
 def mixer_params(cfg: AttentionConfig, params) -> dict:
@@ -95,9 +110,12 @@ class Layer:
 
   def __call__(self, params, x_BTD, valid_BT):
     """(out, zero at padding; intermediates)."""
-    (y_BTD, _), sown = self.module.apply({"params": params}, x_BTD, self.context(valid_BT), mutable=["intermediates"])
+    (y_BTD, _), sown = self.module.apply(
+      {"params": params}, x_BTD, self.context(valid_BT), mutable=["intermediates"]
+    )
     return y_BTD * jnp.asarray(valid_BT, jnp.float32)[..., None], jax.tree.map(
-        lambda leaf: leaf[0], sown["intermediates"], is_leaf=lambda leaf: isinstance(leaf, tuple))
+      lambda leaf: leaf[0], sown["intermediates"], is_leaf=lambda leaf: isinstance(leaf, tuple)
+    )
 
   def run(self, x_BTD, valid_BT=None):
     valid_BT = np.ones(x_BTD.shape[:2]) if valid_BT is None else valid_BT
@@ -113,18 +131,25 @@ class Layer:
     segments = jnp.asarray(valid_BT, jnp.int32)
     B, T = segments.shape
     onehot_BSKS = jnp.broadcast_to(jnp.eye(T)[None, :, None], (B, T, self.heads.num_kv_heads, T))
-    return op.attention(sown["q"], sown["k"], onehot_BSKS, q_segment_ids_BT=segments).transpose(0, 2, 1, 3)
+    return op.attention(sown["q"], sown["k"], onehot_BSKS, q_segment_ids_BT=segments).transpose(
+      0, 2, 1, 3
+    )
 
 
 def attention_block(case):
   """Every intermediate of one layer, and the gradients of loss = sum(out cotangent)."""
   stored = case.group("param")
   layer = Layer(attention_of(case.config, stored), case.config, stored)
-  valid_BT, cotangent = case["in/valid"], case.given("in/cotangent", case["in/x"]).astype(np.float64)
+  valid_BT, cotangent = (
+    case["in/valid"],
+    case.given("in/cotangent", case["in/x"]).astype(np.float64),
+  )
 
   @jax.jit
   def run(params, x_BTD):
-    y_BTD, pull, sown = jax.vjp(lambda params, x_BTD: layer(params, x_BTD, valid_BT), params, x_BTD, has_aux=True)
+    y_BTD, pull, sown = jax.vjp(
+      lambda params, x_BTD: layer(params, x_BTD, valid_BT), params, x_BTD, has_aux=True
+    )
     return y_BTD, pull(jnp.asarray(cotangent, jnp.float32)), sown
 
   y_BTD, (grads, dx_BTD), sown = run(layer.params, jnp.asarray(case["in/x"]))
@@ -136,15 +161,21 @@ def attention_block(case):
   case.compare("out/k_rot", sown["k"], OUTPUT)
   compare_rows(case, "out/probs", layer.probabilities(sown, valid_BT), valid_BT)
   case.compare("out/out", y_BTD, OUTPUT)
-  case.compare("out/loss", np.sum(np.asarray(y_BTD, np.float64) * cotangent), sum_tolerance(y_BTD, cotangent))
+  case.compare(
+    "out/loss", np.sum(np.asarray(y_BTD, np.float64) * cotangent), sum_tolerance(y_BTD, cotangent)
+  )
   for name, value in stored_mixer(grads).items():
     case.compare(f"grad/{name}", value, GRADIENT)
   case.compare("grad/x", dx_BTD, GRADIENT)
 
 
 def sum_tolerance(y, cotangent) -> Tolerance:
-  """LOSS, or for a plain sum of many terms the outputs' own rounding, 1e-7 of each, if that is more."""
-  return dataclasses.replace(LOSS, atol=max(LOSS.atol, 1e-7 * float(np.sum(np.abs(np.asarray(y) * cotangent)))))
+  """LOSS, or for a plain sum of many terms the outputs' own rounding, 1e-7 of each, if that is
+  more.
+  """
+  return dataclasses.replace(
+    LOSS, atol=max(LOSS.atol, 1e-7 * float(np.sum(np.abs(np.asarray(y) * cotangent))))
+  )
 
 
 def rope_equivalence(case):
@@ -152,9 +183,13 @@ def rope_equivalence(case):
   stored, x, valid_BT = case.group("param"), case["in/x"], case["in/valid"]
   cfg = attention_of(case.config, stored)
   carope = Layer(cfg, case.config, stored)
-  rope = Layer(dataclasses.replace(cfg, position=RoPE(case.config["rope_base"], case.config["rotary_dim"],
-                                                      case.config["layout"])), case.config,
-               {k: v for k, v in stored.items() if not k.startswith("freq_")})
+  rope = Layer(
+    dataclasses.replace(
+      cfg, position=RoPE(case.config["rope_base"], case.config["rotary_dim"], case.config["layout"])
+    ),
+    case.config,
+    {k: v for k, v in stored.items() if not k.startswith("freq_")},
+  )
   y_BTD, sown = carope.run(x, valid_BT)
   case.compare("out/out_carope", y_BTD, OUTPUT)
   case.compare("out/out_rope", rope.run(x, valid_BT)[0], OUTPUT)
@@ -164,12 +199,18 @@ def rope_equivalence(case):
   fresh = carope.module.init(jax.random.key(0), jnp.asarray(x), carope.context(valid_BT))["params"]
   bias_K = np.asarray(fresh["freq_bias"].unbox())
   case.compare("out/freq_bias_exact", bias_K[0], Tolerance(rtol=1e-6))
-  case.compare("out/theta1", 1 / (1 + np.log1p(np.exp(np.float64(bias_K[0])))), Tolerance(rtol=1e-6))
-  case.require("grad/freq_kernel", not np.any(fresh["freq_kernel"].unbox()), "a fresh kernel is not 0")
+  case.compare(
+    "out/theta1", 1 / (1 + np.log1p(np.exp(np.float64(bias_K[0])))), Tolerance(rtol=1e-6)
+  )
+  case.require(
+    "grad/freq_kernel", not np.any(fresh["freq_kernel"].unbox()), "a fresh kernel is not 0"
+  )
 
 
 def properties(case):
-  """Order blindness between the end points, left padding, prefix independence, causality: on stored arrays."""
+  """Order blindness between the end points, left padding, prefix independence, causality: on stored
+  arrays.
+  """
   stored, x = case.group("param"), case["in/x"]
   layer = Layer(attention_of(case.config, stored), case.config, stored)
   m, n = case.config["query_pos"], case.config["key_pos"]
@@ -216,10 +257,14 @@ def score(layer: Layer, sown, m: int, n: int):
 
 def decoder_of(config, params) -> DecoderConfig:
   return DecoderConfig(
-      vocab_size=config["vocab_size"], d_model=config["d_model"], num_layers=config["n_layer"],
-      mixer=attention_of(config, params, "h.0.attn."), norm=LayerNormConfig(config["ln_eps"]),
-      mlp=MLPConfig(params["h.0.mlp.w1"].shape[1], config["act"], use_bias="h.0.mlp.b1" in params),
-      tie_embeddings=config["tied"])
+    vocab_size=config["vocab_size"],
+    d_model=config["d_model"],
+    num_layers=config["n_layer"],
+    mixer=attention_of(config, params, "h.0.attn."),
+    norm=LayerNormConfig(config["ln_eps"]),
+    mlp=MLPConfig(params["h.0.mlp.w1"].shape[1], config["act"], use_bias="h.0.mlp.b1" in params),
+    tie_embeddings=config["tied"],
+  )
 
 
 NORMS = {"ln_1": "norm", "ln_2": "mlp_norm"}
@@ -228,15 +273,25 @@ MLP = {"w1": "w_in", "b1": "b_in", "w2": "w_out", "b2": "b_out"}
 
 def model_params(cfg: DecoderConfig, stored) -> dict:
   def layer(l):
-    part = lambda name: {k[len(name):]: v for k, v in stored.items() if k.startswith(name)}
-    return {"mixer": mixer_params(cfg.mixer, part(f"h.{l}.attn.")),
-            "mlp": {MLP[k]: v for k, v in part(f"h.{l}.mlp.").items()},
-            **{ours: part(f"h.{l}.{theirs}.") for theirs, ours in NORMS.items()}}
+    def part(name):
+      return {k[len(name) :]: v for k, v in stored.items() if k.startswith(name)}
 
-  blocks = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]),
-                        *(layer(l) for l in range(cfg.num_layers)))
-  final = {k[len("ln_f."):]: jnp.asarray(v) for k, v in stored.items() if k.startswith("ln_f.")}
-  params = {"embed": {"embedding": jnp.asarray(stored["wte"])}, "blocks": blocks, "final_norm": final}
+    return {
+      "mixer": mixer_params(cfg.mixer, part(f"h.{l}.attn.")),
+      "mlp": {MLP[k]: v for k, v in part(f"h.{l}.mlp.").items()},
+      **{ours: part(f"h.{l}.{theirs}.") for theirs, ours in NORMS.items()},
+    }
+
+  blocks = jax.tree.map(
+    lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]),
+    *(layer(l) for l in range(cfg.num_layers)),
+  )
+  final = {k[len("ln_f.") :]: jnp.asarray(v) for k, v in stored.items() if k.startswith("ln_f.")}
+  params = {
+    "embed": {"embedding": jnp.asarray(stored["wte"])},
+    "blocks": blocks,
+    "final_norm": final,
+  }
   if not cfg.tie_embeddings:
     params["head"] = {"w_out": jnp.asarray(stored["head"])}
   return params
@@ -244,14 +299,25 @@ def model_params(cfg: DecoderConfig, stored) -> dict:
 
 def stored_params(cfg: DecoderConfig, params) -> dict:
   """The inverse of model_params, for gradients."""
-  stored = {"wte": params["embed"]["embedding"], **{f"ln_f.{k}": v for k, v in params["final_norm"].items()}}
+  stored = {
+    "wte": params["embed"]["embedding"],
+    **{f"ln_f.{k}": v for k, v in params["final_norm"].items()},
+  }
   if not cfg.tie_embeddings:
     stored["head"] = params["head"]["w_out"]
   for l in range(cfg.num_layers):
     block = jax.tree.map(lambda x, l=l: x[l], params["blocks"])
     stored.update({f"h.{l}.attn.{k}": v for k, v in stored_mixer(block["mixer"]).items()})
-    stored.update({f"h.{l}.mlp.{theirs}": block["mlp"][ours] for theirs, ours in MLP.items() if ours in block["mlp"]})
-    stored.update({f"h.{l}.{theirs}.{k}": v for theirs, ours in NORMS.items() for k, v in block[ours].items()})
+    stored.update(
+      {
+        f"h.{l}.mlp.{theirs}": block["mlp"][ours]
+        for theirs, ours in MLP.items()
+        if ours in block["mlp"]
+      }
+    )
+    stored.update(
+      {f"h.{l}.{theirs}.{k}": v for theirs, ours in NORMS.items() for k, v in block[ours].items()}
+    )
   return stored
 
 
@@ -261,17 +327,25 @@ def language_model(case):
   cfg = decoder_of(case.config, stored)
   model, params = cfg.build(), model_params(cfg, stored)
   # Stored segments count from 0.
-  segments_BT = case["in/segment_ids"] + 1 if "in/segment_ids" in case else np.ones(valid_BT.shape, np.int32)
+  segments_BT = (
+    case["in/segment_ids"] + 1 if "in/segment_ids" in case else np.ones(valid_BT.shape, np.int32)
+  )
   segments_BT = jnp.asarray(np.where(valid_BT > 0, segments_BT, 0), jnp.int32)
   tokens_BT, targets_BT = jnp.asarray(case["in/ids"]), jnp.asarray(case["in/targets"])
 
   def loss(params):
-    logits_BTV, sown = model.apply({"params": params}, tokens_BT, segments_BT, mutable=["intermediates"])
-    nll_BT = -model.apply({"params": params}, tokens_BT, targets_BT, segments_BT, method="score").log_prob_BT
+    logits_BTV, sown = model.apply(
+      {"params": params}, tokens_BT, segments_BT, mutable=["intermediates"]
+    )
+    nll_BT = -model.apply(
+      {"params": params}, tokens_BT, targets_BT, segments_BT, method="score"
+    ).log_prob_BT
     value = jnp.sum(nll_BT * valid_BT) / np.sum(valid_BT)
     return value, (logits_BTV, nll_BT, sown["intermediates"]["blocks"])
 
-  (value, (logits_BTV, nll_BT, sown)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  (value, (logits_BTV, nll_BT, sown)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+    params
+  )
   mask_BT1 = jnp.asarray(valid_BT)[..., None]
   case.compare("out/logits", logits_BTV * mask_BT1, OUTPUT)
   case.compare("out/nll", nll_BT * mask_BT1[..., 0], OUTPUT)
@@ -290,10 +364,16 @@ def language_model(case):
 
 def decode(case):
   """Prefill, then one token at a time: logits and the whole cache equal the parallel pass."""
-  stored, tokens_BT, split = case.group("param"), jnp.asarray(case["in/ids"]), int(case["in/n_prefill"])
+  stored, tokens_BT, split = (
+    case.group("param"),
+    jnp.asarray(case["in/ids"]),
+    int(case["in/n_prefill"]),
+  )
   cfg = decoder_of(case.config, stored)
   model, params = cfg.build(), model_params(cfg, stored)
-  extend = jax.jit(lambda tokens_BT, state: model.apply({"params": params}, tokens_BT, state, method="extend"))
+  extend = jax.jit(
+    lambda tokens_BT, state: model.apply({"params": params}, tokens_BT, state, method="extend")
+  )
   B, T = tokens_BT.shape
 
   case.compare("out/logits_parallel", jax.jit(model.apply)({"params": params}, tokens_BT), OUTPUT)
@@ -302,7 +382,7 @@ def decode(case):
   compare_state(case, "after_prefill", state.layers, split, cfg.num_layers)
   steps = []
   for t in range(split, T):
-    logits_BTV, state = extend(tokens_BT[:, t:t + 1], state)
+    logits_BTV, state = extend(tokens_BT[:, t : t + 1], state)
     steps.append(logits_BTV)
   case.compare("out/decode_logits", jnp.concatenate(steps, axis=1), OUTPUT)
   compare_state(case, "final", state.layers, T, cfg.num_layers)
@@ -321,29 +401,41 @@ def compare_state(case, when: str, layers, length: int, num_layers: int):
 
 
 def long_phase(case):
-  """Thousands of tokens: phases, their sine and cosine, and the gradient of frequencies, within float32."""
+  """Thousands of tokens: phases, their sine and cosine, and the gradient of frequencies, within
+  float32.
+  """
   config, at = case.config, jnp.asarray(case["in/positions"])
 
   def loss(freq_BTK):
-    phase_BTKP, _ = cumulative_phase(jnp.log(freq_BTK), config["n_pairs"], ladder_start=config["ladder_start"],
-                                     inclusive=config["cumsum"] == "inclusive")
+    phase_BTKP, _ = cumulative_phase(
+      jnp.log(freq_BTK),
+      config["n_pairs"],
+      ladder_start=config["ladder_start"],
+      inclusive=config["cumsum"] == "inclusive",
+    )
     phase = phase_BTKP[0, at]
     sin, cos = sincos(phase)
     w_cos, w_sin = (case.given(f"in/w_{name}", cos) for name in ("cos", "sin"))
     return jnp.sum(w_cos * cos + w_sin * sin), (phase, cos, sin)
 
-  (value, (phase, cos, sin)), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(case["in/freq"]))
+  (value, (phase, cos, sin)), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+    jnp.asarray(case["in/freq"])
+  )
   compare_phase(case, "out/phase", np.asarray(phase), LONG_PHASE)
   compare_phase(case, "out/phase_wrapped", np.asarray(phase), LONG_PHASE)
   case.compare("out/cos", cos, LONG_PHASE)
   case.compare("out/sin", sin, LONG_PHASE)
   case.compare("out/loss", value, LONG_LOSS)
   case.compare("grad/freq", grad, LONG_GRADIENT)
-  case.skip("out/naive_f32_max_abs_err", "the error of a sequential float32 sum, which we do not use")
+  case.skip(
+    "out/naive_f32_max_abs_err", "the error of a sequential float32 sum, which we do not use"
+  )
 
 
 def neighbours(case):
-  """The other encodings of the table: slopes, frequencies, sinusoids; CoPE, ALiBi and NoPE attention."""
+  """The other encodings of the table: slopes, frequencies, sinusoids; CoPE, ALiBi and NoPE
+  attention.
+  """
   config = case.config
   dim, base = config["dim"], config["base"]
   yarn = YaRN(config["scale"], config["orig_len"], config["beta_fast"], config["beta_slow"])
@@ -362,12 +454,16 @@ def neighbours(case):
   table = sinusoids(jnp.arange(config["sin_len"]), config["sin_dim"], base)
   case.compare("out/sinusoid_table", table, PHASE)
 
-  time_first = lambda x: jnp.asarray(x).swapaxes(1, 2)     # stored (B, N, T, H)
+  def time_first(x):
+    return jnp.asarray(x).swapaxes(1, 2)  # stored (B, N, T, H)
+
   q, k, v = (time_first(case[f"in/{name}"]) for name in "qkv")
 
   def cope(q, k, v, table_HP):
     out = op.attention(q, k, v, bias=op.CoPE(table_HP))
-    return jnp.sum(out * time_first(case.given("in/cotangent", time_first(out), ("grad/", "out/cope_loss")))), out
+    return jnp.sum(
+      out * time_first(case.given("in/cotangent", time_first(out), ("grad/", "out/cope_loss")))
+    ), out
 
   grad = jax.value_and_grad(cope, argnums=(0, 1, 2, 3), has_aux=True)
   (value, out), grads = grad(q, k, v, jnp.asarray(case["in/cope_pos_emb"]))
@@ -378,24 +474,33 @@ def neighbours(case):
   case.compare("grad/cope_pos_emb", grads[3], GRADIENT)
   compare_cope_positions(case, q, k, config["cope"]["npos"])
 
-  alibi = ALiBi().bias(None, AttentionConfig(q.shape[2]).heads(q.shape[2] * q.shape[3]), (), (), None)
+  alibi = ALiBi().bias(
+    None, AttentionConfig(q.shape[2]).heads(q.shape[2] * q.shape[3]), (), (), None
+  )
   case.compare("out/alibi_out", time_first(op.attention(q, k, v, bias=alibi)), OUTPUT)
   case.compare("out/nope_out", time_first(op.attention(q, k, v)), OUTPUT)
 
 
 def compare_cope_positions(case, q_BTNH, k_BTNH, num_positions: int):
-  """Positions read through the bias itself: with z = 0, 1, 2 ... the bias is the position, and its differences
-  along the keys, when nothing is clamped, are the gates."""
+  """Positions read through the bias itself: with z = 0, 1, 2 ... the bias is the position, and its
+  differences along the keys, when nothing is clamped, are the gates."""
   B, T, N, H = q_BTNH.shape
   index_1T = jnp.arange(T)[None]
   seen = (index_1T[:, :, None] >= index_1T[:, None])[:, None]
   s_BNTT = jnp.einsum("btnh,bsnh->bnts", q_BTNH, k_BTNH) / np.sqrt(H)
   block = Block(jnp.ones((B, N, T, 1)), index_1T, index_1T, seen, True)
-  read = lambda count: np.asarray(op.CoPE(jnp.arange(count, dtype=jnp.float32)[None]).add(s_BNTT, block) - s_BNTT)
+
+  def read(count):
+    return np.asarray(
+      op.CoPE(jnp.arange(count, dtype=jnp.float32)[None]).add(s_BNTT, block) - s_BNTT
+    )
+
   lower = np.asarray(seen)
   case.compare("out/cope_pos", np.where(lower, read(num_positions), 0), OUTPUT)
   unclamped = np.where(lower, read(T + 2), 0)
-  case.compare("out/cope_gates", unclamped - np.pad(unclamped, [(0, 0)] * 3 + [(0, 1)])[..., 1:], OUTPUT)
+  case.compare(
+    "out/cope_gates", unclamped - np.pad(unclamped, [(0, 0)] * 3 + [(0, 1)])[..., 1:], OUTPUT
+  )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -407,7 +512,9 @@ def compare_phase(case, key: str, phase, tolerance=PHASE, where=None):
     return
   want = case[key].astype(np.float64)
   difference = np.asarray(phase, np.float64) - want
-  case.compare(key, want + difference - 2 * np.pi * np.round(difference / (2 * np.pi)), tolerance, where=where)
+  case.compare(
+    key, want + difference - 2 * np.pi * np.round(difference / (2 * np.pi)), tolerance, where=where
+  )
 
 
 def compare_rows(case, key: str, probs_BNTS, valid_BT):

@@ -35,8 +35,8 @@ EXACT = Tolerance()
 @dataclasses.dataclass(frozen=True)
 class Comparison:
   key: str
-  error: float    # max |got - want|
-  ratio: float    # max |got - want| / limit; <= 1 passes
+  error: float  # max |got - want|
+  ratio: float  # max |got - want| / limit; <= 1 passes
   message: str = ""
 
   @property
@@ -49,7 +49,8 @@ class Comparison:
 
 
 def float64(check=None, *, when=None):
-  """Decorates a check that runs in 64 bits: JAX's x64 mode is on while it runs, and off for the others.
+  """Decorates a check that runs in 64 bits: JAX's x64 mode is on while it runs, and off for the
+  others.
 
   when: `when(case) -> bool`, for a kind of which only some cases ask for it; absent = always.
   """
@@ -59,6 +60,7 @@ def float64(check=None, *, when=None):
   @functools.wraps(check)
   def run(case):
     import jax
+
     with jax.enable_x64(True) if when is None or when(case) else contextlib.nullcontext():
       check(case)
 
@@ -78,7 +80,7 @@ class Case:
       raise DamagedCase(f"an array cannot be read: {error}") from error
     self.comparisons: list[Comparison] = []
     self.skipped: dict[str, str] = {}
-    self.absent: list[str] = []      # results that the check computes and the file does not hold
+    self.absent: list[str] = []  # results that the check computes and the file does not hold
 
   def __contains__(self, key: str) -> bool:
     return key in self.arrays
@@ -86,6 +88,7 @@ class Case:
   def __getitem__(self, key: str) -> np.ndarray:
     if key not in self.arrays:
       from jaxlm.config import nearest
+
       raise DamagedCase(f"no array {key!r}; {nearest(key, self.arrays)}")
     return self.arrays[key]
 
@@ -96,9 +99,13 @@ class Case:
     return key in self.arrays
 
   def given(self, key: str, like, needed_for=("grad/", "out/loss")) -> np.ndarray:
-    """An input that only some results depend on: stored, or zeros like `like` where none of those is stored."""
+    """An input that only some results depend on: stored, or zeros like `like` where none of those
+    is stored.
+    """
     needy = [name for name in self.arrays if name.startswith(tuple(needed_for))]
-    return np.zeros(np.shape(like), np.float32) if key not in self.arrays and not needy else self[key]
+    return (
+      np.zeros(np.shape(like), np.float32) if key not in self.arrays and not needy else self[key]
+    )
 
   @property
   def torn(self) -> list[str]:
@@ -107,10 +114,12 @@ class Case:
 
   def group(self, prefix: str) -> dict[str, np.ndarray]:
     """{name: array} of the keys `prefix/name`."""
-    return {k[len(prefix) + 1:]: v for k, v in self.arrays.items() if k.startswith(prefix + "/")}
+    return {k[len(prefix) + 1 :]: v for k, v in self.arrays.items() if k.startswith(prefix + "/")}
 
   def compare(self, key: str, got, tolerance: Tolerance = EXACT, *, where=None) -> None:
-    """Compares with the stored array, if there is one. where: bool mask, broadcast on the leading axes; the rest is ignored."""
+    """Compares with the stored array, if there is one. where: bool mask, broadcast on the leading
+    axes; the rest is ignored.
+    """
     if key.split("/")[0] in RESULTS and not self.has(key):
       return
     self.compare_to(key, got, self[key], tolerance, where=where)
@@ -126,25 +135,36 @@ class Case:
       got, want = got[where], want[where]
     if tolerance == EXACT and (want.dtype == bool or np.issubdtype(want.dtype, np.integer)):
       wrong = int(np.sum(got != want))
-      self._record(key, float(wrong), np.inf if wrong else 0.0, f"{wrong} of {want.size} differ" if wrong else "")
+      self._record(
+        key,
+        float(wrong),
+        np.inf if wrong else 0.0,
+        f"{wrong} of {want.size} differ" if wrong else "",
+      )
       return
     if got.size == 0:
       self._record(key, 0.0, 0.0)
       return
-    with np.errstate(invalid="ignore", over="ignore"):     # inf - inf, x / tiny
+    with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, x / tiny
       error = np.abs(got.astype(np.float64) - want.astype(np.float64))
-      error = np.where(got == want, 0.0, error)     # equal infinities
+      error = np.where(got == want, 0.0, error)  # equal infinities
       limit = tolerance.limit(want)
-      ratio = np.where(error == 0, 0.0, error / np.where(limit > 0, limit, np.finfo(np.float64).tiny))
+      ratio = np.where(
+        error == 0, 0.0, error / np.where(limit > 0, limit, np.finfo(np.float64).tiny)
+      )
     if not np.all(np.isfinite(error)):
       bad = int(np.sum(~np.isfinite(error)))
-      self._record(key, np.inf, np.inf, f"{bad} of {want.size} differ by something that is not finite")
+      self._record(
+        key, np.inf, np.inf, f"{bad} of {want.size} differ by something that is not finite"
+      )
     else:
       self._record(key, float(error.max()), float(ratio.max()))
 
   def require(self, key: str, condition: bool, message: str) -> None:
     """Records a property that is not a stored array."""
-    self._record(key, 0.0 if condition else np.inf, 0.0 if condition else np.inf, "" if condition else message)
+    self._record(
+      key, 0.0 if condition else np.inf, 0.0 if condition else np.inf, "" if condition else message
+    )
 
   def skip(self, key: str, why: str) -> None:
     """Leaves a stored result out of the comparison; `verify` counts it, and prints why when asked."""

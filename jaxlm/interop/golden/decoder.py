@@ -15,14 +15,15 @@ from jaxlm.layers import stack
 HIDDEN = Tolerance(atol=2e-4, rtol=1e-4)
 LOSS = Tolerance(rtol=1e-5)
 GRADIENT = Tolerance(atol=2e-4, rtol_max=1e-3)
-MIN_GAP = 1e-3      # between the two best logits; below it the argmax depends on rounding
+MIN_GAP = 1e-3  # between the two best logits; below it the argmax depends on rounding
 
 #: Fields of a golden config that are not the library's.
 NOT_THEIRS = ("system", "kind", "architecture", "lens", "library")
 
 
 def causal_lm(case, hidden_states=None):
-  """Logits, hidden states, loss, gradients in the library's names, and greedy decoding through the cache.
+  """Logits, hidden states, loss, gradients in the library's names, and greedy decoding through the
+  cache.
 
   hidden_states: what the library stores, from our sown values; default `before_layers`.
   """
@@ -30,12 +31,17 @@ def causal_lm(case, hidden_states=None):
   hf = {key: value for key, value in case.config.items() if key not in NOT_THEIRS}
   hf["architectures"] = [case.config.get("architecture") or _architecture(case.config["kind"])]
   tokens_BT = case["in/input_ids"]
-  valid_BT = case["in/attention_mask"] == 1 if "in/attention_mask" in case else np.ones(tokens_BT.shape, bool)
+  valid_BT = (
+    case["in/attention_mask"] == 1
+    if "in/attention_mask" in case
+    else np.ones(tokens_BT.shape, bool)
+  )
   labels_BT = case.given("in/labels", tokens_BT).astype(np.int32)
   cfg = huggingface.read_config(hf, seq_len=tokens_BT.shape[1])
   params = huggingface.import_params(hf, case.group("param"), cfg=cfg, dtype=np.float32)
   model, table = cfg.build(), huggingface.converter_of(hf).table(cfg)
-  # No segment ids: with padding on the right, causality alone keeps it from the real tokens, as in the library.
+  # No segment ids: with padding on the right, causality alone keeps it from the real tokens, as in
+  # the library.
   tokens_BT = jnp.asarray(tokens_BT)
 
   targets_BT, weights_BT = shifted(labels_BT)
@@ -60,7 +66,13 @@ def causal_lm(case, hidden_states=None):
 
 def mamba2_lm(case):
   """As `causal_lm`; the library stores what leaves each Mamba block, not what enters it."""
-  causal_lm(case, lambda sown, cfg: [*stack.in_layer_order(sown["blocks"], cfg.mixers, cfg.period), sown["final"][0]])
+  causal_lm(
+    case,
+    lambda sown, cfg: [
+      *stack.in_layer_order(sown["blocks"], cfg.mixers, cfg.period),
+      sown["final"][0],
+    ],
+  )
 
 
 def before_layers(sown, cfg) -> list:
@@ -70,25 +82,34 @@ def before_layers(sown, cfg) -> list:
 
 
 def shifted(labels_BT):
-  """(targets, weights): the token to predict at each position, and whether it counts (-100 does not)."""
+  """(targets, weights): the token to predict at each position, and whether it counts (-100 does
+  not).
+  """
   next_BT = np.concatenate([labels_BT[:, 1:], np.full_like(labels_BT[:, :1], -100)], axis=1)
   return jnp.asarray(np.maximum(next_BT, 0)), jnp.asarray(next_BT != -100, jnp.float32)
 
 
 def check_greedy(case, hf, params) -> None:
-  """Prefill, then one token at a time; a row is followed until the library's own choice was too close to call."""
+  """Prefill, then one token at a time; a row is followed until the library's own choice was too
+  close to call.
+  """
   prompt_BT, want_BT = case["in/prompt"], case["out/greedy"]
   batch_size, length = want_BT.shape
   cfg = huggingface.read_config(hf, seq_len=length)
   if (hf.get("rope_parameters") or hf.get("rope_scaling") or {}).get("rope_type") == "dynamic" and (
-      length > hf.get("max_position_embeddings", length)):
-    why = "dynamic RoPE beyond max_position_embeddings changes old keys at every step; a cache does not"
+    length > hf.get("max_position_embeddings", length)
+  ):
+    why = (
+      "dynamic RoPE beyond max_position_embeddings changes old keys at every step; a cache does not"
+    )
     case.skip("out/greedy", why)
     if "out/greedy_top2_gap" in case:
       case.skip("out/greedy_top2_gap", why)
     return
   model, start = cfg.build(), prompt_BT.shape[1]
-  extend = jax.jit(lambda tokens, state: model.apply({"params": params}, tokens, state, method="extend"))
+  extend = jax.jit(
+    lambda tokens, state: model.apply({"params": params}, tokens, state, method="extend")
+  )
   logits_BTV, state = extend(jnp.asarray(prompt_BT), cfg.init_state(batch_size, length))
   got, gaps = [prompt_BT], []
   for step in range(length - start):
@@ -98,10 +119,15 @@ def check_greedy(case, hf, params) -> None:
     got.append(np.asarray(token_B1))
     if step + 1 < length - start:
       logits_BTV, state = extend(token_B1, state)
-  gap_BT = case["out/greedy_top2_gap"] if case.has("out/greedy_top2_gap") else np.stack(gaps, axis=1)
+  gap_BT = (
+    case["out/greedy_top2_gap"] if case.has("out/greedy_top2_gap") else np.stack(gaps, axis=1)
+  )
   clear_BT = np.cumprod(gap_BT >= MIN_GAP, axis=1).astype(bool)
-  case.compare("out/greedy", np.concatenate(got, axis=1),
-               where=np.concatenate([np.ones_like(prompt_BT, bool), clear_BT], axis=1))
+  case.compare(
+    "out/greedy",
+    np.concatenate(got, axis=1),
+    where=np.concatenate([np.ones_like(prompt_BT, bool), clear_BT], axis=1),
+  )
   case.compare("out/greedy_top2_gap", np.stack(gaps, axis=1), HIDDEN, where=clear_BT)
 
 

@@ -1,4 +1,7 @@
-"""Checks of the parts of an H-Net: scan, mixer, router, chunks, stacks. Tolerances are those of the golden README."""
+"""Checks of the parts of an H-Net: scan, mixer, router, chunks, stacks.
+
+Tolerances are those of the golden README.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +23,22 @@ from jaxlm.layers.routers import last_valid
 
 FORWARD = Tolerance(atol=1e-5, rtol_max=1e-4)
 GRADIENT = Tolerance(atol=1e-6, rtol_max=1e-3)
-SCALARS = Tolerance(atol=1e-6, rtol_max=3e-3)     # of Mamba: few elements, heavy cancellation
+SCALARS = Tolerance(atol=1e-6, rtol_max=3e-3)  # of Mamba: few elements, heavy cancellation
 
 
 def gradient_tolerance(name: str) -> Tolerance:
-  return SCALARS if name.split(".")[-1] in ("D", "A_log", "dt_bias") or name in ("A", "D") else GRADIENT
+  return (
+    SCALARS if name.split(".")[-1] in ("D", "A_log", "dt_bias") or name in ("A", "D") else GRADIENT
+  )
 
 
 def segments_of(cu_seqlens) -> jax.Array:
   """(1, T) segment ids 1, 2, ... of packed sequences with these boundaries."""
   lengths = np.diff(np.asarray(cu_seqlens))
   if (lengths < 1).any():
-    raise ValueError(f"cu_seqlens {np.asarray(cu_seqlens).tolist()}: document {int(np.argmax(lengths < 1))} is empty")
+    raise ValueError(
+      f"cu_seqlens {np.asarray(cu_seqlens).tolist()}: document {int(np.argmax(lengths < 1))} is empty"
+    )
   return jnp.asarray(np.repeat(np.arange(1, len(lengths) + 1), lengths)[None], jnp.int32)
 
 
@@ -56,7 +63,15 @@ def ssd_scan(case):
 
   def scan(v, **options):
     dt = v["dt"] + v["dt_bias"][None, None]
-    return ssd(v["x"], jax.nn.softplus(dt) if cfg["dt_softplus"] else dt, v["A"], v["B"], v["C"], d_N=v["D"], **options)
+    return ssd(
+      v["x"],
+      jax.nn.softplus(dt) if cfg["dt_softplus"] else dt,
+      v["A"],
+      v["B"],
+      v["C"],
+      d_N=v["D"],
+      **options,
+    )
 
   def loss(v):
     y, state = scan(v, initial_state_BNHE=v["initial_state"])
@@ -77,8 +92,13 @@ def mamba2(case):
   """(hnet, mamba2): the mixer whole, packed, and as prefill and steps."""
   cfg = case.config
   D = cfg["d_model"]
-  mixer = Mamba2Config(d_state=cfg["d_state"], d_conv=cfg["d_conv"], expand=cfg["expand"], head_dim=cfg["headdim"],
-                       num_groups=cfg["ngroups"])
+  mixer = Mamba2Config(
+    d_state=cfg["d_state"],
+    d_conv=cfg["d_conv"],
+    expand=cfg["expand"],
+    head_dim=cfg["headdim"],
+    num_groups=cfg["ngroups"],
+  )
   table = hnet.mamba_entries(mixer, D, "", "")
   params, module = hnet.import_params(table, case.group("param")), mixer.build(D, "float32")
   u_BTD = jnp.asarray(case["in/u"])
@@ -90,14 +110,18 @@ def mamba2(case):
     y_BTD, _ = apply(params, u_BTD, plain_context(*u_BTD.shape[:2]))
     return jnp.sum(case.given("in/G", y_BTD) * y_BTD), y_BTD
 
-  (value, y_BTD), (grads, du_BTD) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, u_BTD)
+  (value, y_BTD), (grads, du_BTD) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(
+    params, u_BTD
+  )
   case.compare("out/y", y_BTD, FORWARD)
   case.compare("out/loss", value, FORWARD)
   case.compare("grad/in_u", du_BTD, GRADIENT)
   for name, grad in hnet.export_params(table, grads).items():
     case.compare(f"grad/{name}", grad, gradient_tolerance(name))
   if case.has("out/y_packed"):
-    y_BTD, _ = jax.jit(apply)(params, case["in/u_packed"], context_of(jnp.asarray(case["in/seq_idx"]) + 1))
+    y_BTD, _ = jax.jit(apply)(
+      params, case["in/u_packed"], context_of(jnp.asarray(case["in/seq_idx"]) + 1)
+    )
     case.compare("out/y_packed", y_BTD, FORWARD)
 
   def compare_state(which, state):
@@ -111,7 +135,7 @@ def mamba2(case):
   compare_state("prefill", state)
   step, steps = jax.jit(apply), []
   for t in range(n, T):
-    y_BTD, state = step(params, u_BTD[:, t:t + 1], plain_context(B, 1), state)
+    y_BTD, state = step(params, u_BTD[:, t : t + 1], plain_context(B, 1), state)
     steps.append(y_BTD)
   case.compare("out/step_y", jnp.concatenate(steps, axis=1), FORWARD)
   compare_state("final", state)
@@ -119,7 +143,11 @@ def mamba2(case):
 
 def routing(case):
   """(hnet, routing): ragged, packed, one step after a prefill, exact ties."""
-  D, x_BTD, mask_BT = case.config["d_model"], jnp.asarray(case["in/hidden"]), jnp.asarray(case["in/mask"])
+  D, x_BTD, mask_BT = (
+    case.config["d_model"],
+    jnp.asarray(case["in/hidden"]),
+    jnp.asarray(case["in/mask"]),
+  )
   table = hnet.router_entries(D, "", "")
   params = hnet.import_params(table, case.group("param"))
 
@@ -127,17 +155,26 @@ def routing(case):
     return route(x_BTD, params["w_q"], params["w_k"], **options)
 
   def loss(params, x_BTD):
-    decision = decide(params, x_BTD, first_BT=first_tokens(mask_BT.astype(jnp.int32)) & mask_BT, valid_BT=mask_BT)
-    return (jnp.sum(case.given("in/G", decision.p_BT) * decision.p_BT) + jnp.sum(case.given("in/G2", decision.confidence_BT) * decision.confidence_BT)), decision
+    decision = decide(
+      params, x_BTD, first_BT=first_tokens(mask_BT.astype(jnp.int32)) & mask_BT, valid_BT=mask_BT
+    )
+    return (
+      jnp.sum(case.given("in/G", decision.p_BT) * decision.p_BT)
+      + jnp.sum(case.given("in/G2", decision.confidence_BT) * decision.confidence_BT)
+    ), decision
 
   def compare(prefix, decision, where=None, pick=lambda v: v):
     pair = jnp.stack([1 - decision.p_BT, decision.p_BT], axis=-1)
     case.compare(f"out/{prefix}boundary_prob", pick(pair), FORWARD, where=where)
     case.compare(f"out/{prefix}boundary_mask", pick(decision.boundary_BT), EXACT)
     if f"out/{prefix}selected_probs" in case:
-      case.compare(f"out/{prefix}selected_probs", pick(decision.confidence_BT[..., None]), FORWARD, where=where)
+      case.compare(
+        f"out/{prefix}selected_probs", pick(decision.confidence_BT[..., None]), FORWARD, where=where
+      )
 
-  (value, decision), (grads, dx_BTD) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x_BTD)
+  (value, decision), (grads, dx_BTD) = jax.jit(
+    jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+  )(params, x_BTD)
   compare("", decision, where=case["in/mask"])
   case.compare("out/loss", value, FORWARD)
   for name, grad in hnet.export_params(table, grads).items():
@@ -145,8 +182,12 @@ def routing(case):
   case.compare("grad/in_hidden", dx_BTD, GRADIENT)
 
   segment_ids_BT = segments_of(case["in/cu_seqlens"])
-  packed = decide(params, jnp.asarray(case["in/hidden_packed"])[None], first_BT=first_tokens(segment_ids_BT),
-                  valid_BT=segment_ids_BT != 0)
+  packed = decide(
+    params,
+    jnp.asarray(case["in/hidden_packed"])[None],
+    first_BT=first_tokens(segment_ids_BT),
+    valid_BT=segment_ids_BT != 0,
+  )
   compare("packed_", packed, pick=lambda v: v[0])
 
   row_BTD, row_BT = x_BTD[:1], mask_BT[:1]
@@ -154,7 +195,13 @@ def routing(case):
   case.compare("out/state_last_hidden_state", last_BD, FORWARD)
   case.compare("out/state_has_seen_tokens", jnp.any(row_BT, axis=1), EXACT)
   none_BT, all_BT = jnp.zeros((1, 1), bool), jnp.ones((1, 1), bool)
-  step = decide(params, jnp.asarray(case["in/step_hidden"]), first_BT=none_BT, valid_BT=all_BT, previous_BD=last_BD)
+  step = decide(
+    params,
+    jnp.asarray(case["in/step_hidden"]),
+    first_BT=none_BT,
+    valid_BT=all_BT,
+    previous_BD=last_BD,
+  )
   compare("step_", step, pick=lambda v: v[:, 0])
 
   identity = {"w_q": jnp.eye(D), "w_k": jnp.eye(D)}
@@ -164,7 +211,9 @@ def routing(case):
 
 
 def chunk_dechunk(case):
-  """(hnet, chunk_dechunk): route, chunk, tanh(x W^T), dechunk, join; padded at three capacities, packed, stepped."""
+  """(hnet, chunk_dechunk): route, chunk, tanh(x W^T), dechunk, join; padded at three capacities,
+  packed, stepped.
+  """
   D = case.config["d_model"]
   table = hnet.router_entries(D, "", "")
   params = hnet.import_params(table, case.group("param"), ignore=("inner_W",))
@@ -172,11 +221,20 @@ def chunk_dechunk(case):
   x_BTD, mask_BT = jnp.asarray(case["in/hidden"]), jnp.asarray(case["in/mask"])
 
   def network(params, x_BTD, segment_ids_BT, capacity, packed):
-    decision = route(x_BTD, params["w_q"], params["w_k"], first_BT=first_tokens(segment_ids_BT),
-                     valid_BT=segment_ids_BT != 0)
+    decision = route(
+      x_BTD,
+      params["w_q"],
+      params["w_k"],
+      first_BT=first_tokens(segment_ids_BT),
+      valid_BT=segment_ids_BT != 0,
+    )
     slots = compact(decision.boundary_BT, capacity)
     chunks_BCD = gather(x_BTD, slots)
-    inner_BCD = jnp.where(slots.valid_BC[..., None], jnp.tanh(jnp.einsum("bcd,ed->bce", chunks_BCD, params["inner_W"])), 0)
+    inner_BCD = jnp.where(
+      slots.valid_BC[..., None],
+      jnp.tanh(jnp.einsum("bcd,ed->bce", chunks_BCD, params["inner_W"])),
+      0,
+    )
     reset_BC = starts(gather(segment_ids_BT, slots)) if packed else None
     joined_BTD, _ = dechunk(inner_BCD, decision, slots, reset_BC)
     smoothed_BTD, last_BD = dechunk(inner_BCD, decision, slots, reset_BC, confident=False)
@@ -192,11 +250,20 @@ def chunk_dechunk(case):
       y_BTD, rest = network(params, x_BTD, segment_ids_BT, capacity, False)
       return jnp.sum(case.given("in/G", y_BTD) * y_BTD), (y_BTD, *rest)
 
-    (value, out), (grads, dx_BTD) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x_BTD)
+    (value, out), (grads, dx_BTD) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(
+      params, x_BTD
+    )
     y_BTD, decision, slots, chunks_BCD, inner_BCD, smoothed_BTD = out
-    cut = lambda v: jnp.pad(v, ((0, 0), (0, max(0, stored - v.shape[1]))) + ((0, 0),) * (v.ndim - 2))[:, :stored]
+
+    def cut(v):
+      return jnp.pad(v, ((0, 0), (0, max(0, stored - v.shape[1]))) + ((0, 0),) * (v.ndim - 2))[
+        :, :stored
+      ]
+
     where = case["in/mask"]
-    case.compare("out/boundary_prob", jnp.stack([1 - decision.p_BT, decision.p_BT], -1), FORWARD, where=where)
+    case.compare(
+      "out/boundary_prob", jnp.stack([1 - decision.p_BT, decision.p_BT], -1), FORWARD, where=where
+    )
     case.compare("out/boundary_mask", decision.boundary_BT, EXACT)
     case.compare("out/selected_probs", decision.confidence_BT[..., None], FORWARD, where=where)
     case.compare("out/chunked", cut(chunks_BCD), FORWARD)
@@ -206,41 +273,64 @@ def chunk_dechunk(case):
     case.compare("out/dechunked", smoothed_BTD, FORWARD, where=where)
     case.compare("out/y", y_BTD, FORWARD, where=where)
     case.compare("out/loss", value, FORWARD)
-    theirs = hnet.export_params(table, {k: grads[k] for k in ("w_q", "w_k")}) | {"inner_W": grads["inner_W"]}
+    theirs = hnet.export_params(table, {k: grads[k] for k in ("w_q", "w_k")}) | {
+      "inner_W": grads["inner_W"]
+    }
     for name, grad in theirs.items():
       case.compare(f"grad/{name}", grad, GRADIENT)
     case.compare("grad/in_hidden", dx_BTD, GRADIENT)
   case.compare("out/dechunked_bf16_kernel_inputs", smoothed_BTD, Tolerance(atol=1e-2), where=where)
 
   segment_ids_BT = segments_of(case["in/cu_seqlens"])
-  total = case["out/packed_chunked"].shape[0] if case.has("out/packed_chunked") else segment_ids_BT.shape[1]
+  total = (
+    case["out/packed_chunked"].shape[0]
+    if case.has("out/packed_chunked")
+    else segment_ids_BT.shape[1]
+  )
   _, (_, slots, chunks_BCD, _, smoothed_BTD) = network(
-      params, jnp.asarray(case["in/hidden_packed"])[None], segment_ids_BT, total, True)
+    params, jnp.asarray(case["in/hidden_packed"])[None], segment_ids_BT, total, True
+  )
   case.compare("out/packed_chunked", chunks_BCD[0], FORWARD)
   case.compare("out/packed_dechunked", smoothed_BTD[0], FORWARD)
-  counts = np.bincount(np.asarray(gather(segment_ids_BT, slots))[0], minlength=len(case["in/cu_seqlens"]))[1:]
-  case.compare("out/packed_next_cu_seqlens", np.concatenate([[0], np.cumsum(counts)]).astype(np.int32), EXACT)
+  counts = np.bincount(
+    np.asarray(gather(segment_ids_BT, slots))[0], minlength=len(case["in/cu_seqlens"])
+  )[1:]
+  case.compare(
+    "out/packed_next_cu_seqlens", np.concatenate([[0], np.cumsum(counts)]).astype(np.int32), EXACT
+  )
   case.compare("out/packed_next_max_seqlen", np.int32(counts.max()), EXACT)
 
   # One position at a time, the moving average handed on.
-  step = jax.jit(lambda chunk_BCD, row, value_BD: dechunk(
-      chunk_BCD, row, compact(row.boundary_BT, 1), None, value_BD, confident=False))
+  step = jax.jit(
+    lambda chunk_BCD, row, value_BD: dechunk(
+      chunk_BCD, row, compact(row.boundary_BT, 1), None, value_BD, confident=False
+    )
+  )
   out, value_BD, ranks = [], jnp.zeros((1, D)), np.cumsum(np.asarray(decision.boundary_BT[0])) - 1
-  for t in range(case["out/step_dechunked_row0"].shape[1] if case.has("out/step_dechunked_row0") else 1):
-    row = jax.tree.map(lambda v: v[:1, t:t + 1], decision)
+  for t in range(
+    case["out/step_dechunked_row0"].shape[1] if case.has("out/step_dechunked_row0") else 1
+  ):
+    row = jax.tree.map(lambda v: v[:1, t : t + 1], decision)
     y_BTD, value_BD = step(inner_BCD[:1, max(ranks[t], 0)][:, None], row, value_BD)
     out.append(y_BTD)
   case.compare("out/step_dechunked_row0", jnp.concatenate(out, axis=1), FORWARD)
 
 
 def transformer_block(case):
-  """(hnet, transformer_block): a T block with an incoming residual; mixer and MLP alone; the mixer packed."""
+  """(hnet, transformer_block): a T block with an incoming residual; mixer and MLP alone; the mixer
+  packed.
+  """
   cfg = case.config
   window, rotary = cfg["window_size"], cfg["rotary_emb_dim"]
-  attention = AttentionConfig(cfg["num_heads"], position=RoPE(rotary_dim=rotary) if rotary else NoPosition(),
-                              window=None if window < 0 else window + 1)
+  attention = AttentionConfig(
+    cfg["num_heads"],
+    position=RoPE(rotary_dim=rotary) if rotary else NoPosition(),
+    window=None if window < 0 else window + 1,
+  )
   stack = IsotropicConfig((Run("T", 1),), cfg["d_model"], cfg["d_intermediate"], attention)
-  case.require("d_ff", stack.mlp.d_ff == cfg["d_ff_rounded"], f"{stack.mlp.d_ff}, wanted {cfg['d_ff_rounded']}")
+  case.require(
+    "d_ff", stack.mlp.d_ff == cfg["d_ff_rounded"], f"{stack.mlp.d_ff}, wanted {cfg['d_ff_rounded']}"
+  )
   table = hnet.layer_entries(stack, stack.runs[0], "", "", None)
   params = hnet.import_params(table, case.group("param"))
   x_BTD, residual_BTD = jnp.asarray(case["in/x"]), jnp.asarray(case["in/residual"])
@@ -248,12 +338,17 @@ def transformer_block(case):
 
   def loss(params, x_BTD, residual_BTD):
     # The block adds what came before to its stream first.
-    (_, _), sown = module.apply({"params": params}, x_BTD + residual_BTD, context, None, mutable="intermediates")
+    (_, _), sown = module.apply(
+      {"params": params}, x_BTD + residual_BTD, context, None, mutable="intermediates"
+    )
     y_BTD, r_BTD = sown["intermediates"]["branch"][0], sown["intermediates"]["residual"][0]
-    return jnp.sum(case.given("in/G", y_BTD) * y_BTD) + jnp.sum(case.given("in/G2", r_BTD) * r_BTD), (y_BTD, r_BTD)
+    return jnp.sum(case.given("in/G", y_BTD) * y_BTD) + jnp.sum(
+      case.given("in/G2", r_BTD) * r_BTD
+    ), (y_BTD, r_BTD)
 
-  (value, (y_BTD, r_BTD)), (grads, dx, dr) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
-      params, x_BTD, residual_BTD)
+  (value, (y_BTD, r_BTD)), (grads, dx, dr) = jax.jit(
+    jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+  )(params, x_BTD, residual_BTD)
   case.compare("out/y", y_BTD, FORWARD)
   case.compare("out/residual", r_BTD, FORWARD)
   case.compare("out/loss", value, FORWARD)
@@ -262,10 +357,14 @@ def transformer_block(case):
   case.compare("grad/in_x", dx, GRADIENT)
   case.compare("grad/in_residual", dr, GRADIENT)
   mixer, mlp = attention.build(stack.d_model, "float32"), stack.mlp.build(stack.d_model, "float32")
-  case.compare("out/mixer_only", mixer.apply({"params": params["mixer"]}, x_BTD, context, None)[0], FORWARD)
+  case.compare(
+    "out/mixer_only", mixer.apply({"params": params["mixer"]}, x_BTD, context, None)[0], FORWARD
+  )
   case.compare("out/mlp_only", mlp.apply({"params": params["mlp"]}, x_BTD), FORWARD)
   packed = context_of(segments_of(case["in/cu_seqlens"]))
-  y_BTD, _ = mixer.apply({"params": params["mixer"]}, jnp.asarray(case["in/x_packed"])[None], packed, None)
+  y_BTD, _ = mixer.apply(
+    {"params": params["mixer"]}, jnp.asarray(case["in/x_packed"])[None], packed, None
+  )
   case.compare("out/mixer_packed", y_BTD[0], FORWARD)
 
 
@@ -283,11 +382,14 @@ def isotropic(case):
   module, x_BTD = Isotropic(stack), jnp.asarray(case["in/x"])
 
   def loss(params, x_BTD):
-    (y_BTD, _), sown = module.apply({"params": params}, x_BTD, plain_context(*x_BTD.shape[:2]),
-                                    mutable="intermediates")
+    (y_BTD, _), sown = module.apply(
+      {"params": params}, x_BTD, plain_context(*x_BTD.shape[:2]), mutable="intermediates"
+    )
     return jnp.sum(case.given("in/G", y_BTD) * y_BTD), (y_BTD, sown["intermediates"])
 
-  (value, (y_BTD, sown)), (grads, dx_BTD) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x_BTD)
+  (value, (y_BTD, sown)), (grads, dx_BTD) = jax.jit(
+    jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+  )(params, x_BTD)
   case.compare("out/y", y_BTD, FORWARD)
   case.compare("out/loss", value, FORWARD)
   layers = [(r, l) for r, run in enumerate(stack.runs) for l in range(run.count)]

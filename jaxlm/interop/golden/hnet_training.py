@@ -1,4 +1,6 @@
-"""Checks of what trains an H-Net: ratio loss, groups of parameters, initial spread, optimiser steps."""
+"""Checks of what trains an H-Net: ratio loss, groups of parameters, initial spread, optimiser
+steps.
+"""
 
 import re
 
@@ -17,15 +19,17 @@ from jaxlm.models import hnet_rules
 
 
 def ratio_and_groups(case):
-  """(hnet, ratio_and_groups): the ratio loss and its gradient; learning-rate multipliers and weight decay by name;
-  the initialisation's spread."""
+  """(hnet, ratio_and_groups): the ratio loss and its gradient; learning-rate multipliers and weight
+  decay by name; the initialisation's spread."""
   mask_BT = jnp.asarray(case["in/boundary_mask"])
 
   def loss(p_BT, target):
     return ratio_loss(jnp.sum(mask_BT), jnp.sum(p_BT), mask_BT.size, target)
 
   targets = case.config["ratio_targets"]
-  values, grads = zip(*(jax.value_and_grad(loss)(jnp.asarray(case["in/p"]), target) for target in targets))
+  values, grads = zip(
+    *(jax.value_and_grad(loss)(jnp.asarray(case["in/p"]), target) for target in targets)
+  )
   case.compare("out/ratio_loss", jnp.stack(values), FORWARD)
   case.compare("out/dratio_dp", jnp.stack(grads), GRADIENT)
 
@@ -38,26 +42,44 @@ def ratio_and_groups(case):
     multiplier, decay = got[entry.theirs]
     group = want[entry.theirs]
     same = multiplier == group["lr_multiplier"] and decay == group.get("weight_decay")
-    case.require(f"param group {entry.theirs}", same and list(entry.shape) == group["shape"],
-                 f"({multiplier}, {decay}, {entry.shape}), wanted {group}")
+    case.require(
+      f"param group {entry.theirs}",
+      same and list(entry.shape) == group["shape"],
+      f"({multiplier}, {decay}, {entry.shape}), wanted {group}",
+    )
 
-  # One random draw each: where theirs is 0 the parameter is a constant, elsewhere the spread is near.
-  params = nn.unbox(jax.jit(cfg.build().init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+  # One random draw each: where theirs is 0 the parameter is a constant, elsewhere the spread is
+  # near.
+  params = nn.unbox(jax.jit(cfg.build().init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))[
+    "params"
+  ]
   for name, value in hnet.export_params(table, params).items():
     std, size = case.config["measured_init_std"][name], value.size
     if size < 100:
-      continue      # too few draws for a spread
-    case.require(f"init {name}", abs(value.std() - std) <= 1e-6 + 6 * std / size**0.5,
-                 f"standard deviation {value.std():.4f}, theirs {std:.4f}")
+      continue  # too few draws for a spread
+    case.require(
+      f"init {name}",
+      abs(value.std() - std) <= 1e-6 + 6 * std / size**0.5,
+      f"standard deviation {value.std():.4f}, theirs {std:.4f}",
+    )
 
 
 def parameter_groups(cfg, table, multipliers, weight_decay):
-  """{official name: (learning-rate multiplier, weight decay)} by our rules; decay `weight_decay` where not exempt."""
+  """{official name: (learning-rate multiplier, weight decay)} by our rules; decay `weight_decay`
+  where not exempt.
+  """
   rates, exempt = hnet_rules.lr_multipliers(multipliers), hnet_rules.DECAY_OVERRIDES["official"]
-  find = lambda pairs, path, default: next((v for p, v in reversed(pairs) if re.search(p, path)), default)
+
+  def find(pairs, path, default):
+    return next((v for p, v in reversed(pairs) if re.search(p, path)), default)
+
   groups = {}
   for entry in table:
-    answers = {(find(rates, path, 1.0), find(exempt, path, weight_decay)) for rule in entry.rules for path in rule.paths}
+    answers = {
+      (find(rates, path, 1.0), find(exempt, path, weight_decay))
+      for rule in entry.rules
+      for path in rule.paths
+    }
     if len(answers) != 1:
       raise ValueError(f"{entry.theirs}: its parts fall into several groups {answers}")
     groups[entry.theirs] = answers.pop()
@@ -65,10 +87,14 @@ def parameter_groups(cfg, table, multipliers, weight_decay):
 
 
 def train_steps(case):
-  """(hnet, train_steps): AdamW with per-stage multipliers and the official weight decay, metrics step by step."""
+  """(hnet, train_steps): AdamW with per-stage multipliers and the official weight decay, metrics
+  step by step.
+  """
   c = case.config
   if c["schedule"] != "constant" or c["grad_clip"] is not None:
-    raise NotImplementedError(f"schedule {c['schedule']!r}, grad_clip {c['grad_clip']}: the format knows constant, none")
+    raise NotImplementedError(
+      f"schedule {c['schedule']!r}, grad_clip {c['grad_clip']}: the format knows constant, none"
+    )
   cfg = hnet.read_config(official_config(case))
   table, module = hnet.entries(cfg), cfg.build()
   params = hnet.import_params(table, case.group("param"), tied=hnet.tied_names(cfg))
@@ -107,7 +133,11 @@ def train_steps(case):
   ce, ratios, fractions, norms = (np.stack([np.asarray(row[i]) for row in rows]) for i in range(4))
   case.compare("out/ce", ce, Tolerance(atol=1e-3))
   case.compare("out/ratio_loss", ratios, Tolerance(atol=1e-3))
-  case.compare("out/boundary_fraction", fractions, Tolerance(atol=1e-6))     # a quotient of two whole numbers
+  case.compare(
+    "out/boundary_fraction", fractions, Tolerance(atol=1e-6)
+  )  # a quotient of two whole numbers
   case.compare("out/grad_norm", norms, Tolerance(rtol=1e-3))
   for name, value in hnet.export_params(table, params).items():
-    case.compare(f"out/final_norm/{name}", np.linalg.norm(value.astype(np.float64)), Tolerance(rtol=1e-3))
+    case.compare(
+      f"out/final_norm/{name}", np.linalg.norm(value.astype(np.float64)), Tolerance(rtol=1e-3)
+    )

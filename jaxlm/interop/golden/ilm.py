@@ -1,7 +1,8 @@
 """Golden checks of insertion models: networks, losses and targets (docs/specs/ilm.md).
 
-Axes: B batch, T position in the official form, L survivor, M missing, V vocab. The release keeps dropped tokens where
-they were and hides them; we take them out. `Compacted` goes from their form to ours, and back for what is compared.
+Axes: B batch, T position in the official form, L survivor, M missing, V vocab. The release keeps
+dropped tokens where they were and hides them; we take them out. `Compacted` goes from their form to
+ours, and back for what is compared.
 """
 
 import jax
@@ -27,18 +28,34 @@ class Compacted:
     inside_BT, self.drop_BT = np.asarray(inside_BT, bool), np.asarray(drop_BT, bool)
     B, T = ids_BT.shape
     self.visible_BT = inside_BT & ~self.drop_BT
-    self.rows = [compact(ids_BT[b][inside_BT[b]], self.drop_BT[b][inside_BT[b]], seq_len=T, num_missing=T, pad=pad, eos=eos)
-                 for b in range(B)]
-    stack = lambda name: np.stack([getattr(row, name) for row in self.rows])
+    self.rows = [
+      compact(
+        ids_BT[b][inside_BT[b]],
+        self.drop_BT[b][inside_BT[b]],
+        seq_len=T,
+        num_missing=T,
+        pad=pad,
+        eos=eos,
+      )
+      for b in range(B)
+    ]
+
+    def stack(name):
+      return np.stack([getattr(row, name) for row in self.rows])
+
     self.tokens, self.slots, self.missing = stack("tokens"), stack("slots"), stack("missing")
-    self.length_B, self.number_B = (np.asarray([getattr(r, n) for r in self.rows]) for n in ("length", "number"))
-    self.place_BT = np.maximum(np.cumsum(self.visible_BT, axis=1) - 1, 0)     # index of a survivor among the survivors
+    self.length_B, self.number_B = (
+      np.asarray([getattr(r, n) for r in self.rows]) for n in ("length", "number")
+    )
+    self.place_BT = np.maximum(
+      np.cumsum(self.visible_BT, axis=1) - 1, 0
+    )  # index of a survivor among the survivors
 
   def per_slot(self, x_BT, fill=0):
     """Values of the official positions, of survivors only, in our order."""
     out = np.full(self.tokens.shape, fill, np.asarray(x_BT).dtype)
     for b, visible_T in enumerate(self.visible_BT):
-      out[b, :self.length_B[b]] = np.asarray(x_BT)[b][visible_T]
+      out[b, : self.length_B[b]] = np.asarray(x_BT)[b][visible_T]
     return out
 
   def back(self, x_BL):
@@ -50,7 +67,7 @@ class Compacted:
     """int32 (B, L, V): the release's target, dense."""
     out = np.zeros((*self.tokens.shape, vocab_size), np.int32)
     for b, row in enumerate(self.rows):
-      np.add.at(out[b], (row.slots[:row.number], row.missing[:row.number]), 1)
+      np.add.at(out[b], (row.slots[: row.number], row.missing[: row.number]), 1)
     return out
 
   def official_counts(self, vocab_size: int) -> np.ndarray:
@@ -60,13 +77,21 @@ class Compacted:
   def batch(self) -> dict:
     index_1T = np.arange(self.tokens.shape[1])[None]
     inside_BT = index_1T < self.length_B[:, None]
-    return dict(tokens=self.tokens, segment_ids=inside_BT.astype(np.int32), slots=self.slots, missing=self.missing,
-                positions=np.minimum(index_1T, self.length_B[:, None] - 1).astype(np.int32),
-                num_missing=self.number_B[:, None].astype(np.int32), loss_weights=np.ones((len(self.tokens), 1), np.float32))
+    return dict(
+      tokens=self.tokens,
+      segment_ids=inside_BT.astype(np.int32),
+      slots=self.slots,
+      missing=self.missing,
+      positions=np.minimum(index_1T, self.length_B[:, None] - 1).astype(np.int32),
+      num_missing=self.number_B[:, None].astype(np.int32),
+      loss_weights=np.ones((len(self.tokens), 1), np.float32),
+    )
 
 
 def compacted(case, eos=None) -> Compacted:
-  return Compacted(case["in/input_ids"], case["in/attention_mask"], case["in/drop"], case.config["pad"], eos)
+  return Compacted(
+    case["in/input_ids"], case["in/attention_mask"], case["in/drop"], case.config["pad"], eos
+  )
 
 
 def load(case, cfg, table):
@@ -79,7 +104,9 @@ def compare_gradients(case, table, grads) -> None:
     if f"grad/{name}" in case:
       case.compare(f"grad/{name}", grad, GRADIENT)
     else:
-      case.require(f"grad/{name}", name in without, "our parameter has a gradient, the file has none")
+      case.require(
+        f"grad/{name}", name in without, "our parameter has a gradient, the file has none"
+      )
 
 
 def stopping(case):
@@ -88,22 +115,42 @@ def stopping(case):
   cfg = ilm.read_transformer(c, stop_head=True)
   table = ilm.transformer_table(cfg)
   model, params = load(case, cfg, table)
-  objective = Insertion(c.get("stopping_loss_weight", 1.0), c.get("stopping_class_weight"), c.get("use_constraint", False))
+  objective = Insertion(
+    c.get("stopping_loss_weight", 1.0),
+    c.get("stopping_class_weight"),
+    c.get("use_constraint", False),
+  )
   batch = data.batch
   if objective.use_constraint:
     batch["blocked"] = data.per_slot(case["in/constraint"])
-    wrong = [b for b, row in enumerate(data.rows) if batch["blocked"][b][row.slots[:row.number]].any()]
-    case.require("in/constraint", not wrong, f"rows {wrong}: a target on a blocked slot costs the release 3e38")
+    wrong = [
+      b for b, row in enumerate(data.rows) if batch["blocked"][b][row.slots[: row.number]].any()
+    ]
+    case.require(
+      "in/constraint", not wrong, f"rows {wrong}: a target on a blocked slot costs the release 3e38"
+    )
 
   def loss(params):
     pair, _ = objective.loss(model, params, batch, None, {}, train=True)
     return pair.sum / pair.weight
 
   def forward(params):
-    (logits, stop), sown = model.apply({"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"],
-                                       mutable=["intermediates"])
-    slots = model.apply({"params": params}, batch["tokens"], batch["slots"], batch["missing"], batch["segment_ids"],
-                        batch["positions"], method="score")
+    (logits, stop), sown = model.apply(
+      {"params": params},
+      batch["tokens"],
+      batch["segment_ids"],
+      batch["positions"],
+      mutable=["intermediates"],
+    )
+    slots = model.apply(
+      {"params": params},
+      batch["tokens"],
+      batch["slots"],
+      batch["missing"],
+      batch["segment_ids"],
+      batch["positions"],
+      method="score",
+    )
     return logits, stop, slots, sown["intermediates"]["blocks"]["resid"][0]
 
   value, grads = jax.jit(jax.value_and_grad(loss))(params)
@@ -122,9 +169,14 @@ def stopping(case):
   case.compare("out/logits", data.back(logits), LOGITS, where=data.visible_BT)
   case.compare("out/stopping_logits", stop_B2, LOGITS)
   open_BT = open_slots(jnp.asarray(batch["segment_ids"]), blocked_BT)
-  case.compare("out/per_example_ce", joint_nll(slots.log_z_BT, open_BT, slots.target_BM, jnp.asarray(data.number_B)),
-               PER_TOKEN)
-  stop_B = objective.stop_weight * stop_nll(stop_B2, jnp.asarray(data.number_B), objective.stop_class_weight)
+  case.compare(
+    "out/per_example_ce",
+    joint_nll(slots.log_z_BT, open_BT, slots.target_BM, jnp.asarray(data.number_B)),
+    PER_TOKEN,
+  )
+  stop_B = objective.stop_weight * stop_nll(
+    stop_B2, jnp.asarray(data.number_B), objective.stop_class_weight
+  )
   case.compare("out/per_example_stopping_loss", stop_B, PER_TOKEN)
   case.compare("out/loss", value, LOSS)
   case.compare("out/loss_float64", value, LOSS)
@@ -140,15 +192,19 @@ def loss_only(case):
   for b, count_TV in enumerate(counts_BTV):
     at = np.argwhere(count_TV)
     at = np.repeat(at, count_TV[tuple(at.T)], axis=0)
-    slots[b, :len(at)], missing[b, :len(at)] = at.T
+    slots[b, : len(at)], missing[b, : len(at)] = at.T
   rows_B1 = np.arange(len(slots))[:, None]
   open_BT = open_slots(jnp.asarray(case["in/visible"], jnp.int32))
 
   def losses(logits_BTV, stop_B2):
-    token_B = joint_nll(jax.nn.logsumexp(logits_BTV, axis=-1), open_BT, logits_BTV[rows_B1, slots, missing], n_B)
+    token_B = joint_nll(
+      jax.nn.logsumexp(logits_BTV, axis=-1), open_BT, logits_BTV[rows_B1, slots, missing], n_B
+    )
     return token_B, stop_nll(stop_B2, n_B)
 
-  total = lambda *x: jnp.mean(sum(losses(*x)))
+  def total(*x):
+    return jnp.mean(sum(losses(*x)))
+
   arguments = jnp.asarray(case["in/logits"]), jnp.asarray(case["in/stopping_logits"])
   token_B, stop_B = losses(*arguments)
   value, grads = jax.value_and_grad(total, (0, 1))(*arguments)
@@ -160,7 +216,9 @@ def loss_only(case):
 
 
 def type_constraint(case):
-  """ilm_type_constraint: blocked slots are shown to the network and leave the softmax; no stop head."""
+  """ilm_type_constraint: blocked slots are shown to the network and leave the softmax; no stop
+  head.
+  """
   c, data = case.config, compacted(case)
   cfg = ilm.read_transformer(c, slot_embedding=True)
   table = ilm.transformer_table(cfg)
@@ -175,18 +233,31 @@ def type_constraint(case):
   value, grads = jax.jit(jax.value_and_grad(loss))(params)
   given = batch["segment_ids"], batch["positions"], jnp.asarray(batch["blocked"])
   logits, _ = jax.jit(model.apply)({"params": params}, batch["tokens"], *given)
-  slots = jax.jit(lambda p: model.apply({"params": p}, batch["tokens"], batch["slots"], batch["missing"], *given,
-                                        method="score"))(params)
+  slots = jax.jit(
+    lambda p: model.apply(
+      {"params": p}, batch["tokens"], batch["slots"], batch["missing"], *given, method="score"
+    )
+  )(params)
   case.compare("in/target_counts", data.official_counts(c["full_vocab"]))
   case.compare("out/logits", data.back(logits), LOGITS, where=data.visible_BT)
-  case.compare("out/batch_loss", joint_nll(slots.log_z_BT, open_slots(jnp.asarray(given[0]), given[2]), slots.target_BM,
-                                           jnp.asarray(data.number_B)), PER_TOKEN)
+  case.compare(
+    "out/batch_loss",
+    joint_nll(
+      slots.log_z_BT,
+      open_slots(jnp.asarray(given[0]), given[2]),
+      slots.target_BM,
+      jnp.asarray(data.number_B),
+    ),
+    PER_TOKEN,
+  )
   case.compare("out/loss", value, LOSS)
   compare_gradients(case, table, grads)
 
 
 def packed_legacy(case):
-  """ilm_packed_legacy: several segments in a block, dropped tokens in place, one softmax (spec 2.3)."""
+  """ilm_packed_legacy: several segments in a block, dropped tokens in place, one softmax (spec
+  2.3).
+  """
   c, drop_BT = case.config, np.asarray(case["in/drop"], bool)
   cfg = ilm.read_transformer(c)
   table = ilm.transformer_table(cfg)
@@ -202,23 +273,39 @@ def packed_legacy(case):
 
   open_BT = ~first_BT & (index_1T < T - 1)
   M = int(drop_BT.sum(1).max())
-  slots, missing, weights = np.zeros((B, M), np.int32), np.zeros((B, M), np.int32), np.zeros((B, M), np.float32)
+  slots, missing, weights = (
+    np.zeros((B, M), np.int32),
+    np.zeros((B, M), np.int32),
+    np.zeros((B, M), np.float32),
+  )
   for b in range(B):
     at = np.flatnonzero(drop_BT[b])
     left = np.maximum.accumulate(np.where(drop_BT[b], -1, np.arange(T)))
     in_segment = np.bincount(segment_BT[b][at], minlength=T + 1)
-    slots[b, :len(at)], missing[b, :len(at)] = left[at], ids_BT[b][at]
-    weights[b, :len(at)] = 1 / in_segment[segment_BT[b][at]]
+    slots[b, : len(at)], missing[b, : len(at)] = left[at], ids_BT[b][at]
+    weights[b, : len(at)] = 1 / in_segment[segment_BT[b][at]]
   tokens_BT = np.where(drop_BT, c["mask"], ids_BT)
   given = segment_BT, positions_BT
 
   def loss(params):
-    slots_ = model.apply({"params": params}, tokens_BT, slots, missing, *given, key_segment_ids_BT=keys_BT, method="score")
-    loss_B = packed_nll(slots_.log_z_BT, jnp.asarray(open_BT), slots_.target_BM, jnp.asarray(weights))
+    slots_ = model.apply(
+      {"params": params},
+      tokens_BT,
+      slots,
+      missing,
+      *given,
+      key_segment_ids_BT=keys_BT,
+      method="score",
+    )
+    loss_B = packed_nll(
+      slots_.log_z_BT, jnp.asarray(open_BT), slots_.target_BM, jnp.asarray(weights)
+    )
     return jnp.mean(loss_B), loss_B
 
   (value, loss_B), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  logits, _ = jax.jit(model.apply)({"params": params}, tokens_BT, *given, key_segment_ids_BT=keys_BT)
+  logits, _ = jax.jit(model.apply)(
+    {"params": params}, tokens_BT, *given, key_segment_ids_BT=keys_BT
+  )
   counts = np.zeros(logits.shape, np.int32)
   for b in range(B):
     np.add.at(counts[b], (slots[b][weights[b] > 0], missing[b][weights[b] > 0]), 1)
@@ -238,8 +325,11 @@ def collator(case):
     args = case[f"in/{j}/input_ids"], case[f"in/{j}/attention_mask"], case[f"in/{j}/drop"], c["pad"]
     data, it = Compacted(*args), Compacted(*args, eos=c["eos"])
     whole = [ids[inside] for ids, inside in zip(args[0], np.asarray(args[1], bool))]
-    case.require(f"out/{j}/reinserted", all(np.array_equal(reinsert(r), w) for r, w in zip(data.rows, whole)),
-                 "survivors and missing tokens do not make the sequence again")
+    case.require(
+      f"out/{j}/reinserted",
+      all(np.array_equal(reinsert(r), w) for r, w in zip(data.rows, whole)),
+      "survivors and missing tokens do not make the sequence again",
+    )
     case.compare(f"out/{j}/ilm_target_counts", data.official_counts(c["full_vocab"]))
     case.compare(f"out/{j}/compact_ids", data.tokens)
     case.compare(f"out/{j}/compact_counts", data.counts(c["full_vocab"]))
@@ -249,8 +339,11 @@ def collator(case):
       case.compare(f"out/{j}/n_drops_per_slot", per_slot_BL)
     case.compare(f"out/{j}/it_slot_counts", data.back(per_slot_BL) * data.visible_BT)
     # The release also writes EOS at places where no survivor is; they are hidden from its loss.
-    case.compare(f"out/{j}/it_target_counts", it.official_counts(c["full_vocab"]),
-                 where=data.visible_BT & (np.arange(data.visible_BT.shape[1]) > 0)[None])
+    case.compare(
+      f"out/{j}/it_target_counts",
+      it.official_counts(c["full_vocab"]),
+      where=data.visible_BT & (np.arange(data.visible_BT.shape[1]) > 0)[None],
+    )
 
 
 def it_loss(case):
@@ -269,10 +362,20 @@ def it_loss(case):
   value, grads = jax.jit(jax.value_and_grad(loss))(params)
   given = batch["segment_ids"], batch["positions"]
   logits, _ = jax.jit(model.apply)({"params": params}, batch["tokens"], *given)
-  slots = jax.jit(lambda p: model.apply({"params": p}, batch["tokens"], batch["slots"], batch["missing"], *given,
-                                        method="score"))(params)
-  nll_BT = slot_nll(slots.log_z_BT, slots.target_BM, jnp.asarray(batch["slots"]), jnp.asarray(batch["missing"]),
-                    jnp.asarray(data.number_B), eos=c["eos"], eos_weight=c["eos_weight"])
+  slots = jax.jit(
+    lambda p: model.apply(
+      {"params": p}, batch["tokens"], batch["slots"], batch["missing"], *given, method="score"
+    )
+  )(params)
+  nll_BT = slot_nll(
+    slots.log_z_BT,
+    slots.target_BM,
+    jnp.asarray(batch["slots"]),
+    jnp.asarray(batch["missing"]),
+    jnp.asarray(data.number_B),
+    eos=c["eos"],
+    eos_weight=c["eos_weight"],
+  )
   shown_BT = data.visible_BT & (np.arange(data.visible_BT.shape[1]) > 0)[None]
   case.compare("in/target_counts", data.official_counts(c["full_vocab"]), where=shown_BT)
   case.compare("out/logits", data.back(logits), LOGITS, where=data.visible_BT)

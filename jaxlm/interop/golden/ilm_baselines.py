@@ -24,7 +24,9 @@ def arlm(case):
   counted_BT = (types_BT > 1) & (targets_BT != c["pad"])
 
   def loss(params):
-    score = model.apply({"params": params}, ids_BT, targets_BT, segment_ids_BT, positions_BT, method="score")
+    score = model.apply(
+      {"params": params}, ids_BT, targets_BT, segment_ids_BT, positions_BT, method="score"
+    )
     return -jnp.sum(score.log_prob_BT * counted_BT) / counted_BT.sum(), score.log_prob_BT
 
   (value, log_prob_BT), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -38,11 +40,17 @@ def arlm(case):
   if not case.has("out/greedy_ids"):
     return
   prompt_BT, width = case["in/prompt_ids"], case["out/greedy_ids"].shape[1]
-  extend = jax.jit(lambda t, s, valid: model.apply({"params": params}, t, s, valid, method="extend"))
-  logits, state = extend(prompt_BT, cfg.init_state(len(prompt_BT), width), case["in/prompt_mask"].astype(np.int32))
+  extend = jax.jit(
+    lambda t, s, valid: model.apply({"params": params}, t, s, valid, method="extend")
+  )
+  logits, state = extend(
+    prompt_BT, cfg.init_state(len(prompt_BT), width), case["in/prompt_mask"].astype(np.int32)
+  )
   found, ended_B = prompt_BT, np.zeros(len(prompt_BT), bool)
   while found.shape[1] < width:
-    token_B = np.where(ended_B, c["pad"], np.argmax(np.asarray(logits[:, -1]), axis=-1)).astype(np.int32)
+    token_B = np.where(ended_B, c["pad"], np.argmax(np.asarray(logits[:, -1]), axis=-1)).astype(
+      np.int32
+    )
     ended_B |= token_B == c["eos"]
     found = np.concatenate([found, token_B[:, None]], axis=1)
     logits, state = extend(token_B[:, None], state, np.ones((len(found), 1), np.int32))
@@ -73,26 +81,42 @@ def mdlm(case):
     return pair.sum / pair.weight, log_prob_BT
 
   (value, log_prob_BT), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  logits, sown = jax.jit(lambda p: model.apply({"params": p}, x_BT, sigma_B, keys_BT, mutable=["intermediates"]))(params)
+  logits, sown = jax.jit(
+    lambda p: model.apply({"params": p}, x_BT, sigma_B, keys_BT, mutable=["intermediates"])
+  )(params)
   for i, h_BTD in enumerate(np.asarray(sown["intermediates"]["blocks"]["resid"][0])):
     case.compare(f"out/hidden_{i}", h_BTD, LOGITS)
   case.compare("out/logits", logits, LOGITS)
   weight_B = np.asarray(masked_diffusion.noise_rate(t_B) / jnp.expm1(sigma_B))
-  case.compare("out/nlls", (-np.asarray(log_prob_BT) * weight_B[:, None])[masked_BT & inside_BT], PER_TOKEN)
+  case.compare(
+    "out/nlls", (-np.asarray(log_prob_BT) * weight_B[:, None])[masked_BT & inside_BT], PER_TOKEN
+  )
   case.compare("out/loss", value, LOSS)
   compare_gradients(case, table, grads)
 
   if not (case.has("out/sample_x") or case.has("out/sample_t")):
     return
   dt = diffusion_sampler.step_size(c["max_steps"])
-  x_BT, seen_BT, times, found = jnp.asarray(case["in/sample_init"]), np.asarray(case["in/sample_mask"], bool), [], []
-  forward = jax.jit(lambda x, t: model.apply({"params": params}, x, masked_diffusion.total_noise(t), seen_BT))
+  x_BT, seen_BT, times, found = (
+    jnp.asarray(case["in/sample_init"]),
+    np.asarray(case["in/sample_mask"], bool),
+    [],
+    [],
+  )
+  forward = jax.jit(
+    lambda x, t: model.apply({"params": params}, x, masked_diffusion.total_noise(t), seen_BT)
+  )
   for i in range(c["max_steps"]):
     last = i == c["max_steps"] - 1
     t_B = jnp.full(len(x_BT), (1 - dt) if last else 1 - i * dt)
     logits_BTV = forward(x_BT, t_B)
-    x_BT = (diffusion_sampler.finish(logits_BTV, x_BT, c["mask"]) if last else diffusion_sampler.ancestral(
-        logits_BTV, x_BT, t_B, dt, c["mask"], jnp.asarray(case["in/sample_u"][i])))
+    x_BT = (
+      diffusion_sampler.finish(logits_BTV, x_BT, c["mask"])
+      if last
+      else diffusion_sampler.ancestral(
+        logits_BTV, x_BT, t_B, dt, c["mask"], jnp.asarray(case["in/sample_u"][i])
+      )
+    )
     times.append(np.asarray(t_B))
     found.append(np.asarray(x_BT))
   case.compare("out/sample_t", np.stack(times), PER_TOKEN)

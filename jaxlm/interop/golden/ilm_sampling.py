@@ -1,4 +1,6 @@
-"""Golden checks of insertion models that write: every step of greedy decoding, and each rule for slot and token."""
+"""Golden checks of insertion models that write: every step of greedy decoding, and each rule for
+slot and token.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +10,30 @@ from jaxlm.generation import insertion as generation
 from jaxlm.interop import ilm
 from jaxlm.interop.golden.ilm import LOGITS, load
 
-CERTAIN = 1e-4      # a stop probability this close to the threshold would depend on rounding
+CERTAIN = 1e-4  # a stop probability this close to the threshold would depend on rounding
 
 
 def _inserter(case, cfg, **more):
   c = case.config
-  return generation.Inserter(cfg, suppressed=tuple(c.get("suppressed", ())) or more.pop("suppressed"), pad=c["pad"],
-                             max_len=c["max_len_tokens"], max_steps=c["max_steps"], stop_threshold=c["thr"],
-                             **{k: v for k, v in more.items() if k != "suppressed"})
+  return generation.Inserter(
+    cfg,
+    suppressed=tuple(c.get("suppressed", ())) or more.pop("suppressed"),
+    pad=c["pad"],
+    max_len=c["max_len_tokens"],
+    max_steps=c["max_steps"],
+    stop_threshold=c["thr"],
+    **{k: v for k, v in more.items() if k != "suppressed"},
+  )
 
 
 def _prompts(case):
   inside_BT = np.asarray(case["in/attention_mask"], bool)
   rows = [ids[inside] for ids, inside in zip(case["in/input_ids"], inside_BT)]
-  blocked = [row[inside] for row, inside in zip(case["in/constraint"], inside_BT)] if "in/constraint" in case else None
+  blocked = (
+    [row[inside] for row, inside in zip(case["in/constraint"], inside_BT)]
+    if "in/constraint" in case
+    else None
+  )
   return rows, blocked
 
 
@@ -45,9 +57,15 @@ def greedy(case):
   for _ in range(num_steps):
     rows, step = generation.one_step(params, rows, key, inserter)
     steps.append((rows.tokens_BL, rows.length_B, *step))
-  sequences_, lengths, stop, inserted, slot, token = (np.stack([np.asarray(s[i]) for s in steps]) for i in range(6))
+  sequences_, lengths, stop, inserted, slot, token = (
+    np.stack([np.asarray(s[i]) for s in steps]) for i in range(6)
+  )
   close = np.abs((case["out/stop_prob"] if case.has("out/stop_prob") else stop) - c["thr"]).min()
-  case.require("out/stop_prob/margin", close > CERTAIN, f"a probability is {close:.1e} from the threshold: undecidable")
+  case.require(
+    "out/stop_prob/margin",
+    close > CERTAIN,
+    f"a probability is {close:.1e} from the threshold: undecidable",
+  )
   case.compare("out/stop_prob", stop, LOGITS)
   for key_, got in (("inserted", inserted), ("sequences", sequences_), ("lengths", lengths)):
     case.compare(f"out/{key_}", got)
@@ -64,22 +82,44 @@ def sampling_ops(case):
   c, logits_BLV = case.config, jnp.asarray(case["in/logits"])
   k, p = generation.Filter(top_k=c["k"]), generation.Filter(top_p=c["p"])
   first, plain = generation.Filter(top_k=1), generation.Filter()
-  rules = {"joint_sample": (None, plain), "joint_topk": (None, k), "joint_topp": (None, p), "pos_top1_tok_topp": (first, p),
-           "pos_topp_tok_topk": (p, k), "pos_topk_tok_topp": (k, p), "pos_sample_tok_sample": (plain, plain),
-           "joint_top1": (None, first), "pos_top1_tok_top1": (first, first), "pos_topp_tok_topp": (p, p),
-           "pos_topk_tok_topk": (k, k), "pos_top1_tok_topk": (first, k), "pos_topk_tok_top1": (k, first)}
+  rules = {
+    "joint_sample": (None, plain),
+    "joint_topk": (None, k),
+    "joint_topp": (None, p),
+    "pos_top1_tok_topp": (first, p),
+    "pos_topp_tok_topk": (p, k),
+    "pos_topk_tok_topp": (k, p),
+    "pos_sample_tok_sample": (plain, plain),
+    "joint_top1": (None, first),
+    "pos_top1_tok_top1": (first, first),
+    "pos_topp_tok_topp": (p, p),
+    "pos_topk_tok_topk": (k, k),
+    "pos_top1_tok_topk": (first, k),
+    "pos_topk_tok_top1": (k, first),
+  }
   for name in sorted({key.split("/")[1] for key in case.arrays if key.startswith("out/")}):
     if name not in rules:
       case.require(f"out/{name}/slot", False, f"no rule {name!r}; known: {', '.join(rules)}")
       continue
     slot, token = rules[name]
-    given = lambda stage, name=name: lambda shape: jnp.asarray(case[f"in/{name}/u{stage}"]).reshape(shape)
+
+    def given(stage, name=name):
+      return lambda shape: jnp.asarray(case[f"in/{name}/u{stage}"]).reshape(shape)
+
     if slot is None:
       slot_B, token_B = generation.choose_joint(logits_BLV, token, given(0))
     else:
-      row = lambda slot_B: logits_BLV[jnp.arange(len(slot_B)), slot_B]
-      slot_B, token_B = generation.choose_in_stages(jax.nn.logsumexp(logits_BLV, axis=-1), row,
-                                                    generation.InsertionSampling(token, slot), given(0), given(1))
+
+      def row(slot_B):
+        return logits_BLV[jnp.arange(len(slot_B)), slot_B]
+
+      slot_B, token_B = generation.choose_in_stages(
+        jax.nn.logsumexp(logits_BLV, axis=-1),
+        row,
+        generation.InsertionSampling(token, slot),
+        given(0),
+        given(1),
+      )
     case.compare(f"out/{name}/slot", slot_B)
     case.compare(f"out/{name}/token", token_B)
 
@@ -89,7 +129,9 @@ def it_greedy(case):
   c = case.config
   cfg = ilm.read_transformer(c)
   _, params = load(case, cfg, ilm.transformer_table(cfg))
-  inserter = _inserter(case, cfg, eos=c["eos"], suppressed=(c["mask"], c["pad"], c["cls"], c["bos"]))
+  inserter = _inserter(
+    case, cfg, eos=c["eos"], suppressed=(c["mask"], c["pad"], c["cls"], c["bos"])
+  )
   prompts, blocked = _prompts(case)
   num_steps, _, width = case["out/sequences"].shape
   rows, steps = inserter.start(prompts, blocked, buffer=width), []

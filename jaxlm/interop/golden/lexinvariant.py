@@ -1,4 +1,5 @@
-"""Golden checks of lexinvariant models, through the decoder with the embedding that users configure.
+"""Golden checks of lexinvariant models, through the decoder with the embedding that users
+configure.
 
 Axes: B batch, T time, V vocab, D d_model. Tolerances: README of the golden folder.
 """
@@ -36,22 +37,43 @@ FLOAT64 = Tolerance(atol=1e-9)
 
 
 def decoder_of(config, embedding: LexinvariantConfig) -> DecoderConfig:
-  positions = {"t5": lambda: T5Bias(config["num_buckets"], config["max_distance"]),
-               "rope": lambda: RoPE(float(config.get("rope_base", 10000.0))), "nope": NoPosition}
+  positions = {
+    "t5": lambda: T5Bias(config["num_buckets"], config["max_distance"]),
+    "rope": lambda: RoPE(float(config.get("rope_base", 10000.0))),
+    "nope": NoPosition,
+  }
   if config["pos"] not in positions:
     raise ConfigError(f"pos = {config['pos']!r}: known are {', '.join(positions)}")
   return DecoderConfig(
-      vocab_size=config["vocab_size"], d_model=config["d_model"], num_layers=config["n_layer"],
-      mixer=AttentionConfig(config["n_head"], head_dim=config["head_dim"]), position=positions[config["pos"]](),
-      mlp=MLPConfig(config["d_ff"], config["act"]), norm=RMSNormConfig(config["norm_eps"]), embedding=embedding)
+    vocab_size=config["vocab_size"],
+    d_model=config["d_model"],
+    num_layers=config["n_layer"],
+    mixer=AttentionConfig(config["n_head"], head_dim=config["head_dim"]),
+    position=positions[config["pos"]](),
+    mlp=MLPConfig(config["d_ff"], config["act"]),
+    norm=RMSNormConfig(config["norm_eps"]),
+    embedding=embedding,
+  )
 
 
 #: Stored name -> ours. Kernels of attention are stored (D, N H).
-LAYER = {"norm_1.scale": ("norm", "scale"), "norm_2.scale": ("mlp_norm", "scale"), "wq": ("mixer", "w_q"),
-         "wk": ("mixer", "w_k"), "wv": ("mixer", "w_v"), "wo": ("mixer", "w_o"), "w1": ("mlp", "w_in"),
-         "w2": ("mlp", "w_out")}
-MODEL = {"final_norm.scale": ("final_norm", "scale"), "rel_bias": ("position", "relative_bias"),
-         "out_proj": ("embed", "out_proj"), "logit_scale": ("embed", "logit_scale"), "embed": ("embed", "embedding")}
+LAYER = {
+  "norm_1.scale": ("norm", "scale"),
+  "norm_2.scale": ("mlp_norm", "scale"),
+  "wq": ("mixer", "w_q"),
+  "wk": ("mixer", "w_k"),
+  "wv": ("mixer", "w_v"),
+  "wo": ("mixer", "w_o"),
+  "w1": ("mlp", "w_in"),
+  "w2": ("mlp", "w_out"),
+}
+MODEL = {
+  "final_norm.scale": ("final_norm", "scale"),
+  "rel_bias": ("position", "relative_bias"),
+  "out_proj": ("embed", "out_proj"),
+  "logit_scale": ("embed", "logit_scale"),
+  "embed": ("embed", "embedding"),
+}
 
 
 def model_params(cfg: DecoderConfig, stored) -> dict:
@@ -59,7 +81,9 @@ def model_params(cfg: DecoderConfig, stored) -> dict:
   shape = {"w_q": (-1, N, H), "w_k": (-1, N, H), "w_v": (-1, N, H), "w_o": (N, H, cfg.d_model)}
   params = {"blocks": {}}
   for theirs, (part, name) in LAYER.items():
-    stack = np.stack([np.asarray(stored[f"h.{l}.{theirs}"], np.float32) for l in range(cfg.num_layers)])
+    stack = np.stack(
+      [np.asarray(stored[f"h.{l}.{theirs}"], np.float32) for l in range(cfg.num_layers)]
+    )
     if name in shape:
       stack = stack.reshape(cfg.num_layers, *shape[name])
     params["blocks"].setdefault(part, {})[name] = jnp.asarray(stack)
@@ -86,16 +110,28 @@ class Model:
 
   def __init__(self, case, **embedding):
     stored = case.group("param")
-    self.cfg = decoder_of(case.config, LexinvariantConfig(
-        out_proj="out_proj" in stored, learned_scale="logit_scale" in stored, **embedding))
+    self.cfg = decoder_of(
+      case.config,
+      LexinvariantConfig(
+        out_proj="out_proj" in stored, learned_scale="logit_scale" in stored, **embedding
+      ),
+    )
     self.model, self.params = self.cfg.build(), model_params(self.cfg, stored)
 
   def losses(self, params, ids_BT, targets_BT, valid_BT, weight_BT, lexicon):
     """(mean nll, (nll_BT, Score, sown)). Positions count from the left edge, padding included."""
     ids_BT, segments = jnp.asarray(ids_BT), jnp.asarray(valid_BT, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(ids_BT.shape[1], dtype=jnp.int32)[None], ids_BT.shape)
-    score, sown = self.model.apply({"params": params}, ids_BT, jnp.asarray(targets_BT), segments, positions, lexicon,
-                                   method="score", mutable=["intermediates"])
+    score, sown = self.model.apply(
+      {"params": params},
+      ids_BT,
+      jnp.asarray(targets_BT),
+      segments,
+      positions,
+      lexicon,
+      method="score",
+      mutable=["intermediates"],
+    )
     weight_BT = jnp.asarray(weight_BT)
     nll_BT = jnp.where(weight_BT > 0, -score.log_prob_BT * weight_BT, 0.0)
     return jnp.sum(nll_BT) / jnp.sum(weight_BT), (nll_BT, score, sown["intermediates"])
@@ -110,7 +146,9 @@ class Model:
     """Times valid."""
     segments = jnp.asarray(valid_BT, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(ids_BT.shape[1], dtype=jnp.int32)[None], ids_BT.shape)
-    out = jax.jit(lambda p: self.model.apply({"params": p}, jnp.asarray(ids_BT), segments, positions, lexicon))
+    out = jax.jit(
+      lambda p: self.model.apply({"params": p}, jnp.asarray(ids_BT), segments, positions, lexicon)
+    )
     return np.asarray(out(self.params)) * np.asarray(valid_BT, np.float32)[..., None]
 
 
@@ -126,10 +164,14 @@ def compare_local(case, ids_BT, valid_BT) -> None:
 
 
 def lm_given_tables(case):
-  """Tables given per sequence; with table rows moved along, permuted ids change nothing, without, they do."""
+  """Tables given per sequence; with table rows moved along, permuted ids change nothing, without,
+  they do.
+  """
   ids_BT, valid_BT, weight_BT = case["in/ids"], case["in/valid"], case["in/loss_weight"]
   model, lexicon = Model(case), Lexicon(table_BVD=jnp.asarray(case["in/table"]))
-  (loss, (nll_BT, _, sown)), grads = model.gradients(ids_BT, next_of(ids_BT), valid_BT, weight_BT, lexicon)
+  (loss, (nll_BT, _, sown)), grads = model.gradients(
+    ids_BT, next_of(ids_BT), valid_BT, weight_BT, lexicon
+  )
   case.compare("out/logits", model.logits(ids_BT, valid_BT, lexicon), OUTPUT)
   case.compare("out/h_out", np.asarray(sown["embed"]["h_out"][0]) * valid_BT[..., None], OUTPUT)
   for l, h_BTD in enumerate(sown["blocks"]["resid"][0]):
@@ -140,7 +182,11 @@ def lm_given_tables(case):
 
   permuted = case["in/ids_permuted"]
   moved = Lexicon(table_BVD=jnp.asarray(ciphers.move_rows(case["in/table"], case["in/perm"])))
-  case.compare("out/loss_permuted_pair", model.run(permuted, next_of(permuted), valid_BT, weight_BT, moved)[0], LOSS)
+  case.compare(
+    "out/loss_permuted_pair",
+    model.run(permuted, next_of(permuted), valid_BT, weight_BT, moved)[0],
+    LOSS,
+  )
   same = model.run(permuted, next_of(permuted), valid_BT, weight_BT, lexicon)[0]
   case.compare("out/loss_permuted_ids_same_table", same, LOSS)
   compare_local(case, ids_BT, valid_BT)
@@ -152,7 +198,9 @@ def lm_keyed(case):
   lexicon = Lexicon(seed_B2=jnp.asarray(case["in/seeds"]))
   arguments = ids_BT, next_of(ids_BT), valid_BT, weight_BT, lexicon
   # Several stretches, the last one partly outside the vocabulary.
-  (loss, (nll_BT, score, sown)), grads = Model(case, chunk=case.config["vocab_size"] // 3).gradients(*arguments)
+  (loss, (nll_BT, score, sown)), grads = Model(
+    case, chunk=case.config["vocab_size"] // 3
+  ).gradients(*arguments)
   case.compare("out/h_out", np.asarray(sown["embed"]["h_out"][0]) * valid_BT[..., None], OUTPUT)
   case.compare("out/log_z", score.log_z_BT, OUTPUT, where=valid_BT > 0)
   case.compare("out/target_logit", score.log_prob_BT + score.log_z_BT, OUTPUT, where=weight_BT > 0)
@@ -168,7 +216,11 @@ def semi_lexinvariant(case):
   """Given which rows are random, and those rows."""
   ids_BT, ones = case["in/ids"], np.ones(case["in/ids"].shape, np.float32)
   model = Model(case, random_prob=case.config["random_prob"])
-  lexicon = Lexicon(table_BVD=jnp.asarray(case["in/noise"]), random_BV=jnp.asarray(case["in/random_mask"]), train=True)
+  lexicon = Lexicon(
+    table_BVD=jnp.asarray(case["in/noise"]),
+    random_BV=jnp.asarray(case["in/random_mask"]),
+    train=True,
+  )
   (loss, (nll_BT, _, _)), grads = model.gradients(ids_BT, case["in/targets"], ones, ones, lexicon)
   case.compare("out/logits", model.logits(ids_BT, ones, lexicon), OUTPUT)
   case.compare("out/nll", nll_BT, OUTPUT)
@@ -176,7 +228,9 @@ def semi_lexinvariant(case):
   compare_gradients(case, grads)
   always = case["in/random_mask"].all(axis=0)
   got = np.asarray(grads["embed"]["embedding"])
-  case.require("grad/embed", not got[always].any(), "a row that is random in every sequence has a gradient")
+  case.require(
+    "grad/embed", not got[always].any(), "a row that is random in every sequence has a gradient"
+  )
 
 
 def cipher(case):
@@ -186,9 +240,14 @@ def cipher(case):
   case.compare("out/cipher_full", coded)
   case.compare("out/cipher_partial", ciphers.encipher(plain, case["in/perm_partial"]))
   case.compare("out/inverse_full", ciphers.inverse(perm))
-  local = lambda ids: first_occurrence(jnp.asarray(ids)[None], jnp.ones((1, len(ids)), jnp.int32))[0][0]
+
+  def local(ids):
+    return first_occurrence(jnp.asarray(ids)[None], jnp.ones((1, len(ids)), jnp.int32))[0][0]
+
   case.compare("out/local_ids", local(plain))
-  case.require("out/local_ids", np.array_equal(local(plain), local(coded)), "a cipher changed the local ids")
+  case.require(
+    "out/local_ids", np.array_equal(local(plain), local(coded)), "a cipher changed the local ids"
+  )
 
   case.compare("in/table_cipher", ciphers.move_rows(case["in/table_plain"], perm))
   model, ones = Model(case), np.ones((1, len(plain)), np.float32)
@@ -211,9 +270,11 @@ def rows(case):
   words = bits(seeds[:, None, None], tokens[None, :, None], jnp.arange(num_pairs)[None, None])
   case.compare("out/bits", np.stack(words, axis=-1))
   case.compare("out/rows", keyed_rows(seeds[:, None], tokens[None], case.config["d_model"]), ROWS)
-  pi = ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344))       # counter, key
+  pi = ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344))  # counter, key
   known = [((0, 0), (0, 0)), ((2**32 - 1,) * 2, (2**32 - 1,) * 2), pi]
-  answers = [bits(jnp.asarray(key, jnp.uint32), jnp.uint32(c0), jnp.uint32(c1)) for (c0, c1), key in known]
+  answers = [
+    bits(jnp.asarray(key, jnp.uint32), jnp.uint32(c0), jnp.uint32(c1)) for (c0, c1), key in known
+  ]
   case.compare("out/kat_zero_ones_pi", np.array(answers))
 
 
@@ -230,12 +291,18 @@ def exact_bayes_bigram(case):
   bound = float(np.sum(np.log(np.arange(1, len(case["in/initial"]) + 1))))
   case.compare("out/log_d_factorial", bound, FLOAT64)
   regret = np.cumsum(true - got.log_prob_NT, axis=1).max()
-  case.require("out/log_d_factorial", regret <= bound + 1e-9, f"regret {regret:.6f} exceeds log d! = {bound:.6f}")
+  case.require(
+    "out/log_d_factorial",
+    regret <= bound + 1e-9,
+    f"regret {regret:.6f} exceeds log d! = {bound:.6f}",
+  )
 
 
 def tasks(case):
   marks = {"arrow": case.config["arrow_id"], "separator": case.config["sep_id"]}
-  lookup = lookup_prompts(case["in/lookup_keys"], case["in/lookup_values"], case["in/lookup_query"], **marks)
+  lookup = lookup_prompts(
+    case["in/lookup_keys"], case["in/lookup_values"], case["in/lookup_query"], **marks
+  )
   case.compare("out/lookup_prompt", lookup.prompt)
   case.compare("out/lookup_answer", lookup.answer[:, 0])
   permuted = permutation_prompts(case["in/perm_strings"], case["in/perm_perm"], **marks)
@@ -247,5 +314,9 @@ def t5_buckets(case):
   distance = jnp.asarray(case["in/distance"])
   for key in case.group("out"):
     num_buckets, max_distance = map(int, key.split("_")[1:])
-    case.compare(f"out/{key}", relative_bucket(-distance, num_buckets=num_buckets, max_distance=max_distance,
-                                               bidirectional=False))
+    case.compare(
+      f"out/{key}",
+      relative_bucket(
+        -distance, num_buckets=num_buckets, max_distance=max_distance, bidirectional=False
+      ),
+    )

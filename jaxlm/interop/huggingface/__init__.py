@@ -1,9 +1,10 @@
 """Hugging Face checkpoints in and out.
 
-  cfg, params, notes = read_checkpoint(config_json, state_dict)    notes: sentences about what was decided
-  cfg = read_config(config_json)                     DecoderConfig; refuses what the decoder does not do
-  params = import_params(config_json, state_dict)    our tree, layers stacked; refuses a head beside a tied embedding
-  config_json, state_dict = export(cfg, params)      the way back, bit for bit
+cfg, params, notes = read_checkpoint(config_json, state_dict)    notes: sentences about what was
+decided cfg = read_config(config_json)                     DecoderConfig; refuses what the decoder
+does not do params = import_params(config_json, state_dict)    our tree, layers stacked; refuses a
+head beside a tied embedding config_json, state_dict = export(cfg, params)      the way back, bit
+for bit
 """
 
 import importlib
@@ -16,28 +17,37 @@ from jaxlm.interop.huggingface.ties import settle
 
 #: Name of the architecture in config.json -> where its `Architecture` is.
 ARCHITECTURES = {
-    "GPT2LMHeadModel": "jaxlm.interop.huggingface.gpt2:GPT2_LM",
-    "LlamaForCausalLM": "jaxlm.interop.huggingface.llama:LLAMA",
-    "MistralForCausalLM": "jaxlm.interop.huggingface.llama:MISTRAL",
-    "Qwen2ForCausalLM": "jaxlm.interop.huggingface.llama:QWEN2",
-    "Qwen3ForCausalLM": "jaxlm.interop.huggingface.llama:QWEN3",
-    "GemmaForCausalLM": "jaxlm.interop.huggingface.llama:GEMMA",
-    "Olmo2ForCausalLM": "jaxlm.interop.huggingface.llama:OLMO2",
-    "Gemma2ForCausalLM": "jaxlm.interop.huggingface.llama:GEMMA2",
-    "GPTNeoXForCausalLM": "jaxlm.interop.huggingface.gpt_neox:GPT_NEOX",
-    "Mamba2ForCausalLM": "jaxlm.interop.huggingface.mamba2:MAMBA2_LM",
-    "LaCTForCausalLM": "jaxlm.interop.lact:LACT_LM",
-    "T5ForConditionalGeneration": "jaxlm.interop.mrt5:T5_V1_1",
-    "MrT5ForConditionalGeneration": "jaxlm.interop.mrt5:MRT5",
-    "HNet": "jaxlm.interop.hnet:HNET",
-    "MambaLMHeadModel": "jaxlm.interop.mamba_ssm:MAMBA_SSM",
+  "GPT2LMHeadModel": "jaxlm.interop.huggingface.gpt2:GPT2_LM",
+  "LlamaForCausalLM": "jaxlm.interop.huggingface.llama:LLAMA",
+  "MistralForCausalLM": "jaxlm.interop.huggingface.llama:MISTRAL",
+  "Qwen2ForCausalLM": "jaxlm.interop.huggingface.llama:QWEN2",
+  "Qwen3ForCausalLM": "jaxlm.interop.huggingface.llama:QWEN3",
+  "GemmaForCausalLM": "jaxlm.interop.huggingface.llama:GEMMA",
+  "Olmo2ForCausalLM": "jaxlm.interop.huggingface.llama:OLMO2",
+  "Gemma2ForCausalLM": "jaxlm.interop.huggingface.llama:GEMMA2",
+  "GPTNeoXForCausalLM": "jaxlm.interop.huggingface.gpt_neox:GPT_NEOX",
+  "Mamba2ForCausalLM": "jaxlm.interop.huggingface.mamba2:MAMBA2_LM",
+  "LaCTForCausalLM": "jaxlm.interop.lact:LACT_LM",
+  "T5ForConditionalGeneration": "jaxlm.interop.mrt5:T5_V1_1",
+  "MrT5ForConditionalGeneration": "jaxlm.interop.mrt5:MRT5",
+  "HNet": "jaxlm.interop.hnet:HNET",
+  "MambaLMHeadModel": "jaxlm.interop.mamba_ssm:MAMBA_SSM",
 }
 #: For files that name only their model type.
 MODEL_TYPES = {
-    "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM", "gemma": "GemmaForCausalLM", "olmo2": "Olmo2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "gemma2": "Gemma2ForCausalLM", "gpt_neox": "GPTNeoXForCausalLM",
-    "mamba2": "Mamba2ForCausalLM", "lact_swiglu": "LaCTForCausalLM",
-    "t5": "T5ForConditionalGeneration", "mrt5": "MrT5ForConditionalGeneration",
+  "gpt2": "GPT2LMHeadModel",
+  "llama": "LlamaForCausalLM",
+  "mistral": "MistralForCausalLM",
+  "qwen2": "Qwen2ForCausalLM",
+  "gemma": "GemmaForCausalLM",
+  "olmo2": "Olmo2ForCausalLM",
+  "qwen3": "Qwen3ForCausalLM",
+  "gemma2": "Gemma2ForCausalLM",
+  "gpt_neox": "GPTNeoXForCausalLM",
+  "mamba2": "Mamba2ForCausalLM",
+  "lact_swiglu": "LaCTForCausalLM",
+  "t5": "T5ForConditionalGeneration",
+  "mrt5": "MrT5ForConditionalGeneration",
 }
 #: For releases that name neither: a field that only they have.
 RELEASES = {"arch_layout": "HNet", "ssm_cfg": "MambaLMHeadModel"}
@@ -47,31 +57,38 @@ SPECIAL_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": f
 
 #: Architectures that people ask for and the decoder does not have, with what it would need.
 NOT_READ = {
-    "PhiForCausalLM": "one norm is read by both attention and MLP of a block, and the head has a bias",
-    "Phi3ForCausalLM": "its projections are fused, and long contexts have a RoPE of their own (longrope)",
-    "OlmoForCausalLM": "its norms have no weights",
-    "MixtralForCausalLM": "it is a mixture of experts", "Qwen2MoeForCausalLM": "it is a mixture of experts",
-    "FalconForCausalLM": "its norms and heads are laid out in several ways", "BloomForCausalLM": "its embedding has a norm",
-    "MambaForCausalLM": "it is Mamba-1, with decays per channel and state",
-    "BertForMaskedLM": "it is no causal model", "RobertaForMaskedLM": "it is no causal model",
-    "MT5ForConditionalGeneration": "save it as T5ForConditionalGeneration: the networks are the same",
+  "PhiForCausalLM": "one norm is read by both attention and MLP of a block, and the head has a bias",
+  "Phi3ForCausalLM": "its projections are fused, and long contexts have a RoPE of their own (longrope)",
+  "OlmoForCausalLM": "its norms have no weights",
+  "MixtralForCausalLM": "it is a mixture of experts",
+  "Qwen2MoeForCausalLM": "it is a mixture of experts",
+  "FalconForCausalLM": "its norms and heads are laid out in several ways",
+  "BloomForCausalLM": "its embedding has a norm",
+  "MambaForCausalLM": "it is Mamba-1, with decays per channel and state",
+  "BertForMaskedLM": "it is no causal model",
+  "RobertaForMaskedLM": "it is no causal model",
+  "MT5ForConditionalGeneration": "save it as T5ForConditionalGeneration: the networks are the same",
 }
 
 
 def converter(name: str):
   """The converter of an architecture, by the name in config.json."""
   if name in NOT_READ and name not in ARCHITECTURES:
-    raise ConfigError(f"architecture {name!r} is not supported: {NOT_READ[name]} (supported: {', '.join(ARCHITECTURES)})")
+    raise ConfigError(
+      f"architecture {name!r} is not supported: {NOT_READ[name]} (supported: {', '.join(ARCHITECTURES)})"
+    )
   if name not in ARCHITECTURES:
-    raise ConfigError(f"architecture {name!r} is not supported; {nearest(name, ARCHITECTURES)} "
-                      f"(supported: {', '.join(ARCHITECTURES)})")
+    raise ConfigError(
+      f"architecture {name!r} is not supported; {nearest(name, ARCHITECTURES)} "
+      f"(supported: {', '.join(ARCHITECTURES)})"
+    )
   module, attribute = ARCHITECTURES[name].split(":")
   return getattr(importlib.import_module(module), attribute)
 
 
 def converter_of(config: Mapping[str, Any]):
-  """The converter that a config.json asks for, by `architectures` or `model_type`; of releases without either by a field
-  of their own."""
+  """The converter that a config.json asks for, by `architectures` or `model_type`; of releases
+  without either by a field of their own."""
   names = config.get("architectures") or []
   if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
     raise ConfigError(f"config.json: architectures = {names!r}, wanted a list of names")
@@ -85,13 +102,16 @@ def converter_of(config: Mapping[str, Any]):
     return converter(names[0])
   kind = config.get("model_type")
   if not isinstance(kind, str) or kind not in MODEL_TYPES:
-    raise ConfigError(f"config.json names no architecture that is supported (model_type {kind!r}; known: "
-                      f"{', '.join(MODEL_TYPES)})")
+    raise ConfigError(
+      f"config.json names no architecture that is supported (model_type {kind!r}; known: "
+      f"{', '.join(MODEL_TYPES)})"
+    )
   return converter(MODEL_TYPES[kind])
 
 
 def read_config(config: Mapping[str, Any], *, seq_len: int | None = None, ignore=()):
-  """DecoderConfig of a config.json. Every field is used, known to be irrelevant, named in `ignore`, or refused.
+  """DecoderConfig of a config.json. Every field is used, known to be irrelevant, named in `ignore`,
+  or refused.
 
   seq_len: the length for which `dynamic` RoPE is fixed; default max_position_embeddings.
   """
@@ -99,23 +119,35 @@ def read_config(config: Mapping[str, Any], *, seq_len: int | None = None, ignore
   quantised = config.get("quantization_config") or config.get("compression_config")
   if quantised and not {"quantization_config", "compression_config"} & set(ignore):
     method = quantised.get("quant_method", "unnamed") if isinstance(quantised, dict) else quantised
-    raise ConfigError(f"config.json: 'quantization_config' says that the weights are quantised (method {method!r}): they mean "
-                      f"nothing without their scales, which are not read; dequantise the checkpoint with the library that made "
-                      f"it and save it again")
+    raise ConfigError(
+      f"config.json: 'quantization_config' says that the weights are quantised (method {method!r}): they mean "
+      f"nothing without their scales, which are not read; dequantise the checkpoint with the library that made "
+      f"it and save it again"
+    )
   fields = Fields(config)
   try:
     cfg = converter_of(config).read(fields, seq_len)
   except ConfigError:
     raise
   except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-    raise ConfigError(f"config.json: a field has a value of another kind than this architecture computes with "
-                      f"({type(error).__name__}: {error}); compare it with the config.json of a checkpoint that works") from error
-  fields.done([*ignore, *(name for name in ("quantization_config", "compression_config") if not config.get(name))])
+    raise ConfigError(
+      f"config.json: a field has a value of another kind than this architecture computes with "
+      f"({type(error).__name__}: {error}); compare it with the config.json of a checkpoint that works"
+    ) from error
+  fields.done(
+    [
+      *ignore,
+      *(name for name in ("quantization_config", "compression_config") if not config.get(name)),
+    ]
+  )
   return cfg
 
 
-def read_checkpoint(config: Mapping[str, Any], state: Mapping, *, seq_len: int | None = None, ignore=(), dtype=None):
-  """(model config, parameters, notes) of a whole checkpoint. Its head is what the file holds (see `ties`).
+def read_checkpoint(
+  config: Mapping[str, Any], state: Mapping, *, seq_len: int | None = None, ignore=(), dtype=None
+):
+  """(model config, parameters, notes) of a whole checkpoint. Its head is what the file holds (see
+  `ties`).
 
   notes: sentences for the user about what config.json and the file do not agree on.
   """
@@ -133,18 +165,25 @@ def _plain_floats(value):
 
 
 def import_params(config: Mapping[str, Any], state: Mapping, *, cfg=None, dtype=None) -> dict:
-  """Our parameter tree of a state dict (name -> array). Missing, left-over and misshapen names raise WeightsError."""
+  """Our parameter tree of a state dict (name -> array).
+
+  Missing, left-over and misshapen names raise WeightsError.
+  """
   cfg = read_config(config) if cfg is None else cfg
   return converter_of(config).table(cfg).import_params(state, dtype)
 
 
-def export(cfg, params, *, name: str | None = None, dtype=None, max_len: int = 2048) -> tuple[dict, dict]:
+def export(
+  cfg, params, *, name: str | None = None, dtype=None, max_len: int = 2048
+) -> tuple[dict, dict]:
   """(config.json, state dict) of a decoder.
 
-  name: the architecture; None takes the first that says exactly the same. Raises ConfigError, with the fields that
-  it cannot express, when none does. max_len: written as the longest input where the model has no limit.
+  name: the architecture; None takes the first that says exactly the same. Raises ConfigError, with
+  the fields that it cannot express, when none does. max_len: written as the longest input where the
+  model has no limit.
   """
   from jaxlm.interop.huggingface.compare import differences
+
   refusals = []
   for candidate in [name] if name else ARCHITECTURES:
     arch = converter(candidate)
@@ -153,12 +192,20 @@ def export(cfg, params, *, name: str | None = None, dtype=None, max_len: int = 2
       named = {} if arch.bare else {"architectures": [arch.name], "model_type": arch.model_type}
       config |= named
       differ = differences(cfg, read_config(config))
-    except (ConfigError, AttributeError, KeyError) as error:   # a field of another kind of norm, mlp or position
+    except (
+      ConfigError,
+      AttributeError,
+      KeyError,
+    ) as error:  # a field of another kind of norm, mlp or position
       refusals.append(f"{candidate}: {error}")
       continue
     if not differ:
       state = arch.table(cfg).export_params(params, dtype)
       return config | ({"dtype": str(next(iter(state.values())).dtype)} if named else {}), state
     refusals.append(f"{candidate}: " + "; ".join(differ))
-  raise ConfigError("this model cannot be written as " + (name or "any supported architecture") + ":\n  "
-                    + "\n  ".join(refusals))
+  raise ConfigError(
+    "this model cannot be written as "
+    + (name or "any supported architecture")
+    + ":\n  "
+    + "\n  ".join(refusals)
+  )

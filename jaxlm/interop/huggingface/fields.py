@@ -6,9 +6,11 @@ from typing import Any
 
 from jaxlm.config import ConfigError, nearest
 
-#: Fields that do not change what a causal language model computes from tokens in evaluation: bookkeeping,
-#: generation defaults, initialisation, heads for other tasks, dropout (a choice of training).
-IRRELEVANT = frozenset("""
+#: Fields that do not change what a causal language model computes from tokens in evaluation:
+#: bookkeeping, generation defaults, initialisation, heads for other tasks, dropout (a choice of
+#: training).
+IRRELEVANT = frozenset(
+  """
   architectures model_type transformers_version torch_dtype dtype _name_or_path name_or_path auto_map
   bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id decoder_start_token_id task_specific_params
   use_cache output_attentions output_hidden_states return_dict tie_last_hidden_states tokenizer_class prefix
@@ -22,11 +24,15 @@ IRRELEVANT = frozenset("""
   typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
   num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
   exponential_decay_length_penalty suppress_tokens begin_suppress_tokens renormalize_logits
-""".split())
+""".split()
+)
 
 
 class Fields:
-  """A mapping that remembers what was asked of it. Missing and null fields take the given default."""
+  """A mapping that remembers what was asked of it.
+
+  Missing and null fields take the given default.
+  """
 
   def __init__(self, mapping: Mapping[str, Any], what: str = "config.json"):
     self.mapping, self.what, self.read = dict(mapping), what, set()
@@ -59,23 +65,34 @@ class Fields:
     """The entry of `table` that the field names."""
     value = self.get(name, default)
     if not isinstance(value, str) or value not in table:
-      raise ConfigError(f"{self.what}: {name} = {value!r} is not supported; {nearest(str(value), table)}")
+      raise ConfigError(
+        f"{self.what}: {name} = {value!r} is not supported; {nearest(str(value), table)}"
+      )
     return table[value]
 
   def only(self, name: str, allowed: Any, why: str) -> None:
     """Refuses any value but `allowed` (also the default), with the reason."""
     value = self.get(name, allowed)
     if value != allowed:
-      raise ConfigError(f"{self.what}: {name} = {value!r} is not supported (only {allowed!r}): {why}")
+      raise ConfigError(
+        f"{self.what}: {name} = {value!r} is not supported (only {allowed!r}): {why}"
+      )
 
   def done(self, ignore=()) -> None:
     """Refuses fields that nobody asked for. ignore: names the user vouches for."""
     extra = sorted(set(self.mapping) - self.read - IRRELEVANT - set(ignore))
     if extra:
-      listed = ", ".join(f"{name!r} = {self.mapping[name]!r}"[:120] + self._near(name) for name in extra)
-      fields, are, they = ("field", "is", "it does") if len(extra) == 1 else ("fields", "are", "they do")
-      raise ConfigError(f"{self.what}: {fields} {listed} {are} unknown for this architecture, so the model might compute something "
-                        f"else. If {they} not change it, say so: " + " ".join(f"--ignore-field={name}" for name in extra))
+      listed = ", ".join(
+        f"{name!r} = {self.mapping[name]!r}"[:120] + self._near(name) for name in extra
+      )
+      fields, are, they = (
+        ("field", "is", "it does") if len(extra) == 1 else ("fields", "are", "they do")
+      )
+      raise ConfigError(
+        f"{self.what}: {fields} {listed} {are} unknown for this architecture, so the model might compute something "
+        f"else. If {they} not change it, say so: "
+        + " ".join(f"--ignore-field={name}" for name in extra)
+      )
 
   def _near(self, name: str) -> str:
     close = difflib.get_close_matches(name, self.read, n=1, cutoff=0.6)

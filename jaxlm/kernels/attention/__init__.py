@@ -3,4 +3,12 @@
 from jaxlm.kernels.attention.api import attention, attention_weights
 from jaxlm.kernels.attention.bias import BucketBias, CoPE, KeyBias, LinearBias, relative_bucket
 
-__all__ = ["attention", "attention_weights", "LinearBias", "KeyBias", "BucketBias", "CoPE", "relative_bucket"]
+__all__ = [
+  "attention",
+  "attention_weights",
+  "LinearBias",
+  "KeyBias",
+  "BucketBias",
+  "CoPE",
+  "relative_bucket",
+]

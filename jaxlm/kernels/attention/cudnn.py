@@ -12,10 +12,14 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str
   if target_platform() != "gpu":
     return f"the trace is for {target_platform()}, cuDNN needs a GPU"
   if q.dtype not in (jnp.bfloat16, jnp.float16) or not q.dtype == k.dtype == v.dtype:
-    return f"dtypes are {q.dtype}, {k.dtype}, {v.dtype}; cuDNN wants one of bfloat16, float16 for all"
+    return (
+      f"dtypes are {q.dtype}, {k.dtype}, {v.dtype}; cuDNN wants one of bfloat16, float16 for all"
+    )
   if biases or rule.softcap is not None or rule.softmax1:
     return "biases, softcap and softmax1 are not in cuDNN's kernel"
-  if sight.q_segment_ids_BT is not None or sight.kv_segment_ids_BS is not None or not rule.contiguous:
+  if (
+    sight.q_segment_ids_BT is not None or sight.kv_segment_ids_BS is not None or not rule.contiguous
+  ):
     return "segment ids and explicit indices would need a stored (length, length) mask"
   if q.shape[1] != k.shape[1]:
     return f"{q.shape[1]} queries and {k.shape[1]} keys: only self-attention is covered"
@@ -28,5 +32,12 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str
 
 def attention(q_BTNH, k_BSKH, v_BSKH, rule: Rule):
   window = None if rule.window is None else (rule.window - 1, 0)
-  return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, scale=rule.scale, is_causal=rule.causal,
-                                      local_window_size=window, implementation="cudnn")
+  return jax.nn.dot_product_attention(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    scale=rule.scale,
+    is_causal=rule.causal,
+    local_window_size=window,
+    implementation="cudnn",
+  )

@@ -1,18 +1,23 @@
-"""Flash attention with biases as Pallas TPU kernels: forward, and one backward kernel for all gradients.
+"""Flash attention with biases as Pallas TPU kernels: forward, and one backward kernel for all
+gradients.
 
-Axes: B batch, N query heads, K kv heads, H and F head sizes, T queries, S keys; Q queries and W keys of one tile;
-P pairs of numbers per key and query; R distances.
+Axes: B batch, N query heads, K kv heads, H and F head sizes, T queries, S keys; Q queries and W
+keys of one tile; P pairs of numbers per key and query; R distances.
 
-Time is the last axis of every array, so that a head of 64 channels fills whole registers. A tile of scores has its keys in
-rows: what belongs to a query (maximum, sum, log-sum-exp) is then a row and is reduced and broadcast without crossing lanes.
+Time is the last axis of every array, so that a head of 64 channels fills whole registers. A tile of
+scores has its keys in
+rows: what belongs to a query (maximum, sum, log-sum-exp) is then a row and is reduced and broadcast
+without crossing lanes.
 
   s_jq = softcap(scale k_j.q_q) + strip_jq + sum_p (column_pq - row_pj),   MASKED where hidden
 
 The bias of distance is one strip per head: strip[j, x] = line[x - j], built by rolling the line,
-read at the tile's distance. It stays in VMEM while the batch passes. Backward, with p = exp(s - lse):
+read at the tile's distance. It stays in VMEM while the batch passes. Backward, with p = exp(s -
+lse):
 
   dv = do p;  ds = p (do.v - sum(do o));  dk = q ds', dq = k ds', ds' = ds through the softcap;
-  d column = sum_j ds;  d row = -sum_q ds;  the line's gradient is ds added up in a strip and rolled back.
+  d column = sum_j ds;  d row = -sum_q ds;  the line's gradient is ds added up in a strip and rolled
+  back.
 """
 
 import dataclasses
@@ -29,15 +34,17 @@ from jaxlm.kernels.attention.reference import LOWEST_MAX, MASKED, Rule
 from jaxlm.kernels.attention.tiles import Tiles
 from jaxlm.kernels.pallas_support import LANES, on_tpu
 
-ROWS = 64             # of a strip, rolled at a time: enough to hide a roll's latency
+ROWS = 64  # of a strip, rolled at a time: enough to hide a roll's latency
 NN, NT, TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ()))
 
 
 class Operands(NamedTuple):
   """Padded arguments, time last. All but q, k and v may be None.
 
-  q_BNHT, k_BKHS, v_BKFS; line_N1R: the bias of distance; row_BNPS: subtracted per key, its N may be 1;
-  column_BNPT: added per query, with as many P as row; segments int32 (B, 1, length), those of keys never 0.
+  q_BNHT, k_BKHS, v_BKFS; line_N1R: the bias of distance; row_BNPS: subtracted per key, its N may be
+  1;
+  column_BNPT: added per query, with as many P as row; segments int32 (B, 1, length), those of keys
+  never 0.
   """
 
   q: Any
@@ -70,7 +77,9 @@ class _Grid(NamedTuple):
 
 
 def _dot(call, a, b, dimensions):
-  return jax.lax.dot_general(a, b, dimensions, precision=call.precision, preferred_element_type=jnp.float32)
+  return jax.lax.dot_general(
+    a, b, dimensions, precision=call.precision, preferred_element_type=jnp.float32
+  )
 
 
 def _at(start, size):
@@ -102,13 +111,15 @@ def _scores(call: Call, grid: Tiles, at: _Grid, refs: dict, strip, masked: bool)
     s_WQ += strip[:, _at(grid.distance(at.q, at.k) - grid.distances[0], grid.block_q)]
   if "row" in refs:
     for p in range(refs["row"].shape[2]):
-      row_W1 = _as_column(refs["row"][0, 0, p:p + 1])
+      row_W1 = _as_column(refs["row"][0, 0, p : p + 1])
       # The difference first: both may be large and their difference small.
-      s_WQ += refs["column"][0, 0, p:p + 1] - row_W1 if "column" in refs else -row_W1
+      s_WQ += refs["column"][0, 0, p : p + 1] - row_W1 if "column" in refs else -row_W1
   seen = None
   if masked:
-    lag = (jax.lax.broadcasted_iota(jnp.int32, s_WQ.shape, 1) - jax.lax.broadcasted_iota(jnp.int32, s_WQ.shape, 0))
-    distance = grid.distance(at.q, at.k)                      # i - j = lag + distance
+    lag = jax.lax.broadcasted_iota(jnp.int32, s_WQ.shape, 1) - jax.lax.broadcasted_iota(
+      jnp.int32, s_WQ.shape, 0
+    )
+    distance = grid.distance(at.q, at.k)  # i - j = lag + distance
     seen = lag >= -distance if grid.causal else None
     if grid.window is not None:
       near = lag < grid.window - distance
@@ -132,15 +143,20 @@ def _for_live(grid: Tiles, at: _Grid, tile):
 
 
 def _spread(line_ref, strip):
-  """strip[j] = line rolled by j: eight rows one by one, then each doubling rolls what is there by its height."""
+  """strip[j] = line rolled by j: eight rows one by one, then each doubling rolls what is there by
+  its height.
+  """
   for j in range(8):
-    strip[j:j + 1] = pltpu.roll(line_ref[0], j, 1) if j else line_ref[0]
+    strip[j : j + 1] = pltpu.roll(line_ref[0], j, 1) if j else line_ref[0]
   height = 8
   while height < strip.shape[0]:
     step = min(height, ROWS)
+
     def rows(g, _, height=height, step=step):
       strip[pl.ds(pl.multiple_of(height + step * g, 8), step)] = pltpu.roll(
-          strip[pl.ds(pl.multiple_of(step * g, 8), step)], height % strip.shape[1], 1)
+        strip[pl.ds(pl.multiple_of(step * g, 8), step)], height % strip.shape[1], 1
+      )
+
     jax.lax.fori_loop(0, height // step, rows, None)
     height *= 2
 
@@ -150,13 +166,18 @@ def _gather(strip, line_ref):
   height, width = strip.shape[0] // 2, strip.shape[1]
   while height >= 8:
     step = min(height, ROWS)
+
     def rows(g, _, height=height, step=step):
       into = pl.ds(pl.multiple_of(step * g, 8), step)
-      strip[into] += pltpu.roll(strip[pl.ds(pl.multiple_of(height + step * g, 8), step)], (width - height) % width, 1)
+      strip[into] += pltpu.roll(
+        strip[pl.ds(pl.multiple_of(height + step * g, 8), step)], (width - height) % width, 1
+      )
+
     jax.lax.fori_loop(0, height // step, rows, None)
     height //= 2
-  line_ref[0] = functools.reduce(jnp.add, (
-      pltpu.roll(strip[j:j + 1], width - j, 1) if j else strip[:1] for j in range(8)))
+  line_ref[0] = functools.reduce(
+    jnp.add, (pltpu.roll(strip[j : j + 1], width - j, 1) if j else strip[:1] for j in range(8))
+  )
 
 
 def _forward_body(call: Call, grid: Tiles, refs: dict):
@@ -198,11 +219,21 @@ def _forward_body(call: Call, grid: Tiles, refs: dict):
 def _backward_body(call: Call, grid: Tiles, refs: dict):
   head, batch, k, q = (pl.program_id(axis) for axis in range(4))
   at, rule = _Grid(head, batch, q, k), call.rule
-  dk, dv, dq, strip, d_strip = refs["dk_sum"], refs["dv_sum"], refs["dq_sum"], refs.get("strip"), refs.get("d_strip")
+  dk, dv, dq, strip, d_strip = (
+    refs["dk_sum"],
+    refs["dv_sum"],
+    refs["dq_sum"],
+    refs.get("strip"),
+    refs.get("d_strip"),
+  )
   columns = _at(q * grid.block_q, grid.block_q)
   first, last = (k == 0) & (q == 0), (k == grid.num_k - 1) & (q == grid.num_q - 1)
-  zero = lambda ref: jnp.zeros(ref.shape, jnp.float32)
+
+  def zero(ref):
+    return jnp.zeros(ref.shape, jnp.float32)
+
   if strip is not None:
+
     @pl.when((batch == 0) & first)
     def _():
       _spread(refs["line"], strip)
@@ -230,7 +261,8 @@ def _backward_body(call: Call, grid: Tiles, refs: dict):
       d_strip[:, _at(grid.distance(q, k) - grid.distances[0], grid.block_q)] += ds_WQ
     if "d_row" in refs:
       refs["d_row_sum"][...] += functools.reduce(
-          jnp.add, (ds_WQ[:, c:c + LANES] for c in range(0, grid.block_q, LANES)))
+        jnp.add, (ds_WQ[:, c : c + LANES] for c in range(0, grid.block_q, LANES))
+      )
     if "d_column" in refs:
       refs["d_column"][0, 0, :, columns] += jnp.sum(ds_WQ, 0, keepdims=True)
     if capped is not None:
@@ -265,44 +297,86 @@ class _Operand(NamedTuple):
   index: Any
 
 
-def _run(body, call: Call, grid: Tiles, name: str, order: tuple, ins: dict, outs: dict, scratch: dict, cost):
+def _run(
+  body, call: Call, grid: Tiles, name: str, order: tuple, ins: dict, outs: dict, scratch: dict, cost
+):
   """One pallas_call over (heads, batch, two axes of tiles in the order given); results by name."""
   ins = {key: operand for key, operand in ins.items() if operand is not None}
   outs = {key: operand for key, operand in outs.items() if operand is not None}
   scratch = {key: shape for key, shape in scratch.items() if shape is not None}
   B, N = ins["q"].array.shape[:2]
   names = (*ins, *outs, *scratch)
-  index = lambda f: (lambda n, b, x, y: f(n, b, *((x, y) if order == ("q", "k") else (y, x))))
-  spec = lambda operand: pl.BlockSpec(operand.block, index(operand.index))
+
+  def index(f):
+    return lambda n, b, x, y: f(n, b, *((x, y) if order == ("q", "k") else (y, x)))
+
+  def spec(operand):
+    return pl.BlockSpec(operand.block, index(operand.index))
+
   steps = {"q": grid.num_q, "k": grid.num_k}
   results = pl.pallas_call(
-      lambda *refs: body(call, grid, dict(zip(names, refs))),
-      grid=(N, B, *(steps[axis] for axis in order)),
-      in_specs=[spec(operand) for operand in ins.values()], out_specs=[spec(operand) for operand in outs.values()],
-      out_shape=[operand.array for operand in outs.values()],
-      scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
-      cost_estimate=cost, name=name,
-      # A strip is built with a head's first row of the batch and lasts for the others.
-      **on_tpu("parallel", "arbitrary" if "strip" in scratch else "parallel", "arbitrary", "arbitrary"),
+    lambda *refs: body(call, grid, dict(zip(names, refs))),
+    grid=(N, B, *(steps[axis] for axis in order)),
+    in_specs=[spec(operand) for operand in ins.values()],
+    out_specs=[spec(operand) for operand in outs.values()],
+    out_shape=[operand.array for operand in outs.values()],
+    scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
+    cost_estimate=cost,
+    name=name,
+    # A strip is built with a head's first row of the batch and lasts for the others.
+    **on_tpu(
+      "parallel", "arbitrary" if "strip" in scratch else "parallel", "arbitrary", "arbitrary"
+    ),
   )(*(operand.array for operand in ins.values()))
   return dict(zip(outs, results))
 
 
 def _inputs(grid: Tiles, x: Operands, keys, queries) -> dict:
-  """The arguments that both directions read. keys, queries: index of the block to fetch at a tile (q, k)."""
+  """The arguments that both directions read. keys, queries: index of the block to fetch at a tile
+  (q, k).
+  """
   group = x.q.shape[1] // x.k.shape[1]
-  key_side = lambda array, head: None if array is None else _Operand(
-      array, (1, 1, array.shape[2], grid.block_k), lambda n, b, q, k: (b, head(n), 0, keys(q, k)))
-  query_side = lambda array, head: None if array is None else _Operand(
-      array, (1, 1, array.shape[2], grid.block_q), lambda n, b, q, k: (b, head(n), 0, queries(q, k)))
-  own = lambda array: (lambda n: n if array is not None and array.shape[1] > 1 else 0)
-  segment = lambda array, size, at: None if array is None else _Operand(
-      array, (1, 1, size), lambda n, b, q, k: (b, 0, at(q, k)))
+
+  def key_side(array, head):
+    return (
+      None
+      if array is None
+      else _Operand(
+        array, (1, 1, array.shape[2], grid.block_k), lambda n, b, q, k: (b, head(n), 0, keys(q, k))
+      )
+    )
+
+  def query_side(array, head):
+    return (
+      None
+      if array is None
+      else _Operand(
+        array,
+        (1, 1, array.shape[2], grid.block_q),
+        lambda n, b, q, k: (b, head(n), 0, queries(q, k)),
+      )
+    )
+
+  def own(array):
+    return lambda n: n if array is not None and array.shape[1] > 1 else 0
+
+  def segment(array, size, at):
+    return (
+      None if array is None else _Operand(array, (1, 1, size), lambda n, b, q, k: (b, 0, at(q, k)))
+    )
+
   return dict(
-      q=query_side(x.q, lambda n: n), k=key_side(x.k, lambda n: n // group), v=key_side(x.v, lambda n: n // group),
-      line=None if x.line is None else _Operand(x.line, (1, *x.line.shape[1:]), lambda n, b, q, k: (n, 0, 0)),
-      row=key_side(x.row, own(x.row)), column=query_side(x.column, own(x.column)),
-      q_segment=segment(x.q_segment, grid.block_q, queries), k_segment=segment(x.k_segment, grid.block_k, keys))
+    q=query_side(x.q, lambda n: n),
+    k=key_side(x.k, lambda n: n // group),
+    v=key_side(x.v, lambda n: n // group),
+    line=None
+    if x.line is None
+    else _Operand(x.line, (1, *x.line.shape[1:]), lambda n, b, q, k: (n, 0, 0)),
+    row=key_side(x.row, own(x.row)),
+    column=query_side(x.column, own(x.column)),
+    q_segment=segment(x.q_segment, grid.block_q, queries),
+    k_segment=segment(x.k_segment, grid.block_k, keys),
+  )
 
 
 def _cost(call: Call, grid: Tiles, x: Operands, products: int) -> pl.CostEstimate:
@@ -310,9 +384,16 @@ def _cost(call: Call, grid: Tiles, x: Operands, products: int) -> pl.CostEstimat
   F = x.v.shape[2]
   live = sum(bool(grid.is_live(q, k)) for q in range(grid.num_q) for k in range(grid.num_k))
   pairs = B * N * live * grid.block_q * grid.block_k
-  size = lambda array: array.size * array.dtype.itemsize
-  moved = sum(size(array) for array in x if array is not None) + B * N * F * grid.T * x.q.dtype.itemsize
-  return pl.CostEstimate(flops=pairs * products * (H + F), transcendentals=pairs, bytes_accessed=moved)
+
+  def size(array):
+    return array.size * array.dtype.itemsize
+
+  moved = (
+    sum(size(array) for array in x if array is not None) + B * N * F * grid.T * x.q.dtype.itemsize
+  )
+  return pl.CostEstimate(
+    flops=pairs * products * (H + F), transcendentals=pairs, bytes_accessed=moved
+  )
 
 
 def forward(call: Call, x: Operands):
@@ -320,43 +401,95 @@ def forward(call: Call, x: Operands):
   grid = call.forward
   B, N, H, T = x.q.shape
   F = x.v.shape[2]
-  queries = lambda rows: (1, 1, rows, grid.block_q)
-  index = lambda n, b, q, k: (b, n, 0, q)
+
+  def queries(rows):
+    return (1, 1, rows, grid.block_q)
+
+  def index(n, b, q, k):
+    return (b, n, 0, q)
+
   out = _run(
-      _forward_body, call, grid, "attention_forward", ("q", "k"), _inputs(grid, x, grid.keys_of, lambda q, k: q),
-      dict(o=_Operand(jax.ShapeDtypeStruct((B, N, F, T), x.q.dtype), queries(F), index),
-           lse=_Operand(jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32), queries(1), index)),
-      dict(m=(1, grid.block_q), l=(1, grid.block_q), acc=(F, grid.block_q),
-           strip=None if x.line is None else (grid.block_k, x.line.shape[2])),
-      _cost(call, grid, x, 2))
+    _forward_body,
+    call,
+    grid,
+    "attention_forward",
+    ("q", "k"),
+    _inputs(grid, x, grid.keys_of, lambda q, k: q),
+    dict(
+      o=_Operand(jax.ShapeDtypeStruct((B, N, F, T), x.q.dtype), queries(F), index),
+      lse=_Operand(jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32), queries(1), index),
+    ),
+    dict(
+      m=(1, grid.block_q),
+      l=(1, grid.block_q),
+      acc=(F, grid.block_q),
+      strip=None if x.line is None else (grid.block_k, x.line.shape[2]),
+    ),
+    _cost(call, grid, x, 2),
+  )
   return out["o"], out["lse"]
 
 
 def backward(call: Call, x: Operands, do_BNFT, lse_BN1T, delta_BN1T) -> dict:
-  """Gradients by name: dq_BNHT; dk_BNHS, dv_BNFS per *query* head; d_line_N1R, d_row_BN1S, d_column_BN1T where there is one.
+  """Gradients by name: dq_BNHT; dk_BNHS, dv_BNFS per *query* head; d_line_N1R, d_row_BN1S,
+  d_column_BN1T where there is one.
 
   Those per query head are float32 if several share a key and value head, and are to be summed.
   """
   grid = call.backward
   B, N, H, T = x.q.shape
   S, F = x.k.shape[3], x.v.shape[2]
-  of_query = lambda array: _Operand(array, (1, 1, array.shape[2], grid.block_q),
-                                    lambda n, b, q, k: (b, n, 0, grid.queries_of(q, k)))
-  whole = lambda rows, dtype: _Operand(jax.ShapeDtypeStruct((B, N, rows, T), dtype), (1, 1, rows, T),
-                                       lambda n, b, q, k: (b, n, 0, 0))
-  of_key = lambda rows, dtype: _Operand(jax.ShapeDtypeStruct((B, N, rows, S), dtype), (1, 1, rows, grid.block_k),
-                                        lambda n, b, q, k: (b, n, 0, k))
+
+  def of_query(array):
+    return _Operand(
+      array,
+      (1, 1, array.shape[2], grid.block_q),
+      lambda n, b, q, k: (b, n, 0, grid.queries_of(q, k)),
+    )
+
+  def whole(rows, dtype):
+    return _Operand(
+      jax.ShapeDtypeStruct((B, N, rows, T), dtype), (1, 1, rows, T), lambda n, b, q, k: (b, n, 0, 0)
+    )
+
+  def of_key(rows, dtype):
+    return _Operand(
+      jax.ShapeDtypeStruct((B, N, rows, S), dtype),
+      (1, 1, rows, grid.block_k),
+      lambda n, b, q, k: (b, n, 0, k),
+    )
+
   kv_dtype = x.k.dtype if x.k.shape[1] == N else jnp.float32
   strip = None if x.line is None else (grid.block_k, x.line.shape[2])
   ins = _inputs(grid, x, lambda q, k: k, grid.queries_of)
   return _run(
-      _backward_body, call, grid, "attention_backward", ("k", "q"),
-      dict(ins, do=of_query(do_BNFT), lse=of_query(lse_BN1T), delta=of_query(delta_BN1T)),
-      dict(dq=whole(H, x.q.dtype), dk=of_key(H, kv_dtype), dv=of_key(F, kv_dtype),
-           d_line=None if x.line is None else _Operand(
-               jax.ShapeDtypeStruct(x.line.shape, jnp.float32), (1, *x.line.shape[1:]), lambda n, b, q, k: (n, 0, 0)),
-           d_row=None if x.row is None else of_key(1, jnp.float32),
-           d_column=None if x.column is None else whole(1, jnp.float32)),
-      dict(dk_sum=(H, grid.block_k), dv_sum=(F, grid.block_k), dq_sum=(H, T),
-           d_row_sum=None if x.row is None else (grid.block_k, LANES), strip=strip, d_strip=strip),
-      _cost(call, grid, x, 5))
+    _backward_body,
+    call,
+    grid,
+    "attention_backward",
+    ("k", "q"),
+    dict(ins, do=of_query(do_BNFT), lse=of_query(lse_BN1T), delta=of_query(delta_BN1T)),
+    dict(
+      dq=whole(H, x.q.dtype),
+      dk=of_key(H, kv_dtype),
+      dv=of_key(F, kv_dtype),
+      d_line=None
+      if x.line is None
+      else _Operand(
+        jax.ShapeDtypeStruct(x.line.shape, jnp.float32),
+        (1, *x.line.shape[1:]),
+        lambda n, b, q, k: (n, 0, 0),
+      ),
+      d_row=None if x.row is None else of_key(1, jnp.float32),
+      d_column=None if x.column is None else whole(1, jnp.float32),
+    ),
+    dict(
+      dk_sum=(H, grid.block_k),
+      dv_sum=(F, grid.block_k),
+      dq_sum=(H, T),
+      d_row_sum=None if x.row is None else (grid.block_k, LANES),
+      strip=strip,
+      d_strip=strip,
+    ),
+    _cost(call, grid, x, 5),
+  )

@@ -1,10 +1,12 @@
-"""Flash attention with biases computed in the kernel, for TPUs: what it covers, its arguments and its gradient.
+"""Flash attention with biases computed in the kernel, for TPUs: what it covers, its arguments and
+its gradient.
 
-Axes: B batch, T queries, S keys, N query heads, K kv heads, H head_dim of q and k, F of v, P pairs of numbers per query and
-key, R distances.
+Axes: B batch, T queries, S keys, N query heads, K kv heads, H head_dim of q and k, F of v, P pairs
+of numbers per query and key, R distances.
 
-Biases come in two kinds, both small: numbers by distance, one line per head (LinearBias, BucketBias; several are added up), and
-numbers by query and by key (KeyBias). A key that no query may see has an infinite number, in effect.
+Biases come in two kinds, both small: numbers by distance, one line per head (LinearBias,
+BucketBias; several are added up), and numbers by query and by key (KeyBias). A key that no query
+may see has an infinite number, in effect.
 """
 
 import functools
@@ -21,7 +23,7 @@ from jaxlm.kernels.attention.tiles import tiles
 from jaxlm.kernels.pallas_support import round_up, vmem_bytes, why_not_here
 from jaxlm.kernels.platform import target_device_kind
 
-NO_SEGMENT = jnp.iinfo(jnp.int32).min      # of keys that are padding: no query has it
+NO_SEGMENT = jnp.iinfo(jnp.int32).min  # of keys that are padding: no query has it
 
 
 def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str | None:
@@ -40,8 +42,10 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str
       return f"{type(bias).__name__} depends on a whole row of keys, and a tile sees a part of it"
   need, most = _vmem_bytes(q, k, v, biases, rule), vmem_bytes(target_device_kind())
   if need > most:
-    return (f"{q.shape[1]} queries and {k.shape[1]} keys need about {need >> 20} MiB of on-chip memory in the backward pass, "
-            f"and it takes at most {most >> 20}; use the XLA form")
+    return (
+      f"{q.shape[1]} queries and {k.shape[1]} keys need about {need >> 20} MiB of on-chip memory in the backward pass, "
+      f"and it takes at most {most >> 20}; use the XLA form"
+    )
   return None
 
 
@@ -49,18 +53,30 @@ def _grids(q, k, rule: Rule):
   """(forward, backward) grids over equally padded lengths. q (B, T, ...), k (B, S, ...)."""
   sizes = blocks.pallas_blocks(q.shape[1], k.shape[1], rule.causal or rule.window is not None)
   longest = [max(pair) for pair in zip(*sizes)]
-  return tuple(tiles(round_up(q.shape[1], longest[0]), round_up(k.shape[1], longest[1]), *pair, rule) for pair in sizes)
+  return tuple(
+    tiles(round_up(q.shape[1], longest[0]), round_up(k.shape[1], longest[1]), *pair, rule)
+    for pair in sizes
+  )
 
 
 def _vmem_bytes(q, k, v, biases, rule) -> int:
   strip = any(not isinstance(bias, KeyBias) for bias in biases)
-  return max(grid.vmem_bytes(q.shape[-1], v.shape[-1], q.dtype.itemsize, strip, backward)
-             for grid, backward in zip(_grids(q, k, rule), (False, True)))
+  return max(
+    grid.vmem_bytes(q.shape[-1], v.shape[-1], q.dtype.itemsize, strip, backward)
+    for grid, backward in zip(_grids(q, k, rule), (False, True))
+  )
 
 
 def _precision(dtype):
-  """Of the products: one pass for bfloat16; float32 as jax_default_matmul_precision asks, which knows two ways here."""
-  one_pass = dtype == jnp.bfloat16 or jax.config.jax_default_matmul_precision in (None, "default", "bfloat16", "fastest")
+  """Of the products: one pass for bfloat16; float32 as jax_default_matmul_precision asks, which
+  knows two ways here.
+  """
+  one_pass = dtype == jnp.bfloat16 or jax.config.jax_default_matmul_precision in (
+    None,
+    "default",
+    "bfloat16",
+    "fastest",
+  )
   return jax.lax.Precision.DEFAULT if one_pass else jax.lax.Precision.HIGHEST
 
 
@@ -70,9 +86,11 @@ def _attention(call: Call, x: Operands):
 
 
 def _line(grid, line_NR):
-  """Of all distances -S .. T - 1 those of the grid's strip: from its least one, then those left of it, which wrap around."""
+  """Of all distances -S .. T - 1 those of the grid's strip: from its least one, then those left of
+  it, which wrap around.
+  """
   low, high = grid.distances
-  line_NR = line_NR[:, low - grid.block_k + grid.S: high + grid.block_q + grid.S]
+  line_NR = line_NR[:, low - grid.block_k + grid.S : high + grid.block_q + grid.S]
   return jnp.roll(line_NR, -grid.block_k, axis=1)[:, None]
 
 
@@ -85,19 +103,35 @@ def _forward(call: Call, x: Operands):
 def _backward(call: Call, residuals, do_BNFT):
   x, o_BNFT, lse_BN1T = residuals
   delta_BN1T = jnp.sum(do_BNFT.astype(jnp.float32) * o_BNFT.astype(jnp.float32), 2, keepdims=True)
-  line, unskew = (None, None) if x.line is None else jax.vjp(functools.partial(_line, call.backward), x.line)
+  line, unskew = (
+    (None, None) if x.line is None else jax.vjp(functools.partial(_line, call.backward), x.line)
+  )
   d = kernels.backward(call, x._replace(line=line), do_BNFT, lse_BN1T, delta_BN1T)
   B, K = x.k.shape[:2]
-  ungroup = lambda y, like: jnp.sum(y.reshape(B, K, -1, *y.shape[2:]), 2).astype(like.dtype) if y.shape[1] > K else y
 
-  def number(name, like):     # every pair of numbers has the same gradient; one for all heads gets their sum
+  def ungroup(y, like):
+    return jnp.sum(y.reshape(B, K, -1, *y.shape[2:]), 2).astype(like.dtype) if y.shape[1] > K else y
+
+  def number(
+    name, like
+  ):  # every pair of numbers has the same gradient; one for all heads gets their sum
     if like is None:
       return None
     y = d[name]
     return jnp.broadcast_to(jnp.sum(y, 1, keepdims=True) if like.shape[1] == 1 else y, like.shape)
 
-  return (Operands(d["dq"], ungroup(d["dk"], x.k), ungroup(d["dv"], x.v), None if line is None else unskew(d["d_line"])[0],
-                   number("d_row", x.row), number("d_column", x.column), None, None),)
+  return (
+    Operands(
+      d["dq"],
+      ungroup(d["dk"], x.k),
+      ungroup(d["dv"], x.v),
+      None if line is None else unskew(d["d_line"])[0],
+      number("d_row", x.row),
+      number("d_column", x.column),
+      None,
+      None,
+    ),
+  )
 
 
 _attention.defvjp(_forward, _backward)
@@ -110,10 +144,15 @@ def _pad(x, length: int, axis: int, value=0):
 
 
 def _numbers(biases: tuple, sight: Sight, S: int, padded: int):
-  """(row_BNPS, column_BNPT), either None: what is subtracted per key and added per query, of KeyBias and hidden keys."""
-  per_key = lambda x_BSN: x_BSN.astype(jnp.float32).swapaxes(1, 2)
+  """(row_BNPS, column_BNPT), either None: what is subtracted per key and added per query, of
+  KeyBias and hidden keys.
+  """
+
+  def per_key(x_BSN):
+    return x_BSN.astype(jnp.float32).swapaxes(1, 2)
+
   rows = [per_key(b.k_BSN) for b in biases if isinstance(b, KeyBias) and b.q_BTN is None]
-  rows = [sum(rows[1:], rows[0])] if rows else []                       # nothing to subtract them from: one sum
+  rows = [sum(rows[1:], rows[0])] if rows else []  # nothing to subtract them from: one sum
   pairs = [b for b in biases if isinstance(b, KeyBias) and b.q_BTN is not None]
   hidden = None
   if sight.kv_segment_ids_BS is not None and sight.q_segment_ids_BT is None:
@@ -128,7 +167,10 @@ def _numbers(biases: tuple, sight: Sight, S: int, padded: int):
   rows += [_pad(per_key(b.k_BSN), padded, 2) for b in pairs]
   if pairs and len(rows) > len(pairs):
     columns = [jnp.zeros_like(columns[0]), *columns]
-  stack = lambda parts: jnp.stack(jnp.broadcast_arrays(*parts), axis=2) if parts else None
+
+  def stack(parts):
+    return jnp.stack(jnp.broadcast_arrays(*parts), axis=2) if parts else None
+
   return stack(rows), stack(columns)
 
 
@@ -144,28 +186,52 @@ def _operands(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, T: int, S: in
   if sight.q_segment_ids_BT is not None:
     q_segment = jnp.broadcast_to(_pad(sight.q_segment_ids_BT, T, 1), (B, T))[:, None]
     keys = sight.kv_segment_ids_BS
-    k_segment = jnp.broadcast_to(_pad(jnp.where(keys == 0, NO_SEGMENT, keys), S, 1, NO_SEGMENT), (B, S))[:, None]
-  whole = lambda x: None if x is None else jnp.broadcast_to(x, (B, *x.shape[1:]))
-  turned = lambda x, length: _pad(x.transpose(0, 2, 3, 1), length, 3)
-  return Operands(turned(q_BTNH, T), turned(k_BSKH, S), turned(v_BSKF, S), line, whole(row),
-                  None if column is None else _pad(whole(column), T, 3), q_segment, k_segment)
+    k_segment = jnp.broadcast_to(
+      _pad(jnp.where(keys == 0, NO_SEGMENT, keys), S, 1, NO_SEGMENT), (B, S)
+    )[:, None]
+
+  def whole(x):
+    return None if x is None else jnp.broadcast_to(x, (B, *x.shape[1:]))
+
+  def turned(x, length):
+    return _pad(x.transpose(0, 2, 3, 1), length, 3)
+
+  return Operands(
+    turned(q_BTNH, T),
+    turned(k_BSKH, S),
+    turned(v_BSKF, S),
+    line,
+    whole(row),
+    None if column is None else _pad(whole(column), T, 3),
+    q_segment,
+    k_segment,
+  )
 
 
 def _over_mesh(fn, x: Operands, spec):
   """fn under shard_map: batch and heads placed by spec."""
   batch, time, heads = (*spec, None, None, None)[:3]
   if time is not None:
-    raise ValueError(f"spec {spec} shards time; the Pallas attention needs it whole: gather the sequence axis first")
+    raise ValueError(
+      f"spec {spec} shards time; the Pallas attention needs it whole: gather the sequence axis first"
+    )
   by_head, ids = jax.P(batch, heads, None, None), jax.P(batch, None, None)
-  shared = jax.P(batch, None, None, None)            # one for all heads
-  number = lambda array: None if array is None else by_head if array.shape[1] == x.q.shape[1] else shared
-  specs = Operands(by_head, by_head, by_head, jax.P(heads, None), number(x.row), number(x.column), ids, ids)
+  shared = jax.P(batch, None, None, None)  # one for all heads
+
+  def number(array):
+    return None if array is None else by_head if array.shape[1] == x.q.shape[1] else shared
+
+  specs = Operands(
+    by_head, by_head, by_head, jax.P(heads, None), number(x.row), number(x.column), ids, ids
+  )
   specs = Operands(*(None if array is None else place for array, place in zip(x, specs)))
   return jax.shard_map(fn, in_specs=(specs,), out_specs=specs.q, check_vma=False)(x)
 
 
 def attention(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, rule: Rule, spec=None):
-  """As reference.attention. Under a mesh of several devices `spec` places q (B, T, N, H); the rest follows it."""
+  """As reference.attention. Under a mesh of several devices `spec` places q (B, T, N, H); the rest
+  follows it.
+  """
   grids = _grids(q_BTNH, k_BSKH, rule)
   call = Call(rule, *grids, _precision(q_BTNH.dtype))
   x = _operands(q_BTNH, k_BSKH, v_BSKF, sight, biases, grids[0].T, grids[0].S)
@@ -174,4 +240,4 @@ def attention(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, rule: Rule, s
     o_BNFT = _over_mesh(fn, x, spec)
   else:
     o_BNFT = fn(x)
-  return o_BNFT[..., :q_BTNH.shape[1]].transpose(0, 3, 1, 2)
+  return o_BNFT[..., : q_BTNH.shape[1]].transpose(0, 3, 1, 2)

@@ -1,7 +1,7 @@
 """The definition of attention: all scores at once, differentiated by autodiff.
 
-Axes: B batch, N query heads, K kv heads, G = N / K, T queries, S keys, H head_dim of q and k, F of v.
-Inside this package heads come before time: q_BNTH, k_BKSH, v_BKSF.
+Axes: B batch, N query heads, K kv heads, G = N / K, T queries, S keys, H head_dim of q and k, F of
+v. Inside this package heads come before time: q_BNTH, k_BKSH, v_BKSF.
 """
 
 import dataclasses
@@ -11,8 +11,10 @@ import jax.numpy as jnp
 
 from jaxlm.kernels.attention.bias import Block, pytree
 
-MASKED = -1e30         # finite, so that MASKED - MASKED is 0 and not NaN
-LOWEST_MAX = -1e29     # a row's maximum is at least this, so that exp(MASKED - maximum) is 0 in an empty row
+MASKED = -1e30  # finite, so that MASKED - MASKED is 0 and not NaN
+LOWEST_MAX = (
+  -1e29
+)  # a row's maximum is at least this, so that exp(MASKED - maximum) is 0 in an empty row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Rule:
   window: int | None = None
   softcap: float | None = None
   softmax1: bool = False
-  contiguous: bool = True      # indices are 0, 1, 2 ... in queries and keys
+  contiguous: bool = True  # indices are 0, 1, 2 ... in queries and keys
 
 
 @pytree(data=["i_BT", "j_BS", "q_segment_ids_BT", "kv_segment_ids_BS"])
@@ -45,7 +47,7 @@ class Sight:
       if not rule.causal:
         seen &= j - i < rule.window
     if not rule.contiguous:
-      seen &= j >= 0                                        # empty slots of a ring buffer
+      seen &= j >= 0  # empty slots of a ring buffer
     if self.kv_segment_ids_BS is not None:
       key = self.kv_segment_ids_BS[:, None, None, :]
       seen &= key != 0
@@ -81,7 +83,9 @@ def from_products(s_BNTS, q_BNTH, sight: Sight, biases: tuple, rule: Rule):
 
 
 def softmax(s_BNTS, softmax1: bool):
-  """exp(s - m) with m >= LOWEST_MAX (>= 0 for softmax1, whose extra logit is 0), its row sums, and m."""
+  """exp(s - m) with m >= LOWEST_MAX (>= 0 for softmax1, whose extra logit is 0), its row sums, and
+  m.
+  """
   m_BNT1 = jnp.maximum(jnp.max(s_BNTS, -1, keepdims=True), 0.0 if softmax1 else LOWEST_MAX)
   m_BNT1 = jax.lax.stop_gradient(m_BNT1)
   p_BNTS = jnp.exp(s_BNTS - m_BNT1)

@@ -1,6 +1,8 @@
-"""The static grid of the Pallas kernel: which tiles of scores are computed, which need a mask, and what they cost.
+"""The static grid of the Pallas kernel: which tiles of scores are computed, which need a mask, and
+what they cost.
 
-A tile holds the scores of `block_k` keys (rows) and `block_q` queries (columns). Lengths are padded to whole tiles.
+A tile holds the scores of `block_k` keys (rows) and `block_q` queries (columns). Lengths are padded
+to whole tiles.
 """
 
 import dataclasses
@@ -64,14 +66,18 @@ class Tiles:
     return whole
 
   def keys_of(self, q, k):
-    """Tile k, or the nearest that is live for queries q: so that no block is fetched for a dead tile."""
+    """Tile k, or the nearest that is live for queries q: so that no block is fetched for a dead
+    tile.
+    """
     last, first = self.num_k - 1, 0
     if self.causal:
       last = jnp.minimum(last, (q * self.block_q + self.block_q - 1) // self.block_k)
     if self.window is not None:
       first = jnp.maximum(q * self.block_q - self.window + 1, 0) // self.block_k
       if not self.causal:
-        last = jnp.minimum(last, (q * self.block_q + self.block_q - 2 + self.window) // self.block_k)
+        last = jnp.minimum(
+          last, (q * self.block_q + self.block_q - 2 + self.window) // self.block_k
+        )
     return jnp.clip(k, jnp.minimum(first, last), last) if self.positional else k
 
   def queries_of(self, q, k):
@@ -88,7 +94,12 @@ class Tiles:
   @property
   def distances(self) -> tuple[int, int]:
     """Least and largest `distance` of the live tiles."""
-    live = [self.distance(q, k) for q in range(self.num_q) for k in range(self.num_k) if self.is_live(q, k)]
+    live = [
+      self.distance(q, k)
+      for q in range(self.num_q)
+      for k in range(self.num_k)
+      if self.is_live(q, k)
+    ]
     return min(live), max(live)
 
   @property
@@ -98,13 +109,17 @@ class Tiles:
     return high - low + self.block_q + self.block_k
 
   def vmem_bytes(self, H: int, F: int, itemsize: int, strip: bool, backward: bool) -> int:
-    """What one grid step holds, about: blocks twice, scratch once, some temporaries of a tile's size."""
+    """What one grid step holds, about: blocks twice, scratch once, some temporaries of a tile's
+    size.
+    """
     tile = self.block_q * self.block_k * 4
     blocks = 2 * itemsize * (H + F) * (self.block_q + self.block_k)
     if not backward:
       return 5 * tile + blocks + 4 * F * self.block_q + strip * self._strip_bytes()
     whole = self.T * H * (4 + 2 * itemsize)
-    return 7 * tile + 2 * blocks + 4 * (H + F) * self.block_k + whole + 2 * strip * self._strip_bytes()
+    return (
+      7 * tile + 2 * blocks + 4 * (H + F) * self.block_k + whole + 2 * strip * self._strip_bytes()
+    )
 
   def _strip_bytes(self) -> int:
     return self.strip_width * (self.block_k + 16) * 4
@@ -112,5 +127,8 @@ class Tiles:
 
 def tiles(T: int, S: int, block_q: int, block_k: int, rule: Rule) -> Tiles:
   """The grid for T queries and S keys, before padding."""
-  up = lambda length, block: -(-length // block) * block
+
+  def up(length, block):
+    return -(-length // block) * block
+
   return Tiles(up(T, block_q), up(S, block_k), block_q, block_k, rule.causal, rule.window)

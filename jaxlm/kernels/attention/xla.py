@@ -2,18 +2,20 @@
 
 Axes as in reference.py; Q queries of one block, W keys that a block may see.
 
-The grid is static. Without a window the queries are cut into a few stretches, each scanned block by block
-against the keys up to the stretch's end; with a window every block slices the keys it can reach. A block sees
-all its keys at once, so nothing is rescaled and biases that need whole rows (CoPE) work as well. Only o
-and the log-sum-exp are kept for the backward pass, which computes the scores of a block again:
+The grid is static. Without a window the queries are cut into a few stretches, each scanned block by
+block against the keys up to the stretch's end; with a window every block slices the keys it can
+reach. A block sees all its keys at once, so nothing is rescaled and biases that need whole rows
+(CoPE) work as well. Only o and the log-sum-exp are kept for the backward pass, which computes the
+scores of a block again:
 
   p = exp(s - lse);  dv^T = do^T p;  ds = p (do v^T - sum(do o));
   dc, dbias = vjp of s, a function of the products c = q k^T, at ds;  dq = dc k;  dk^T = q^T dc,
 
-with p and dc in the dtype of the products, as the other implementations have them, and sums in float32.
+with p and dc in the dtype of the products, as the other implementations have them, and sums in
+float32.
 
-Keys and values are turned once, and their gradients are summed turned: no product then has p or dc, the largest arrays
-here, transposed, which a CPU copies first.
+Keys and values are turned once, and their gradients are summed turned: no product then has p or dc,
+the largest arrays here, transposed, which a CPU copies first.
 """
 
 import functools
@@ -23,11 +25,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.kernels.attention import blocks
-from jaxlm.kernels.attention.reference import Rule, Sight, from_products, products, softmax, weighted_sum
+from jaxlm.kernels.attention.reference import (
+  Rule,
+  Sight,
+  from_products,
+  products,
+  softmax,
+  weighted_sum,
+)
 
 
 class Stretch(NamedTuple):
-  """Query blocks first .. first + count - 1, each against `width` keys: from 0, or sliding with the block."""
+  """Query blocks first .. first + count - 1, each against `width` keys: from 0, or sliding with the
+  block.
+  """
 
   first: int
   count: int
@@ -45,8 +56,10 @@ def plan(T: int, S: int, block: int, rule: Rule) -> list[Stretch]:
   if not (rule.contiguous and rule.causal):
     return [Stretch(0, num_blocks, S, False)]
   count = -(-num_blocks // blocks.STRETCHES)
-  return [Stretch(first, min(count, num_blocks - first), min(S, (first + count) * block), False)
-          for first in range(0, num_blocks, count)]
+  return [
+    Stretch(first, min(count, num_blocks - first), min(S, (first + count) * block), False)
+    for first in range(0, num_blocks, count)
+  ]
 
 
 def _cut(x, start, size, axis):
@@ -66,12 +79,17 @@ class _Blocks:
     return start_q, jnp.clip(start_q - (self.rule.window - 1), 0, self.S - self.stretch.width)
 
   def sight(self, sight: Sight, start_q, start_k):
-    return Sight(_cut(sight.i_BT, start_q, self.block, 1), _cut(sight.j_BS, start_k, self.stretch.width, 1),
-                 _cut(sight.q_segment_ids_BT, start_q, self.block, 1),
-                 _cut(sight.kv_segment_ids_BS, start_k, self.stretch.width, 1))
+    return Sight(
+      _cut(sight.i_BT, start_q, self.block, 1),
+      _cut(sight.j_BS, start_k, self.stretch.width, 1),
+      _cut(sight.q_segment_ids_BT, start_q, self.block, 1),
+      _cut(sight.kv_segment_ids_BS, start_k, self.stretch.width, 1),
+    )
 
   def scores(self, c_BNQW, q_BNQH, sight, biases, start_q, start_k):
-    """Scores of one block, whose products are c, from the *whole* biases: their gradient comes back whole."""
+    """Scores of one block, whose products are c, from the *whole* biases: their gradient comes back
+    whole.
+    """
     biases = tuple(b.cut(start_q, self.block, start_k, self.stretch.width) for b in biases)
     return from_products(c_BNQW, q_BNQH, sight, biases, self.rule)
 
@@ -85,14 +103,18 @@ def _pad_queries(x, padded: int, axis: int):
 
 
 def _pad_sight(sight: Sight, padded: int) -> Sight:
-  return Sight(_pad_queries(sight.i_BT, padded, 1), sight.j_BS,
-               _pad_queries(sight.q_segment_ids_BT, padded, 1), sight.kv_segment_ids_BS)
+  return Sight(
+    _pad_queries(sight.i_BT, padded, 1),
+    sight.j_BS,
+    _pad_queries(sight.q_segment_ids_BT, padded, 1),
+    sight.kv_segment_ids_BS,
+  )
 
 
 def _join(parts, axis: int = 2):
   """Blocks stacked on the leading axis, per stretch, to one array with time at `axis`."""
   flat = jnp.moveaxis(jnp.concatenate(parts, axis=0), 0, axis)
-  return flat.reshape(*flat.shape[:axis], -1, *flat.shape[axis + 2:])
+  return flat.reshape(*flat.shape[:axis], -1, *flat.shape[axis + 2 :])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -109,8 +131,14 @@ def _forward(q_BNTH, k_BKSH, v_BKSF, sight, biases, rule, block):
     def step(_, n, cut=cut, stretch=stretch):
       start_q, start_k = cut.starts(n)
       q_BNQH = _cut(q_BNTH, start_q, block, 2)
-      s_BNQW = cut.scores(products(q_BNQH, _cut(k_BKHS, start_k, stretch.width, 3)), q_BNQH,
-                          cut.sight(sight, start_q, start_k), biases, start_q, start_k)
+      s_BNQW = cut.scores(
+        products(q_BNQH, _cut(k_BKHS, start_k, stretch.width, 3)),
+        q_BNQH,
+        cut.sight(sight, start_q, start_k),
+        biases,
+        start_q,
+        start_k,
+      )
       p_BNQW, l_BNQ1, m_BNQ1 = softmax(s_BNQW, rule.softmax1)
       l_BNQ1 = jnp.where(l_BNQ1 == 0, 1.0, l_BNQ1)
       o_BNQF = weighted_sum(p_BNQW, _cut(v_BKSF, start_k, stretch.width, 2)) / l_BNQ1
@@ -129,7 +157,10 @@ def _backward(rule, block, residuals, do_BNTF):
   K, S = k_BKSH.shape[1:3]
   delta_BNT = jnp.sum(do_BNTF.astype(jnp.float32) * o_BNTF.astype(jnp.float32), -1)
   k_BKHS, v_BKFS = k_BKSH.swapaxes(2, 3), v_BKSF.swapaxes(2, 3)
-  zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
+
+  def zeros(x):
+    return jnp.zeros(x.shape, jnp.float32)
+
   dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   sums, dqs = (zeros(k_BKHS), zeros(v_BKFS), jax.tree.map(zeros, biases)), []
   for stretch in plan(T, S, block, rule):
@@ -140,45 +171,79 @@ def _backward(rule, block, residuals, do_BNTF):
       start_q, start_k = cut.starts(n)
       local, width = cut.sight(sight, start_q, start_k), stretch.width
       q_BNQH, do_BNQF = _cut(q_BNTH, start_q, block, 2), _cut(do_BNTF, start_q, block, 2)
-      s_BNQW, pull = jax.vjp(lambda c, q, biases: cut.scores(c, q, local, biases, start_q, start_k),
-                             products(q_BNQH, _cut(k_BKHS, start_k, width, 3)), q_BNQH, biases)
+      s_BNQW, pull = jax.vjp(
+        lambda c, q, biases: cut.scores(c, q, local, biases, start_q, start_k),
+        products(q_BNQH, _cut(k_BKHS, start_k, width, 3)),
+        q_BNQH,
+        biases,
+      )
       p_BNQW = jnp.exp(s_BNQW - _cut(lse_BNT, start_q, block, 2)[..., None])
-      group = lambda x: x.reshape(B, K, N // K, *x.shape[2:])
+
+      def group(x):
+        return x.reshape(B, K, N // K, *x.shape[2:])
+
       q_BKGQH, do_BKGQF = group(q_BNQH), group(do_BNQF)
       dv_BKFW = dot("bkgqf,bkgqw->bkfw", do_BKGQF, group(p_BNQW.astype(v_BKSF.dtype)))
       dp_BKGQW = dot("bkgqf,bkfw->bkgqw", do_BKGQF, _cut(v_BKFS, start_k, width, 3))
-      ds_BNQW = p_BNQW * (dp_BKGQW.reshape(p_BNQW.shape) - _cut(delta_BNT, start_q, block, 2)[..., None])
+      ds_BNQW = p_BNQW * (
+        dp_BKGQW.reshape(p_BNQW.shape) - _cut(delta_BNT, start_q, block, 2)[..., None]
+      )
       dc_BNQW, dq_BNQH, db = pull(ds_BNQW)
       dc_BKGQW = group(dc_BNQW.astype(jnp.result_type(q_BNTH, k_BKSH)))
       dq_BKGQH = dot("bkgqw,bkwh->bkgqh", dc_BKGQW, _cut(k_BKSH, start_k, width, 2))
       dq_BNQH += dq_BKGQH.reshape(dq_BNQH.shape).astype(dq_BNQH.dtype)
       dk_BKHW = dot("bkgqh,bkgqw->bkhw", q_BKGQH, dc_BKGQW)
-      add = lambda total, part: jax.lax.dynamic_update_slice_in_dim(
-          total, _cut(total, start_k, width, 3) + part, start_k, 3)
+
+      def add(total, part):
+        return jax.lax.dynamic_update_slice_in_dim(
+          total, _cut(total, start_k, width, 3) + part, start_k, 3
+        )
+
       dbiases = jax.tree.map(lambda total, part: total + part.astype(jnp.float32), dbiases, db)
       return (add(dk_BKHS, dk_BKHW), add(dv_BKFS, dv_BKFW), dbiases), dq_BNQH
 
     sums, dq = jax.lax.scan(step, sums, stretch.first + jnp.arange(stretch.count))
     dqs.append(dq)
-  cast = lambda gradient, x: gradient.astype(x.dtype)
+
+  def cast(gradient, x):
+    return gradient.astype(x.dtype)
+
   dk_BKHS, dv_BKFS, dbiases = sums
-  return (_join(dqs), cast(dk_BKHS.swapaxes(2, 3), k_BKSH), cast(dv_BKFS.swapaxes(2, 3), v_BKSF), None,
-          jax.tree.map(cast, dbiases, biases))
+  return (
+    _join(dqs),
+    cast(dk_BKHS.swapaxes(2, 3), k_BKSH),
+    cast(dv_BKFS.swapaxes(2, 3), v_BKSF),
+    None,
+    jax.tree.map(cast, dbiases, biases),
+  )
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def attention(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, rule: Rule, *, block: int | None = None):
+def attention(
+  q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, rule: Rule, *, block: int | None = None
+):
   """As reference.attention. block: queries at a time; None takes blocks.query_block."""
   B, T, N, _ = q_BTNH.shape
   block = block or blocks.query_block(B * N, T, k_BSKH.shape[1])
   block = min(block, T)
   padded = -(-T // block) * block
-  if rule.contiguous:   # padded queries count on, so that the grid stays the grid
-    sight = Sight(jnp.arange(padded, dtype=jnp.int32)[None], sight.j_BS, sight.q_segment_ids_BT,
-                  sight.kv_segment_ids_BS)
+  if rule.contiguous:  # padded queries count on, so that the grid stays the grid
+    sight = Sight(
+      jnp.arange(padded, dtype=jnp.int32)[None],
+      sight.j_BS,
+      sight.q_segment_ids_BT,
+      sight.kv_segment_ids_BS,
+    )
   biases = tuple(b.pad_queries(padded) for b in biases)
-  o_BNTF = _attention(_pad_queries(q_BTNH.swapaxes(1, 2), padded, 2), k_BSKH.swapaxes(1, 2),
-                      v_BSKF.swapaxes(1, 2), _pad_sight(sight, padded), biases, rule, block)
+  o_BNTF = _attention(
+    _pad_queries(q_BTNH.swapaxes(1, 2), padded, 2),
+    k_BSKH.swapaxes(1, 2),
+    v_BSKF.swapaxes(1, 2),
+    _pad_sight(sight, padded),
+    biases,
+    rule,
+    block,
+  )
   return o_BNTF[:, :, :T].swapaxes(1, 2)

@@ -18,7 +18,8 @@ class Compaction(NamedTuple):
 
   source_BC: int32, position of the j-th kept item; 0 where not valid.
   valid_BC: bool, slot j holds an item: j < min(count, C). A suffix is invalid.
-  rank_BT: int32, slot of the last item kept at or before t: cumsum(keep) - 1, at most C - 1; -1 before the first.
+  rank_BT: int32, slot of the last item kept at or before t: cumsum(keep) - 1, at most C - 1; -1
+  before the first.
   kept_BT: bool, t is in the buffer: keep, less what did not fit.
   count_B: int32, number of positions asked to be kept; may exceed C.
   overflow_B: bool, count > C: the last count - C items are missing.
@@ -35,18 +36,23 @@ class Compaction(NamedTuple):
 def compact(keep_BT, capacity: int, *, implementation: str | None = None) -> Compaction:
   """source_j = position of the j-th True of keep_BT, j < capacity. keep: bool. Not differentiable.
 
-  capacity: static, 1 .. any; a capacity of T never overflows. Order is kept; on overflow the *last* items are left out
-  and `overflow_B` says so: the caller redoes the step with a larger capacity, or clips knowingly.
+  capacity: static, 1 .. any; a capacity of T never overflows. Order is kept; on overflow the *last*
+  items are left out and `overflow_B` says so: the caller redoes the step with a larger capacity, or
+  clips knowingly.
   """
   if capacity < 1:
-    raise ValueError(f"capacity {capacity}: a buffer needs at least one slot; give 1 .. {keep_BT.shape[1]}")
+    raise ValueError(
+      f"capacity {capacity}: a buffer needs at least one slot; give 1 .. {keep_BT.shape[1]}"
+    )
   if keep_BT.dtype != bool:
     raise TypeError(f"keep is {keep_BT.dtype}, wanted bool: a threshold belongs to the caller")
   return Compaction(*_module(implementation).compact(keep_BT, capacity))
 
 
 def gather(x_BT_, compaction: Compaction, *, implementation: str | None = None):
-  """y_j = x_{source_j}, zero in invalid slots. (B, T, ...) -> (B, C, ...). Backward: `scatter` (a gather, no sum)."""
+  """y_j = x_{source_j}, zero in invalid slots. (B, T, ...) -> (B, C, ...). Backward: `scatter` (a
+  gather, no sum).
+  """
   if implementation == "reference":
     return reference.gather(x_BT_, compaction.source_BC, compaction.valid_BC)
   _module(implementation)
@@ -54,17 +60,24 @@ def gather(x_BT_, compaction: Compaction, *, implementation: str | None = None):
 
 
 def scatter(y_BC_, compaction: Compaction, *, implementation: str | None = None):
-  """x_t = y_{rank_t} at kept positions, zero elsewhere: the inverse of `gather`. (B, C, ...) -> (B, T, ...)."""
+  """x_t = y_{rank_t} at kept positions, zero elsewhere: the inverse of `gather`.
+
+  (B, C, ...) -> (B, T, ...).
+  """
   if implementation == "reference":
-    return reference.scatter(y_BC_, compaction.source_BC, compaction.valid_BC, compaction.rank_BT.shape[1])
+    return reference.scatter(
+      y_BC_, compaction.source_BC, compaction.valid_BC, compaction.rank_BT.shape[1]
+    )
   _module(implementation)
   return _scatter(y_BC_, compaction)
 
 
 def upsample(y_BC_, compaction: Compaction, *, implementation: str | None = None):
-  """x_t = y_{rank_t}: every position reads the last item kept at or before it; zero before the first.
+  """x_t = y_{rank_t}: every position reads the last item kept at or before it; zero before the
+  first.
 
-  (B, C, ...) -> (B, T, ...). Backward: the sum over the positions that read a slot, accumulated in float32.
+  (B, C, ...) -> (B, T, ...). Backward: the sum over the positions that read a slot, accumulated in
+  float32.
   """
   if implementation == "reference":
     return reference.upsample(y_BC_, compaction.rank_BT)
@@ -74,12 +87,15 @@ def upsample(y_BC_, compaction: Compaction, *, implementation: str | None = None
 
 def _module(implementation):
   if implementation not in (None, *IMPLEMENTATIONS):
-    raise NotImplementedError(f"compact has no implementation {implementation!r}; known: {', '.join(IMPLEMENTATIONS)}")
+    raise NotImplementedError(
+      f"compact has no implementation {implementation!r}; known: {', '.join(IMPLEMENTATIONS)}"
+    )
   return IMPLEMENTATIONS[implementation or "xla"]
 
 
-# gather and scatter are each other's transpose, because a slot holds one position and a position at most one
-# slot. Written so, neither direction scatters: both are row gathers, which every platform does well.
+# gather and scatter are each other's transpose, because a slot holds one position and a position at
+# most one slot. Written so, neither direction scatters: both are row gathers, which every platform
+# does well.
 
 
 @jax.custom_vjp

@@ -1,4 +1,6 @@
-"""The delta rule, plain (DeltaNet) and gated: a linear recurrence that overwrites what its key already holds."""
+"""The delta rule, plain (DeltaNet) and gated: a linear recurrence that overwrites what its key
+already holds.
+"""
 
 import jax.numpy as jnp
 
@@ -7,36 +9,71 @@ from jaxlm.kernels.delta_rule import reference, xla
 IMPLEMENTATIONS = ("xla", "reference")
 
 
-def delta_rule(q_BTNH, k_BTNH, v_BTNE, beta_BTN, log_decay_BTN=None, *, initial_state_BNHE=None, segment_ids_BT=None,
-               scale=None, chunk=64, implementation=None):
-  """S <- e^{a_t} S; S_t = S + k_t (beta_t (v_t - S^T k_t))^T; o_t = scale S_t^T q_t. Returns (o_BTNE in v's dtype, S_T).
+def delta_rule(
+  q_BTNH,
+  k_BTNH,
+  v_BTNE,
+  beta_BTN,
+  log_decay_BTN=None,
+  *,
+  initial_state_BNHE=None,
+  segment_ids_BT=None,
+  scale=None,
+  chunk=64,
+  implementation=None,
+):
+  """S <- e^{a_t} S; S_t = S + k_t (beta_t (v_t - S^T k_t))^T; o_t = scale S_t^T q_t. Returns
+  (o_BTNE in v's dtype, S_T).
 
-  q, k: (B, T, N, H), k of unit length or the recurrence may grow; v: (B, T, N, E); beta in [0, 1] (to 2 allowed).
-  log_decay a <= 0, one per head and token; None: no decay, the plain rule. scale: default H^-0.5.
-  The state is (B, N, H, E), float32 (or float64), zeros at the start unless given; inside, all is float32 or better.
-  segment_ids_BT: int32; S starts again from zeros where the id changes. The initial state belongs to the first
+  q, k: (B, T, N, H), k of unit length or the recurrence may grow; v: (B, T, N, E); beta in [0, 1]
+  (to 2 allowed). log_decay a <= 0, one per head and token; None: no decay, the plain rule. scale:
+  default H^-0.5. The state is (B, N, H, E), float32 (or float64), zeros at the start unless given;
+  inside, all is float32 or better.
+  segment_ids_BT: int32; S starts again from zeros where the id changes. The initial state belongs
+  to the first
     token's segment, the final one to the last token's.
   Differentiable. The gradient keeps one state per chunk and recomputes the rest.
   """
   name = implementation or "xla"
   if name not in IMPLEMENTATIONS:
-    raise NotImplementedError(f"delta_rule has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}")
+    raise NotImplementedError(
+      f"delta_rule has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}"
+    )
   B, T, N, H = q_BTNH.shape
   E = v_BTNE.shape[-1]
   log_decay_BTN = jnp.zeros_like(beta_BTN) if log_decay_BTN is None else log_decay_BTN
-  if k_BTNH.shape != q_BTNH.shape or v_BTNE.shape != (B, T, N, E) or not (
-      beta_BTN.shape == log_decay_BTN.shape == (B, T, N)):
-    raise ValueError(f"q {q_BTNH.shape}, k {k_BTNH.shape}, v {v_BTNE.shape}, beta {beta_BTN.shape}, log_decay "
-                     f"{log_decay_BTN.shape}: want twice (B, T, N, H), (B, T, N, E) and twice (B, T, N)")
+  if (
+    k_BTNH.shape != q_BTNH.shape
+    or v_BTNE.shape != (B, T, N, E)
+    or not (beta_BTN.shape == log_decay_BTN.shape == (B, T, N))
+  ):
+    raise ValueError(
+      f"q {q_BTNH.shape}, k {k_BTNH.shape}, v {v_BTNE.shape}, beta {beta_BTN.shape}, log_decay "
+      f"{log_decay_BTN.shape}: want twice (B, T, N, H), (B, T, N, E) and twice (B, T, N)"
+    )
   if chunk < 1:
     raise ValueError(f"chunk {chunk} of the delta rule is not positive; 64 is usual")
   acc = jnp.promote_types(q_BTNH.dtype, jnp.float32)
-  state = jnp.zeros((B, N, H, E), acc) if initial_state_BNHE is None else initial_state_BNHE.astype(acc)
+  state = (
+    jnp.zeros((B, N, H, E), acc) if initial_state_BNHE is None else initial_state_BNHE.astype(acc)
+  )
   if state.shape != (B, N, H, E):
     raise ValueError(f"initial state {state.shape}, wanted {(B, N, H, E)}")
   ids_BT = jnp.ones((B, T), jnp.int32) if segment_ids_BT is None else segment_ids_BT
-  cast = lambda x: x.astype(acc)
-  args = (cast(q_BTNH) * (H**-0.5 if scale is None else scale), cast(k_BTNH), cast(v_BTNE), cast(beta_BTN),
-          cast(log_decay_BTN), state, ids_BT)
-  o_BTNE, state = reference.delta_rule(*args) if name == "reference" else xla.delta_rule(*args, min(chunk, T))
+
+  def cast(x):
+    return x.astype(acc)
+
+  args = (
+    cast(q_BTNH) * (H**-0.5 if scale is None else scale),
+    cast(k_BTNH),
+    cast(v_BTNE),
+    cast(beta_BTN),
+    cast(log_decay_BTN),
+    state,
+    ids_BT,
+  )
+  o_BTNE, state = (
+    reference.delta_rule(*args) if name == "reference" else xla.delta_rule(*args, min(chunk, T))
+  )
   return o_BTNE.astype(v_BTNE.dtype), state

@@ -1,4 +1,5 @@
-"""The delta rule by chunks: what the tokens of a chunk write is one triangular solve (arXiv 2406.06484, 2412.06464).
+"""The delta rule by chunks: what the tokens of a chunk write is one triangular solve (arXiv
+2406.06484, 2412.06464).
 
 Axes: B batch, T time, N heads, H key width, E value width, C tokens of a chunk.
 """
@@ -14,8 +15,8 @@ def delta_rule(q_BTNH, k_BTNH, v_BTNE, beta_BTN, log_decay_BTN, state_BNHE, ids_
 
     u_i = beta_i (v_i - e^{b_i} k_i' S_0) - sum_{j<i} beta_i (k_i . k_j) e^{b_i - b_j} u_j
 
-  is unit lower triangular in u. Solved by substitution: a product of powers of the triangle would be all matmuls,
-  but its terms grow like binomial coefficients when keys repeat.
+  is unit lower triangular in u. Solved by substitution: a product of powers of the triangle would
+  be all matmuls, but its terms grow like binomial coefficients when keys repeat.
   """
   T = q_BTNH.shape[1]
   chunks, ids_CBT = by_chunk((q_BTNH, k_BTNH, v_BTNE, beta_BTN, log_decay_BTN), ids_BT, chunk)
@@ -29,13 +30,18 @@ def delta_rule(q_BTNH, k_BTNH, v_BTNE, beta_BTN, log_decay_BTN, state_BNHE, ids_
     link = jnp.tril(jnp.einsum("bnih,bnjh->bnij", k * beta[..., None], k) * decay_BNCC, -1)
     want = v - from_start[..., None] * jnp.einsum("bnih,bnhe->bnie", k, state)
     # The solver reads the diagonal as ones.
-    u = jax.scipy.linalg.solve_triangular(link, beta[..., None] * want, lower=True, unit_diagonal=True)
+    u = jax.scipy.linalg.solve_triangular(
+      link, beta[..., None] * want, lower=True, unit_diagonal=True
+    )
     o = from_start[..., None] * jnp.einsum("bnih,bnhe->bnie", q, state)
     o += jnp.einsum("bnij,bnje->bnie", jnp.einsum("bnih,bnjh->bnij", q, k) * decay_BNCC, u)
     keep = jnp.exp(a.sum(-1)) * (ids[:, -1] == owner_B)[:, None]
-    state = keep[..., None, None] * state + jnp.einsum("bnjh,bnj,bnje->bnhe", k, decay_BNCC[:, :, -1], u)
+    state = keep[..., None, None] * state + jnp.einsum(
+      "bnjh,bnj,bnje->bnhe", k, decay_BNCC[:, :, -1], u
+    )
     return (state, ids[:, -1]), o
 
-  (state_BNHE, _), o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), (state_BNHE, ids_BT[:, 0]),
-                                    (chunks, ids_CBT))
+  (state_BNHE, _), o = jax.lax.scan(
+    jax.checkpoint(body, prevent_cse=False), (state_BNHE, ids_BT[:, 0]), (chunks, ids_CBT)
+  )
   return whole(o, T), state_BNHE

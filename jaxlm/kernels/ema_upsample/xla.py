@@ -2,9 +2,10 @@
 
 Axes as in api.py; Q and R are two positions of one block (query and source).
 
-The forward runs along the chunks and gathers. The backward runs along the *positions*: with d = 1 where no chunk
-starts, H_t = g_t + d_{t+1} H_{t+1} sums the readers of a chunk and recurs over chunks at once, and the gradient of
-chunk j is H at its position. No segment sum, which accelerators do one row at a time.
+The forward runs along the chunks and gathers. The backward runs along the *positions*: with d = 1
+where no chunk starts, H_t = g_t + d_{t+1} H_{t+1} sums the readers of a chunk and recurs over
+chunks at once, and the gradient of chunk j is H at its position. No segment sum, which accelerators
+do one row at a time.
 """
 
 import functools
@@ -33,11 +34,15 @@ def _join(v, length):
 
 
 def _products(decay_BQ):
-  """Products of decays over R+1..Q (B, Q, R), 0..Q (B, Q), R+1..end (B, R). Zeros are breaks, kept out of logs."""
+  """Products of decays over R+1..Q (B, Q, R), 0..Q (B, Q), R+1..end (B, R).
+
+  Zeros are breaks, kept out of logs.
+  """
   run_BQ = jnp.cumsum(decay_BQ <= 0, axis=1)
   log_BQ = jnp.log(jnp.where(decay_BQ > 0, decay_BQ, 1))
   same_BQR = (run_BQ[:, :, None] == run_BQ[:, None]) & jnp.tri(decay_BQ.shape[1], dtype=bool)[None]
-  # Each interval from its own terms: running sums of 64 logarithms reach -1,000, and their differences are wrong by 5e-5.
+  # Each interval from its own terms: running sums of 64 logarithms reach -1,000, and their
+  # differences are wrong by 5e-5.
   pair_BQR = jnp.where(same_BQR, jnp.exp(pair_sums(log_BQ)), 0)
   return pair_BQR, jnp.exp(prefix_sums(log_BQ)) * (run_BQ == 0), pair_BQR[:, -1]
 
@@ -64,7 +69,9 @@ def recur_transpose(decay_BT, g_BTD, last_BD):
     h_BRD = einsum("bqr,bqd->brd", pair_BQR, g_BQD) + end_BR[..., None] * c_BD[:, None]
     return decay_BQ[:, :1] * h_BRD[:, 0], h_BRD
 
-  first_BD, h = jax.lax.scan(block, last_BD, (_blocks(decay_BT, 1), _blocks(g_BTD, 0)), reverse=True)
+  first_BD, h = jax.lax.scan(
+    block, last_BD, (_blocks(decay_BT, 1), _blocks(g_BTD, 0)), reverse=True
+  )
   return _join(h, g_BTD.shape[1]), first_BD
 
 
@@ -85,7 +92,8 @@ def _backward(saved, cotangents):
   x_BCD, p_BC, decay_BC, before_BCD, compaction = saved
   dy_BTD, dlast_BD = cotangents
   decay_BT = jnp.where(compaction.kept_BT, scatter(decay_BC, compaction), 1)
-  # The slots after the last chunk have decay 1, so the end of the positions is the end of the chunks.
+  # The slots after the last chunk have decay 1, so the end of the positions is the end of the
+  # chunks.
   h_BTD, dinitial_BD = recur_transpose(decay_BT, dy_BTD, dlast_BD)
   h_BCD = gather(h_BTD, compaction)
   dx_BCD = (p_BC[..., None] * h_BCD).astype(x_BCD.dtype)

@@ -1,9 +1,10 @@
 """What a fast weight is and how it changes: the network, its update rule, its state, its schedule.
 
-Axes: B batch, N fast-weight heads, T tokens, H width of a head, F inner width. Leading axes may be anything.
+Axes: B batch, N fast-weight heads, T tokens, H width of a head, F inner width. Leading axes may be
+anything.
 
-Weights are a tuple: (w0_BNFH, w1_BNHF, w2_BNFH) for 'swiglu', (w_BNHH,) for 'linear'; a step of the inner loop has
-the same structure.
+Weights are a tuple: (w0_BNFH, w1_BNHF, w2_BNFH) for 'swiglu', (w_BNHH,) for 'linear'; a step of the
+inner loop has the same structure.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxlm.kernels.newton_schulz import newton_schulz
 from jaxlm.kernels.platform import target_platform
 
-MATRICES = {"swiglu": 3, "linear": 1}     # of each network
+MATRICES = {"swiglu": 3, "linear": 1}  # of each network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +24,20 @@ class Rule:
   """How the weights move after a chunk (docs/specs/lact.md, section 2).
 
   network: 'swiglu' f(x) = W1 [silu(W0 x) * (W2 x)], or 'linear' f(x) = W x.
-  muon: Newton-Schulz triples applied to the step (see `newton_schulz.coefficients`); None adds the step as it is.
-    () is not None: it still divides by the Frobenius norm, as the view-synthesis code does with 0 steps.
+  muon: Newton-Schulz triples applied to the step (see `newton_schulz.coefficients`); None adds the
+  step as it is.
+    () is not None: it still divides by the Frobenius norm, as the view-synthesis code does with 0
+    steps.
   muon_dtype: of the Newton-Schulz iteration, 'bfloat16' officially; None keeps the weights'.
-  prenorm: an un-normalised master accumulates and its normalised copy is read; False normalises in place.
-  detach_norms: the row norms that the weights are held to are constants (view synthesis), not differentiated.
-  fused: the semantics of the released fused kernels: one Newton-Schulz for the stacked [W0; W2], eps inside the
+  prenorm: an un-normalised master accumulates and its normalised copy is read; False normalises in
+  place.
+  detach_norms: the row norms that the weights are held to are constants (view synthesis), not
+  differentiated.
+  fused: the semantics of the released fused kernels: one Newton-Schulz for the stacked [W0; W2],
+  eps inside the
     root when not prenorm, and steps rounded to `dtype`. A different algorithm, not a faster one.
-  dtype: of matmul inputs, 'bfloat16' officially; sums and elementwise work are float32. None keeps the inputs'.
+  dtype: of matmul inputs, 'bfloat16' officially; sums and elementwise work are float32. None keeps
+  the inputs'.
   """
 
   network: Literal["swiglu", "linear"] = "swiglu"
@@ -45,17 +52,23 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Causal:
-  """Language: every chunk of `chunk` tokens is read with the weights before it, then learned; the last is only read."""
+  """Language: every chunk of `chunk` tokens is read with the weights before it, then learned; the
+  last is only read.
+  """
 
   chunk: int
 
   def __post_init__(self):
     if self.chunk < 1:
-      raise ValueError(f"chunk {self.chunk} of the fast weights is not positive; the papers use 2048 or more")
+      raise ValueError(
+        f"chunk {self.chunk} of the fast weights is not positive; the papers use 2048 or more"
+      )
 
 
 class Item(NamedTuple):
-  """One entry of a listed schedule: learn tokens start..stop-1 (if update), then read with them (if apply)."""
+  """One entry of a listed schedule: learn tokens start..stop-1 (if update), then read with them (if
+  apply).
+  """
 
   start: int
   stop: int
@@ -66,8 +79,9 @@ class Item(NamedTuple):
 class FastWeights(NamedTuple):
   """Fast weights in motion.
 
-  current: what is read. master: un-normalised weights (prenorm) or None. momentum: of the raw steps, before
-  Newton-Schulz, or None. norms: the row norms (..., rows, 1) that `current` is held to.
+  current: what is read. master: un-normalised weights (prenorm) or None. momentum: of the raw
+  steps, before Newton-Schulz, or None. norms: the row norms (..., rows, 1) that `current` is held
+  to.
   """
 
   current: tuple
@@ -77,22 +91,32 @@ class FastWeights(NamedTuple):
 
 
 def initial_state(rule: Rule, weights, *, momentum: bool) -> FastWeights:
-  """State before the first chunk, in float32 or better. Row norms are those of the weights passed in."""
-  weights = tuple(w.astype(jnp.promote_types(w.dtype, jnp.float32)) for w in weights)    # bfloat16 parameters, gathered
+  """State before the first chunk, in float32 or better.
+
+  Row norms are those of the weights passed in.
+  """
+  weights = tuple(
+    w.astype(jnp.promote_types(w.dtype, jnp.float32)) for w in weights
+  )  # bfloat16 parameters, gathered
   norms = tuple(_row_norm(w) for w in weights)
   if rule.detach_norms:
     norms = jax.lax.stop_gradient(norms)
   return FastWeights(
-      current=weights,
-      master=weights if rule.prenorm else None,
-      momentum=tuple(map(jnp.zeros_like, weights)) if momentum else None,
-      norms=norms)
+    current=weights,
+    master=weights if rule.prenorm else None,
+    momentum=tuple(map(jnp.zeros_like, weights)) if momentum else None,
+    norms=norms,
+  )
 
 
-def apply_update(rule: Rule, state: FastWeights, step, momentum_BN=None, *, implementation=None) -> FastWeights:
-  """M <- step + m M (if momentum); W <- W + NS(M); rows of W rescaled to their first norms (spec 2.4-2.6).
+def apply_update(
+  rule: Rule, state: FastWeights, step, momentum_BN=None, *, implementation=None
+) -> FastWeights:
+  """M <- step + m M (if momentum); W <- W + NS(M); rows of W rescaled to their first norms (spec
+  2.4-2.6).
 
-  step: the sum over the chunk's tokens, same structure as the weights. momentum_BN: m, mean of beta over the chunk.
+  step: the sum over the chunk's tokens, same structure as the weights. momentum_BN: m, mean of beta
+  over the chunk.
   implementation: of `newton_schulz`.
   """
   if state.momentum is not None:
@@ -101,9 +125,9 @@ def apply_update(rule: Rule, state: FastWeights, step, momentum_BN=None, *, impl
 
 
 def add_momentum(step, momentum, momentum_BN):
-  """M <- step + m M. This is the momentum after the chunk: the backward pass of the fast form (xla.py `_walk`) keeps it as
-  what moved the weights, and takes it for the momentum that the next chunk finds. A rule that keeps something else as
-  its momentum must keep both there."""
+  """M <- step + m M. This is the momentum after the chunk: the backward pass of the fast form
+  (xla.py `_walk`) keeps it as what moved the weights, and takes it for the momentum that the next
+  chunk finds. A rule that keeps something else as its momentum must keep both there."""
   return tuple(s + momentum_BN[..., None, None] * m for s, m in zip(step, momentum))
 
 
@@ -137,7 +161,9 @@ def dot_in(dtype):
   def dot(spec, a, b):
     to = jnp.dtype(dtype) if dtype else jnp.promote_types(a.dtype, b.dtype)
     out = jnp.promote_types(to, jnp.float32)
-    if out != to and target_platform() == "cpu":     # whose compiler has no program for some bfloat16 products into float32
+    if (
+      out != to and target_platform() == "cpu"
+    ):  # whose compiler has no program for some bfloat16 products into float32
       bits = jnp.finfo(to)
       a, b = (jax.lax.reduce_precision(x.astype(out), bits.nexp, bits.nmant) for x in (a, b))
       return jnp.einsum(spec, a, b)
@@ -147,7 +173,9 @@ def dot_in(dtype):
 
 
 def _orthogonalise(rule, step, implementation):
-  ns = lambda x: newton_schulz(x, rule.muon, dtype=rule.muon_dtype, implementation=implementation)
+  def ns(x):
+    return newton_schulz(x, rule.muon, dtype=rule.muon_dtype, implementation=implementation)
+
   if rule.fused and rule.network == "swiglu":
     s0_BNFH, s1_BNHF, s2_BNFH = step
     inner = s0_BNFH.shape[-2]
@@ -155,9 +183,14 @@ def _orthogonalise(rule, step, implementation):
     return both[..., :inner, :], ns(s1_BNHF), both[..., inner:, :]
   if len(step) == 1 or implementation == "reference":
     return tuple(map(ns, step))
+
   # NS(X') = NS(X)', so the three are one batch: a third of the products that wait for each other.
-  turn = lambda x: x.mT if x.shape[-2] > x.shape[-1] else x
-  return tuple(y if y.shape == x.shape else y.mT for x, y in zip(step, ns(jnp.stack(list(map(turn, step))))))
+  def turn(x):
+    return x.mT if x.shape[-2] > x.shape[-1] else x
+
+  return tuple(
+    y if y.shape == x.shape else y.mT for x, y in zip(step, ns(jnp.stack(list(map(turn, step)))))
+  )
 
 
 def _row_norm(w_BNFH):
@@ -168,5 +201,7 @@ def _row_norm(w_BNFH):
 
 def _rescale(w_BNFH, norm_BNF1, eps, inside):
   if inside:
-    return w_BNFH * (jax.lax.rsqrt(jnp.sum(jnp.square(w_BNFH), -1, keepdims=True) + eps) * norm_BNF1)
+    return w_BNFH * (
+      jax.lax.rsqrt(jnp.sum(jnp.square(w_BNFH), -1, keepdims=True) + eps) * norm_BNF1
+    )
   return w_BNFH * (norm_BNF1 / (_row_norm(w_BNFH) + eps))

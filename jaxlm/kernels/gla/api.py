@@ -7,29 +7,54 @@ from jaxlm.kernels.gla import reference, xla
 IMPLEMENTATIONS = ("xla", "reference")
 
 
-def gla(q_BTNH, k_BTNH, v_BTNE, log_decay_BTNH, *, initial_state_BNHE=None, segment_ids_BT=None, scale=None, chunk=64,
-        implementation=None):
-  """S_t = diag(exp a_t) S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t. Returns (o_BTNE in v's dtype, S_T).
+def gla(
+  q_BTNH,
+  k_BTNH,
+  v_BTNE,
+  log_decay_BTNH,
+  *,
+  initial_state_BNHE=None,
+  segment_ids_BT=None,
+  scale=None,
+  chunk=64,
+  implementation=None,
+):
+  """S_t = diag(exp a_t) S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t. Returns (o_BTNE in v's dtype,
+  S_T).
 
-  q, k: (B, T, N, H); v: (B, T, N, E); log_decay a <= 0. scale: default H^-0.5. The state is (B, N, H, E), float32 (or
-  float64), and zeros at the start unless given. Inside, everything is float32 or better.
-  segment_ids_BT: int32; S starts again from zeros where the id changes. The initial state belongs to the first
+  q, k: (B, T, N, H); v: (B, T, N, E); log_decay a <= 0. scale: default H^-0.5. The state is (B, N,
+  H, E), float32 (or float64), and zeros at the start unless given. Inside, everything is float32 or
+  better.
+  segment_ids_BT: int32; S starts again from zeros where the id changes. The initial state belongs
+  to the first
     token's segment, the final one to the last token's.
-  chunk: tokens that are computed together; a multiple of 16, or the sequence is one chunk shorter than that.
-  Differentiable. The gradient keeps one state per chunk and recomputes the rest.
+  chunk: tokens that are computed together; a multiple of 16, or the sequence is one chunk shorter
+  than that. Differentiable. The gradient keeps one state per chunk and recomputes the rest.
   """
   name = implementation or "xla"
   if name not in IMPLEMENTATIONS:
-    raise NotImplementedError(f"gla has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}")
+    raise NotImplementedError(
+      f"gla has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}"
+    )
   B, T, N, H = q_BTNH.shape
   E = v_BTNE.shape[-1]
-  if k_BTNH.shape != q_BTNH.shape or log_decay_BTNH.shape != q_BTNH.shape or v_BTNE.shape != (B, T, N, E):
-    raise ValueError(f"q {q_BTNH.shape}, k {k_BTNH.shape}, log_decay {log_decay_BTNH.shape}, v {v_BTNE.shape}: want three "
-                     "times (B, T, N, H) and (B, T, N, E)")
+  if (
+    k_BTNH.shape != q_BTNH.shape
+    or log_decay_BTNH.shape != q_BTNH.shape
+    or v_BTNE.shape != (B, T, N, E)
+  ):
+    raise ValueError(
+      f"q {q_BTNH.shape}, k {k_BTNH.shape}, log_decay {log_decay_BTNH.shape}, v {v_BTNE.shape}: want three "
+      "times (B, T, N, H) and (B, T, N, E)"
+    )
   if chunk % xla.BLOCK:
-    raise ValueError(f"chunk {chunk} of gla is not a multiple of {xla.BLOCK}; use {-(-chunk // xla.BLOCK) * xla.BLOCK}")
+    raise ValueError(
+      f"chunk {chunk} of gla is not a multiple of {xla.BLOCK}; use {-(-chunk // xla.BLOCK) * xla.BLOCK}"
+    )
   acc = jnp.promote_types(q_BTNH.dtype, jnp.float32)
-  state = jnp.zeros((B, N, H, E), acc) if initial_state_BNHE is None else initial_state_BNHE.astype(acc)
+  state = (
+    jnp.zeros((B, N, H, E), acc) if initial_state_BNHE is None else initial_state_BNHE.astype(acc)
+  )
   if state.shape != (B, N, H, E):
     raise ValueError(f"initial state {state.shape}, wanted {(B, N, H, E)}")
   ids_BT = jnp.ones((B, T), jnp.int32) if segment_ids_BT is None else segment_ids_BT
@@ -38,5 +63,7 @@ def gla(q_BTNH, k_BTNH, v_BTNE, log_decay_BTNH, *, initial_state_BNHE=None, segm
   if name == "reference":
     o_BTNE, state = reference.gla(*args)
   else:
-    o_BTNE, state = xla.gla(*args, chunk if T >= chunk else -(-T // xla.BLOCK) * xla.BLOCK if T > xla.BLOCK else T)
+    o_BTNE, state = xla.gla(
+      *args, chunk if T >= chunk else -(-T // xla.BLOCK) * xla.BLOCK if T > xla.BLOCK else T
+    )
   return o_BTNE.astype(v_BTNE.dtype), state

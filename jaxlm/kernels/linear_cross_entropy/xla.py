@@ -1,15 +1,20 @@
-"""Log softmax of h w^T by stretches of time; the logits of one stretch exist at a time, also backward.
+"""Log softmax of h w^T by stretches of time; the logits of one stretch exist at a time, also
+backward.
 
-Axes: B batch, T time, Q positions of a stretch, D d_model, V vocabulary; n stretches, k of them kept.
+Axes: B batch, T time, Q positions of a stretch, D d_model, V vocabulary; n stretches, k of them
+kept.
 
-With a = h w^T + bias, s = softcap(a), p = exp(s - log_z), y the one-hot target, g and z the gradients of log_prob
-and log_z:  ds = g y + (z - g) p;  da = ds (1 - (s / softcap)^2);  dh = da w, dw = da^T h, dbias = sum da.
+With a = h w^T + bias, s = softcap(a), p = exp(s - log_z), y the one-hot target, g and z the
+gradients of log_prob
+and log_z:  ds = g y + (z - g) p;  da = ds (1 - (s / softcap)^2);  dh = da w, dw = da^T h, dbias =
+sum da.
 
 The cut is along time, never along the batch: a batch sharded over devices stays where it is.
 
-The backward pass needs p. The last k stretches keep q = p - y, in the arguments' dtype (da is rounded to that anyway); the
-others compute their logits again. q_y = expm1(log_prob), not from a rounded p: a sure prediction would have no gradient.
-With q, ds = (z - g) q + z y. With a softcap nothing is kept: its slope needs s.
+The backward pass needs p. The last k stretches keep q = p - y, in the arguments' dtype (da is
+rounded to that anyway); the others compute their logits again. q_y = expm1(log_prob), not from a
+rounded p: a sure prediction would have no gradient. With q, ds = (z - g) q + z y. With a softcap
+nothing is kept: its slope needs s.
 """
 
 import functools
@@ -41,14 +46,18 @@ def _join(x_nBQ, T: int):
 
 def _stretches(x_BT, k: int, chunk: int):
   """The last k stretches, side by side: (k, B, Q, ...)."""
-  x_BkQ = x_BT[:, -k * chunk:].reshape(x_BT.shape[0], k, chunk, *x_BT.shape[2:])
+  x_BkQ = x_BT[:, -k * chunk :].reshape(x_BT.shape[0], k, chunk, *x_BT.shape[2:])
   return jnp.moveaxis(x_BkQ, 1, 0)
 
 
 def kept(h_BTD, w_VD, softcap, chunk: int, keep_bytes: int) -> int:
   """k, for the arrays of one device."""
   (B, T, _), V = h_BTD.shape, w_VD.shape[0]
-  return 0 if softcap is not None else num_kept(B, chunk, V, w_VD.dtype.itemsize, -(-T // chunk), keep_bytes)
+  return (
+    0
+    if softcap is not None
+    else num_kept(B, chunk, V, w_VD.dtype.itemsize, -(-T // chunk), keep_bytes)
+  )
 
 
 def forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk: int, keep: int = 0):
@@ -59,14 +68,22 @@ def forward(h_BTD, w_VD, bias_V, targets_BT, softcap, chunk: int, keep: int = 0)
   num = h_padded.shape[1] // chunk
 
   def plain(_, n):
-    return None, dense(_cut(h_padded, n, chunk), w_VD, bias_V, _cut(targets_padded, n, chunk), softcap=softcap)
+    return None, dense(
+      _cut(h_padded, n, chunk), w_VD, bias_V, _cut(targets_padded, n, chunk), softcap=softcap
+    )
 
   def keeping(_, n):
     h_BQD = _cut(h_padded, n, chunk)
     outs = dense(h_BQD, w_VD, bias_V, _cut(targets_padded, n, chunk), softcap=softcap)
-    q_BQV = jnp.exp(logits(h_BQD, w_VD, bias_V, softcap) - outs[1][..., None])      # the compiler sees one product
+    q_BQV = jnp.exp(
+      logits(h_BQD, w_VD, bias_V, softcap) - outs[1][..., None]
+    )  # the compiler sees one product
     if targets_padded is not None:
-      q_BQV = jnp.where(is_target(_cut(targets_padded, n, chunk), q_BQV.shape[-1]), jnp.expm1(outs[0])[..., None], q_BQV)
+      q_BQV = jnp.where(
+        is_target(_cut(targets_padded, n, chunk), q_BQV.shape[-1]),
+        jnp.expm1(outs[0])[..., None],
+        q_BQV,
+      )
     return None, (outs, q_BQV.astype(w_VD.dtype))
 
   _, outs = jax.lax.scan(plain, None, jnp.arange(num - keep))
@@ -80,9 +97,11 @@ def backward(h_BTD, w_VD, bias_V, targets_BT, outs, q_kBQV, gradients, softcap, 
   """(dh in h's dtype, dw float32, dbias float32 or None). outs, q_kBQV: of `forward`."""
   g_BT, z_BT = gradients
   T, V = h_BTD.shape[1], w_VD.shape[0]
-  of_p_BT = z_BT if g_BT is None else z_BT - g_BT          # 0 at padded positions, hence no gradient there
-  h, targets, g, z, of_p = (None if x is None else _pad(x, chunk) for x in (h_BTD, targets_BT, g_BT, z_BT, of_p_BT))
-  log_z = _pad(outs[1], chunk, jnp.inf)                    # else a large bias there gives inf x 0
+  of_p_BT = z_BT if g_BT is None else z_BT - g_BT  # 0 at padded positions, hence no gradient there
+  h, targets, g, z, of_p = (
+    None if x is None else _pad(x, chunk) for x in (h_BTD, targets_BT, g_BT, z_BT, of_p_BT)
+  )
+  log_z = _pad(outs[1], chunk, jnp.inf)  # else a large bias there gives inf x 0
   num, keep = h.shape[1] // chunk, 0 if q_kBQV is None else q_kBQV.shape[0]
 
   def add(sums, h_BQD, da_BQV):
@@ -113,10 +132,16 @@ def backward(h_BTD, w_VD, bias_V, targets_BT, outs, q_kBQV, gradients, softcap, 
   sums = (jnp.zeros(w_VD.shape, jnp.float32), None if bias_V is None else jnp.zeros(V, jnp.float32))
   sums, dh = jax.lax.scan(again, sums, jnp.arange(num - keep))
   if keep:
-    inputs = [None if x is None else _stretches(x, keep, chunk) for x in (h, targets, z, of_p)] + [q_kBQV]
-    # One product per stretch where it has to fit a cache; else one for all, which reads and writes dw once.
+    inputs = [None if x is None else _stretches(x, keep, chunk) for x in (h, targets, z, of_p)] + [
+      q_kBQV
+    ]
+    # One product per stretch where it has to fit a cache; else one for all, which reads and writes
+    # dw once.
     groups = keep if target_platform() == "cpu" else 1
-    fold = lambda x_kBQ: x_kBQ.reshape(groups, 1, -1, *x_kBQ.shape[3:])
+
+    def fold(x_kBQ):
+      return x_kBQ.reshape(groups, 1, -1, *x_kBQ.shape[3:])
+
     sums, last = jax.lax.scan(from_kept, sums, jax.tree.map(fold, inputs))
     dh = jnp.concatenate([dh, last.reshape(keep, *dh.shape[1:])])
   return _join(dh, T), *sums

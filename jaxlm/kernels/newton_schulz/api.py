@@ -6,11 +6,11 @@ from jaxlm.kernels.newton_schulz import reference, xla
 
 # Five distinct steps: the language model and the bidirectional example.
 LANGUAGE = (
-    (4.0848, -6.8946, 2.9270),
-    (3.9505, -6.3029, 2.6377),
-    (3.7418, -5.5913, 2.3037),
-    (2.8769, -3.1427, 1.2046),
-    (2.8366, -3.0525, 1.2012),
+  (4.0848, -6.8946, 2.9270),
+  (3.9505, -6.3029, 2.6377),
+  (3.7418, -5.5913, 2.3037),
+  (2.8769, -3.1427, 1.2046),
+  (2.8366, -3.0525, 1.2012),
 )
 # One step, repeated: view synthesis and video, and the only one that the paper prints.
 VIEWS = (3.4445, -4.7750, 2.0315)
@@ -20,9 +20,14 @@ IMPLEMENTATIONS = {"xla": xla.newton_schulz, "reference": reference.newton_schul
 
 
 def coefficients(kind: str, num_steps: int = 5) -> tuple[tuple[float, float, float], ...]:
-  """`num_steps` triples (a, b, c). Past its fifth step the 'language' sequence repeats the last one."""
+  """`num_steps` triples (a, b, c).
+
+  Past its fifth step the 'language' sequence repeats the last one.
+  """
   if num_steps < 0:
-    raise ValueError(f"num_steps = {num_steps} of Newton-Schulz is negative; 0 divides by the Frobenius norm only")
+    raise ValueError(
+      f"num_steps = {num_steps} of Newton-Schulz is negative; 0 divides by the Frobenius norm only"
+    )
   if kind == "language":
     return (LANGUAGE + LANGUAGE[-1:] * max(0, num_steps - len(LANGUAGE)))[:num_steps]
   if kind == "views":
@@ -31,17 +36,23 @@ def coefficients(kind: str, num_steps: int = 5) -> tuple[tuple[float, float, flo
 
 
 def newton_schulz(g_MN, coefficients=LANGUAGE, *, dtype=None, implementation=None):
-  """X <- a X + (b A + c A^2) X with A = X X^T, from X = G / (|G|_F + 1e-7), once per triple (a, b, c).
+  """X <- a X + (b A + c A^2) X with A = X X^T, from X = G / (|G|_F + 1e-7), once per triple (a, b,
+  c).
 
-  g_MN: (..., M, N), any leading axes. Generic singular values end in about 0.85-1.06 with LANGUAGE; zeros stay
-  zero. An empty `coefficients` still divides by the norm, which is not plain gradient descent.
-  dtype: in which the whole iteration runs (bfloat16 officially); None keeps G's. The result has G's dtype.
-  Differentiable; the gradient at G = 0 is finite (and large: the slope of G / eps).
+  g_MN: (..., M, N), any leading axes. Generic singular values end in about 0.85-1.06 with LANGUAGE;
+  zeros stay zero. An empty `coefficients` still divides by the norm, which is not plain gradient
+  descent.
+  dtype: in which the whole iteration runs (bfloat16 officially); None keeps G's. The result has G's
+  dtype. Differentiable; the gradient at G = 0 is finite (and large: the slope of G / eps).
   """
   if g_MN.ndim < 2:
     raise ValueError(f"newton_schulz wants matrices (..., M, N), got shape {g_MN.shape}")
   name = implementation or "xla"
   if name not in IMPLEMENTATIONS:
-    raise NotImplementedError(f"newton_schulz has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}")
+    raise NotImplementedError(
+      f"newton_schulz has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}"
+    )
   fn = IMPLEMENTATIONS[name]
-  return fn(g_MN.astype(dtype or g_MN.dtype), tuple(map(tuple, coefficients)), EPS).astype(jnp.result_type(g_MN))
+  return fn(g_MN.astype(dtype or g_MN.dtype), tuple(map(tuple, coefficients)), EPS).astype(
+    jnp.result_type(g_MN)
+  )

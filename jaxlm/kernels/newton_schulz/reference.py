@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 def newton_schulz(g_MN, coefficients, eps):
   """X <- a X + (b A + c A^2) X with A = X X^T, from X = G / (|G| + eps), on the short side of G."""
-  square = jnp.sum(jnp.square(g_MN.astype(jnp.promote_types(g_MN.dtype, jnp.float32))), (-2, -1), keepdims=True)
+  square = jnp.sum(
+    jnp.square(g_MN.astype(jnp.promote_types(g_MN.dtype, jnp.float32))), (-2, -1), keepdims=True
+  )
   # sqrt has an infinite derivative at 0 and the chain rule would make it NaN.
   norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
   x_MN = g_MN / (norm + eps).astype(g_MN.dtype)

@@ -1,7 +1,8 @@
-"""Newton-Schulz with a derivative of its own: the symmetry of A makes 4 products a step of the 6 that autodiff takes.
+"""Newton-Schulz with a derivative of its own: the symmetry of A makes 4 products a step of the 6
+that autodiff takes.
 
-Kept for the backward pass are X, A and P of every step. Who walks over chunks rematerialises this with each chunk, so that
-only one chunk's are alive at a time.
+Kept for the backward pass are X, A and P of every step. Who walks over chunks rematerialises this
+with each chunk, so that only one chunk's are alive at a time.
 
 Axes: ... any leading axes, M rows (the shorter side), N columns.
 """
@@ -43,7 +44,8 @@ def _backward(coefficients, eps, saved, xbar_MN):
     s_MM = s_MM + s_MM.mT
     sa_MM = _scale(c, s_MM) @ a_MM
     xbar_MN = _scale(a, xbar_MN) + p_MM @ xbar_MN + (_scale(b, s_MM) + sa_MM + sa_MM.mT) @ x_MN
-  # x = g / (r + eps):  gbar = xbar / (r + eps) - g <g, xbar> / (r (r + eps)^2); the second term is 0 at g = 0.
+  # x = g / (r + eps):  gbar = xbar / (r + eps) - g <g, xbar> / (r (r + eps)^2); the second term is
+  # 0 at g = 0.
   acc = norm.dtype
   g_wide, xbar_MN = g_wide.astype(acc), xbar_MN.astype(acc)
   inner = jnp.sum(g_wide * xbar_MN, (-2, -1), keepdims=True) / (norm + eps)
@@ -75,7 +77,8 @@ def _step(x_MN, step):
   """(the next X, A, P)."""
   a, b, c = step
   a_MM = x_MN @ x_MN.mT
-  # Order and roundings are the official ones, (c A) A and not c (A A): in bfloat16 they are part of the result.
+  # Order and roundings are the official ones, (c A) A and not c (A A): in bfloat16 they are part of
+  # the result.
   p_MM = _scale(b, a_MM) + _scale(c, a_MM) @ a_MM
   return _scale(a, x_MN) + p_MM @ x_MN, a_MM, p_MM
 

@@ -12,11 +12,25 @@ import jax.numpy as jnp
 HI = 6.28125
 LO = 2 * math.pi - HI
 
-# Chebyshev fits in u = (phi / 2)^2 on |phi| <= pi (float64 error 1e-10): sin(phi / 2) / (phi / 2), cos(phi / 2).
-_SIN = (0.999999999983, -0.166666666169, 0.00833333097563, -0.000198408613103, 2.75252744725e-06,
-        -2.38892705007e-08)
-_COS = (0.999999999999, -0.49999999997, 0.0416666664729, -0.00138888841718, 2.4801039975e-05,
-        -2.75246709134e-07, 1.99074967394e-09)
+# Chebyshev fits in u = (phi / 2)^2 on |phi| <= pi (float64 error 1e-10): sin(phi / 2) / (phi / 2),
+# cos(phi / 2).
+_SIN = (
+  0.999999999983,
+  -0.166666666169,
+  0.00833333097563,
+  -0.000198408613103,
+  2.75252744725e-06,
+  -2.38892705007e-08,
+)
+_COS = (
+  0.999999999999,
+  -0.49999999997,
+  0.0416666664729,
+  -0.00138888841718,
+  2.4801039975e-05,
+  -2.75246709134e-07,
+  1.99074967394e-09,
+)
 
 
 def wrap(phi):
@@ -35,9 +49,10 @@ def _horner(coefficients, u):
 def sincos(phi):
   """(sin phi, cos phi) for |phi| <= pi, float32; absolute error below 7e-7.
 
-  By polynomials of the half angle: they vectorise, where the exact functions with their reduction of large
-  arguments are some 25 times slower on a CPU and inaccurate on some accelerators. Cheap enough, too, for XLA's
-  habit of fusing them into the rotation and computing them once per rotated half.
+  By polynomials of the half angle: they vectorise, where the exact functions with their reduction
+  of large arguments are some 25 times slower on a CPU and inaccurate on some accelerators. Cheap
+  enough, too, for XLA's habit of fusing them into the rotation and computing them once per rotated
+  half.
   """
   half = 0.5 * phi
   u = half * half
@@ -46,14 +61,21 @@ def sincos(phi):
 
 
 def split_pairs(x, rotary_dim: int, layout: str):
-  """First and second channel of every pair, and the channels that are not rotated. Float32, float32, as is."""
+  """First and second channel of every pair, and the channels that are not rotated.
+
+  Float32, float32, as is.
+  """
   if layout not in ("half", "interleaved"):
-    raise ValueError(f'layout {layout!r}: use "half" (first and second half) or "interleaved" (even and odd)')
+    raise ValueError(
+      f'layout {layout!r}: use "half" (first and second half) or "interleaved" (even and odd)'
+    )
   if rotary_dim % 2 or not 0 < rotary_dim <= x.shape[-1]:
-    raise ValueError(f"rotary_dim {rotary_dim} of head_dim {x.shape[-1]}: must be even, at least 2, at most head_dim")
+    raise ValueError(
+      f"rotary_dim {rotary_dim} of head_dim {x.shape[-1]}: must be even, at least 2, at most head_dim"
+    )
   turned = x[..., :rotary_dim].astype(jnp.float32)
   if layout == "half":
-    first, second = turned[..., : rotary_dim // 2], turned[..., rotary_dim // 2:]
+    first, second = turned[..., : rotary_dim // 2], turned[..., rotary_dim // 2 :]
   else:
     first, second = turned[..., 0::2], turned[..., 1::2]
   return first, second, x[..., rotary_dim:]
@@ -69,7 +91,8 @@ def join_pairs(first, second, rest, layout: str):
 
 
 def turn(x_BTNH, cos_BTKP, sin_BTKP, rotary_dim: int, layout: str):
-  """y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin; head n of N turns by head n // (N / K) of cos and sin.
+  """y1 = x1 cos - x2 sin, y2 = x2 cos + x1 sin; head n of N turns by head n // (N / K) of cos and
+  sin.
 
   cos, sin: leading axes B and T, or 1; K = 1 serves all heads.
   """

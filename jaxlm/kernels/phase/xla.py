@@ -1,18 +1,23 @@
-"""Accumulated phases in chunks with a wrapped carry, and the rotation with its gradient (docs/specs/carope.md section 4).
+"""Accumulated phases in chunks with a wrapped carry, and the rotation with its gradient
+(docs/specs/carope.md section 4).
 
-Axes: B batch, T time, C chunks, Q tokens of a chunk, N query heads, K kv heads, H head_dim, P channel pairs.
+Axes: B batch, T time, C chunks, Q tokens of a chunk, N query heads, K kv heads, H head_dim, P
+channel pairs.
 
-Inside a chunk of 32 the sum is a product with a triangle of ones: on a CPU a matmul is several times faster than
-a scan, whose stages XLA fuses into one another, and so short a sum loses nothing (the spec proposes chunks of 128 and
-a tree). Across chunks a tree scan whose sum wraps to [-pi, pi), which is associative modulo 2 pi. With G = dL/dphase
-and R_t = sum_{m >= t} G_m (exclusive convention: m > t, but for R_0):
+Inside a chunk of 32 the sum is a product with a triangle of ones: on a CPU a matmul is several
+times faster than a scan, whose stages XLA fuses into one another, and so short a sum loses nothing
+(the spec proposes chunks of 128 and a tree). Across chunks a tree scan whose sum wraps to [-pi,
+pi), which is associative modulo 2 pi. With G = dL/dphase and R_t = sum_{m >= t} G_m (exclusive
+convention: m > t, but for R_0):
 
   dL/dlog f_t = sum_i i f_t^i R_ti,   dL/dinitial = R_0
 
-With segments every sum is one of its own segment's terms, in either direction: the triangle is cut where a segment starts,
-and a carry that passes a start is dropped in the scan. Nothing that stands in another segment is added and taken away again.
+With segments every sum is one of its own segment's terms, in either direction: the triangle is cut
+where a segment starts, and a carry that passes a start is dropped in the scan. Nothing that stands
+in another segment is added and taken away again.
 
-For the rotation, y = turn(x, phi): dx = turn(dy, -phi) and G = dy2 y1 - dy1 y2, summed over the heads that share
+For the rotation, y = turn(x, phi): dx = turn(dy, -phi) and G = dy2 y1 - dy1 y2, summed over the
+heads that share
 phi. Kept for the backward pass: log f, the chunks' carries, and y, which attention keeps anyway.
 """
 
@@ -45,7 +50,10 @@ def _chunked(x_BTKP, chunk: int):
 
 
 def _chunked_starts(start_BT, chunk: int):
-  """(B, C, Q), the last chunk filled with its last segment; None without segments. A segment's name is where it starts."""
+  """(B, C, Q), the last chunk filled with its last segment; None without segments.
+
+  A segment's name is where it starts.
+  """
   if start_BT is None:
     return None
   B, T = start_BT.shape
@@ -54,7 +62,8 @@ def _chunked_starts(start_BT, chunk: int):
 
 
 def _sums_within(x_BCQKP, start_BCQ, inclusive: bool, reverse: bool = False):
-  """(running sums over Q within a segment, that of the whole chunk (B, C, K, P)), from the end if reverse.
+  """(running sums over Q within a segment, that of the whole chunk (B, C, K, P)), from the end if
+  reverse.
 
   Float32 products whatever the default precision.
   """
@@ -64,7 +73,7 @@ def _sums_within(x_BCQKP, start_BCQ, inclusive: bool, reverse: bool = False):
   if start_BCQ is not None:
     start_ZQ = start_BCQ.reshape(B * C, Q)
     triangle = jnp.where(start_ZQ[:, :, None] == start_ZQ[:, None], triangle, 0.0)
-  triangle = jnp.broadcast_to(triangle, (B * C, Q, Q))   # batched: no transposes
+  triangle = jnp.broadcast_to(triangle, (B * C, Q, Q))  # batched: no transposes
   sums = jnp.einsum("zqt,ztx->zqx", triangle, x_BCQKP.reshape(B * C, Q, K * P), precision="highest")
   sums_BCQKP, last = sums.reshape(x_BCQKP.shape), 0 if reverse else -1
   return sums_BCQKP, sums_BCQKP[:, :, last] + (0 if inclusive else x_BCQKP[:, :, last])
@@ -89,21 +98,28 @@ def _scan(add, totals_BCKP, broken_BC, reverse: bool = False):
     (a, a_broken), (b, b_broken) = earlier, later
     return jnp.where(b_broken, b, add(a, b)), a_broken | b_broken
 
-  return jax.lax.associative_scan(join, (totals_BCKP, broken_BC[:, :, None, None]), axis=1, reverse=reverse)[0]
+  return jax.lax.associative_scan(
+    join, (totals_BCKP, broken_BC[:, :, None, None]), axis=1, reverse=reverse
+  )[0]
 
 
 def _carries(total_BCKP, initial_BKP, start_BCQ):
-  """Wrapped phase before every chunk and after the last. (B, C + 1, K, P). total: of the segment at the chunk's end."""
+  """Wrapped phase before every chunk and after the last. (B, C + 1, K, P). total: of the segment at
+  the chunk's end.
+  """
   sums = jnp.concatenate([initial_BKP[:, None], total_BCKP], axis=1)
   broken = None
-  if start_BCQ is not None:      # a segment starts in the chunk
+  if start_BCQ is not None:  # a segment starts in the chunk
     before = jnp.pad(start_BCQ[:, :-1, -1], ((0, 0), (1, 0)))
     broken = jnp.pad(start_BCQ[:, :, -1] != before, ((0, 0), (1, 0)))
   return _scan(lambda a, b: wrap(a + b), sums, broken)
 
 
 def _phases(log_f_BTK, mask_BT, start_BT, initial_BKP, options: Options, carry=None):
-  """(phase_BTKP wrapped, final_BKP, carries). With `carry` from an earlier call the initial phase is not read."""
+  """(phase_BTKP wrapped, final_BKP, carries).
+
+  With `carry` from an earlier call the initial phase is not read.
+  """
   B, T, K = log_f_BTK.shape
   start_BCQ = _chunked_starts(start_BT, options.chunk)
   step_BCQKP = _chunked(_steps(log_f_BTK, mask_BT, options), options.chunk)
@@ -111,7 +127,7 @@ def _phases(log_f_BTK, mask_BT, start_BT, initial_BKP, options: Options, carry=N
   if carry is None:
     carry = _carries(total_BCKP, initial_BKP, start_BCQ)
   before_BCQKP = carry[:, :-1, None]
-  if start_BCQ is not None:      # the carry belongs to the segment of the token before the chunk
+  if start_BCQ is not None:  # the carry belongs to the segment of the token before the chunk
     carried = start_BCQ == jnp.pad(start_BCQ[:, :-1, -1], ((0, 0), (1, 0)))[:, :, None]
     before_BCQKP = jnp.where(carried[..., None, None], before_BCQKP, 0.0)
   phase_BTKP = wrap(local_BCQKP + before_BCQKP).reshape(B, -1, K, options.num_pairs)[:, :T]
@@ -126,7 +142,8 @@ def _pull_phases(log_f_BTK, mask_BT, start_BT, G_BTKP, dfinal_BKP, options: Opti
   totals = jnp.concatenate([total_BCKP, dfinal_BKP[:, None]], axis=1)
   broken = carried = None
   if start_BCQ is not None:
-    # What a chunk hands to the one before is of the segment at its start; the final phase is of the last segment.
+    # What a chunk hands to the one before is of the segment at its start; the final phase is of the
+    # last segment.
     first, last = start_BCQ[:, :, 0], start_BCQ[:, :, -1]
     after = jnp.concatenate([first[:, 1:], last[:, -1:]], axis=1)
     broken = jnp.pad(first != after, ((0, 0), (0, 1)))
@@ -165,7 +182,9 @@ class Turn(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _carope_rotate(q_BTNH, k_BTKH, log_f_BTK, mask_BT, start_BT, initial_BKP, turning, options):
-  return _carope_rotate_fwd(q_BTNH, k_BTKH, log_f_BTK, mask_BT, start_BT, initial_BKP, turning, options)[0]
+  return _carope_rotate_fwd(
+    q_BTNH, k_BTKH, log_f_BTK, mask_BT, start_BT, initial_BKP, turning, options
+  )[0]
 
 
 def _carope_rotate_fwd(q_BTNH, k_BTKH, log_f_BTK, mask_BT, start_BT, initial_BKP, turning, options):
@@ -183,13 +202,18 @@ def _carope_rotate_bwd(turning, options, residuals, gradients):
   B, T, K, P = phase_BTKP.shape
 
   def cross(dy, y):
-    pairs = lambda x: split_pairs(x.reshape(B, T, K, -1, x.shape[-1]), *turning)[:2]
+    def pairs(x):
+      return split_pairs(x.reshape(B, T, K, -1, x.shape[-1]), *turning)[:2]
+
     (dy1, dy2), (y1, y2) = pairs(dy), pairs(y)
     return jnp.sum(dy2 * y1 - dy1 * y2, axis=3)
 
   G_BTKP = cross(dq_BTNH, q_BTNH) + cross(dk_BTKH, k_BTKH)
   dlog_f, dinitial = _pull_phases(log_f_BTK, mask_BT, start_BT, G_BTKP, dfinal_BKP, options)
-  back = lambda dy: turn(dy, cos, -sin, *turning)
+
+  def back(dy):
+    return turn(dy, cos, -sin, *turning)
+
   return back(dq_BTNH), back(dk_BTKH), dlog_f, None, None, dinitial
 
 
@@ -201,9 +225,21 @@ def _starts(segment_ids_BT):
 
 
 def cumulative_phase(log_f_BTK, mask_BT, segment_ids_BT, initial_BKP, **options):
-  return _cumulative_phase(log_f_BTK, mask_BT, _starts(segment_ids_BT), initial_BKP, Options(**options))
+  return _cumulative_phase(
+    log_f_BTK, mask_BT, _starts(segment_ids_BT), initial_BKP, Options(**options)
+  )
 
 
-def carope_rotate(q_BTNH, k_BTKH, log_f_BTK, mask_BT, segment_ids_BT, initial_BKP, *, rotary_dim, layout, **options):
-  return _carope_rotate(q_BTNH, k_BTKH, log_f_BTK, mask_BT, _starts(segment_ids_BT), initial_BKP,
-                        Turn(rotary_dim, layout), Options(**options))
+def carope_rotate(
+  q_BTNH, k_BTKH, log_f_BTK, mask_BT, segment_ids_BT, initial_BKP, *, rotary_dim, layout, **options
+):
+  return _carope_rotate(
+    q_BTNH,
+    k_BTKH,
+    log_f_BTK,
+    mask_BT,
+    _starts(segment_ids_BT),
+    initial_BKP,
+    Turn(rotary_dim, layout),
+    Options(**options),
+  )

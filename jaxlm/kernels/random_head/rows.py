@@ -1,4 +1,5 @@
-"""Keyed rows E[v] = G(seed, v): any device, chunk or restart generates the same bits (docs/specs/lexinvariant.md, 5).
+"""Keyed rows E[v] = G(seed, v): any device, chunk or restart generates the same bits
+(docs/specs/lexinvariant.md, 5).
 
 Axes: ... any, D d_model, P pairs of channels. Seeds are uint32 (..., 2), (high, low) words.
 """
@@ -26,30 +27,38 @@ def threefry(k0, k1, c0, c1):
       x0 = x0 + x1
       x1 = x0 ^ ((x1 << r) | (x1 >> (32 - r)))
     x0 = x0 + keys[(i + 1) % 3]
-    x1 = x1 + (keys[(i + 2) % 3] + jnp.uint32(i + 1))      # two numbers first, not two passes over x1
+    x1 = x1 + (keys[(i + 2) % 3] + jnp.uint32(i + 1))  # two numbers first, not two passes over x1
   return x0, x1
 
 
 def bits(seed, token, second):
-  """The two uint32 words of counter (token, second). seed: (..., 2); token and second: ints that broadcast with
-  seed's leading axes."""
-  to_u32 = lambda x: jnp.asarray(x).astype(jnp.uint32)
+  """The two uint32 words of counter (token, second). seed: (..., 2); token and second: ints that
+  broadcast with seed's leading axes."""
+
+  def to_u32(x):
+    return jnp.asarray(x).astype(jnp.uint32)
+
   seed, token, second = to_u32(seed), to_u32(token), to_u32(second)
   return threefry(seed[..., 0], seed[..., 1], token, second)
 
 
 def fold_in(seed, number, domain: int):
-  """A new seed for each number: (..., 2). Domains SEGMENT and TABLE keep them apart from rows; number 0 is the seed
-  itself."""
+  """A new seed for each number: (..., 2). Domains SEGMENT and TABLE keep them apart from rows;
+  number 0 is the seed itself."""
   number = jnp.asarray(number).astype(jnp.uint32)
   new = jnp.stack(jnp.broadcast_arrays(*bits(seed, number, jnp.uint32(domain))), axis=-1)
   return jnp.where((number == 0)[..., None], seed.astype(jnp.uint32), new)
 
 
 def gaussian_pairs(r0, r1):
-  """(r cos a, r sin a) of two uint32 words, r = sqrt(-2 ln u1), a = 2 pi u2: two independent normal numbers, float32."""
+  """(r cos a, r sin a) of two uint32 words, r = sqrt(-2 ln u1), a = 2 pi u2: two independent normal
+  numbers, float32.
+  """
+
   # By way of int32: kernel compilers know no other conversion, and at most 24 bits are left.
-  to_float = lambda bits: bits.astype(jnp.int32).astype(jnp.float32)
+  def to_float(bits):
+    return bits.astype(jnp.int32).astype(jnp.float32)
+
   # 23 bits and a half: exact in float32, never 0 or 1.
   u1 = (to_float(r0 >> 9) + 0.5) * 2.0**-23
   u2 = to_float(r1 >> 8) * 2.0**-24
@@ -59,7 +68,10 @@ def gaussian_pairs(r0, r1):
 
 
 def halves(seed, token, d_model: int, law: str = "gaussian"):
-  """Rows with even channels first, then odd: float32 (..., D). Nothing is interleaved, so that nothing is copied."""
+  """Rows with even channels first, then odd: float32 (..., D).
+
+  Nothing is interleaved, so that nothing is copied.
+  """
   seed, token = seed[..., None, :], jnp.asarray(token)[..., None]
   if law == "gaussian":
     pair_P = jnp.arange(d_model // 2, dtype=jnp.uint32)
@@ -84,15 +96,19 @@ def join(x):
 
 
 def keyed_rows(seed, token, d_model: int, law: str = "gaussian"):
-  """E[2j] = r_j cos a_j, E[2j+1] = r_j sin a_j, r = sqrt(-2 ln u1), a = 2 pi u2; or +-1 (law "rademacher").
+  """E[2j] = r_j cos a_j, E[2j+1] = r_j sin a_j, r = sqrt(-2 ln u1), a = 2 pi u2; or +-1 (law
+  "rademacher").
 
-  seed: uint32 (..., 2); token: int (...), broadcast against seed's leading axes. float32 (..., D), variance 1.
+  seed: uint32 (..., 2); token: int (...), broadcast against seed's leading axes. float32 (..., D),
+  variance 1.
   """
   if law not in LAWS:
     raise ValueError(f"row law {law!r}: known are {', '.join(LAWS)}")
   if d_model % 2:
     raise ValueError(f"d_model = {d_model}: rows are made of pairs, so it must be even")
-  token = jnp.broadcast_to(jnp.asarray(token), jnp.broadcast_shapes(jnp.shape(token), seed.shape[:-1]))
+  token = jnp.broadcast_to(
+    jnp.asarray(token), jnp.broadcast_shapes(jnp.shape(token), seed.shape[:-1])
+  )
   return join(halves(seed, token, d_model, law))
 
 

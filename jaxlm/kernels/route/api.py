@@ -12,20 +12,26 @@ from jaxlm.kernels.route import reference, xla
 
 
 class Route(NamedTuple):
-  """p_BT: float32 in [0, 1]; boundary_BT: bool, at valid positions only; confidence_BT: max(p, 1 - p), float32."""
+  """p_BT: float32 in [0, 1]; boundary_BT: bool, at valid positions only; confidence_BT: max(p, 1 -
+  p), float32.
+  """
 
   p_BT: jax.Array
   boundary_BT: jax.Array
   confidence_BT: jax.Array
 
 
-def route(x_BTD, w_q_DE, w_k_DE, *, first_BT, valid_BT, previous_BD=None, implementation: str | None = None) -> Route:
-  """p_t = clip((1 - cos(x_{t-1} W_q, x_t W_k)) / 2, 0, 1), b_t = [p_t > 1/2] (strict), c_t = max(p_t, 1 - p_t).
+def route(
+  x_BTD, w_q_DE, w_k_DE, *, first_BT, valid_BT, previous_BD=None, implementation: str | None = None
+) -> Route:
+  """p_t = clip((1 - cos(x_{t-1} W_q, x_t W_k)) / 2, 0, 1), b_t = [p_t > 1/2] (strict), c_t =
+  max(p_t, 1 - p_t).
 
-  first_BT: bool, p_t = 1 as a constant (a document's first token). previous_BD: x_{-1}, for a row that goes on.
-  W_q meets the *previous* row and W_k the current one, as in the released checkpoints (the paper's eq. 4 prints the
-  reverse). Products in x's dtype, sums and the cosine in float32. Norms below 1e-12 count as 1e-12, so rows of zeros
-  give cos = 0, b = 0 and finite gradients. Differentiable in x, W_q, W_k, previous. `docs/specs/hnet.md` section 7.
+  first_BT: bool, p_t = 1 as a constant (a document's first token). previous_BD: x_{-1}, for a row
+  that goes on. W_q meets the *previous* row and W_k the current one, as in the released checkpoints
+  (the paper's eq. 4 prints the reverse). Products in x's dtype, sums and the cosine in float32.
+  Norms below 1e-12 count as 1e-12, so rows of zeros give cos = 0, b = 0 and finite gradients.
+  Differentiable in x, W_q, W_k, previous. `docs/specs/hnet.md` section 7.
   """
   if previous_BD is None:
     previous_BD = jnp.zeros_like(x_BTD[:, 0])
@@ -33,12 +39,18 @@ def route(x_BTD, w_q_DE, w_k_DE, *, first_BT, valid_BT, previous_BD=None, implem
   if implementation in (None, "xla"):
     cos_BT = xla.cosine(previous_BD, x_BTD, w_q_DE, w_k_DE)
   elif implementation == "reference":
-    cos_BT = reference.cosine(jnp.concatenate([previous_BD[:, None], x_BTD[:, :-1]], 1), x_BTD, w_q_DE, w_k_DE)
+    cos_BT = reference.cosine(
+      jnp.concatenate([previous_BD[:, None], x_BTD[:, :-1]], 1), x_BTD, w_q_DE, w_k_DE
+    )
   else:
-    raise NotImplementedError(f"route has no implementation {implementation!r}; known: reference, xla")
+    raise NotImplementedError(
+      f"route has no implementation {implementation!r}; known: reference, xla"
+    )
   half_BT = (1 - cos_BT) / 2
   # Not jnp.clip: its derivative at the ends is zero, the official clamp's is one.
-  p_BT = jnp.where((half_BT >= 0) & (half_BT <= 1), half_BT, jax.lax.stop_gradient(jnp.clip(half_BT, 0, 1)))
+  p_BT = jnp.where(
+    (half_BT >= 0) & (half_BT <= 1), half_BT, jax.lax.stop_gradient(jnp.clip(half_BT, 0, 1))
+  )
   p_BT = jnp.where(first_BT, 1.0, p_BT)
   decision_BT = p_BT > 0.5
   return Route(p_BT, decision_BT & valid_BT, jnp.where(decision_BT, p_BT, 1 - p_BT))

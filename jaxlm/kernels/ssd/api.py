@@ -9,25 +9,42 @@ from jaxlm.kernels.platform import target_platform
 from jaxlm.kernels.ssd import blocks, reference, xla
 
 
-def ssd(x_BTNH, dt_BTN, a_N, b_BTKE, c_BTKE, *, d_N=None, initial_state_BNHE=None, reset_BT=None,
-        chunk: int | None = None, implementation: str | None = None):
+def ssd(
+  x_BTNH,
+  dt_BTN,
+  a_N,
+  b_BTKE,
+  c_BTKE,
+  *,
+  d_N=None,
+  initial_state_BNHE=None,
+  reset_BT=None,
+  chunk: int | None = None,
+  implementation: str | None = None,
+):
   """S_t = exp(a dt_t) S_{t-1} + dt_t x_t (x) B_t;  y_t = S_t C_t + d x_t. Returns (y_BTNH, S_T).
 
-  x, b, c: one dtype, that of the matrix products; dt, a, state float32; y has x's dtype, the state is float32.
+  x, b, c: one dtype, that of the matrix products; dt, a, state float32; y has x's dtype, the state
+  is float32.
   dt: >= 0, after softplus and bias; a token with dt = 0 leaves the state as it was. a: < 0.
   Head n reads group n // (N / K). initial_state: (B, N, H, E), zero if absent.
   reset_BT: bool, the state is zeroed *before* token t (the first token of a document).
-  chunk: tokens per block of the XLA form; the result does not depend on it. T: any; it must not be sharded.
-  Differentiable in all but reset. Mamba-2 (arXiv 2405.21060); `docs/specs/hnet.md` section 5.
+  chunk: tokens per block of the XLA form; the result does not depend on it. T: any; it must not be
+  sharded. Differentiable in all but reset. Mamba-2 (arXiv 2405.21060); `docs/specs/hnet.md` section
+  5.
   """
   batch, _, heads, head_dim = x_BTNH.shape
   groups, state_dim = b_BTKE.shape[2:]
   if heads % groups:
-    raise ValueError(f"{heads} heads do not divide into {groups} groups; give a multiple of {groups} heads")
+    raise ValueError(
+      f"{heads} heads do not divide into {groups} groups; give a multiple of {groups} heads"
+    )
   if initial_state_BNHE is None:
     initial_state_BNHE = jnp.zeros((batch, heads, head_dim, state_dim), jnp.float32)
   dt_BTN = dt_BTN.astype(jnp.float32)
-  a_N = jnp.maximum(a_N.astype(jnp.float32), jnp.finfo(jnp.float32).min)      # -inf: 0 x a must be 0, the token that is not there
+  a_N = jnp.maximum(
+    a_N.astype(jnp.float32), jnp.finfo(jnp.float32).min
+  )  # -inf: 0 x a must be 0, the token that is not there
   arguments = x_BTNH, dt_BTN * a_N[None, None], dt_BTN, b_BTKE, c_BTKE, initial_state_BNHE, reset_BT
   if implementation in (None, "xla"):
     chunk = chunk or blocks.chunk_length(target_platform(), head_dim, state_dim)
@@ -35,7 +52,9 @@ def ssd(x_BTNH, dt_BTN, a_N, b_BTKE, c_BTKE, *, d_N=None, initial_state_BNHE=Non
   elif implementation == "reference":
     y_BTNH, state_BNHE = reference.ssd(*arguments)
   else:
-    raise NotImplementedError(f"ssd has no implementation {implementation!r}; known: reference, xla")
+    raise NotImplementedError(
+      f"ssd has no implementation {implementation!r}; known: reference, xla"
+    )
   if d_N is not None:
     y_BTNH += d_N[None, None, :, None] * x_BTNH.astype(jnp.float32)
   return y_BTNH.astype(x_BTNH.dtype), state_BNHE

@@ -9,8 +9,12 @@ def ssd(x_BTNH, log_a_BTN, dt_BTN, b_BTKE, c_BTKE, state_BNHE, reset_BT):
   if reset_BT is None:
     reset_BT = jnp.zeros(x_BTNH.shape[:2], bool)
   heads_per_group = x_BTNH.shape[2] // b_BTKE.shape[2]
-  f32 = lambda v: jnp.moveaxis(v.astype(jnp.float32), 1, 0)
-  per_head = lambda v: jnp.repeat(f32(v), heads_per_group, axis=2)
+
+  def f32(v):
+    return jnp.moveaxis(v.astype(jnp.float32), 1, 0)
+
+  def per_head(v):
+    return jnp.repeat(f32(v), heads_per_group, axis=2)
 
   def step(s_BNHE, token):
     x_BNH, log_a_BN, dt_BN, b_BNE, c_BNE, reset_B = token

@@ -2,12 +2,12 @@
 
 Axes: B batch, T time, S cached keys, D d_model, N heads, K kv heads, H head_dim, P rotated pairs.
 
-To add one, write a frozen dataclass that derives from `Position` in a file of this folder, override what it does,
-and register it in POSITIONS. It is then a value of `model.position` in every model, for training, evaluation and
-decoding. Parameters are declared on the given module, with `weights` of jaxlm.layers.weights:
-`weights(module)("w_freq", (D, K), ("embed", "kv_heads"))`. `context` is jaxlm.layers.mixer.Context: positions_BT,
-segment_ids_BT (0 marks padding), embedding_BTD and the rest. Padding must leave a row's decoding state unchanged.
-A position may
+To add one, write a frozen dataclass that derives from `Position` in a file of this folder, override
+what it does, and register it in POSITIONS. It is then a value of `model.position` in every model,
+for training, evaluation and decoding. Parameters are declared on the given module, with `weights`
+of jaxlm.layers.weights: `weights(module)("w_freq", (D, K), ("embed", "kv_heads"))`. `context` is
+jaxlm.layers.mixer.Context: positions_BT, segment_ids_BT (0 marks padding), embedding_BTD and the
+rest. Padding must leave a row's decoding state unchanged. A position may
 
   add to the embedding             add
   compute once for all layers      prepare (its parameters lie under params/position, not in the layers)
@@ -24,7 +24,9 @@ import jax
 
 from jaxlm.config import ConfigError, Kinds
 
-POSITIONS = Kinds("position", {
+POSITIONS = Kinds(
+  "position",
+  {
     "none": "jaxlm.layers.positions:NoPosition",
     "sinusoidal": "jaxlm.layers.positions.additive:Sinusoidal",
     "learned": "jaxlm.layers.positions.additive:Learned",
@@ -34,7 +36,8 @@ POSITIONS = Kinds("position", {
     "cable": "jaxlm.layers.positions.cable:CABLE",
     "cope": "jaxlm.layers.positions.cope:CoPE",
     "t5": "jaxlm.layers.positions.t5:T5Bias",
-})
+  },
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Heads:
 
 
 class Encoded(NamedTuple):
-  """What `encode` returns. key_info: pytree of (B, T, ...), cached with the keys and handed to `bias`."""
+  """What `encode` returns. key_info: pytree of (B, T, ...), cached with the keys and handed to
+  `bias`.
+  """
 
   q_BTNH: jax.Array
   k_BTKH: jax.Array
@@ -77,7 +82,9 @@ class Position:
     return None, state
 
   def encode(self, module, heads: Heads, q_BTNH, k_BTKH, x_BTD, context, shared, state) -> Encoded:
-    """New q and k of one layer. x: what they were projected from. state: None, or what the last call returned."""
+    """New q and k of one layer. x: what they were projected from. state: None, or what the last
+    call returned.
+    """
     return Encoded(q_BTNH, k_BTKH)
 
   def bias(self, module, heads: Heads, query_info, key_info, shared):

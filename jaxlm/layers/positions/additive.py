@@ -17,10 +17,18 @@ from jaxlm.ranges import Count, Range
 
 
 def sinusoids(positions, d_model: int, base: float = 10000.0):
-  """PE[m, 2j] = sin(m base^(-2j/D)), PE[m, 2j+1] = cos(same). positions: any shape; adds an axis D, float32."""
-  frequency = jnp.asarray(base ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model), jnp.float32)
-  angle = positions[..., None].astype(jnp.float32) * frequency.reshape((1,) * positions.ndim + (-1,))
-  return jnp.stack([jnp.sin(angle), jnp.cos(angle)], -1).reshape(*positions.shape, -1)[..., :d_model]
+  """PE[m, 2j] = sin(m base^(-2j/D)), PE[m, 2j+1] = cos(same). positions: any shape; adds an axis D,
+  float32.
+  """
+  frequency = jnp.asarray(
+    base ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model), jnp.float32
+  )
+  angle = positions[..., None].astype(jnp.float32) * frequency.reshape(
+    (1,) * positions.ndim + (-1,)
+  )
+  return jnp.stack([jnp.sin(angle), jnp.cos(angle)], -1).reshape(*positions.shape, -1)[
+    ..., :d_model
+  ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +56,11 @@ class Learned(Position):
   def add(self, module, x_BTD, context):
     T = x_BTD.shape[1]
     if T > self.max_len:
-      raise ConfigError(f"a sequence of {T} tokens, but the learned position table has max_len = {self.max_len} rows; "
-                        "shorten the sequence or choose a relative position encoding")
-    table_MD = weights(module, x_BTD.dtype)("embedding", (self.max_len, x_BTD.shape[-1]), (None, "embed"), role=TABLE)
+      raise ConfigError(
+        f"a sequence of {T} tokens, but the learned position table has max_len = {self.max_len} rows; "
+        "shorten the sequence or choose a relative position encoding"
+      )
+    table_MD = weights(module, x_BTD.dtype)(
+      "embedding", (self.max_len, x_BTD.shape[-1]), (None, "embed"), role=TABLE
+    )
     return x_BTD + jnp.take(table_MD, context.positions_BT, axis=0, mode="clip")

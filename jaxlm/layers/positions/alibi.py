@@ -11,11 +11,14 @@ from jaxlm.layers.positions import Position
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-  """2^(-8h/H) for h = 1..H, H a power of two; otherwise those of the power of two below, then every second of
-  twice as many (docs/specs/carope.md section 7). Float64 (num_heads,)."""
-  ladder = lambda n: 2.0 ** (-8.0 * np.arange(1, n + 1) / n)
+  """2^(-8h/H) for h = 1..H, H a power of two; otherwise those of the power of two below, then every
+  second of twice as many (docs/specs/carope.md section 7). Float64 (num_heads,)."""
+
+  def ladder(n):
+    return 2.0 ** (-8.0 * np.arange(1, n + 1) / n)
+
   power = 2 ** int(math.log2(num_heads))
-  return np.concatenate([ladder(power), ladder(2 * power)[::2][:num_heads - power]])
+  return np.concatenate([ladder(power), ladder(2 * power)[::2][: num_heads - power]])
 
 
 @dataclasses.dataclass(frozen=True)

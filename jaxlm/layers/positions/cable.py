@@ -1,4 +1,5 @@
-"""CABLE: an additive penalty that grows with content (arXiv 2503.08067), the sister method of CARoPE.
+"""CABLE: an additive penalty that grows with content (arXiv 2503.08067), the sister method of
+CARoPE.
 
 Axes: B batch, T time, S keys, D d_model, N heads.
 """
@@ -16,14 +17,18 @@ from jaxlm.layers.weights import weights, zeros
 
 @dataclasses.dataclass(frozen=True)
 class CABLE(Position):
-  """s_mn += B_m - B_n, B_m = -sum_{t<=m} softplus(x_t W + c): ALiBi whose slope is chosen by every token."""
+  """s_mn += B_m - B_n, B_m = -sum_{t<=m} softplus(x_t W + c): ALiBi whose slope is chosen by every
+  token.
+  """
 
   def encode(self, module, heads, q_BTNH, k_BTKH, x_BTD, context, shared, state):
     w = weights(module)
     kernel_DN = w("cable_kernel", (heads.d_model, heads.num_heads), ("embed", "heads"))
     bias_N = w("cable_bias", (heads.num_heads,), ("heads",), init=zeros)
-    step_BTN = jax.nn.softplus(jnp.einsum("btd,dn->btn", x_BTD, kernel_DN, preferred_element_type=jnp.float32)
-                               + bias_N[None, None])
+    step_BTN = jax.nn.softplus(
+      jnp.einsum("btd,dn->btn", x_BTD, kernel_DN, preferred_element_type=jnp.float32)
+      + bias_N[None, None]
+    )
     step_BTN = jnp.where((context.segment_ids_BT != 0)[..., None], step_BTN, 0.0)
     total = running_sum(step_BTN, state)
     info = jax.tree.map(jnp.negative, total)
@@ -46,7 +51,8 @@ class CABLE(Position):
 class Total(NamedTuple):
   """A sum as a whole number and a rest in [0, 1), each (B, T, N).
 
-  The bias of a pair is a difference of two sums. Whole numbers below 2^24 are subtracted without an error, and rests are
+  The bias of a pair is a difference of two sums. Whole numbers below 2^24 are subtracted without an
+  error, and rests are
   small: so the difference is as exact at the end of a long row as at its start.
   """
 
@@ -55,7 +61,10 @@ class Total(NamedTuple):
 
 
 def running_sum(step_BTN, before: Total | None) -> Total:
-  """sum_{t <= m} step_t. before: (B, N), what came before the first token. The gradient is that of the plain sum."""
+  """sum_{t <= m} step_t. before: (B, N), what came before the first token.
+
+  The gradient is that of the plain sum.
+  """
 
   def carry(whole, rest):
     over = jax.lax.stop_gradient(jnp.floor(rest))

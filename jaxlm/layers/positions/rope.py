@@ -15,12 +15,15 @@ from jaxlm.kernels.phase import rotate
 from jaxlm.layers.positions import Encoded, Position, check_even
 from jaxlm.ranges import Count, Positive, Range
 
-SCALINGS = Kinds("RoPE scaling", {
+SCALINGS = Kinds(
+  "RoPE scaling",
+  {
     "interpolation": "jaxlm.layers.positions.rope:Interpolation",
     "ntk": "jaxlm.layers.positions.rope:NTK",
     "yarn": "jaxlm.layers.positions.rope:YaRN",
     "llama3": "jaxlm.layers.positions.rope:Llama3",
-})
+  },
+)
 
 
 def ladder(theta: float, rotary_dim: int) -> np.ndarray:
@@ -55,8 +58,9 @@ class NTK:
 class YaRN:
   """theta'_i = (1 - g_i) theta_i / s + g_i theta_i; cos and sin times the attention factor.
 
-  g_i = 1 - clip((i - lo) / (hi - lo), 0, 1), lo and hi the pairs that turn beta_fast and beta_slow times within
-  original_len (docs/specs/carope.md section 7). attention_factor: default 0.1 ln(s) + 1. truncate: lo, hi are integers.
+  g_i = 1 - clip((i - lo) / (hi - lo), 0, 1), lo and hi the pairs that turn beta_fast and beta_slow
+  times within original_len (docs/specs/carope.md section 7). attention_factor: default 0.1 ln(s) +
+  1. truncate: lo, hi are integers.
   """
 
   factor: Positive
@@ -68,7 +72,12 @@ class YaRN:
 
   def bounds(self, theta: float, rotary_dim: int) -> tuple[float, float]:
     """(lo, hi) of the ramp; hi is moved by 0.001 where they coincide."""
-    pair = lambda turns: rotary_dim * math.log(self.original_len / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    def pair(turns):
+      return (
+        rotary_dim * math.log(self.original_len / (turns * 2 * math.pi)) / (2 * math.log(theta))
+      )
+
     lo, hi = pair(self.beta_fast), pair(self.beta_slow)
     if self.truncate:
       lo, hi = math.floor(lo), math.ceil(hi)
@@ -98,7 +107,9 @@ class Llama3:
   def __call__(self, theta: float, rotary_dim: int):
     theta_P = ladder(theta, rotary_dim)
     turns_P = self.original_len * theta_P / (2 * math.pi)
-    keep_P = np.clip((turns_P - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+    keep_P = np.clip(
+      (turns_P - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1
+    )
     return (1 - keep_P) * theta_P / self.factor + keep_P * theta_P, 1.0
 
 
@@ -107,7 +118,8 @@ class Llama3:
 class RoPE(Position):
   """q and k turned by phi_i(m) = m theta_i (docs/specs/carope.md section 1).
 
-  rotary_dim: channels that turn, the first of each head; None = all. layout: which channels form a pair.
+  rotary_dim: channels that turn, the first of each head; None = all. layout: which channels form a
+  pair.
   scaling: stretch for longer sequences, on a model trained without it or fine-tuned with it.
   """
 
@@ -117,7 +129,9 @@ class RoPE(Position):
   scaling: Annotated[object | None, SCALINGS] = None
 
   def check(self, heads):
-    check_even("rotary_dim", heads.head_dim if self.rotary_dim is None else self.rotary_dim, heads.head_dim)
+    check_even(
+      "rotary_dim", heads.head_dim if self.rotary_dim is None else self.rotary_dim, heads.head_dim
+    )
 
   def frequencies(self, head_dim: int) -> tuple[np.ndarray, float]:
     """(theta_i float64 (P,), factor of cos and sin)."""
@@ -128,9 +142,14 @@ class RoPE(Position):
     # The same for all rows if every row counts 0, 1, 2 ...
     positions = context.positions_BT if context.packed else context.positions_BT[:1]
     theta_P, factor = self.frequencies(heads.head_dim)
-    phase_BT1P = positions[:, :, None, None].astype(jnp.float32) * jnp.asarray(theta_P, jnp.float32)[None, None, None]
+    phase_BT1P = (
+      positions[:, :, None, None].astype(jnp.float32)
+      * jnp.asarray(theta_P, jnp.float32)[None, None, None]
+    )
     return (jnp.cos(phase_BT1P) * factor, jnp.sin(phase_BT1P) * factor), state
 
   def encode(self, module, heads, q_BTNH, k_BTKH, x_BTD, context, shared, state):
     cos, sin = shared
-    return Encoded(rotate(q_BTNH, cos, sin, layout=self.layout), rotate(k_BTKH, cos, sin, layout=self.layout))
+    return Encoded(
+      rotate(q_BTNH, cos, sin, layout=self.layout), rotate(k_BTKH, cos, sin, layout=self.layout)
+    )

@@ -14,14 +14,18 @@ from jaxlm.ranges import Count, Range
 @dataclasses.dataclass(frozen=True)
 @checked
 class T5Bias(Position):
-  """s_mn += table[bucket(m - n), head], causal buckets. share_across_layers: one table for the model, as in T5."""
+  """s_mn += table[bucket(m - n), head], causal buckets. share_across_layers: one table for the
+  model, as in T5.
+  """
 
   num_buckets: Annotated[int, Range(2)] = 32
   max_distance: Count = 128
   share_across_layers: bool = True
 
   def _table(self, module, heads):
-    return weights(module)("relative_bias", (self.num_buckets, heads.num_heads), (None, "heads"), role=SPARED)
+    return weights(module)(
+      "relative_bias", (self.num_buckets, heads.num_heads), (None, "heads"), role=SPARED
+    )
 
   def prepare(self, module, heads, context, state):
     return (self._table(module, heads) if self.share_across_layers else None), state
