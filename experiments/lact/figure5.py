@@ -13,6 +13,7 @@ import sys
 
 from jaxlm.experiments import Column, Figure, Scale, Table
 from jaxlm.experiments.recall import loss_by_position
+from jaxlm.experiments.verdict import ascending
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from rows import LABELS, MICRO, SMALL, row  # noqa: E402
@@ -60,10 +61,8 @@ TABLE = Table(
       min(t["gla", "last quarter"], t["delta_rule", "last quarter"])
       - t["lact_muon", "last quarter"]
     ),
-    "Muon < momentum < gradient descent at the end": lambda t: (
-      t["lact_muon", "last quarter"]
-      < t["lact_momentum", "last quarter"]
-      < t["lact_gd", "last quarter"]
+    "Muon < momentum < gradient descent at the end": lambda t: ascending(
+      *(t[f"lact_{row}", "last quarter"] for row in ("muon", "momentum", "gd"))
     ),
   },
   source="arXiv 2505.23884v1, Figure 5 (a), (c): curves without numbers",

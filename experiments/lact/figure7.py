@@ -15,6 +15,7 @@ import sys
 
 from jaxlm.experiments import Column, Row, Scale, Table
 from jaxlm.experiments.recall import loss_by_position
+from jaxlm.experiments.verdict import ascending
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from rows import MICRO, SMALL, at_scale, mixers  # noqa: E402
@@ -62,13 +63,11 @@ TABLE = Table(
   },
   measure=loss_by_position({"start": (0, 1 / 8), "end": (0.75, 1)}),
   claims={
-    "a larger state is better at the end of the row": lambda t: (
-      t["double_state", "last quarter"]
-      < t["state", "last quarter"]
-      < t["half_state", "last quarter"]
+    "a larger state is better at the end of the row": lambda t: ascending(
+      *(t[row, "last quarter"] for row in ("double_state", "state", "half_state"))
     ),
-    "Muon < momentum < gradient descent": lambda t: (
-      t["state", "last quarter"] < t["momentum", "last quarter"] < t["gd", "last quarter"]
+    "Muon < momentum < gradient descent": lambda t: ascending(
+      *(t[row, "last quarter"] for row in ("state", "momentum", "gd"))
     ),
     "SwiGLU with half its usual state (1.5 of linear's) beats linear, both with Muon": lambda t: (
       t["linear", "last quarter"] - t["half_state", "last quarter"]
