@@ -16,7 +16,7 @@ from jaxlm.experiments.recall import loss_by_position
 from jaxlm.experiments.verdict import ascending
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from rows import LABELS, MICRO, SMALL, row  # noqa: E402
+from rows import LABELS, MANY_KEYS, MICRO, SMALL, row  # noqa: E402
 
 CONFIG = MICRO
 
@@ -32,9 +32,11 @@ TABLE = Table(
   ],
   scales={
     "smoke": Scale(
-      "1 layer, d_model 64, window = chunk = 32, rows of 128 questions and answers about 15 keys (chance: "
-      "ln 16 = 2.773), 400 steps of 2,048 bytes",
+      "1 layer, d_model 64, window = chunk = 32, rows of 128 questions and answers about 40 keys (chance: "
+      "ln 4 = 1.386), 400 steps of 2,048 bytes",
       config=CONFIG,
+      num_seeds=3,
+      overrides=MANY_KEYS,
     ),
     "small": Scale(
       "8 layers, d_model 512, window = chunk = 256, rows of 4,096 bytes with 384 words, 20,000 steps of 65,536 bytes",

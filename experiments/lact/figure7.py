@@ -18,7 +18,7 @@ from jaxlm.experiments.recall import loss_by_position
 from jaxlm.experiments.verdict import ascending
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from rows import MICRO, SMALL, at_scale, mixers  # noqa: E402
+from rows import MANY_KEYS, MICRO, SMALL, at_scale, mixers  # noqa: E402
 
 
 def fast(update=None, **fields):
@@ -51,9 +51,11 @@ TABLE = Table(
   columns=[Column("first eighth", "loss@start", 3), Column("last quarter", "loss@end", 3)],
   scales={
     "smoke": Scale(
-      "1 layer, d_model 64, window = chunk = 32, rows of 128 questions and answers about 15 keys, 400 steps of "
+      "1 layer, d_model 64, window = chunk = 32, rows of 128 questions and answers about 40 keys, 400 steps of "
       "2,048 bytes",
       config=MICRO,
+      num_seeds=3,
+      overrides=MANY_KEYS,
     ),
     "small": Scale(
       "8 layers, d_model 512, window = chunk = 256, rows of 4,096 bytes with 384 words, 20,000 steps of 65,536 bytes",

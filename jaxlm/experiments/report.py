@@ -22,7 +22,15 @@ def summarise(
   provenance: Mapping,
 ) -> dict:
   """Everything the renderings print, as plain values. results: {(size, row, seed): result.json}."""
-  scale, lines, claims, stale = table.scales[scale_name], [], [], []
+  scale, lines, claims = table.scales[scale_name], [], []
+  draft = provenance["revision"].endswith("+")
+  stale = [
+    {"row": row, "size": size, "seed": seed, "why": why}
+    for (size, row, seed), result in results.items()
+    if (why := record.stale(result["training"]))
+  ]
+  if not draft:  # what cannot be made again is listed, without its numbers
+    results = current(results)
   for size in scale.sizes:
     means, by_seed = Means(), {}
     for row in table.rows:
@@ -43,12 +51,7 @@ def summarise(
         elif notes:
           cells[column.title] = {"note": "; ".join(notes)}
       error = next((m for (s, name, _), m in failed.items() if (s, name) == (size, row.name)), None)
-      runs = {str(seed): _run(r) for seed, r in sorted(seeds.items())}
-      stale += [
-        {"row": row.name, "size": size, "seed": seed, "why": why}
-        for seed, run in runs.items()
-        if (why := record.stale(run["training"]))
-      ]
+      runs = {str(seed): _run(table, r) for seed, r in sorted(seeds.items())}
       lines.append(
         {
           "row": row.name,
@@ -68,7 +71,6 @@ def summarise(
             if table.numbers(row.name, c.title)
           },
           "runs": runs,
-          "curves": _mean_curves(table, list(seeds.values())),
         }
         | ({"error": error} if error else {})
       )
@@ -84,7 +86,7 @@ def summarise(
     "claims": claims,
     "stale": stale,
     "source": table.source,
-    "draft": provenance["revision"].endswith("+"),
+    "draft": draft,
     **provenance,
   }
 
@@ -242,24 +244,25 @@ def _theirs(number: Mapping, column: Column) -> str:
   )
 
 
-def _run(result: Mapping) -> dict:
+def current(results: Mapping[tuple, dict]) -> dict:
+  """The results whose training revision is in the history of HEAD, without uncommitted changes."""
+  return {key: r for key, r in results.items() if not record.stale(r["training"])}
+
+
+def _run(table: Table, result: Mapping) -> dict:
   """What the report keeps of one measured seed beside its numbers."""
-  return {name: result[name] for name in ("identity", "training", "evaluation")} | (
-    {"trace": result["trace"]} if result.get("trace") else {}
-  )
-
-
-def _mean_curves(table: Table, results: Sequence[Mapping]) -> dict[str, list[float]]:
-  """The table's figure as numbers: mean over seeds of its curve and references."""
-  if not table.figure:
-    return {}
-  out = {}
-  for key in (table.figure.curve, *table.figure.references):
-    curves = [r["curves"][key] for r in results if r["curves"].get(key)]
-    if curves and None not in sum(curves, []):
-      length = min(map(len, curves))
-      out[key] = [round(statistics.fmean(c[i] for c in curves), 4) for i in range(length)]
+  out = {name: result[name] for name in ("identity", "training", "evaluation")}
+  if result.get("trace"):
+    out["trace"] = result["trace"]
+  if table.figure:
+    names = (table.figure.curve, *table.figure.references)
+    curves = {name: result["curves"][name] for name in names if result["curves"].get(name)}
+    out |= {"curves": {k: [_rounded(x) for x in v] for k, v in curves.items()}} if curves else {}
   return out
+
+
+def _rounded(value):
+  return None if value is None else round(float(value), 4)
 
 
 def _makers(rows: Sequence[Mapping]) -> list[str]:

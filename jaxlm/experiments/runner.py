@@ -90,7 +90,7 @@ def run_rows(
           path = folder(workdir, size, row.name, seed)
           source = table.row(row.evaluate_from) if row.evaluate_from else row
           config = resolve(table, source, scale, size, seed)
-          identity = _digest(row, config)
+          identity = digest(row, config)
           if (done := _finished(path / table.result_file, identity)) is not None:
             say(f"{where}: finished before, {_short(done['numbers'])}")
             continue
@@ -146,7 +146,7 @@ def provenance() -> dict:
   }
 
 
-def _digest(row: Row, config: dict) -> str:
+def digest(row: Row, config: dict) -> str:
   """A row's identity: its configuration, its evaluation's, and the bytes of files that it reads
   (`text:`, `bytes:`, `array_record:`), which their owner may edit; other sources are made once."""
   from jaxlm.data.sources import open_corpus
