@@ -23,7 +23,7 @@ COMMANDS = {
   "data": ("jaxlm.data.command", "prepare corpora and look at batches"),
   "table": ("jaxlm.experiments.command", "run the rows of a paper's table and print it"),
   "reproduce": (
-    "jaxlm.experiments.reproduce",
+    "jaxlm.experiments.reproduce.command",
     "run all tables in order of value, then write REPRODUCTION.md",
   ),
 }

@@ -45,7 +45,7 @@ def made_by() -> dict:
 def command_line() -> str:
   """The command of this process, with paths from the repository's root."""
   name = pathlib.Path(sys.argv[0]).name
-  started = name if name == "jaxlm" else f"python {_relative(sys.argv[0])}"
+  started = "jaxlm" if name in ("jaxlm", "cli.py") else f"python {_relative(sys.argv[0])}"
   return " ".join([started, *map(shlex.quote, sys.argv[1:])])
 
 
