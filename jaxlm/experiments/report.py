@@ -286,11 +286,17 @@ def _makers(rows: Sequence[Mapping]) -> list[str]:
         seed,
         revisions,
         evaluation["revision"],
-        f"{evaluation['device']}, {evaluation['cpu']}, {evaluation['cores']} cores",
+        machine(evaluation),
         *("?" if value is None else f"{value:.0f}" for value in cost),
       ]
       lines.append("| " + " | ".join(cells) + " |")
   return lines
+
+
+def machine(made: Mapping) -> str:
+  """Device, CPU model and cores of a record, as far as they are known."""
+  cores = f"{made['cores']} cores" if made.get("cores") else ""
+  return ", ".join(filter(None, (made["device"], made.get("cpu"), cores)))
 
 
 def _compact(text: str) -> str:

@@ -74,18 +74,19 @@ def write_table(table: Table, scale: str, results: Mapping, stem) -> list[pathli
 
 def measured(table: Table, scale: str, stem, workdir) -> dict[tuple[str, str, int], dict]:
   """{(size, row, seed): result}: those in the table's JSON, replaced and joined by those in the
-  work folder."""
-  recorded = {
-    key: result
-    for key, result in from_json(table, scale, stem).items()
-    if result["identity"] == identity(table, scale, *key)
-  }
-  finished = {
-    key: result
-    for key, result in runner.results(table, scale, workdir).items()
-    if result["identity"] == identity(table, scale, *key)
-  }
-  return recorded | finished
+  work folder. Results without an identity (measured before identities were kept) stay until the
+  table has a row of today."""
+
+  def of_today(results):
+    return {
+      key: result
+      for key, result in results.items()
+      if result["identity"] == identity(table, scale, *key)
+    }
+
+  recorded = from_json(table, scale, stem)
+  found = of_today(recorded) | of_today(runner.results(table, scale, workdir))
+  return found or {key: r for key, r in recorded.items() if r["identity"] is None}
 
 
 def identity(table: Table, scale: str, size: str, row: str, seed: int) -> str:
@@ -189,9 +190,7 @@ def _table(item: queue.Item, table: Table, summaries: Mapping[str, dict]) -> dic
     "stale": len(smoke["stale"]) if smoke else 0,
     "revisions": trained,
     "commands": commands[:3],
-    "machines": sorted(
-      {f"{s['cpu']}, {s['cores']} cores" for run in runs for s in run["training"]}
-    ),
+    "machines": sorted({report.machine(s) for run in runs for s in run["training"]}),
     "core_minutes": _core_minutes(runs),
     "draft": bool(smoke and smoke["draft"]),
     "run": f"jaxlm reproduce --scale smoke --only {item.name}",
