@@ -49,7 +49,7 @@ ITEMS = [
     needs="the Chinese text and the code of `jaxlm data prepare`",
   ),
   Item("experiments/hnet/table5.py", minutes=5, value=2, needs="a genome: `jaxlm data prepare`"),
-  Item("experiments/lact/table_sniah.py", minutes=8, value=3),
+  Item("experiments/lact/table_sniah.py", minutes=8, value=3, report="sniah-{scale}"),
   Item("experiments/lact/nvs_views.py", minutes=5, value=2, report="nvs-views-{scale}"),
   Item("experiments/lexinvariant/bayes.py", minutes=3, value=1, rows=("seen_or_new", "standard")),
   Item(
