@@ -125,7 +125,7 @@ TABLE = Table(
   scales={
     "smoke": Scale(
       "d_model 128, 3 + 2 layers, gate at block 1, rows of 32 tokens, 3,000 steps of 32 rows; 1,024 validation "
-      "rows; about 6 core-minutes a row",
+      "rows; about 8 core-minutes a row",
       config=CONFIG,
       num_seeds=3,
     ),

@@ -82,6 +82,7 @@ def summarise(
     "scale": scale_name,
     "note": scale.note,
     "columns": [c.title for c in table.columns],
+    "digits": {c.title: c.digits for c in table.columns},
     "rows": lines,
     "claims": claims,
     "stale": stale,

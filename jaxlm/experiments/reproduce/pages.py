@@ -14,7 +14,7 @@ from jaxlm import json_text
 from jaxlm.config import ConfigError
 from jaxlm.experiments import figure, record, report, runner
 from jaxlm.experiments.command import load
-from jaxlm.experiments.reproduce import queue
+from jaxlm.experiments.reproduce import queue, readme
 from jaxlm.experiments.table import Means, Table
 from jaxlm.experiments.verdict import sentence
 
@@ -51,7 +51,19 @@ def write(items: Sequence[queue.Item], runs, scale: str, *, into) -> list[pathli
     found = measured(table, scale, stem, queue.workdir(runs, table, scale))
     if found:
       written += write_table(table, scale, found, stem)
-  return [*written, *write_overview(items, into)]
+  return [*written, *write_readmes(into), *write_overview(items, into)]
+
+
+def write_readmes(into) -> list[pathlib.Path]:
+  """The marked tables of all READMEs, from the tables' JSON. Returns the pages that changed."""
+  pages = [into / "README.md", *sorted((into / "experiments").glob("*/README.md"))]
+  texts = {page: page.read_text() for page in pages if page.exists()}
+  changed = {
+    page: new for page, text in texts.items() if (new := readme.fill(text, page.parent)) != text
+  }
+  for page, new in changed.items():
+    page.write_text(new)
+  return list(changed)
 
 
 def write_table(table: Table, scale: str, results: Mapping, stem) -> list[pathlib.Path]:
@@ -250,9 +262,12 @@ def _verdict(table: Table, scale: str, found: Mapping | None) -> str:
     return "no such scale"
   if found is None:
     return "not run"
+  seeds = f"{len(found['seeds'])} seed{'s' if len(found['seeds']) != 1 else ''}"
   if "interval" in found:
     low, high = found["interval"]
-    return f"{found['verdict']} ({found['mean']:+.3g}; {low:+.3g} to {high:+.3g})"
+    return f"{found['verdict']} ({found['mean']:+.3g}; {low:+.3g} to {high:+.3g}; {seeds})"
+  if "mean" in found:
+    return f"{found['verdict']} ({found['mean']:+.3g}; {seeds})"
   return found["verdict"]
 
 
@@ -273,7 +288,7 @@ def markdown(papers: Sequence[Mapping]) -> str:
     "# Reproduction",
     "",
     "Written by `jaxlm reproduce`; do not edit. What the verdicts mean: [docs/evidence.md](docs/evidence.md). In brackets: the mean",
-    "margin by which a claim holds, and its 95 % interval over paired seeds. The same with pictures and the cells that each claim",
+    "margin by which a claim holds, its 95 % interval over paired seeds, and their number. The same with pictures and the cells that each claim",
     "compares: docs/reproduction.html.",
     "",
     "Claims at scale `smoke`: "
