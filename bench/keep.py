@@ -48,7 +48,9 @@ def keep(name: str, command: list[str]) -> int:
   if done.returncode:
     return done.returncode
   made |= {
-    "command": shlex.join(command),
+    "command": shlex.join(
+      "python" if pathlib.Path(word).name.startswith("python") else word for word in command
+    ),
     "load_after": round(os.getloadavg()[0], 1),
     "versions": {lib: importlib.metadata.version(lib) for lib in ("jax", "jaxlib", "numpy")},
     "tables": tables(done.stdout),

@@ -2,6 +2,7 @@
 cannot be checked out."""
 
 import functools
+import importlib.util
 import json
 import pathlib
 import re
@@ -14,6 +15,7 @@ from jaxlm.experiments.reproduce.readme import MARKED, fill, table
 ROOT = pathlib.Path(__file__).parents[2]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("experiments/*/README.md"))]
 RESULTS = sorted(ROOT.glob("experiments/*/results/*"))
+OLD_BENCHMARK_TABLES = 17  # measured before their numbers were kept; may only become fewer
 CELL = re.compile(r"[*~ ]*[-+]?\d+(\.\d+)?( ?%| ± [\d.]+| [a-zA-Z]+)?[* ]*")
 
 
@@ -93,6 +95,18 @@ def test_every_picture_and_page_has_a_json_or_says_its_revision():
     revision = re.search(r"revision (\w+)", page.read_text()) if page.exists() else None
     stale = revision and record.is_ancestor("HEAD") and not record.is_ancestor(revision[1])
     assert any(path.stem.startswith(stem) for stem in stems) or (revision and not stale), path.name
+
+
+def test_a_benchmark_s_table_is_its_json_and_no_other_is_added():
+  spec = importlib.util.spec_from_file_location("keep", ROOT / "bench" / "keep.py")
+  keep = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(keep)
+  page = keep.PAGE.read_text()
+  assert keep.fill(page) == page, "run: python bench/keep.py --fill"
+  for path in keep.MEASURED.glob("*.json"):
+    saved = json.loads(path.read_text())
+    assert saved["cpu"] and saved["date"] and "load" in saved and "load_after" in saved, path
+  assert len(keep.tables(keep.MARKED.sub("", page))) <= OLD_BENCHMARK_TABLES
 
 
 def test_a_copied_table_has_the_digits_and_headings_that_were_asked_for():
