@@ -17,7 +17,7 @@ ITEMS = [
   Item(
     "experiments/lexinvariant/bayes.py",
     minutes=1.2,
-    value=3,
+    value=4,
     rows=("lexinvariant", "quarter", "early", "tables"),
   ),
   Item("experiments/ilm/table1.py", minutes=3.5, value=5, rows=("ilm", "arm")),

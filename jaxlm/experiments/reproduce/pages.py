@@ -67,11 +67,12 @@ def write_readmes(into) -> list[pathlib.Path]:
 
 
 def write_table(table: Table, scale: str, results: Mapping, stem) -> list[pathlib.Path]:
-  """The page, the JSON and the picture of one table."""
+  """The page, the JSON and the picture of one table; nothing if they say the same already."""
   stem = pathlib.Path(stem)
   stem.parent.mkdir(parents=True, exist_ok=True)
-  made_by = runner.provenance()
-  summary = report.summarise(table, scale, results, {}, made_by)
+  summary = report.summarise(table, scale, results, {}, runner.provenance())
+  if _same(summary, stem.with_name(stem.name + ".json")):
+    return []
   pictures = []
   if table.figure:
     kept = results if summary["draft"] else report.current(results)
@@ -82,6 +83,18 @@ def write_table(table: Table, scale: str, results: Mapping, stem) -> list[pathli
       if figure.draw(table, drawable, path, size=size, scale=scale):
         pictures.append(path)
   return [*report.write(table, summary, stem), *pictures]
+
+
+def _same(summary: Mapping, path: pathlib.Path) -> bool:
+  """Whether the JSON there differs in nothing but where and when the page was made."""
+  if not path.exists():
+    return False
+  about_the_page = runner.provenance().keys()
+
+  def said(saved):
+    return {k: v for k, v in saved.items() if k not in about_the_page}
+
+  return said(json.loads(json_text.dumps(summary))) == said(json.loads(path.read_text()))
 
 
 def measured(table: Table, scale: str, stem, workdir) -> dict[tuple[str, str, int], dict]:
