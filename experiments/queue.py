@@ -68,7 +68,7 @@ ITEMS = [
   Item(
     "experiments/lexinvariant/semi.py", minutes=6, value=2, needs="`jaxlm data prepare code-py`"
   ),
-  Item("experiments/ilm/zebra.py", minutes=8, value=3),
+  Item("experiments/ilm/zebra.py", minutes=22, value=3),
   Item(
     "experiments/ilm/table2.py",
     minutes=4,
