@@ -28,6 +28,7 @@ ITEMS = [
     rows=("vowel_target", "vowel_random", "vowel_fixed"),
   ),
   Item("experiments/carope/controls.py", minutes=1, value=4, report="controls-{scale}"),
+  Item("experiments/cross/matrix.py", minutes=1, value=3),
   Item("experiments/lact/figure5.py", minutes=1.3, value=2),
   Item("experiments/lact/figure7.py", minutes=1.3, value=2),
   Item("experiments/mrt5/runtime.py", minutes=1, value=1),
