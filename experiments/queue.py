@@ -59,7 +59,7 @@ ITEMS = [
     value=3,
     needs="`jaxlm data prepare code-py`",
   ),
-  Item("experiments/lexinvariant/cipher.py", minutes=6, value=3),
+  Item("experiments/lexinvariant/cipher.py", minutes=30, value=4),
   Item(
     "experiments/lexinvariant/reasoning.py",
     minutes=5,
