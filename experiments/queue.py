@@ -10,7 +10,7 @@ from jaxlm.experiments.reproduce.queue import Item, Script
 ITEMS = [
   Item(
     "experiments/lact/figure5.py",
-    minutes=1.3,
+    minutes=1,
     value=5,
     rows=("swa", "lact_gd", "lact_momentum", "lact_muon"),
   ),
@@ -29,8 +29,14 @@ ITEMS = [
   ),
   Item("experiments/carope/controls.py", minutes=1, value=4, report="controls-{scale}"),
   Item("experiments/cross/matrix.py", minutes=1, value=3),
-  Item("experiments/lact/figure5.py", minutes=1.3, value=2),
-  Item("experiments/lact/figure7.py", minutes=1.3, value=2),
+  Item("experiments/lact/figure5.py", minutes=1, value=2),
+  Item(
+    "experiments/lact/figure7.py",
+    minutes=1,
+    value=3,
+    rows=("half_state", "state", "double_state"),
+  ),
+  Item("experiments/lact/figure7.py", minutes=1, value=1),
   Item("experiments/mrt5/runtime.py", minutes=1, value=1),
   Item("experiments/ilm/table1.py", minutes=10, value=3),
   Item("experiments/mrt5/diagnostic.py", minutes=8, value=3),
