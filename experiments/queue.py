@@ -109,23 +109,26 @@ SCRIPTS = [
     "python experiments/hnet/boundaries.py --run runs/hnet/smoke/1stage/seed0 runs/hnet/smoke/1stage/seed1 "
     "--out experiments/hnet/results/boundaries-smoke",
     output="experiments/hnet/results/boundaries-smoke.json",
+    reads=("runs/hnet/smoke/1stage/seed0", "runs/hnet/smoke/1stage/seed1"),
   ),
   Script(
     "ilm/insertion_order",
     "python experiments/ilm/insertion_order.py --run runs/ilm-table1/smoke/easy/ilm/seed0 --greedy "
     "--out experiments/ilm/results/insertion_order_star.png",
     output="experiments/ilm/results/insertion_order_star.png",
+    reads=("runs/ilm-table1/smoke/easy/ilm/seed0",),
   ),
   Script(
     "ilm/figure6",
     "python experiments/ilm/figure6.py --scale smoke --out experiments/ilm/results/figure6-smoke",
     output="experiments/ilm/results/figure6-smoke.json",
-    needs="the runs of ilm/table2",
+    reads=("runs/ilm-text/smoke/ilm/seed0",),
   ),
   Script(
     "mrt5/figure_deleted",
     "python experiments/mrt5/figure_deleted.py --run runs/mrt5-span-corruption/smoke/mrt5_50/seed0",
     output="experiments/mrt5/results/deleted.png",
+    reads=("runs/mrt5-span-corruption/smoke/mrt5_50/seed0",),
     needs="a font with all scripts: --font",
   ),
 ]
