@@ -120,7 +120,7 @@ SCRIPTS = [
   ),
   Script(
     "ilm/figure6",
-    "python experiments/ilm/figure6.py --scale smoke --out experiments/ilm/results/figure6-smoke",
+    "python experiments/ilm/figure6.py --out experiments/ilm/results/figure6-smoke",
     output="experiments/ilm/results/figure6-smoke.json",
     reads=("runs/ilm-text/smoke/ilm/seed0",),
   ),

@@ -118,7 +118,9 @@ def total(records: Sequence[Mapping], key: str) -> float | None:
 
 def stale(records: Sequence[Mapping]) -> str:
   """Why a row that was trained with these records cannot be made again from the current history,
-  or ''."""
+  or ''. Outside a repository nothing is known, and nothing is stale."""
+  if not is_ancestor("HEAD"):
+    return ""
   if not records:
     return "its training was not recorded"
   for revision in dict.fromkeys(record["revision"] for record in records):
