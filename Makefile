@@ -10,7 +10,7 @@ DEMO ?= runs/demo
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults test-compile lint preflight bench clean
+.PHONY: help demo test test-slow test-faults test-compile lint preflight bench reproduce clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ lint: $(VENV)/.test  ## ruff: rules and formatting
 preflight: $(VENV)/.preflight  ## compile every paper-scale configuration for its TPU slice (an hour), rewrite tpu/PREFLIGHT.md
 	$(BIN)/python tpu/matrix.py --write --again
 
+reproduce: $(VENV)/.report  ## every table at scale smoke (hours on a CPU, resumable), then REPRODUCTION.md; ONLY=lact/figure5
+	$(BIN)/jaxlm reproduce --scale smoke $(if $(ONLY),--only $(ONLY))
+
 bench: $(VENV)/.bench  ## a training step against PyTorch; installs torch
 	$(BIN)/python bench/train_step.py
 
@@ -60,6 +63,10 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.preflight: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[test,preflight]'
+	@touch $@
+
+$(VENV)/.report: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[report]'
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python

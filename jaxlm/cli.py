@@ -22,6 +22,10 @@ COMMANDS = {
   "convert": ("jaxlm.interop.convert", "weights of other libraries in and out"),
   "data": ("jaxlm.data.command", "prepare corpora and look at batches"),
   "table": ("jaxlm.experiments.command", "run the rows of a paper's table and print it"),
+  "reproduce": (
+    "jaxlm.experiments.reproduce.command",
+    "run all tables in order of value, then write REPRODUCTION.md",
+  ),
 }
 
 

@@ -53,6 +53,7 @@ TABLE = Table(
     Column("bytes per chunk", "bytes_per_chunk", 2),
     Column("F1, SpaceByte's rule", "at_spaces", 3),
     Column("random cuts", "at_spaces_chance", 3),
+    Column("fluctuation, %", "fluctuation", 1),
   ],
   scales={
     "smoke": Scale(
@@ -73,6 +74,11 @@ TABLE = Table(
       t[row, "bits per byte"] - t["1stage", "bits per byte"]
     )
     for row in ("no_smoothing", "no_ste", "no_cosine")
+  }
+  | {
+    "without smoothing the compression fluctuates more (second half of training)": lambda t: (
+      t["no_smoothing", "fluctuation, %"] - t["1stage", "fluctuation, %"]
+    )
   },
   figure=Figure(
     "tokens_per_chunk",

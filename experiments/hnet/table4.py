@@ -93,8 +93,8 @@ TABLE = Table(
       t["space_zh", BPB] - t["2stage_zh", BPB]
     ),
     "learned chunks beat spaces in code": lambda t: t["space_code", BPB] - t["2stage_code", BPB],
-    "learned chunks beat a Transformer on bytes in all": lambda t: all(
-      t[f"2stage_{text}", BPB] < t[f"isotropic_{text}", BPB] for text in TEXTS
+    "learned chunks beat a Transformer on bytes in all": lambda t: min(
+      t[f"isotropic_{text}", BPB] - t[f"2stage_{text}", BPB] for text in TEXTS
     ),
   },
 )

@@ -102,11 +102,6 @@ def paper_size(family: str):
   }
 
 
-# Fewer steps at smoke only.
-SHORTER = {
-  "train.steps": lambda c: 4_000 if c["model"]["d_model"] == SMOKE_WIDTH else c["train"]["steps"]
-}
-
 ROWS = [
   Row("ilm", "configs/ilm/star_easy.py:insertion", label="ILM"),
   Row("arm", "configs/ilm/star_easy.py:causal", label="left to right (ARM)"),
@@ -116,12 +111,10 @@ ROWS = [
   Row(
     "mdm_corrected",
     "configs/ilm/star_easy.py:masked_diffusion",
-    SHORTER | {"objective.variant": "corrected", "model.residual": "corrected"},
+    {"objective.variant": "corrected", "model.residual": "corrected"},
     label="masked diffusion, corrected (ours)",
   ),
-  Row(
-    "it", "configs/ilm/star_easy.py:insertion_transformer", SHORTER, label="Insertion Transformer"
-  ),
+  Row("it", "configs/ilm/star_easy.py:insertion_transformer", label="Insertion Transformer"),
 ]
 
 SMALL = network(384, 4, 6, 2304, 96, dtype="bfloat16") | {
@@ -132,15 +125,16 @@ SMALL = network(384, 4, 6, 2304, 96, dtype="bfloat16") | {
 }
 SCALES = {
   "smoke": Scale(
-    "3 layers, d_model 64, 2 heads of 32 of which 8 rotate, Muon, 8,000 steps of 64 graphs (the last two rows 4,000). All but masked "
+    "3 layers, d_model 64, 2 heads of 32 of which 8 rotate, Muon, 5,000 steps of 64 graphs in every row. All but masked "
     "diffusion also learn absolute positions",
+    num_seeds=3,
     overrides=network(SMOKE_WIDTH, 3, 2, 256, 32, rope=dict(theta=100.0, rotary_dim=8))
     | {
       "optimizer": dict(
         kind="muon", learning_rate=4e-3, b1=0.9, b2=0.999, weight_decay=0.01, clip_norm=1.0
       ),
       "schedule": dict(kind="constant", warmup_steps=100),
-      "train.steps": 8_000,
+      "train.steps": 5_000,
       "train.log_every": 100,
       "train.save_every": 200,
       "train.ema_decay": 0.99,
@@ -200,7 +194,7 @@ NUM_PROBLEMS = 1_000
 
 
 def alike(t, row: str, other: str, slack: float):
-  """Claim: `row` is within `slack` of `other` or above it. A row that knows less than half of what
+  """Margin: `row` is within `slack` of `other` or above it. A row that knows less than half of what
   a guess does has not learnt its task in the training that it had, and shows nothing about its
   kind."""
   if t[other, EXACT] < t.get((other, CHANCE), 0.0) / 2:
@@ -208,7 +202,7 @@ def alike(t, row: str, other: str, slack: float):
       None,
       f"{t[other, EXACT]:.3f}, far below a guess: the two rows were trained and built differently, see the README",
     )
-  return t[row, EXACT] >= t[other, EXACT] - slack
+  return t[row, EXACT] - (t[other, EXACT] - slack)
 
 
 TABLE = Table(
@@ -228,7 +222,7 @@ TABLE = Table(
   source="arXiv 2505.05755, Table 1, as quoted in public reviews of the paper, not checked against it; fractions of the "
   "test graphs whose whole answer is right",
   claims={
-    "ILM answers nearly every graph (at least 0.95)": lambda t: t["ilm", EXACT] >= 0.95,
+    "ILM answers nearly every graph (at least 0.95)": lambda t: t["ilm", EXACT] - 0.95,
     "left to right finds the goal about as often as a guess of the arm (within 0.1)": lambda t: (
       0.1 - abs(t["arm", EXACT] - t["arm", CHANCE])
     ),

@@ -14,6 +14,7 @@ import sys
 
 from jaxlm.experiments import Column, Table, paper
 from jaxlm.experiments.texts import generated_texts
+from jaxlm.experiments.verdict import ascending
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from text_rows import ROWS, RUNS, SCALES, main_judge, sampling, trigram  # noqa: E402
@@ -68,8 +69,8 @@ TABLE = Table(
   published=published(),
   source="arXiv 2505.05755, Table 2, as quoted in public reviews of the paper, not checked against it; nats, judge Llama-3.2-3B",
   claims={
-    "left to right is likeliest, then ILM, then masked diffusion": lambda t: (
-      t["arm", NLL] <= t["ilm", NLL] <= t["mdm", NLL]
+    "left to right is likeliest, then ILM, then masked diffusion": lambda t: ascending(
+      t["arm", NLL], t["ilm", NLL], t["mdm", NLL]
     ),
     "ILM's texts are shorter than the data's": lambda t: t["judge", LENGTH] - t["ilm", LENGTH],
     "masked diffusion's texts are longer than the data's": lambda t: (

@@ -15,9 +15,10 @@ import sys
 
 from jaxlm.experiments import Column, Row, Scale, Table
 from jaxlm.experiments.recall import loss_by_position
+from jaxlm.experiments.verdict import ascending
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from rows import MICRO, SMALL, at_scale, mixers  # noqa: E402
+from rows import MANY_KEYS, MICRO, SMALL, at_scale, mixers  # noqa: E402
 
 
 def fast(update=None, **fields):
@@ -50,9 +51,11 @@ TABLE = Table(
   columns=[Column("first eighth", "loss@start", 3), Column("last quarter", "loss@end", 3)],
   scales={
     "smoke": Scale(
-      "1 layer, d_model 64, window = chunk = 32, rows of 128 questions and answers about 15 keys, 400 steps of "
+      "1 layer, d_model 64, window = chunk = 32, rows of 128 questions and answers about 40 keys, 400 steps of "
       "2,048 bytes",
       config=MICRO,
+      num_seeds=3,
+      overrides=MANY_KEYS,
     ),
     "small": Scale(
       "8 layers, d_model 512, window = chunk = 256, rows of 4,096 bytes with 384 words, 20,000 steps of 65,536 bytes",
@@ -62,13 +65,11 @@ TABLE = Table(
   },
   measure=loss_by_position({"start": (0, 1 / 8), "end": (0.75, 1)}),
   claims={
-    "a larger state is better at the end of the row": lambda t: (
-      t["double_state", "last quarter"]
-      < t["state", "last quarter"]
-      < t["half_state", "last quarter"]
+    "a larger state is better at the end of the row": lambda t: ascending(
+      *(t[row, "last quarter"] for row in ("double_state", "state", "half_state"))
     ),
-    "Muon < momentum < gradient descent": lambda t: (
-      t["state", "last quarter"] < t["momentum", "last quarter"] < t["gd", "last quarter"]
+    "Muon < momentum < gradient descent": lambda t: ascending(
+      *(t[row, "last quarter"] for row in ("state", "momentum", "gd"))
     ),
     "SwiGLU with half its usual state (1.5 of linear's) beats linear, both with Muon": lambda t: (
       t["linear", "last quarter"] - t["half_state", "last quarter"]

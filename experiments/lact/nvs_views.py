@@ -108,8 +108,8 @@ TABLE = Table(
   },
   claims={
     "more views are better": lambda t: t["fast_weights", "12 views"] - t["fast_weights", "4 views"],
-    "LaCT stays within 1 dB of full attention": lambda t: all(
-      t["fast_weights", f"{v} views"] > t["attention", f"{v} views"] - 1 for v in VIEWS
+    "LaCT stays within 1 dB of full attention": lambda t: min(
+      t["fast_weights", f"{v} views"] - (t["attention", f"{v} views"] - 1) for v in VIEWS
     ),
   },
   figure=Figure(

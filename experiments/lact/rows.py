@@ -15,6 +15,9 @@ LABELS = {
   "lact_momentum": "LaCT, momentum",
   "lact_muon": "LaCT, Muon",
 }
+# More keys than a head of the fast weights has channels (32): fifteen fit into any memory. Whoever
+# remembers the last 16 answers, as the window does, stays at (39/40)^16 ln 4 = 0.92 nats.
+MANY_KEYS = {"data.num_keys": 40, "data.num_values": 4}
 # One GPU: rows of random words, which need two layers that work together and some thousand steps.
 SMALL = {
   "model.d_model": 512,

@@ -43,7 +43,7 @@ TABLE = Table(
   claims={
     "a lexinvariant model's states decipher more than a standard model's, full cipher": lambda t: (
       t["lexinvariant_prose", "token, full, last quarter"]
-      > t["standard_prose", "token, full, last quarter"],
+      - t["standard_prose", "token, full, last quarter"],
       f"{t['lexinvariant_prose', 'token, full, last quarter']:.1f} and "
       f"{t['standard_prose', 'token, full, last quarter']:.1f} %",
     ),

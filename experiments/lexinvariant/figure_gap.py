@@ -34,7 +34,7 @@ def gap(t, corpus: str, part: str) -> float:
 
 def shrinks(corpus: str):
   return lambda t: (
-    gap(t, corpus, LAST) < gap(t, corpus, FIRST),
+    gap(t, corpus, FIRST) - gap(t, corpus, LAST),
     f"from {gap(t, corpus, FIRST):.2f} to {gap(t, corpus, LAST):.2f} times the standard model's average",
   )
 
@@ -56,11 +56,11 @@ TABLE = Table(
     "the gap shrinks with position, prose": shrinks("prose"),
     "the gap shrinks with position, code": shrinks("code"),
     "the gap at the end is less than the standard model's average perplexity, prose": lambda t: (
-      gap(t, "prose", LAST) < 1,
+      1 - gap(t, "prose", LAST),
       f"{gap(t, 'prose', LAST):.2f}",
     ),
     "code comes closer than prose by the end (a third party's account of the paper)": lambda t: (
-      gap(t, "code", LAST) < gap(t, "prose", LAST),
+      gap(t, "prose", LAST) - gap(t, "code", LAST),
       f"{gap(t, 'code', LAST):.2f} and {gap(t, 'prose', LAST):.2f}",
     ),
   },

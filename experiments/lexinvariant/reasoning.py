@@ -32,7 +32,7 @@ def better(corpus: str):
     return (t[f"{kind}_{corpus}", "LookUp"] + t[f"{kind}_{corpus}", "Permutation"]) / 2
 
   return lambda t: (
-    total(t, "lexinvariant") > total(t, "standard"),
+    total(t, "lexinvariant") - total(t, "standard"),
     f"{total(t, 'lexinvariant'):.1f} and {total(t, 'standard'):.1f} %, mean of the two tasks",
   )
 

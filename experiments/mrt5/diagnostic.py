@@ -75,6 +75,17 @@ def rows():
         },
         label="vowel: 18 % at random",
       )
+      yield Row(
+        "vowel_fixed",
+        CONFIG,
+        data
+        | {
+          "model.reduction": lambda c: dict(
+            kind="fixed", layer=c["model"]["reduction"]["layer"], amount=0.18
+          )
+        },
+        label="vowel: the last 18 %",
+      )
 
 
 def published():
@@ -92,6 +103,14 @@ def published():
   }
 
 
+def dearer(t, row: str):
+  """Margin: `row` has a point less of its tokens right than MrT5, at the same reduction."""
+  apart = t[row, DELETED] - t["vowel_target", DELETED]
+  if abs(apart) > 3:
+    return None, f"{row} deletes {apart:+.1f} points more than MrT5: not at equal reduction"
+  return t["vowel_target", ACCURACY] - 1 - t[row, ACCURACY]
+
+
 TABLE = Table(
   name="mrt5-diagnostic",
   title="MrT5: diagnostic tasks",
@@ -106,8 +125,9 @@ TABLE = Table(
   scales={
     "smoke": Scale(
       "d_model 128, 3 + 2 layers, gate at block 1, rows of 32 tokens, 3,000 steps of 32 rows; 1,024 validation "
-      "rows; about 6 core-minutes a row",
+      "rows; about 8 core-minutes a row",
       config=CONFIG,
+      num_seeds=3,
     ),
     "small": Scale(
       "d_model 256, 3 + 3 layers, gate at block 2, rows of 64 tokens, 8,000 steps of 128 rows",
@@ -134,7 +154,7 @@ TABLE = Table(
   published=published(),
   claims={
     "MrT5 removes vowels with at least 99 % of tokens right while deleting at least 15 % of them": lambda t: (
-      t["vowel_target", ACCURACY] > 99 and t["vowel_target", DELETED] >= 15
+      min(t["vowel_target", ACCURACY] - 99, t["vowel_target", DELETED] - 15)
     ),
     "the controller holds a deletion rate of 18 % within 2 points": lambda t: (
       2 - abs(t["vowel_target", DELETED] - 18)
@@ -145,8 +165,11 @@ TABLE = Table(
     "a model at 18 % is brought to 30 % within 2 points": lambda t: (
       2 - abs(t["vowel_then_30", DELETED] - 30)
     ),
-    "deleting as much at random costs more": lambda t: (
-      t["vowel_target", ACCURACY] - 1 - t["vowel_random", ACCURACY]
+    "deleting as much at random costs more (1 point of tokens at least)": lambda t: dearer(
+      t, "vowel_random"
+    ),
+    "deleting as much at the end costs more (1 point of tokens at least)": lambda t: dearer(
+      t, "vowel_fixed"
     ),
   },
   source="arXiv 2410.20771, evaluation notebooks: hard deletion, 32,000 test examples, one seed",

@@ -142,13 +142,13 @@ class RepeatedWordsData(DataConfig):
 @dataclasses.dataclass(frozen=True)
 @checked
 class PairsData(DataConfig):
-  """Rows of questions and answers about a table of the row's own: byte 240 + k asks for key k, the
-  byte after it, 16 k + value, answers. Keys come in random order, again and again; the loss is on
-  the answers.
+  """Rows of questions and answers about a table of the row's own: byte num_keys num_values + k asks
+  for key k, the byte after it, num_values k + value, answers. Keys come in random order, again and
+  again; the loss is on the answers.
 
-  A key that was not asked before costs ln 16 nats, a remembered one nothing. Whoever remembers p
-  answers stays at (1 - 1/num_keys)^p ln 16 however long the row is, so that the loss by position
-  shows the length of a memory. An
+  With V = num_values, a key that was not asked before costs ln V nats, a remembered one nothing.
+  Whoever remembers p answers stays at (1 - 1/num_keys)^p ln V however long the row is, so that the
+  loss by position shows the length of a memory. An
   answer names its key: one layer can learn to recall, where repeated words need two (the head that
   finds the letter before, and the one that finds the same letters), which small models find only
   after thousands of steps.
@@ -156,10 +156,16 @@ class PairsData(DataConfig):
 
   seq_len: Count
   batch_size: Count
-  num_keys: Annotated[int, Range(1, 15)] = (
-    15  # a byte has room for 15 keys of 16 values and their questions
-  )
+  num_keys: Count = 15
+  num_values: Annotated[int, Range(2)] = 16
   rows: Count = 512
+
+  def __post_init__(self):
+    if self.num_keys * (self.num_values + 1) > 256:
+      raise ConfigError(
+        f"data.num_keys = {self.num_keys} of {self.num_values} values need {self.num_keys * (self.num_values + 1)} bytes for "
+        f"questions and answers, there are 256; take at most {256 // (self.num_values + 1)} keys or fewer num_values"
+      )
 
   @property
   def vocab_size(self) -> int:
@@ -256,10 +262,10 @@ class _Words(_Generated):
 class _Pairs(_Generated):
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     cfg, rng = self.cfg, self.rng(index)
-    values = rng.integers(0, 16, cfg.num_keys)
+    values = rng.integers(0, cfg.num_values, cfg.num_keys)
     asked = rng.integers(0, cfg.num_keys, cfg.seq_len // 2 + 1)
     text = (
-      np.stack([240 + asked, 16 * asked + values[asked]], 1)
+      np.stack([cfg.num_keys * cfg.num_values + asked, cfg.num_values * asked + values[asked]], 1)
       .reshape(-1)[: cfg.seq_len + 1]
       .astype(np.uint8)
     )

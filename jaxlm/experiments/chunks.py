@@ -94,8 +94,9 @@ def shifts(
 
 def bits_and_chunks(*, num_rows: int = 256):
   """Measure: bits per byte, bytes per innermost chunk (per token, of a model on tokens), how the
-  outermost boundaries meet words (`alignment`, `shifts`), and the forward FLOPs per byte of the
-  paper's formula at the measured compression."""
+  outermost boundaries meet words (`alignment`, `shifts`), how much the compression fluctuates
+  (`fluctuation`), and the forward FLOPs per byte of the paper's formula at the measured
+  compression."""
 
   def measure(trained, overrides_at) -> Measured:
     from jaxlm.data.tokenizers.bytes import ByteTokenizerConfig
@@ -110,6 +111,8 @@ def bits_and_chunks(*, num_rows: int = 256):
       numbers["bytes_per_chunk"] = bytes_per_token
     S, T, curves = cfg.model.num_chunkings, cfg.data.seq_len, _training_curves(trained.workdir)
     ratios = ()
+    if "tokens_per_chunk" in curves:
+      numbers["fluctuation"] = fluctuation(curves["tokens_per_chunk"])
     if S:
       rows, infos = stages_on_validation(cfg, trained.params, num_rows)
       ratios = tuple(float(info.valid_BT.sum() / info.boundary_BT.sum()) for info in infos)
@@ -119,6 +122,12 @@ def bits_and_chunks(*, num_rows: int = 256):
     return Measured(numbers, found.notes, found.curves | curves)
 
   return measure
+
+
+def fluctuation(curve: Sequence[float]) -> float:
+  """Per cent: the standard deviation of the second half of a logged curve, relative to its mean."""
+  half = np.asarray(curve[len(curve) // 2 :], np.float64)
+  return float(100 * half.std() / half.mean())
 
 
 def stages_on_validation(cfg, params, num_rows: int):

@@ -4,10 +4,12 @@ invented.
 
 import math
 import pathlib
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 
 from jaxlm import json_text
+from jaxlm.experiments import record
 from jaxlm.experiments.table import Column, Means, Number, Table
 from jaxlm.experiments.verdict import sentence, verdict
 
@@ -21,6 +23,14 @@ def summarise(
 ) -> dict:
   """Everything the renderings print, as plain values. results: {(size, row, seed): result.json}."""
   scale, lines, claims = table.scales[scale_name], [], []
+  draft = provenance["revision"].endswith("+")
+  stale = [
+    {"row": row, "size": size, "seed": seed, "why": why}
+    for (size, row, seed), result in results.items()
+    if (why := record.stale(result["training"]))
+  ]
+  if not draft:  # what cannot be made again is listed, without its numbers
+    results = current(results)
   for size in scale.sizes:
     means, by_seed = Means(), {}
     for row in table.rows:
@@ -41,7 +51,7 @@ def summarise(
         elif notes:
           cells[column.title] = {"note": "; ".join(notes)}
       error = next((m for (s, name, _), m in failed.items() if (s, name) == (size, row.name)), None)
-      revisions = sorted({r["revision"] for r in seeds.values()})
+      runs = {str(seed): _run(table, r) for seed, r in sorted(seeds.items())}
       lines.append(
         {
           "row": row.name,
@@ -60,9 +70,7 @@ def summarise(
             for c in table.columns
             if table.numbers(row.name, c.title)
           },
-          "seconds": [r["seconds"] for r in seeds.values()],
-          "revisions": revisions,
-          "devices": sorted({r["device"] for r in seeds.values()}),
+          "runs": runs,
         }
         | ({"error": error} if error else {})
       )
@@ -74,10 +82,12 @@ def summarise(
     "scale": scale_name,
     "note": scale.note,
     "columns": [c.title for c in table.columns],
+    "digits": {c.title: c.digits for c in table.columns},
     "rows": lines,
     "claims": claims,
+    "stale": stale,
     "source": table.source,
-    "draft": provenance["revision"].endswith("+"),
+    "draft": draft,
     **provenance,
   }
 
@@ -153,20 +163,20 @@ def markdown(table: Table, summary: Mapping, figure: str = "") -> str:
     ]
     lines += [
       "",
-      "Rows are compared seed by seed. Shown: the 95 % interval of the margin lies above 0, or the claim holds in each of "
-      "at least 3 seeds. Fewer seeds show nothing.",
+      "The margin is how far a claim is from failing, seed by seed. Shown: the 95 % interval of its mean (Student's t, 3 seeds "
+      "or more) lies above 0; contradicted: below 0 (docs/evidence.md).",
     ]
   if figure:
     lines += ["", f"![{table.figure.title}]({figure})"]
+  lines += [""] + [
+    f"Stale: {each['row']} {each['size']} seed {each['seed']}: {each['why']}"
+    for each in summary["stale"]
+  ]
+  lines += ["", "## Made by", "", *_makers(summary["rows"]), ""]
   lines += [
-    "",
-    "## Made by",
-    "",
-    f"    {summary['command']}",
-    "",
-    f"{summary['date']}, revision {summary['revision']}, Python {summary['python']}, "
+    f"This page: `{summary['command']}`, {summary['date']}, revision {summary['revision']}, Python {summary['python']}, "
     + ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
-    + f"; {summary['device']}.",
+    + ".",
     "",
   ]
   return "\n".join(_breaks(lines))
@@ -178,7 +188,7 @@ def write(table: Table, summary: Mapping, stem) -> list[pathlib.Path]:
   stem.parent.mkdir(parents=True, exist_ok=True)
   png = stem.with_name(stem.name + ".png")
   page, data = stem.with_name(stem.name + ".md"), stem.with_name(stem.name + ".json")
-  data.write_text(json_text.dumps(summary, indent=1) + "\n")
+  data.write_text(_compact(json_text.dumps(summary, indent=1)) + "\n")
   page.write_text(markdown(table, summary, png.name if png.exists() else ""))
   return [page, data]
 
@@ -232,6 +242,68 @@ def _theirs(number: Mapping, column: Column) -> str:
   mark = "?" if number["remembered"] else ""
   return f"{number['value']:.{column.digits}f}{mark}" + (
     f" ({number['size']})" if number["size"] else ""
+  )
+
+
+def current(results: Mapping[tuple, dict]) -> dict:
+  """The results whose training revision is in the history of HEAD, without uncommitted changes."""
+  return {key: r for key, r in results.items() if not record.stale(r["training"])}
+
+
+def _run(table: Table, result: Mapping) -> dict:
+  """What the report keeps of one measured seed beside its numbers."""
+  out = {name: result[name] for name in ("identity", "training", "evaluation")}
+  if result.get("trace"):
+    out["trace"] = result["trace"]
+  if table.figure:
+    names = (table.figure.curve, *table.figure.references)
+    curves = {name: result["curves"][name] for name in names if result["curves"].get(name)}
+    out |= {"curves": {k: [_rounded(x) for x in v] for k, v in curves.items()}} if curves else {}
+  return out
+
+
+def _rounded(value):
+  return None if value is None else round(float(value), 4)
+
+
+def _makers(rows: Sequence[Mapping]) -> list[str]:
+  """A table: each row's revisions, machine and cost of training and of evaluation."""
+  lines = [
+    "| row | seed | trained at | evaluated at | machine | training, wall s | core s | evaluation, wall s | core s |",
+    "| --- | ---: | --- | --- | --- | ---: | ---: | ---: | ---: |",
+  ]
+  for row in rows:
+    for seed, run in row["runs"].items():
+      training, evaluation = run["training"], run["evaluation"]
+      revisions = ", ".join(dict.fromkeys(each["revision"] for each in training)) or "?"
+      cost = [
+        *(record.total(training, key) for key in ("wall_s", "core_s")),
+        evaluation["wall_s"],
+        evaluation["core_s"],
+      ]
+      cells = [
+        " ".join(filter(None, (row["label"], row["size"])))
+        + ("" if row["trained"] else " (trains nothing)"),
+        seed,
+        revisions,
+        evaluation["revision"],
+        machine(evaluation),
+        *("?" if value is None else f"{value:.0f}" for value in cost),
+      ]
+      lines.append("| " + " | ".join(cells) + " |")
+  return lines
+
+
+def machine(made: Mapping) -> str:
+  """Device, CPU model and cores of a record, as far as they are known."""
+  cores = f"{made['cores']} cores" if made.get("cores") else ""
+  return ", ".join(filter(None, (made["device"], made.get("cpu"), cores)))
+
+
+def _compact(text: str) -> str:
+  """JSON with every list of plain numbers on one line."""
+  return re.sub(
+    r"\[\s+((?:[-\d.eE+]+,?\s+)+)\]", lambda m: "[" + " ".join(m[1].split()) + "]", text
   )
 
 

@@ -1,14 +1,13 @@
 """Runs the rows of a table one by one into a work folder, and skips what is finished there.
 
 The folder of a row is `<workdir>/<size>/<row>/seed<n>`: a run folder for a trained row, plus its
-result, `measured.json` (`Table.result_file`), written last.
+result, `measured.json` (`Table.result_file`), written last. Beside it stands `seed<n>-training.json`,
+the records of the training (`jaxlm.experiments.record`).
 """
 
-import datetime
 import hashlib
 import json
 import pathlib
-import shlex
 import sys
 import time
 import traceback
@@ -17,6 +16,7 @@ from importlib import metadata
 
 from jaxlm import json_text
 from jaxlm.config import ConfigError
+from jaxlm.experiments import record
 from jaxlm.experiments.table import Measured, Row, Scale, Table, Trained
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -90,7 +90,7 @@ def run_rows(
           path = folder(workdir, size, row.name, seed)
           source = table.row(row.evaluate_from) if row.evaluate_from else row
           config = resolve(table, source, scale, size, seed)
-          identity = _digest(row, config)
+          identity = digest(row, config)
           if (done := _finished(path / table.result_file, identity)) is not None:
             say(f"{where}: finished before, {_short(done['numbers'])}")
             continue
@@ -106,13 +106,16 @@ def run_rows(
               )
           else:
             say(f"{where}: training in {path}")
-            trained = train(config, path)
+            with record.training(path):
+              trained = train(config, path)
             if any(r.evaluate_from == row.name for r in order):
               last[row.name] = trained
-          measured = table.measure(trained, row.overrides_at or (lambda multiple: {}))
-          _write_result(
-            path / table.result_file, identity, config, measured, scale_name, time.time() - start
-          )
+          with record.cost(record.made_by()) as evaluation:
+            measured = table.measure(trained, row.overrides_at or (lambda multiple: {}))
+          run = folder(workdir, size, source.name, seed)
+          made = {"training": record.starts(run), "evaluation": evaluation}
+          made |= {"trace": record.loss_trace(run)} if row is source else {}
+          _write_result(path / table.result_file, identity, config, measured, scale_name, made)
           say(f"{where}: {_short(measured.numbers)}  ({time.time() - start:.0f} s)")
         except KeyboardInterrupt:
           raise
@@ -135,49 +138,15 @@ def results(table: Table, scale_name: str, workdir) -> dict[tuple[str, str, int]
 
 
 def provenance() -> dict:
-  """Where and with what this is being measured: what a committed number needs beside it."""
-  import jax
-
-  from jaxlm.training.provenance import revision
-
+  """Where and with what a report is made."""
   names = ("jax", "jaxlib", "flax", "optax", "numpy")
-  device = jax.devices()[0]
-  return {
-    "command": " ".join(
-      [
-        pathlib.Path(sys.argv[0]).name
-        if sys.argv[0].endswith("jaxlm")
-        else f"python {_relative(sys.argv[0])}",
-        *map(shlex.quote, sys.argv[1:]),
-      ]
-    ),
-    "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    "revision": revision(),
+  return record.made_by() | {
     "python": sys.version.split()[0],
     "versions": {name: metadata.version(name) for name in names},
-    "device": f"{jax.device_count()} x {device.device_kind}"
-    + (f" ({_cpu()})" if device.platform == "cpu" else ""),
   }
 
 
-def _cpu() -> str:
-  import os
-
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-  try:
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-  except (OSError, StopIteration):
-    name = "CPU"
-  return f"{name}, {cores} cores"
-
-
-def _relative(path: str) -> str:
-  path = pathlib.Path(path).resolve()
-  return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
-
-
-def _digest(row: Row, config: dict) -> str:
+def digest(row: Row, config: dict) -> str:
   """A row's identity: its configuration, its evaluation's, and the bytes of files that it reads
   (`text:`, `bytes:`, `array_record:`), which their owner may edit; other sources are made once."""
   from jaxlm.data.sources import open_corpus
@@ -211,16 +180,9 @@ def _finished(path: pathlib.Path, identity: str | None) -> dict | None:
   return result
 
 
-def _write_result(path, identity, config, measured: Measured, scale: str, seconds: float) -> None:
+def _write_result(path, identity, config, measured: Measured, scale: str, made: Mapping) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  result = dict(
-    identity=identity,
-    scale=scale,
-    seconds=round(seconds, 1),
-    **measured._asdict(),
-    config=config,
-    **provenance(),
-  )
+  result = dict(identity=identity, scale=scale, **measured._asdict(), config=config, **made)
   partial = path.with_name(path.name + ".tmp")
   partial.write_text(json_text.dumps(result, indent=1))
   partial.rename(path)  # a result is whole or absent

@@ -4,9 +4,12 @@ A claim is evaluated seed by seed, on the rows of one seed at a time, so that ro
 pairs. It gives, per seed, a margin (how far the claim is from failing; positive: it holds) or only
 whether it holds.
 
-  margins    shown: the 95 % interval of their mean (Student's t, from 3 seeds on) lies above 0; contradicted: below 0
-  yes or no  shown: from 3 seeds on, if it holds in each; contradicted: if it holds in none
-  otherwise  not shown; fewer than 3 seeds show nothing, unless the claim is exact (`Exact`: no seed enters it)
+  margins    shown: the 95 % interval of their mean (Student's t, from 3 seeds on) lies above 0;
+             contradicted: it lies below 0
+  yes or no  the sign test at the same level, which takes 6 seeds: shown if it holds in each,
+             contradicted if it holds in none
+  otherwise  not shown; a single seed shows nothing, unless the claim is exact (`Exact`: no seed
+             enters it)
 """
 
 import math
@@ -17,6 +20,7 @@ from typing import Any, NamedTuple
 from jaxlm.experiments.table import Means, Missing
 
 SEEDS = 3
+SIGN_SEEDS = 6  # 2 x 0.5^6 = 0.03: the fewest equal answers that the sign test takes for no chance
 CONFIDENCE = 0.95
 
 
@@ -91,6 +95,11 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
   return mean - half, mean + half
 
 
+def ascending(*values: float) -> float:
+  """The margin of a < b < ...: the least step from one value to the next."""
+  return min(b - a for a, b in zip(values, values[1:]))
+
+
 def sentence(found: Mapping, digits: int = 3) -> str:
   """What stands behind a claim: the verdict and what decided it."""
 
@@ -129,6 +138,6 @@ def _split(value) -> tuple[Any, str]:
 
 
 def _of_answers(answers: list[bool]) -> str:
-  if len(answers) < SEEDS:
+  if len(answers) < SIGN_SEEDS:
     return "not shown"
   return "shown" if all(answers) else "not shown" if any(answers) else "contradicted"

@@ -41,6 +41,8 @@ RESULTS = (
   ":(exclude)experiments/*/results/*",
   ":(exclude)bench/*.json",
   ":(exclude)docs/faults.*",
+  ":(exclude)docs/reproduction.html",
+  ":(exclude)REPRODUCTION.md",
   ":(exclude)jaxlm/kernels/README.md",
 )
 

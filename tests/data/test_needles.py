@@ -69,6 +69,13 @@ def test_every_question_of_a_row_has_one_answer_and_only_answers_weigh():
   assert tables[0] != tables[1]
 
 
+def test_more_keys_fit_where_there_are_fewer_values():
+  first, _ = rows(PairsData(seq_len=400, batch_size=1, num_keys=40, num_values=4, rows=2))
+  asked, answer = first["tokens"][::2] - 160, first["targets"][::2]
+  assert np.array_equal(answer // 4, asked) and len(set(asked)) > 30
+  assert len(set(zip(asked.tolist(), answer.tolist()))) == len(set(asked.tolist()))
+
+
 def test_requests_without_room_are_refused():
   with pytest.raises(ConfigError, match="num_keys = 16"):
     PairsData(seq_len=20, batch_size=1, num_keys=16)

@@ -10,6 +10,7 @@ import pytest
 
 from jaxlm.experiments.chunks import (
   alignment,
+  fluctuation,
   shifts,
   space_starts,
   spaces_before_words,
@@ -101,6 +102,11 @@ def test_shifts_are_shares_of_words_and_all_alike_at_random():
   assert all(
     abs(share - 0.2) < 0.01 for share in shifts(draws, np.repeat(text, 300, axis=0)).values()
   )
+
+
+def test_the_fluctuation_is_of_the_second_half_relative_to_its_mean():
+  assert fluctuation([9.0, 1.0, 5.0, 5.0]) == 0
+  assert fluctuation([0.0, 0.0, 4.0, 6.0]) == pytest.approx(20)
 
 
 def test_noise_is_what_it_says_and_the_same_each_time():

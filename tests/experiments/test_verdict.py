@@ -5,7 +5,7 @@ import math
 import pytest
 
 from jaxlm.experiments.table import Means
-from jaxlm.experiments.verdict import Exact, interval, sentence, verdict
+from jaxlm.experiments.verdict import Exact, ascending, interval, sentence, verdict
 
 
 def judged(predicate, **rows):
@@ -66,13 +66,19 @@ def test_only_seeds_that_all_rows_of_the_claim_have_are_compared():
 
 
 def test_answers_without_margins_are_counted():
-  def said(b):
-    return judged(lambda t: t["a", "x"] < t["b", "x"], a=[1.0, 2.0, 3.0], b=b)
+  def said(*b):
+    return judged(lambda t: t["a", "x"] < t["b", "x"], a=[1.0] * len(b), b=b)
 
-  assert said([2.0, 3.0, 4.0])["verdict"] == "shown"
-  assert said([2.0, 3.0, 0.0])["verdict"] == "not shown"
-  assert said([0.0, 0.0, 0.0])["verdict"] == "contradicted"
-  assert sentence(said([2.0, 3.0, 0.0])) == "**not shown** (holds in 2 of 3 seeds)"
+  assert said(*[2.0] * 5)["verdict"] == "not shown"  # the sign test: 2 x 0.5^5 = 0.06
+  assert said(*[2.0] * 6)["verdict"] == "shown"
+  assert said(*[2.0] * 6, 0.0)["verdict"] == "not shown"
+  assert said(*[0.0] * 6)["verdict"] == "contradicted"
+  assert sentence(said(2.0, 3.0, 0.0)) == "**not shown** (holds in 2 of 3 seeds)"
+
+
+def test_the_margin_of_an_order_is_its_least_step():
+  assert ascending(1.0, 3.0, 4.5) == 1.5
+  assert ascending(1.0, 3.0, 2.0) == -1.0
 
 
 def test_rows_that_cannot_be_compared_say_why():

@@ -1,0 +1,124 @@
+"""Every table and figure of the six papers, with what a reader learns from it and what it costs.
+
+`jaxlm reproduce --scale smoke --list` prints what is left. `minutes` are of one CPU core, for a row of
+one seed at scale smoke, measured or taken from a row of the same size; `value` is ours. The rows
+that decide a table's claims stand before the whole table.
+"""
+
+from jaxlm.experiments.reproduce.queue import Item, Script
+
+ITEMS = [
+  Item(
+    "experiments/lact/figure5.py",
+    minutes=1.3,
+    value=5,
+    rows=("swa", "lact_gd", "lact_momentum", "lact_muon"),
+  ),
+  Item(
+    "experiments/lexinvariant/bayes.py",
+    minutes=1.2,
+    value=4,
+    rows=("lexinvariant", "quarter", "early", "tables"),
+  ),
+  Item("experiments/ilm/table1.py", minutes=3.5, value=5, rows=("ilm", "arm")),
+  Item(
+    "experiments/mrt5/diagnostic.py",
+    minutes=8,
+    value=5,
+    rows=("vowel_target", "vowel_random", "vowel_fixed"),
+  ),
+  Item("experiments/carope/controls.py", minutes=1, value=4, report="controls-{scale}"),
+  Item("experiments/lact/figure5.py", minutes=1.3, value=2),
+  Item("experiments/lact/figure7.py", minutes=1.3, value=2),
+  Item("experiments/mrt5/runtime.py", minutes=1, value=1),
+  Item("experiments/ilm/table1.py", minutes=5, value=3),
+  Item("experiments/mrt5/diagnostic.py", minutes=8, value=3),
+  Item("experiments/mrt5/controller.py", minutes=8, value=1),
+  Item("experiments/mrt5/span_corruption.py", minutes=3, value=3),
+  Item("experiments/mrt5/gate_placement.py", minutes=3, value=2),
+  Item("experiments/carope/table1.py", minutes=1, value=3, report="{scale}"),
+  Item("experiments/hnet/table2.py", minutes=5, value=4),
+  Item("experiments/hnet/figure_ablation.py", minutes=5, value=3),
+  Item("experiments/hnet/figure_encoder.py", minutes=5, value=2),
+  Item("experiments/hnet/table3.py", minutes=1, value=2),
+  Item("experiments/hnet/table_join.py", minutes=4, value=2),
+  Item(
+    "experiments/hnet/table4.py",
+    minutes=5,
+    value=2,
+    needs="the Chinese text and the code of `jaxlm data prepare`",
+  ),
+  Item("experiments/hnet/table5.py", minutes=5, value=2, needs="a genome: `jaxlm data prepare`"),
+  Item("experiments/lact/table_sniah.py", minutes=8, value=3, report="sniah-{scale}"),
+  Item("experiments/lact/nvs_views.py", minutes=5, value=2, report="nvs-views-{scale}"),
+  Item("experiments/lexinvariant/bayes.py", minutes=3, value=1, rows=("seen_or_new", "standard")),
+  Item(
+    "experiments/lexinvariant/figure_gap.py",
+    minutes=5,
+    value=3,
+    needs="`jaxlm data prepare code-py`",
+  ),
+  Item("experiments/lexinvariant/cipher.py", minutes=6, value=3),
+  Item(
+    "experiments/lexinvariant/reasoning.py",
+    minutes=5,
+    value=2,
+    needs="`jaxlm data prepare code-py`",
+  ),
+  Item(
+    "experiments/lexinvariant/semi.py", minutes=6, value=2, needs="`jaxlm data prepare code-py`"
+  ),
+  Item("experiments/ilm/zebra.py", minutes=22, value=3),
+  Item(
+    "experiments/ilm/table2.py",
+    minutes=4,
+    value=2,
+    report="table2_{scale}",
+    needs="`jaxlm data prepare glosses`",
+  ),
+  Item(
+    "experiments/ilm/table3.py",
+    minutes=2,
+    value=2,
+    report="table3_{scale}",
+    needs="`jaxlm data prepare glosses`",
+  ),
+  Item(
+    "experiments/mrt5/spelling.py",
+    minutes=5,
+    value=2,
+    needs="`jaxlm data prepare spelling definitions`",
+  ),
+]
+
+SCRIPTS = [
+  Script(
+    "lact/figure1",
+    "python experiments/lact/figure1.py --out experiments/lact/results/figure1-cpu",
+    output="experiments/lact/results/figure1-cpu.md",
+  ),
+  Script(
+    "hnet/boundaries",
+    "python experiments/hnet/boundaries.py --run runs/hnet/smoke/1stage/seed0 runs/hnet/smoke/1stage/seed1 "
+    "--out experiments/hnet/results/boundaries-smoke",
+    output="experiments/hnet/results/boundaries-smoke.json",
+  ),
+  Script(
+    "ilm/insertion_order",
+    "python experiments/ilm/insertion_order.py --run runs/ilm-table1/smoke/easy/ilm/seed0 --greedy "
+    "--out experiments/ilm/results/insertion_order_star.png",
+    output="experiments/ilm/results/insertion_order_star.png",
+  ),
+  Script(
+    "ilm/figure6",
+    "python experiments/ilm/figure6.py --scale smoke --out experiments/ilm/results/figure6-smoke",
+    output="experiments/ilm/results/figure6-smoke.json",
+    needs="the runs of ilm/table2",
+  ),
+  Script(
+    "mrt5/figure_deleted",
+    "python experiments/mrt5/figure_deleted.py --run runs/mrt5-span-corruption/smoke/mrt5_50/seed0",
+    output="experiments/mrt5/results/deleted.png",
+    needs="a font with all scripts: --font",
+  ),
+]

@@ -1,0 +1,120 @@
+"""No number in a README that is not in a table's JSON, and no JSON, page or picture of a revision that
+cannot be checked out."""
+
+import functools
+import importlib.util
+import json
+import pathlib
+import re
+
+import pytest
+
+from jaxlm.experiments import record
+from jaxlm.experiments.reproduce.readme import MARKED, fill, table
+
+ROOT = pathlib.Path(__file__).parents[2]
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("experiments/*/README.md"))]
+RESULTS = sorted(ROOT.glob("experiments/*/results/*"))
+OLD_BENCHMARK_TABLES = 17  # measured before their numbers were kept; may only become fewer
+CELL = re.compile(r"[*~ ]*[-+]?\d+(\.\d+)?( ?%| ± [\d.]+| [a-zA-Z]+)?[* ]*")
+
+
+def prose(page: pathlib.Path) -> str:
+  """The page without code and without what is copied from JSON."""
+  text = MARKED.sub("", page.read_text())
+  text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+  return re.sub(r"`[^`]*`|\]\([^)]*\)|^ {4}.*$", "", text, flags=re.MULTILINE)
+
+
+def numbers(value) -> set[float]:
+  if isinstance(value, dict):
+    return set().union(*map(numbers, value.values())) if value else set()
+  if isinstance(value, list):
+    return set().union(*map(numbers, value)) if value else set()
+  return {float(value)} if isinstance(value, (int, float)) else set()
+
+
+@functools.cache
+def of_folder(folder: pathlib.Path) -> set[float]:
+  """All numbers of the cells, the papers' among them, in a paper's JSON."""
+  out = set()
+  for path in folder.glob("results/*.json"):
+    saved = json.loads(path.read_text())
+    rows = saved.get("rows", []) if isinstance(saved, dict) else []
+    out |= numbers([[row["cells"], row["published"]] for row in rows] or saved)
+  return out
+
+
+def name(path):
+  return str(path.parent.relative_to(ROOT)) or "README"
+
+
+@pytest.mark.parametrize("page", READMES, ids=name)
+def test_tables_say_what_their_json_says(page):
+  text = page.read_text()
+  assert fill(text, page.parent) == text, "run: jaxlm reproduce --scale smoke --report"
+  assert len(MARKED.findall(text)) == text.count("<!-- table ") + text.count("<!-- claims ")
+
+
+@pytest.mark.parametrize("page", READMES, ids=name)
+def test_a_table_written_by_hand_holds_no_measurement(page):
+  for line in prose(page).splitlines():
+    cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+    assert not [c for c in cells if CELL.fullmatch(c) and "." in c], line
+
+
+@pytest.mark.parametrize("page", READMES, ids=name)
+def test_a_number_of_three_decimals_in_the_text_is_in_a_json(page):
+  for found in re.findall(r"(?<![\d.])\d+\.\d{3,}(?![\d.])", prose(page)):
+    digits = len(found.split(".")[1])
+    if digits > 4:  # arXiv 2507.23083
+      continue
+    assert any(round(x, digits) == float(found) for x in of_folder(page.parent)), found
+
+
+def test_every_result_was_made_at_a_revision_that_can_be_checked_out():
+  if not record.is_ancestor("HEAD"):
+    pytest.skip("not a git repository")
+  for path in RESULTS:
+    if path.suffix == ".json":
+      text = path.read_text()
+      saved = json.loads(text)
+      assert not saved.get("draft"), path
+      made = [
+        run["training"] for row in saved.get("rows", []) for run in row.get("runs", {}).values()
+      ]
+      for revision in set(re.findall(r'"revision": "([^"]*)"', text)):
+        assert not record.stale([{"revision": revision}]), f"{path.name}: {revision}"
+      assert all(made), f"{path.name}: a row without a record of its training"
+
+
+def test_every_picture_and_page_has_a_json_or_says_its_revision():
+  stems = [path.stem for path in RESULTS if path.suffix == ".json"]
+  for path in RESULTS:
+    page = path.with_suffix(".md")
+    revision = re.search(r"revision (\w+)", page.read_text()) if page.exists() else None
+    stale = revision and record.is_ancestor("HEAD") and not record.is_ancestor(revision[1])
+    assert any(path.stem.startswith(stem) for stem in stems) or (revision and not stale), path.name
+
+
+def test_a_benchmark_s_table_is_its_json_and_no_other_is_added():
+  spec = importlib.util.spec_from_file_location("keep", ROOT / "bench" / "keep.py")
+  keep = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(keep)
+  page = keep.PAGE.read_text()
+  assert keep.fill(page) == page, "run: python bench/keep.py --fill"
+  for path in keep.MEASURED.glob("*.json"):
+    saved = json.loads(path.read_text())
+    assert saved["cpu"] and saved["date"] and "load" in saved and "load_after" in saved, path
+  assert len(keep.tables(keep.MARKED.sub("", page))) <= OLD_BENCHMARK_TABLES
+
+
+def test_a_copied_table_has_the_digits_and_headings_that_were_asked_for():
+  row = dict(row="a", label="A", size="", seeds=[0, 1], published={"x": [dict(value=2.5, size="L", remembered=True)]})  # fmt: skip
+  row["cells"] = {"x": {"mean": 1.234, "spread": 0.5}, "y": {"note": "no"}}
+  summary = dict(rows=[row], columns=["x", "y"], digits={"x": 2, "y": 1})
+  assert table(summary, {"columns": "x as the x|y", "paper": "L"}) == [
+    "|  | the x | y | paper, L: x | seeds |",
+    "| --- | ---: | ---: | ---: | ---: |",
+    "| A | 1.23 ± 0.50 | n/a | 2.5? | 2 |",
+  ]
