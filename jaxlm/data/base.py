@@ -5,6 +5,7 @@ anything is read.
 from typing import ClassVar
 
 from jaxlm.config import ConfigError
+from jaxlm.data.special_tokens import SpecialTokens
 
 #: Form of a batch -> the fields that its objectives read (`jaxlm.data.forms` for the framed ones).
 BATCH_FORMS = {
@@ -21,15 +22,22 @@ class DataConfig:
   """Base of data configs (frozen dataclasses).
 
   batch_form: a key of BATCH_FORMS. Data that can be made in several forms have a field `form`, and
-  it is that.
+  it is that. rows_per_group: neighbouring rows of a batch that belong together (pairs, candidate
+  sets); hosts and micro-batches get whole groups.
   """
 
   batch_form: ClassVar[str] = "causal"
+  rows_per_group = 1
   #: {name: (shape, dtype)} of a global batch, so that preflight needs no data; None: a batch is
   #: built to see it.
   batch_fields = None
   #: Whether rows say where nothing may be inserted (`blocked`).
   constraint = False
+
+  @property
+  def special_tokens(self) -> SpecialTokens:
+    """Ids of the tokens that stand for no text. ConfigError where the tokenizer's file is not here."""
+    return SpecialTokens()
 
   @property
   def has_text(self) -> bool:

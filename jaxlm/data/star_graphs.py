@@ -21,6 +21,7 @@ from jaxlm.data.base import FramedDataConfig
 from jaxlm.data.forms import Form, check_constraint, corrupted, framed, row
 from jaxlm.data.insertion import TARGET
 from jaxlm.data.pipeline import batches, seeded
+from jaxlm.data.special_tokens import SpecialTokens
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
 from jaxlm.ranges import Count
 
@@ -131,24 +132,11 @@ def solve(edges: np.ndarray, source: int, goal: int) -> np.ndarray | None:
   return None
 
 
-class Ids(NamedTuple):
-  """Special tokens, behind the node ids, in the release's order."""
-
-  cls: int
-  bos: int
-  eos: int
-  unk: int
-  pad: int
-  mask: int
-  edge_separator: int
-  goal_separator: int
-
-  @classmethod
-  def after(cls, num_nodes: int) -> "Ids":
-    return cls(*range(num_nodes, num_nodes + 8))
+#: Special tokens in the release's order; their ids follow the nodes'.
+NAMES = ("cls", "bos", "eos", "unk", "pad", "mask", "edge_separator", "goal_separator")
 
 
-def encode(graph: Graph, ids: Ids, form: Form) -> tuple[np.ndarray, np.ndarray]:
+def encode(graph: Graph, ids: SpecialTokens, form: Form) -> tuple[np.ndarray, np.ndarray]:
   """(tokens, types) of one graph, without padding; types: 0 CLS, 1 given, 2 to be found."""
   question = [*graph.edges.reshape(-1), graph.path[0], graph.path[-1]]
   return framed(
@@ -187,12 +175,12 @@ class StarGraphData(FramedDataConfig):
     return FAMILIES[self.family]
 
   @property
-  def ids(self) -> Ids:
-    return Ids.after(self.star.num_nodes)
+  def special_tokens(self) -> SpecialTokens:
+    return SpecialTokens.after(self.star.num_nodes, NAMES)
 
   @property
   def vocab_size(self) -> int:
-    return self.star.num_nodes + 8
+    return self.star.num_nodes + len(NAMES)
 
   def build(
     self, split, *, seed, process_index=0, process_count=1, repeat=True
@@ -230,7 +218,7 @@ class StarGraphData(FramedDataConfig):
     check_seed(seed)
     graphs, out = Graphs(self, split, seed), []
     for index in range(min(len(graphs), number or len(graphs))):
-      tokens, types = encode(graphs.graph(index), self.ids, self.form)
+      tokens, types = encode(graphs.graph(index), self.special_tokens, self.form)
       answer = tokens[types == TARGET]
       out.append((tokens[types != TARGET], answer[:-1] if self.form == "causal" else answer))
     return out
@@ -243,8 +231,8 @@ class StarGraphData(FramedDataConfig):
       rng,
       seq_len=self.seq_len,
       num_missing=self.seq_len if it else 2 * (self.star.max_path - 1),
-      pad=self.ids.pad,
-      eos=self.ids.eos if it else None,
+      pad=self.special_tokens.pad,
+      eos=self.special_tokens.eos if it else None,
       constraint=self.constraint,
     )
 
@@ -269,5 +257,7 @@ class Graphs:
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     cfg = self.cfg
-    tokens, types = encode(self.graph(index), cfg.ids, cfg.form)
-    return row(tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, pad_left=True)
+    tokens, types = encode(self.graph(index), cfg.special_tokens, cfg.form)
+    return row(
+      tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.special_tokens.pad, pad_left=True
+    )

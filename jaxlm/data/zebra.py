@@ -9,7 +9,7 @@ only the words are known:
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import grain
 import numpy as np
@@ -21,6 +21,7 @@ from jaxlm.data.errors import DataError
 from jaxlm.data.forms import Form, check_constraint, corrupted, framed, framed_length, prompt, row
 from jaxlm.data.pipeline import batches
 from jaxlm.data.records import read_columns
+from jaxlm.data.special_tokens import SpecialTokens
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
 from jaxlm.data.zebra_puzzles import HOUSE, Clue, Puzzle, generate, solve
 from jaxlm.paths import expand
@@ -57,14 +58,8 @@ IDS = {word: i for i, word in enumerate(WORDS)}
 MOST = 6  # digits
 
 
-class Ids(NamedTuple):
-  pad: int = 0
-  cls: int = 1
-  mask: int = 2
-  eos: int = 3
-  bos: int = 4
-  separator: int = 5
-  unk: int = 6
+#: The first seven words, in the release's order.
+SPECIAL_TOKENS = SpecialTokens.after(0, ("pad", "cls", "mask", "eos", "bos", "separator", "unk"))
 
 
 def encode_clue(clue: Clue) -> list[str]:
@@ -146,8 +141,8 @@ class ZebraData(FramedDataConfig):
       )
 
   @property
-  def ids(self) -> Ids:
-    return Ids()
+  def special_tokens(self) -> SpecialTokens:
+    return SPECIAL_TOKENS
 
   @property
   def vocab_size(self) -> int:
@@ -171,7 +166,7 @@ class ZebraData(FramedDataConfig):
     found = self.puzzles(split, seed)
     pairs = [found[i] for i in range(min(len(found), number or len(found)))]
     return [
-      (prompt(question, self.ids, self.form), np.asarray(answer, np.int32))
+      (prompt(question, self.special_tokens, self.form), np.asarray(answer, np.int32))
       for question, answer in pairs
     ]
 
@@ -186,8 +181,8 @@ class ZebraData(FramedDataConfig):
         rng,
         seq_len=self.seq_len,
         num_missing=self.seq_len if it else 3 * MOST**2,
-        pad=self.ids.pad,
-        eos=self.ids.eos if it else None,
+        pad=self.special_tokens.pad,
+        eos=self.special_tokens.eos if it else None,
         constraint=self.constraint,
       )
 
@@ -256,8 +251,10 @@ class Rows:
       raise DataError(
         f"puzzle {index} has {len(question)} + {len(answer)} tokens, too many for data.seq_len = {cfg.seq_len}"
       )
-    tokens, types = framed(question, answer, cfg.ids, cfg.form)
-    return row(tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, pad_left=True)
+    tokens, types = framed(question, answer, cfg.special_tokens, cfg.form)
+    return row(
+      tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.special_tokens.pad, pad_left=True
+    )
 
 
 def read_original(path: str, columns: tuple[str, str]) -> list[tuple[list[int], list[int]]]:

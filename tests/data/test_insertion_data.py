@@ -18,6 +18,7 @@ from jaxlm.data.insertion import (
   reinsert,
 )
 from jaxlm.data.passages import PassageData
+from jaxlm.data.special_tokens import SpecialTokens
 from jaxlm.data.zebra import ZebraData
 
 
@@ -56,7 +57,9 @@ def test_generated_graphs_belong_to_their_family_and_have_one_solution(family):
     np.testing.assert_array_equal(
       stars.solve(graph.edges, graph.path[0], graph.path[-1]), graph.path
     )
-    tokens, types = stars.encode(graph, stars.Ids.after(star.num_nodes), "insertion")
+    tokens, types = stars.encode(
+      graph, SpecialTokens.after(star.num_nodes, stars.NAMES), "insertion"
+    )
     assert len(tokens) == len(types) <= star.seq_len
     lengths.add(len(graph.path))
   assert lengths == set(range(star.min_path, star.max_path + 1))

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxlm.data import star_graphs as stars
 from jaxlm.data.insertion import blocked_prefix
+from jaxlm.data.special_tokens import SpecialTokens
 from jaxlm.evaluation import sequences
 from jaxlm.interop.golden.ilm import LOSS, Compacted
 
@@ -18,7 +19,7 @@ def star_graphs(case):
   """
   c = case.config
   family = _family(c["generator"], c["vocab_size"])
-  ids = stars.Ids.after(c["vocab_size"])
+  ids = SpecialTokens.after(c["vocab_size"], stars.NAMES)
   for name in ("cls", "bos", "eos", "unk", "pad", "mask"):
     case.require(
       f"config/{name}", getattr(ids, name) == c[name], f"{getattr(ids, name)}, wanted {c[name]}"
