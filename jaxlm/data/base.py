@@ -7,12 +7,14 @@ from typing import ClassVar
 from jaxlm.config import ConfigError
 from jaxlm.data.special_tokens import SpecialTokens
 
-#: Form of a batch -> the fields that its objectives read (`jaxlm.data.forms` for the framed ones).
+#: Form of a batch -> the fields that its objectives read (`jaxlm.data.forms`, a file each, for those
+#: that are made of a sequence or of a problem with its answer).
 BATCH_FORMS = {
   "causal": "tokens, targets, segment_ids, positions, loss_weights (B, T)",
   "insertion": "tokens, slots, missing, num_missing, segment_ids, positions, loss_weights (B, 1)",
   "insertion_transformer": "as insertion, with the end token missing in empty slots",
   "masked_diffusion": "tokens, maskable, segment_ids, positions, loss_weights (B, 1)",
+  "answer_pairs": "as causal; rows 2i and 2i + 1 are a better and a worse answer to one question",
   "encoder_decoder": "tokens, decoder_tokens, targets, loss_weights (B, T of the target)",
   "views": "{input,target}_{images,intrinsics,poses}, loss_weights (B, S)",
 }

@@ -21,7 +21,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.data.base import FramedDataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
-from jaxlm.data.forms import Form, check_constraint, corrupted, framed, framed_length, row
+from jaxlm.data.forms import LAYOUTS, Form, check_constraint, framed, framed_length, row
 from jaxlm.data.pipeline import batches
 from jaxlm.data.sources import Corpus, open_corpus
 from jaxlm.data.special_tokens import SpecialTokens
@@ -89,7 +89,7 @@ class PassageData(FramedDataConfig):
       0, NAMES
     )  # the tokenizer's file may be elsewhere, and shapes do not depend on it
     fields = row(*framed([], [], ids, self.form), form=self.form, seq_len=self.seq_len, pad=ids.pad)
-    if self.form.startswith("insertion"):
+    if LAYOUTS[self.form].corrupts:
       fields = self._corrupt(fields, np.random.default_rng(0), ids)
     return {name: ((self.batch_size, *x.shape), x.dtype) for name, x in fields.items()}
 
@@ -130,7 +130,7 @@ class PassageData(FramedDataConfig):
     self, split, *, seed, process_index=0, process_count=1, repeat=True
   ) -> grain.IterDataset:
     found = self.passages(split)
-    transform = self._corrupt if self.form.startswith("insertion") else None
+    transform = self._corrupt if LAYOUTS[self.form].corrupts else None
     return batches(
       Rows(self, found),
       batch_size=self.batch_size,
@@ -145,13 +145,12 @@ class PassageData(FramedDataConfig):
 
   def _corrupt(self, row, rng, ids: SpecialTokens | None = None):
     ids = ids or self.special_tokens
-    return corrupted(
+    return LAYOUTS[self.form].corrupted(
       row,
       rng,
       seq_len=self.seq_len,
-      num_missing=self.seq_len,
-      pad=ids.pad,
-      eos=ids.eos if self.form == "insertion_transformer" else None,
+      longest_answer=self.seq_len,
+      ids=ids,
       constraint=self.constraint,
     )
 

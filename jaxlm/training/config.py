@@ -24,7 +24,6 @@ from jaxlm.checkpoint.json_files import read_json
 from jaxlm.config import ConfigError, Kinds, build, checked, unknown_key
 from jaxlm.data import DATA
 from jaxlm.data.base import FramedDataConfig
-from jaxlm.data.forms import Form
 from jaxlm.models import MODELS
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.parallel.mesh import MeshConfig
@@ -367,6 +366,13 @@ def _data_vocab_size(data) -> int | None:
     return None
 
 
+def _forms_of(cls: type) -> tuple[str, ...]:
+  """The values that the field `form` of a data config may have."""
+  if not issubclass(cls, FramedDataConfig):
+    return ()
+  return get_args(typing.get_type_hints(cls)["form"])
+
+
 def check_fit(cfg: RunConfig) -> None:
   """Refuses an objective whose model scores something else, or whose data have another form."""
   objective, model, data = (
@@ -385,20 +391,13 @@ def check_fit(cfg: RunConfig) -> None:
     )
   wanted, made = cfg.objective.batch_form, cfg.data.batch_form
   if wanted != made:
-    framed = [kind for kind in DATA.table if issubclass(DATA.cls(kind), FramedDataConfig)]
+    framed = [kind for kind in DATA.table if wanted in _forms_of(DATA.cls(kind))]
+    others = f"{', '.join(framed)} with data.form = {wanted!r}" if framed else ""
     remedy = (
       f"set data.form = {wanted!r}"
-      if data in framed and wanted in get_args(Form)
+      if data in framed
       else "choose data.kind from: "
-      + ", ".join(
-        filter(
-          None,
-          [
-            fits(DATA, "batch_form", wanted),
-            f"{', '.join(framed)} with data.form = {wanted!r}" if wanted in get_args(Form) else "",
-          ],
-        )
-      )
+      + ", ".join(filter(None, [fits(DATA, "batch_form", wanted), others]))
     )
     raise ConfigError(
       f"objective.kind = {objective!r} reads batches of form {wanted!r}, and data.kind = {data!r} makes form "

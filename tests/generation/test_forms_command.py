@@ -8,7 +8,7 @@ import pytest
 
 from jaxlm.config import ConfigError
 from jaxlm.data.passages import PassageData
-from jaxlm.data.star_graphs import StarGraphData
+from jaxlm.data.tasks.star_graphs import StarGraphData
 from jaxlm.generation.forms_command import frame, insertion_sampling, speaker
 from jaxlm.generation.insertion import Filter
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.data.insertion import compact, reinsert
+from jaxlm.data.forms.corruption import compact, reinsert
 from jaxlm.data.special_tokens import SpecialTokens
 from jaxlm.interop import ilm
 from jaxlm.interop.golden.case import Tolerance
