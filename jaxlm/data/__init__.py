@@ -23,6 +23,7 @@ DATA = Kinds(
     "bigram": "jaxlm.data.bigram:BigramData",
     "star_graphs": "jaxlm.data.tasks.star_graphs:StarGraphData",
     "diagnostic": "jaxlm.data.tasks.diagnostic:DiagnosticData",
+    "mixture": "jaxlm.data.mixture:MixtureData",
     "needles": "jaxlm.data.needles:NeedleData",
     "passages": "jaxlm.data.passages:PassageData",
     "pairs": "jaxlm.data.needles:PairsData",

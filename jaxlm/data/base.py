@@ -2,6 +2,7 @@
 anything is read.
 """
 
+import dataclasses
 from typing import ClassVar
 
 from jaxlm.config import ConfigError
@@ -52,6 +53,10 @@ class DataConfig:
       f"data.kind of this run makes {type(self).__name__.removesuffix('Data')} rows of token ids, which are no text: "
       f"there is nothing to read a prompt with; `jaxlm eval` scores it, and its tables are in experiments/"
     )
+
+  def resized(self, seq_len: int, batch_size: int) -> "DataConfig":
+    """The same data in rows of another length."""
+    return dataclasses.replace(self, seq_len=seq_len, batch_size=batch_size)
 
   def check(self, cfg) -> None:
     """Raises ConfigError for what does not fit the other sections of `cfg` (a RunConfig)."""
