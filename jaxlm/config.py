@@ -118,8 +118,9 @@ def unknown_key(key: str, at: str, cls: type, names) -> ConfigError:
   `former_fields`, {name: sentence}, what to write instead.
   """
   former = getattr(cls, "former_fields", {})  # a class of any room may have it
-  said = f"there is no {at} any more: {former[key]}" if key in former else ""
-  return ConfigError(said or f"unknown key {at!r}; {nearest(key, names)}")
+  if key in former:
+    return ConfigError(f"there is no {at} any more: {former[key]}")
+  return ConfigError(f"unknown key {at}; {nearest(key, names)}")
 
 
 def check_number(value, range_, name: str):
@@ -188,7 +189,7 @@ def build(cls: type, mapping: Mapping, path: str = ""):
 
   for key in mapping:
     if key not in fields:
-      raise unknown_key(key, at(key), cls, fields)
+      raise unknown_key(key, repr(at(key)), cls, fields)
   values = {}
   for name, field in fields.items():
     if name in mapping:

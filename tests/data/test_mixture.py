@@ -27,7 +27,9 @@ REPLAY = (((0, 1.0),), ((0, 0.0), (10, 1.0)))  # the second source comes in over
 
 
 def test_every_source_has_its_share_at_every_step_and_each_row_once():
-  sources = [Source(PairsData(batch_size=8, seq_len=8), one) for one in (*REPLAY, ((3, 0.3), (4, 0.0)))]
+  sources = [
+    Source(PairsData(batch_size=8, seq_len=8), one) for one in (*REPLAY, ((3, 0.3), (4, 0.0)))
+  ]
   plan, read, owed = Plan(sources, 8, seed=0), np.zeros(3, int), np.zeros(3)
   for step in range(40):
     source, row = plan.batch(step)

@@ -127,7 +127,7 @@ def test_a_special_token_is_the_data_s_to_name_and_the_objective_s_to_ask_for(
   file = f"{CONFIGS}/ilm/star_easy.py:{form}"
   with pytest.raises(ConfigError, match=f"there is no --config.objective.{key} any more: the data"):
     load_config(file, {f"objective.{key}": 3})
-  with pytest.raises(ConfigError, match=f"there is no objective.{key} any more: the data"):
+  with pytest.raises(ConfigError, match=f"there is no 'objective.{key}' any more: the data"):
     run_config(mapping(f"ilm/star_easy.py:{form}") | {"objective": {"kind": form, key: 3}})
   without = SpecialTokens(pad=0, bos=1, cls=2)
   monkeypatch.setattr(StarGraphData, "special_tokens", without)

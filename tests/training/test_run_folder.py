@@ -51,7 +51,8 @@ def one_compilation():
   def build(cfg, mesh, batch):
     return build_program(cfg, mesh, dict(batch))
 
-  def shared(cfg, mesh, batch):
+  def shared(cfg, mesh, batch, *, frozen):
+    assert not frozen
     computed = dataclasses.replace(
       cfg,
       eval=type(cfg.eval)(),
