@@ -68,16 +68,12 @@ def network(
 
 
 def star(family: str):
-  """Overrides of a size of the table: the data of one family, and the ids that depend on its number
-  of nodes.
-  """
+  """Overrides of a size of the table: the data of one family, and the vocabulary of its nodes."""
   nodes, seq_len, _ = STARS[family]
-  ids = {"insertion_transformer": dict(eos=nodes + 2), "masked_diffusion": dict(mask=nodes + 5)}
   return {
     "data.family": family,
     "data.seq_len": seq_len,
     "model.vocab_size": nodes + 8,
-    "objective": lambda c: dict(c["objective"], **ids.get(c["objective"]["kind"], {})),
   }
 
 
