@@ -16,7 +16,7 @@ from jaxlm.models import MODELS
 from jaxlm.models.encoder_decoder import REDUCTIONS
 from jaxlm.objectives import OBJECTIVES
 
-TEXT = tiny.data_section("text")
+TEXT = tiny.TEXT
 
 
 class Case(NamedTuple):

@@ -2,14 +2,20 @@
 
 import dataclasses
 import functools
+import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny
 
+from jaxlm.checkpoint import weights_folder
 from jaxlm.config import ConfigError
+from jaxlm.models import MODELS, base
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.training.config import RunConfig, check, run_config
+from jaxlm.training.frozen import frozen_configs
 from jaxlm.training.run import flops_per_token
 from jaxlm.training.step import build_program
 
@@ -29,6 +35,22 @@ def is_sentence(text: str) -> bool:
   return 20 < len(text) < 700 and "\n" not in text and "Traceback" not in text
 
 
+def with_teacher(mapping: dict, folder, *, weights: bool) -> dict:
+  """The case with a trained model of its own kind, where its objective reads one.
+
+  weights: False writes a run folder without checkpoints, which is enough to trace.
+  """
+  if mapping["objective"].get("teacher") != tiny.TEACHER:
+    return mapping
+  model = MODELS.build(mapping["model"])
+  if weights:
+    weights_folder.save(folder, model, nn.unbox(base.init(model, jax.random.key(1))))
+  else:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model": mapping["model"]}))
+  return mapping | {"objective": mapping["objective"] | {"teacher": str(folder)}}
+
+
 @functools.lru_cache(maxsize=64)
 def first_batch(data) -> dict[str, np.ndarray]:
   return next(iter(data.build("train", seed=0)))
@@ -41,17 +63,19 @@ def abstract_pass(cfg: RunConfig) -> dict[str, bool]:
   """
   batch = first_batch(cfg.data)
   shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
-  program = build_program(cfg, make_mesh(cfg.mesh, jax.devices()[:1]), shapes)
+  mesh = make_mesh(cfg.mesh, jax.devices()[:1])
+  program = build_program(cfg, mesh, shapes, frozen=frozen_configs(cfg))
   bucket = program.buckets[-1] if program.buckets else None
   with program.context():
-    state, metrics = jax.eval_shape(
-      functools.partial(program.step, bucket=bucket), program.state, shapes
+    state, metrics, _ = jax.eval_shape(
+      functools.partial(program.step, bucket=bucket), program.state, shapes, program.frozen
     )
     jax.eval_shape(
       functools.partial(program.evaluate, bucket=bucket),
       program.state.params,
       shapes,
       program.state.objective,
+      program.frozen,
     )
   kept = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, state, program.state)
   assert all(jax.tree.leaves(kept)), "a step must keep every shape of the state"

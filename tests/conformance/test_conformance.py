@@ -42,8 +42,9 @@ def one_per_pair() -> list[cases.Case]:
 
 
 @pytest.mark.parametrize("case", one_per_pair(), ids=ident)
-def test_a_pair_that_fits_traces_counts_and_decodes(case):
-  checks.abstract_pass(checks.configured(case.config))
+def test_a_pair_that_fits_traces_counts_and_decodes(case, tmp_path):
+  config = checks.with_teacher(case.config, tmp_path / "teacher", weights=False)
+  checks.abstract_pass(checks.configured(config))
 
 
 @pytest.mark.parametrize(
@@ -64,4 +65,5 @@ def test_a_part_is_refused_or_trains_evaluates_decodes_and_is_opened_again(case,
   if isinstance(found, str):
     pytest.skip(f"refused: {found}")
   jax.clear_caches()
-  checks.trains(found, case.config, tmp_path / "run")
+  config = checks.with_teacher(case.config, tmp_path / "teacher", weights=True)
+  checks.trains(checks.configured(config), config, tmp_path / "run")

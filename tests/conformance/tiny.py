@@ -13,6 +13,9 @@ from jaxlm.models import MODELS
 from jaxlm.objectives import OBJECTIVES
 
 ATTENTION = {"kind": "attention", "num_heads": 2}
+TEXT = {"kind": "text", "source": "mini:udhr/eng", "seq_len": 16, "batch_size": 2}
+#: Stands for the folder of a trained model, which a case is given before it runs.
+TEACHER = "teacher"
 #: Of every part that has a field of this name.
 BY_NAME = {
   "d_model": 16,
@@ -24,7 +27,7 @@ BY_NAME = {
   "batch_size": 2,
   "seq_len": 16,
   "rows": 16,
-  "source": "mini:udhr/eng",
+  "source": TEXT["source"],
   "width": 4,
 }
 #: {(registry, kind): {field: value}}, before BY_NAME. None: the field's default.
@@ -65,6 +68,10 @@ BY_KIND = {
   ("data", "zebra"): {"seq_len": None},
   ("data", "span_corruption"): {"sources": ("mini:udhr/eng",), "seq_len": 32},
   ("data", "diagnostic"): {"task": "copy"},
+  ("data", "mixture"): {
+    "sources": ({"data": TEXT}, {"data": TEXT, "weights": ((0, 0.0), (9, 1.0))})
+  },
+  ("objective", "distillation"): {"teacher": TEACHER},
 }
 
 
@@ -94,7 +101,7 @@ def part(kinds: Kinds, registry: str, kind: str, **given) -> dict:
 
 
 #: Required fields whose value follows from the data.
-COMPUTED = {("model", "vocab_size"), ("objective", "mask"), ("objective", "eos")}
+COMPUTED = {("model", "vocab_size")}
 
 
 def forms_of(kind: str) -> tuple[dict, ...]:
@@ -115,15 +122,13 @@ def run(model: dict, objective: str, data: dict) -> dict:
   model = dict(model)
   if "vocab_size" in {f.name for f in dataclasses.fields(MODELS.cls(model["kind"]))}:
     model.setdefault("vocab_size", built.vocab_size)
-  fields = {f.name for f in dataclasses.fields(OBJECTIVES.cls(objective))}
-  framed = isinstance(built, FramedDataConfig)
-  special = {name: getattr(built.ids, name) if framed else 0 for name in {"mask", "eos"} & fields}
+  given = {}
   if objective == "next_byte":
-    special["targets"] = (4.0,) * (len(model.get("stages", ())[1:]))
+    given["targets"] = (4.0,) * (len(model.get("stages", ())[1:]))
   return {
     "seed": 0,
     "model": model,
-    "objective": part(OBJECTIVES, "objective", objective, **special),
+    "objective": part(OBJECTIVES, "objective", objective, **given),
     "data": data,
     "optimizer": {"kind": "adamw", "learning_rate": 1e-3},
     "schedule": {"kind": "constant"},
