@@ -72,9 +72,9 @@ def batch_of(args, length):
   import numpy as np
 
   from jaxlm.data.forms import corrupted, framed, row
-  from jaxlm.data.passages import Ids
+  from jaxlm.data.special_tokens import SpecialTokens
 
-  ids, rng = Ids(CLS, BOS, EOS, PAD, MASK), np.random.default_rng(0)
+  ids, rng = SpecialTokens(cls=CLS, bos=BOS, eos=EOS, pad=PAD, mask=MASK), np.random.default_rng(0)
   rows = []
   for _ in range(args.batch_size):
     tokens, types = framed([], rng.integers(0, CLS, length - 2), ids, "insertion")
@@ -88,7 +88,7 @@ def dense_objective():
   import jax
   import jax.numpy as jnp
 
-  from jaxlm.objectives.base import Pair
+  from jaxlm.objectives.base import LossOutput, Pair
   from jaxlm.objectives.insertion import Insertion, open_slots, stop_nll
 
   @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def dense_objective():
       log_p_BN = jax.nn.log_softmax(logits_BTV.reshape(B, T * V), axis=1)
       token_B = -jnp.sum(target_BTV.reshape(B, T * V) * log_p_BN, axis=1)
       total_B = token_B + stop_nll(stop_B2, n_B)
-      return Pair(jnp.sum(total_B), jnp.asarray(B, jnp.float32)), {}
+      return LossOutput(Pair(jnp.sum(total_B), jnp.asarray(B, jnp.float32)), {})
 
   return Dense()
 
@@ -148,7 +148,7 @@ def side(args) -> None:
     times, losses = [], []
     for _ in range(args.steps + 1):
       wall, cpu = time.perf_counter(), time.process_time()
-      state, metrics = program.step(state, batch, bucket=None)
+      state, metrics, _ = program.step(state, batch, bucket=None)
       losses.append(float(metrics["loss"].sum / metrics["loss"].weight))
       jax.block_until_ready(state)
       times.append((time.perf_counter() - wall, time.process_time() - cpu))

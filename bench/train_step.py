@@ -192,7 +192,7 @@ def jax_step(shape: Shape, position: str):
   def step() -> float:
     nonlocal state
     with program.context():
-      state, metrics = program.step(state, batch)
+      state, metrics, _ = program.step(state, batch)
     return float(metrics["loss"].mean())
 
   return step, sum(leaf.size for leaf in jax.tree.leaves(state.params))

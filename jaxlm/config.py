@@ -113,6 +113,16 @@ def checked(cls: type) -> type:
   return cls
 
 
+def unknown_key(key: str, at: str, cls: type, names) -> ConfigError:
+  """The error for a key that `cls` has not. Of a field that there was, the class says in
+  `former_fields`, {name: sentence}, what to write instead.
+  """
+  former = getattr(cls, "former_fields", {})  # a class of any room may have it
+  if key in former:
+    return ConfigError(f"there is no {at} any more: {former[key]}")
+  return ConfigError(f"unknown key {at}; {nearest(key, names)}")
+
+
 def check_number(value, range_, name: str):
   """The value, if it lies in the range. RangeError names it otherwise. range_: a Range, or a type
   of jaxlm.ranges.
@@ -179,7 +189,7 @@ def build(cls: type, mapping: Mapping, path: str = ""):
 
   for key in mapping:
     if key not in fields:
-      raise ConfigError(f"unknown key {at(key)!r}; {nearest(key, fields)}")
+      raise unknown_key(key, repr(at(key)), cls, fields)
   values = {}
   for name, field in fields.items():
     if name in mapping:

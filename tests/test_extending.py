@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.config import ConfigError
 from jaxlm.generation import Generator, Sampling
 from jaxlm.layers.mixer import Context
 from jaxlm.training.run import train
@@ -129,6 +130,37 @@ def test_the_objective_is_next_token_at_epsilon_0(tmp_path):
   np.testing.assert_allclose(done.metrics["loss"], plain.metrics["loss"], rtol=1e-5)
   smoothed = trained(tmp_path / "2", objective=dict(kind="smoothed"))
   assert smoothed.metrics["objective"] != smoothed.metrics["loss"]
+
+
+STARS = dict(kind="star_graphs", family="tiny", batch_size=8, rows=64, eval_rows=8, seq_len=None)
+WIDE = dict(vocab_size=20)
+
+
+def test_the_objective_with_a_frozen_reference_prefers_the_better_answer(tmp_path):
+  """It starts at log 2 from the reference itself, does not depend on how pairs are shared out to
+  micro-batches, and learns.
+  """
+  trained(tmp_path / "sft", model=WIDE, data=STARS | {"form": "causal"})
+  reference = str(tmp_path / "sft" / "run")
+
+  def preference(name, steps=2, **more):
+    return trained(
+      tmp_path / name,
+      model=WIDE,
+      data=STARS | {"form": "answer_pairs"},
+      objective=dict(kind="preference", reference=reference, beta=1.0),
+      train=dict(steps=steps, save_every=0, log_every=1, init_from=reference) | more,
+    )
+
+  first = preference("first", 1)
+  np.testing.assert_allclose(first.metrics["loss"], np.log(2), rtol=1e-5)
+  whole, parts = preference("whole"), preference("parts", accumulation=4)
+  np.testing.assert_allclose(parts.metrics["loss"], whole.metrics["loss"], rtol=1e-5)
+  assert preference("later", 30).metrics["loss"] < 0.5
+  with pytest.raises(ConfigError, match="x 2 rows that belong together = 16"):
+    preference("split", accumulation=8)
+  with pytest.raises(ConfigError, match="reads batches of form 'answer_pairs'"):
+    trained(tmp_path / "x", objective=dict(kind="preference", reference=reference))
 
 
 def test_the_task_is_learnt_and_shared_out_to_hosts(tmp_path):

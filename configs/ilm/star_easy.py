@@ -12,7 +12,7 @@ Medium and hard: --config.data.family=medium --config.data.seq_len=44 (vocabular
 
 import ml_collections as mlc
 
-VOCAB, EOS, MASK = 28, 22, 25  # 20 nodes, then cls, bos, eos, unk, pad, mask and two separators
+VOCAB = 28  # 20 nodes, then cls, bos, eos, unk, pad, mask and two separators
 
 
 def get_config(form: str = "insertion") -> mlc.ConfigDict:
@@ -43,7 +43,7 @@ def get_config(form: str = "insertion") -> mlc.ConfigDict:
       embedding=dict(kind="learned", init_std=1.0),
       dtype="float32",
     )
-    c.objective = dict(kind="masked_diffusion", mask=MASK)
+    c.objective = dict(kind="masked_diffusion")
   elif form == "causal":
     c.model = dict(kind="decoder", mixer=dict(kind="attention", num_heads=3), **network)
     c.objective = dict(kind="next_token")
@@ -55,7 +55,7 @@ def get_config(form: str = "insertion") -> mlc.ConfigDict:
       **network,
     )
     c.objective = (
-      dict(kind="insertion") if form == "insertion" else dict(kind="insertion_transformer", eos=EOS)
+      dict(kind="insertion") if form == "insertion" else dict(kind="insertion_transformer")
     )
   c.data = dict(kind="star_graphs", family="easy", form=form, batch_size=64, seq_len=36)
   c.optimizer = dict(

@@ -9,7 +9,7 @@ paper's own size is configs/ilm/star_paper.py. Data, optimiser and objective are
 
 import ml_collections as mlc
 
-VOCAB, EOS, MASK = 28, 22, 25  # 20 nodes, then cls, bos, eos, unk, pad, mask and two separators
+VOCAB = 28  # 20 nodes, then cls, bos, eos, unk, pad, mask and two separators
 
 
 def get_config(form: str = "insertion") -> mlc.ConfigDict:
@@ -40,7 +40,7 @@ def get_config(form: str = "insertion") -> mlc.ConfigDict:
       embedding=dict(kind="learned", init_std=1.0),
       dtype="bfloat16",
     )
-    c.objective = dict(kind="masked_diffusion", mask=MASK)
+    c.objective = dict(kind="masked_diffusion")
   elif form == "causal":
     c.model = dict(kind="decoder", mixer=dict(kind="attention", num_heads=6), **network)
     c.objective = dict(kind="next_token")
@@ -52,7 +52,7 @@ def get_config(form: str = "insertion") -> mlc.ConfigDict:
       **network,
     )
     c.objective = (
-      dict(kind="insertion") if form == "insertion" else dict(kind="insertion_transformer", eos=EOS)
+      dict(kind="insertion") if form == "insertion" else dict(kind="insertion_transformer")
     )
   c.data = dict(kind="star_graphs", family="medium", form=form, batch_size=64, seq_len=44)
   c.optimizer = dict(

@@ -17,7 +17,7 @@ NODES = {"easy": (20, 36), "medium": (20, 44), "hard": (56, 136)}  # and places 
 def get_config(argument: str = "easy") -> mlc.ConfigDict:
   family, _, form = argument.partition("_")
   form, (nodes, seq_len) = form or "insertion", NODES[family]
-  vocab_size, eos, mask = nodes + 8, nodes + 2, nodes + 5  # the release's order of special ids
+  vocab_size = nodes + 8  # and special tokens
   c = mlc.ConfigDict()
   c.seed = 1
   mlp = dict(d_ff=3072, activation="relu", use_bias=True)
@@ -45,7 +45,7 @@ def get_config(argument: str = "easy") -> mlc.ConfigDict:
       embedding=dict(kind="learned", init_std=1.0),
       dtype="bfloat16",
     )
-    c.objective = dict(kind="masked_diffusion", mask=mask)
+    c.objective = dict(kind="masked_diffusion")
   elif form == "causal":
     c.model = dict(kind="decoder", mixer=dict(kind="attention", num_heads=12), **network)
     c.objective = dict(kind="next_token")
@@ -59,7 +59,7 @@ def get_config(argument: str = "easy") -> mlc.ConfigDict:
       **network,
     )
     c.objective = (
-      dict(kind="insertion") if form == "insertion" else dict(kind="insertion_transformer", eos=eos)
+      dict(kind="insertion") if form == "insertion" else dict(kind="insertion_transformer")
     )
   c.data = dict(kind="star_graphs", family=family, form=form, batch_size=64, seq_len=seq_len)
   rate, steps = {

@@ -14,7 +14,7 @@ the paper's.
 import ml_collections as mlc
 
 PIECES = 1024  # BPE; behind it CLS, BOS, EOS, PAD, MASK
-VOCAB, EOS, MASK = PIECES + 5, PIECES + 2, PIECES + 4
+VOCAB = PIECES + 5
 
 
 def get_config(form: str = "insertion") -> mlc.ConfigDict:
@@ -45,7 +45,7 @@ def get_config(form: str = "insertion") -> mlc.ConfigDict:
       embedding=dict(kind="learned", init_std=1.0),
       dtype="float32",
     )
-    c.objective = dict(kind="masked_diffusion", mask=MASK)
+    c.objective = dict(kind="masked_diffusion")
   elif form in ("causal", "judge"):
     c.model = dict(kind="decoder", mixer=dict(kind="attention", num_heads=3), **network)
     c.objective = dict(kind="next_token")
@@ -57,7 +57,7 @@ def get_config(form: str = "insertion") -> mlc.ConfigDict:
       **network,
     )
     c.objective = (
-      dict(kind="insertion") if form == "insertion" else dict(kind="insertion_transformer", eos=EOS)
+      dict(kind="insertion") if form == "insertion" else dict(kind="insertion_transformer")
     )
   c.data = dict(
     kind="passages",

@@ -57,7 +57,7 @@ def get_config(argument: str = "lm1b") -> mlc.ConfigDict:
   corpus, _, form = argument.partition("_")
   form = form or "insertion"
   source, seq_len, pieces, folder, separator, rate, warmup, steps = CORPORA[corpus]
-  vocab_size, eos, mask = pieces + 5, pieces + 2, pieces + 4
+  vocab_size = pieces + 5
   c = mlc.ConfigDict()
   c.seed = 1
   mlp = dict(d_ff=3072, activation="relu", use_bias=True)
@@ -87,7 +87,7 @@ def get_config(argument: str = "lm1b") -> mlc.ConfigDict:
       dtype="bfloat16",
       loss_chunk=512,
     )
-    c.objective = dict(kind="masked_diffusion", mask=mask)
+    c.objective = dict(kind="masked_diffusion")
   elif form == "causal":
     c.model = dict(kind="decoder", mixer=dict(kind="attention", num_heads=12), **network)
     c.objective = dict(kind="next_token")
@@ -102,9 +102,7 @@ def get_config(argument: str = "lm1b") -> mlc.ConfigDict:
     # (spec 2.3).
     stop = dict(stop_weight=0.001, stop_class_weight=0.9) if corpus.startswith("owt") else {}
     c.objective = (
-      dict(kind="insertion", **stop)
-      if form == "insertion"
-      else dict(kind="insertion_transformer", eos=eos)
+      dict(kind="insertion", **stop) if form == "insertion" else dict(kind="insertion_transformer")
     )
   c.data = dict(
     kind="passages",

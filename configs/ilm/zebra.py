@@ -13,7 +13,7 @@ release's dropout of 0.1, which these models do not have.
 
 import ml_collections as mlc
 
-VOCAB, MASK, EOS = 25, 2, 3
+VOCAB = 25
 
 
 def get_config(form: str = "insertion") -> mlc.ConfigDict:
@@ -53,7 +53,7 @@ def get_config(form: str = "insertion") -> mlc.ConfigDict:
       embedding=dict(kind="learned", init_std=1.0),
       dtype=network["dtype"],
     )
-    c.objective = dict(kind="masked_diffusion", mask=MASK)
+    c.objective = dict(kind="masked_diffusion")
   elif form == "causal":
     c.model = dict(kind="decoder", mixer=dict(kind="attention", num_heads=N), **network)
     c.objective = dict(kind="next_token")
@@ -67,7 +67,7 @@ def get_config(form: str = "insertion") -> mlc.ConfigDict:
     c.objective = (
       dict(kind="insertion", stop_weight=0.001)
       if form == "insertion"
-      else dict(kind="insertion_transformer", eos=EOS)
+      else dict(kind="insertion_transformer")
     )
   c.data = dict(kind="zebra", form=form, houses=3, attributes=3, batch_size=64, seq_len=128)
   c.optimizer = dict(

@@ -37,7 +37,7 @@ def judge_of(folder):
   from jaxlm.evaluation.causal_judge import CausalJudge
 
   cfg, params = load(folder)
-  return CausalJudge(cfg.model, params, cfg.data.load_tokenizer(), cfg.data.ids.bos)
+  return CausalJudge(cfg.model, params, cfg.data.load_tokenizer(), cfg.data.special_tokens.bos)
 
 
 def points(row: str, cfg, params, judge, samples: int, seed: int):
@@ -47,7 +47,7 @@ def points(row: str, cfg, params, judge, samples: int, seed: int):
   from jaxlm.generation.insertion import Filter, InsertionSampling
   from jaxlm.generation.sampling import Sampling
 
-  ids, form, L = cfg.data.ids, cfg.data.form, cfg.data.seq_len
+  ids, form, L = cfg.data.special_tokens, cfg.data.form, cfg.data.seq_len
   base = Answering(max_len=L, batch_size=samples, seed=seed)
   if row == "mdm":
     settings = {f"{n} passes": dataclasses.replace(base, passes=n) for n in PASSES if n <= L}

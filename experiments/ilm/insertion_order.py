@@ -20,7 +20,7 @@ def orders(cfg, params, frames, answering):
 
   out = []
   for number, frame in enumerate(frames):
-    inserter = answering.inserter(cfg.model, cfg.data.form, cfg.data.ids)
+    inserter = answering.inserter(cfg.model, cfg.data.form, cfg.data.special_tokens)
     tokens, when = list(frame.tokens), [0] * len(frame.tokens)
     key = jax.random.fold_in(jax.random.key(answering.seed), number)
     for _, step in inserter.stream(params, inserter.start([frame.tokens], [frame.closed]), key):
@@ -130,7 +130,7 @@ def main():
     seed=args.seed,
   )
   rows = orders(cfg, params, frames, answering)
-  ids = cfg.data.ids
+  ids = cfg.data.special_tokens
   if text:
     tokenizer = cfg.data.load_tokenizer()
 

@@ -75,16 +75,12 @@ def with_room(model: dict, seq_len: int) -> dict:
 
 
 def star(family: str):
-  """Overrides of a size of the table: the data of one family, and the ids that depend on its number
-  of nodes.
-  """
+  """Overrides of a size of the table: the data of one family, and the vocabulary of its nodes."""
   nodes, seq_len, _ = STARS[family]
-  ids = {"insertion_transformer": dict(eos=nodes + 2), "masked_diffusion": dict(mask=nodes + 5)}
   return {
     "data.family": family,
     "data.seq_len": seq_len,
     "model": lambda c: with_room(c["model"], seq_len) | dict(vocab_size=nodes + 8),
-    "objective": lambda c: dict(c["objective"], **ids.get(c["objective"]["kind"], {})),
   }
 
 

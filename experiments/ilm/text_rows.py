@@ -64,7 +64,6 @@ def corpus(name: str):
     "stories": ("array_record:stories/{split}-*.array_record", "document", 1024, 100_000),
   }[name]
   bert = 30_522 + 5
-  ids = {"masked_diffusion": dict(mask=bert - 1), "insertion_transformer": dict(eos=bert - 3)}
   return {
     "data.source": source,
     "data.unit": unit,
@@ -76,7 +75,6 @@ def corpus(name: str):
     "model": lambda c: widened(
       768, 12, 12, 3072, 128, dtype="bfloat16", vocab_size=bert, loss_chunk=512
     )(c),
-    "objective": lambda c: dict(c["objective"], **ids.get(c["objective"]["kind"], {})),
     "train.steps": steps,
   }
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.checkpoint.former_fields import with_present_fields
 from jaxlm.checkpoint.json_files import read_json
 from jaxlm.checkpoint.locations import folder_path
 from jaxlm.checkpoint.model_json import read_model
@@ -129,10 +130,13 @@ def run_mapping(folder) -> dict:
   checkpoint.
 
   A lost or damaged config.json, and a `model` or `data` in it that the checkpoint was not trained
-  with, are replaced by the note's, which a digest protects; a warning says so. ConfigError: no run,
-  or nothing of it can be read.
+  with, are replaced by the note's, which a digest protects; a warning says so. Fields that had other
+  names have those of today. ConfigError: no run, or nothing of it can be read.
   """
-  path = folder_path(folder)
+  return with_present_fields(_run_mapping(folder_path(folder)))
+
+
+def _run_mapping(path) -> dict:
   noted = newest_config(path) if (path / "checkpoints").is_dir() else None
   try:
     run = read_json(path / "config.json")

@@ -67,11 +67,7 @@ def restore_params(
   options = ocp.CheckpointManagerOptions(read_only=True, **alone())
   with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
     there = sorted(manager.all_steps())
-    if not there or step is not None and step not in there:
-      raise ConfigError(
-        f"{folder} has no complete checkpoint{'' if step is None else f' of step {step}'}; "
-        f"steps: {', '.join(map(str, there)) or 'none'}"
-      )
+    _check_there(folder, there, step)
 
     def read(step):
       note = read_note(manager, step)
@@ -132,21 +128,42 @@ def newest_config(folder) -> dict | None:
 
   Asks no other process.
   """
+  note = newest_note(folder)
+  return None if note is None else note["config"]
+
+
+def newest_note(folder) -> dict | None:
+  """The newest readable note of a run; None without one. Asks no other process."""
   try:
-    folder = checkpoints_of(folder)
-  except ConfigError:
+    return note_of(folder)[1]
+  except (ConfigError, CheckpointError):
     return None
+
+
+def note_of(folder, step: int | None = None) -> tuple[int, dict]:
+  """(step, its note). step: None: the newest whose note can be read. Asks no other process.
+
+  ConfigError: no such run or step. CheckpointError: damaged.
+  """
+  folder = checkpoints_of(folder)
   with ocp.CheckpointManager(
     folder,
     item_handlers={"note": ocp.JsonCheckpointHandler()},
     options=ocp.CheckpointManagerOptions(read_only=True, **alone()),
   ) as manager:
-    try:
-      return newest(
-        folder, manager.all_steps(), lambda step: read_note(manager, step), agreed=False
-      )[1]["config"]
-    except CheckpointError:
-      return None
+    there = sorted(manager.all_steps())
+    _check_there(folder, there, step)
+    steps = there if step is None else [step]
+    found, note, _ = newest(folder, steps, lambda step: read_note(manager, step), agreed=False)
+  return found, note
+
+
+def _check_there(folder, there: Sequence[int], step: int | None) -> None:
+  if not there or step is not None and step not in there:
+    raise ConfigError(
+      f"{folder} has no complete checkpoint{'' if step is None else f' of step {step}'}; "
+      f"steps: {', '.join(map(str, there)) or 'none'}"
+    )
 
 
 def read_note(manager, step: int) -> dict:

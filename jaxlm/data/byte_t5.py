@@ -77,22 +77,6 @@ def pad(rows: list[np.ndarray], length: int | None = None, value: int = PAD) -> 
   )
 
 
-def batch_fields(rows: int, length: int, target_len: int) -> dict:
-  """{name: (shape, dtype)} of a batch from text to text, for those who compile without reading
-  data.
-  """
-  inputs, outputs = (rows, length), (rows, target_len)
-  return {
-    "tokens": (inputs, np.int32),
-    "segment_ids": (inputs, np.int32),
-    "positions": (inputs, np.int32),
-    "decoder_tokens": (outputs, np.int32),
-    "targets": (outputs, np.int32),
-    "loss_weights": (outputs, np.float32),
-    "target_bytes": (outputs, np.int32),
-  }
-
-
 def xnli_texts(row: dict) -> tuple[str, str]:
   return f"Premise: {row['premise']} Hypothesis: {row['hypothesis']}", str(row["label"])
 

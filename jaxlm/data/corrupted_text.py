@@ -16,9 +16,10 @@ from jaxlm.data import byte_t5
 from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
+from jaxlm.data.forms import encoder_decoder
 from jaxlm.data.pipeline import batches
 from jaxlm.data.sources import open_corpus
-from jaxlm.data.span_corruption import check_spans, corrupt, lengths, noise_mask, shift_right
+from jaxlm.data.span_corruption import check_spans, corrupt, lengths, noise_mask
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
 from jaxlm.data.store import token_store
 from jaxlm.data.tokenizers.bytes import ByteTokenizer, ByteTokenizerConfig
@@ -77,7 +78,7 @@ class SpanCorruptionData(DataConfig):
 
   @property
   def batch_fields(self) -> dict:
-    return byte_t5.batch_fields(self.batch_size, self.seq_len, self.target_len)
+    return encoder_decoder.batch_fields(self.batch_size, self.seq_len, self.target_len)
 
   def build(
     self,
@@ -155,12 +156,4 @@ class _Rows:
     inputs, labels = corrupt(
       tokens, noise_mask(self.size, self.cfg.noise_density, self.cfg.mean_span, rng)
     )
-    return dict(
-      tokens=inputs,
-      decoder_tokens=shift_right(labels),
-      targets=labels,
-      segment_ids=np.ones_like(inputs),
-      positions=np.arange(len(inputs), dtype=np.int32),
-      loss_weights=np.ones(len(labels), np.float32),
-      target_bytes=byte_t5.num_bytes(labels),
-    )
+    return encoder_decoder.row(inputs, labels, padded=False)

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlm.config import check_seed, checked
 from jaxlm.data.errors import DataError
-from jaxlm.data.insertion import blocked_except_gaps
+from jaxlm.data.forms.corruption import blocked_except_gaps
 from jaxlm.data.passages import PassageData, sentences
 from jaxlm.data.records import read_columns
 from jaxlm.data.splits import SPLIT_SEEDS

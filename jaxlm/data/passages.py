@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import grain
 import numpy as np
@@ -21,9 +21,10 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.data.base import FramedDataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
-from jaxlm.data.forms import Form, check_constraint, corrupted, framed, framed_length, row
+from jaxlm.data.forms import LAYOUTS, Form, check_constraint, framed, framed_length, row
 from jaxlm.data.pipeline import batches
 from jaxlm.data.sources import Corpus, open_corpus
+from jaxlm.data.special_tokens import SpecialTokens
 from jaxlm.data.splits import check_split
 from jaxlm.data.store import TokenStore, token_store
 from jaxlm.data.tokenizers import TOKENIZERS, Tokenizer
@@ -35,22 +36,11 @@ SENTENCE_END = re.compile(r"(?<=[.!?])([\"'”’)]*)\s+(?=[\"'“‘(]*[A-Z])")
 ABBREVIATED = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Messrs|Capt|Rev|No|vs|etc)|\b[A-Z])\.$")
 
 
-class Ids(NamedTuple):
-  """Special tokens, behind the tokenizer's."""
-
-  cls: int
-  bos: int
-  eos: int
-  pad: int
-  mask: int
-
-  @classmethod
-  def after(cls, vocab_size: int) -> "Ids":
-    return cls(*range(vocab_size, vocab_size + 5))
-
-
+#: Special tokens in the order of their ids, which follow the tokenizer's.
+NAMES = ("cls", "bos", "eos", "pad", "mask")
 FOLD_RULE = 2  # of which document is in which fold: another rule is another store
-NO_BYTES = Ids(0, 0, 0, 0, 0)
+#: Bytes of text that each special token stands for.
+NO_BYTES = SpecialTokens(cls=0, bos=0, eos=0, pad=0, mask=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,18 +76,20 @@ class PassageData(FramedDataConfig):
 
   @property
   def vocab_size(self) -> int:
-    return self.tokenizer.vocab_size + 5
+    return self.tokenizer.vocab_size + len(NAMES)
 
   @property
-  def ids(self) -> Ids:
-    return Ids.after(self.tokenizer.vocab_size)
+  def special_tokens(self) -> SpecialTokens:
+    return SpecialTokens.after(self.tokenizer.vocab_size, NAMES)
 
   @property
   def batch_fields(self) -> dict:
     """{name: (shape, dtype)} of a batch; no corpus is read."""
-    ids = Ids.after(0)  # the tokenizer's file may be elsewhere, and shapes do not depend on it
+    ids = SpecialTokens.after(
+      0, NAMES
+    )  # the tokenizer's file may be elsewhere, and shapes do not depend on it
     fields = row(*framed([], [], ids, self.form), form=self.form, seq_len=self.seq_len, pad=ids.pad)
-    if self.form.startswith("insertion"):
+    if LAYOUTS[self.form].corrupts:
       fields = self._corrupt(fields, np.random.default_rng(0), ids)
     return {name: ((self.batch_size, *x.shape), x.dtype) for name, x in fields.items()}
 
@@ -132,13 +124,13 @@ class PassageData(FramedDataConfig):
 
   def decode(self, tokens) -> str:
     """Text of ids; special ones vanish."""
-    return self.load_tokenizer().decode(t for t in tokens if t < self.ids.cls).strip()
+    return self.load_tokenizer().decode(t for t in tokens if t < self.special_tokens.cls).strip()
 
   def build(
     self, split, *, seed, process_index=0, process_count=1, repeat=True
   ) -> grain.IterDataset:
     found = self.passages(split)
-    transform = self._corrupt if self.form.startswith("insertion") else None
+    transform = self._corrupt if LAYOUTS[self.form].corrupts else None
     return batches(
       Rows(self, found),
       batch_size=self.batch_size,
@@ -151,15 +143,14 @@ class PassageData(FramedDataConfig):
       fingerprint=f"passages {found.store.fingerprint} {self.seq_len} {self.form} {self.shuffle}",
     )
 
-  def _corrupt(self, row, rng, ids: Ids | None = None):
-    ids = ids or self.ids
-    return corrupted(
+  def _corrupt(self, row, rng, ids: SpecialTokens | None = None):
+    ids = ids or self.special_tokens
+    return LAYOUTS[self.form].corrupted(
       row,
       rng,
       seq_len=self.seq_len,
-      num_missing=self.seq_len,
-      pad=ids.pad,
-      eos=ids.eos if self.form == "insertion_transformer" else None,
+      longest_answer=self.seq_len,
+      ids=ids,
       constraint=self.constraint,
     )
 
@@ -205,10 +196,15 @@ class Rows:
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     cfg = self.cfg
-    tokens, types = framed([], self.passages[index], cfg.ids, cfg.form)
+    tokens, types = framed([], self.passages[index], cfg.special_tokens, cfg.form)
     num_bytes = framed([], self.passages.num_bytes(index), NO_BYTES, cfg.form)[0]
     return row(
-      tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, num_bytes=num_bytes
+      tokens,
+      types,
+      form=cfg.form,
+      seq_len=cfg.seq_len,
+      pad=cfg.special_tokens.pad,
+      num_bytes=num_bytes,
     )
 
 

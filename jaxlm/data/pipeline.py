@@ -7,6 +7,7 @@ number of batches read: it does not know how many hosts or workers there were, a
 nothing.
 """
 
+import functools
 import sys
 from collections.abc import Callable
 
@@ -31,6 +32,7 @@ def batches(
   fingerprint: str = "",
   limit: int | None = None,
   transform: Callable[[dict, np.random.Generator], dict] | None = None,
+  rows_per_group: int = 1,
 ) -> "Batches":
   """Host-local batches, (batch_size / process_count, ..) per field, of any random-access source of
   equal-shaped rows.
@@ -39,22 +41,64 @@ def batches(
   with rows of weight 0, so that all hosts have the same number. transform: (row, rng) -> row, rng a
   function of seed and place in the
   stream (corruption, masking). limit: batches at most. fingerprint: what a saved position may be
-  resumed on.
+  resumed on. rows_per_group: neighbouring rows of the source that stay together, whatever the order
+  and the number of hosts.
   """
-  check_sizes(batch_size, process_index, process_count)
+  check_sizes(batch_size, process_index, process_count, rows_per_group)
   check_seed(seed)
   if num_workers < 0:
     raise DataError(f"data.num_workers = {num_workers}: wanted 0 (threads of this process) or more")
-  data = grain.MapDataset.source(rows if repeat else Filled(rows, batch_size)).seed(seed)
+  rows = rows if repeat else Filled(rows, batch_size)
+  if rows_per_group > 1:
+    rows, transform = Groups(rows, rows_per_group), of_each_row(transform)
+  data = grain.MapDataset.source(rows).seed(seed)
   if shuffle:
     data = data.shuffle()
   if repeat:
     data = data.repeat()
   if transform is not None:
     data = data.random_map(transform)
-  data = data[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
+  stream, groups = data, batch_size // rows_per_group // process_count
+  data = data[process_index::process_count].batch(groups, drop_remainder=True)
+  if rows_per_group > 1:
+    data = data.map(ungrouped)
   stamp = {"batch_size": batch_size, "seed": seed, "data": fingerprint}
-  return Batches(data if limit is None else data[:limit], stamp, num_workers)
+  return Batches(data if limit is None else data[:limit], stamp, num_workers, stream)
+
+
+class Groups:
+  """Groups of neighbouring rows of a source, each field (rows of the group, ...)."""
+
+  def __init__(self, rows, rows_per_group: int):
+    self.rows, self.size = rows, rows_per_group
+
+  def __len__(self) -> int:
+    return len(self.rows) // self.size
+
+  def __getitem__(self, index: int) -> dict:
+    return stacked([self.rows[int(index) * self.size + i] for i in range(self.size)])
+
+
+def of_each_row(transform):
+  """The transform of a row as one of a group; None stays None."""
+  if transform is None:
+    return None
+  return functools.partial(_transformed, transform)
+
+
+def _transformed(transform, group: dict, rng: np.random.Generator) -> dict:
+  size = len(next(iter(group.values())))
+  return stacked([transform({k: v[i] for k, v in group.items()}, rng) for i in range(size)])
+
+
+def stacked(rows: list[dict]) -> dict:
+  """Rows as one mapping of arrays with a leading axis."""
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def ungrouped(batch: dict) -> dict:
+  """(groups, rows of a group, ...) as (rows, ...)."""
+  return {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
 
 
 def seeded(row: dict, rng: np.random.Generator) -> dict:
@@ -62,24 +106,30 @@ def seeded(row: dict, rng: np.random.Generator) -> dict:
   return row | {"sequence_seeds": rng.integers(0, 2**32, size=2, dtype=np.uint32)}
 
 
-def check_sizes(batch_size: int, process_index: int = 0, process_count: int = 1) -> None:
+def check_sizes(
+  batch_size: int, process_index: int = 0, process_count: int = 1, rows_per_group: int = 1
+) -> None:
   if batch_size < 1:
     raise DataError(f"data.batch_size = {batch_size}: wanted 1 or more sequences")
   if not 0 <= process_index < process_count:
     raise DataError(f"process_index = {process_index} is not below process_count = {process_count}")
-  if batch_size % process_count:
-    up = -(-batch_size // process_count) * process_count
+  ways = process_count * rows_per_group
+  if batch_size % ways:
+    up = -(-batch_size // ways) * ways
+    groups = f" x {rows_per_group} rows that belong together" if rows_per_group > 1 else ""
     raise DataError(
-      f"data.batch_size = {batch_size} is not divisible by the {process_count} hosts; set it to {up}"
+      f"data.batch_size = {batch_size} is not divisible by the {process_count} hosts{groups}; set it to {up}"
     )
 
 
 class Batches(grain.IterDataset):
-  """The batches of a random-access dataset, in order; `batches` makes it."""
+  """The batches of a random-access dataset, in order; `batches` makes it. stream: the rows (or
+  groups) of all hosts by index, shuffled, repeated and transformed.
+  """
 
-  def __init__(self, data: grain.MapDataset, stamp: dict, num_workers: int):
+  def __init__(self, data: grain.MapDataset, stamp: dict, num_workers: int, stream=None):
     super().__init__()
-    self.data, self.stamp, self.num_workers = data, stamp, num_workers
+    self.data, self.stamp, self.num_workers, self.stream = data, stamp, num_workers, stream
 
   def __len__(self) -> int:
     """Batches of one pass; sys.maxsize or near it if it repeats."""

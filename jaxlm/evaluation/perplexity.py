@@ -168,7 +168,7 @@ def at_length(data, length: int, ways: int = 1):
   multiple of `ways`.
   """
   rows = max(data.batch_size * data.seq_len // length, 1)
-  return dataclasses.replace(data, seq_len=length, batch_size=-(-rows // ways) * ways)
+  return data.resized(length, -(-rows // ways) * ways)
 
 
 def evaluate_lengths(

@@ -37,7 +37,7 @@ def answers_right(num_rows: int, *, split: str = "test", **settings) -> Callable
 
     def run(n):
       return answering.answer(
-        cfg.model, params, cfg.data.form, cfg.data.ids, prompts[:n], lengths[:n]
+        cfg.model, params, cfg.data.form, cfg.data.special_tokens, prompts[:n], lengths[:n]
       )
 
     run(1)  # compiles
@@ -45,7 +45,7 @@ def answers_right(num_rows: int, *, split: str = "test", **settings) -> Callable
     found = run(len(prompts))
     seconds = time.perf_counter() - start
     numbers = scores(
-      [f[len(p) :] for f, p in zip(found.sequences, prompts)], wanted, cfg.data.ids.pad
+      [f[len(p) :] for f, p in zip(found.sequences, prompts)], wanted, cfg.data.special_tokens.pad
     )
     numbers |= {
       "tokens_per_pass": found.tokens_per_pass,

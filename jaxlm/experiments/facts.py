@@ -29,11 +29,13 @@ def facts_right(num_rows: int, *, split: str = "test", **settings) -> Callable:
     prompts, wanted = zip(*problems)
     found = (
       Answering(max_len=cfg.data.seq_len, **settings)
-      .answer(cfg.model, params, cfg.data.form, cfg.data.ids, prompts, [len(a) for a in wanted])
+      .answer(
+        cfg.model, params, cfg.data.form, cfg.data.special_tokens, prompts, [len(a) for a in wanted]
+      )
       .sequences
     )
     exact = np.mean([np.array_equal(f[len(p) :], a) for f, p, a in zip(found, prompts, wanted)])
-    bos = cfg.data.ids.bos
+    bos = cfg.data.special_tokens.bos
     iou, equal = set_scores(
       [triples(f, bos) for f in found], [triples([*p, *a], bos) for p, a in zip(prompts, wanted)]
     )

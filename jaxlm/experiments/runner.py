@@ -76,11 +76,7 @@ def run_rows(
   train, restore = train or _train, restore or _restore
   scale, failed = table.scales[scale_name], {}
   wanted = [table.row(name) for name in rows]
-  # A checkpoint comes before those who evaluate it, and is made even if nobody asked for its own
-  # row.
-  sources = [table.row(r.evaluate_from) for r in wanted if r.evaluate_from]
-  order = [r for r in table.rows if not r.evaluate_from and (r in wanted or r in sources)]
-  order += [r for r in table.rows if r.evaluate_from and r in wanted]
+  order = in_order(table, wanted)
   for seed in seeds:  # the whole table at one seed before the next
     for size in scale.sizes:
       last: dict[str, Trained] = {}
@@ -90,7 +86,7 @@ def run_rows(
           path = folder(workdir, size, row.name, seed)
           source = table.row(row.evaluate_from) if row.evaluate_from else row
           config = resolve(table, source, scale, size, seed)
-          identity = digest(row, config)
+          identity = identity_of(table, row, scale, size, seed)
           if (done := _finished(path / table.result_file, identity)) is not None:
             say(f"{where}: finished before, {_short(done['numbers'])}")
             continue
@@ -105,6 +101,13 @@ def run_rows(
                 f"row {source.name!r}, whose checkpoint it evaluates, has not finished"
               )
           else:
+            if row.begins_from:
+              origin = folder(workdir, size, row.begins_from, seed)
+              if not _finished(origin / table.result_file, None):
+                raise ConfigError(
+                  f"row {row.begins_from!r}, whose checkpoint it begins from, has not finished"
+                )
+              config = override(config, {"train.init_from": str(origin)})
             say(f"{where}: training in {path}")
             with record.training(path):
               trained = train(config, path)
@@ -123,6 +126,17 @@ def run_rows(
           failed[size, row.name, seed] = f"{type(error).__name__}: {error}"
           say(f"{where}: failed, the others go on\n{traceback.format_exc()}")
   return failed
+
+
+def in_order(table: Table, wanted: Sequence[Row]) -> list[Row]:
+  """The rows that are run: in the table's order, but a checkpoint before those who begin from it or
+  evaluate it, and made even if nobody asked for its own row. Rows that only evaluate come last.
+  """
+  needed = [r for row in wanted for r in (*table.before(row), row)]
+  order: list[Row] = []
+  for row in (r for r in table.rows if r.config and r in needed):
+    order += [r for r in (*table.before(row), row) if r not in order]
+  return order + [r for r in table.rows if not r.config and r in needed]
 
 
 def results(table: Table, scale_name: str, workdir) -> dict[tuple[str, str, int], dict]:
@@ -146,14 +160,19 @@ def provenance() -> dict:
   }
 
 
-def digest(row: Row, config: dict) -> str:
-  """A row's identity: its configuration, its evaluation's, and the bytes of files that it reads
-  (`text:`, `bytes:`, `array_record:`), which their owner may edit; other sources are made once."""
+def identity_of(table: Table, row: Row, scale: Scale, size: str, seed: int) -> str:
+  """16 hexadecimal digits of a row's configuration, its evaluation's, those of the rows that it
+  begins from, and the bytes of files that it reads (`text:`, `bytes:`, `array_record:`), which
+  their owner may edit; other sources are made once.
+  """
   from jaxlm.data.sources import open_corpus
 
+  source = table.row(row.evaluate_from) if row.evaluate_from else row
+  config = resolve(table, source, scale, size, seed)
   extra = (
     [override(config, row.overrides_at(m)) for m in PROBED_MULTIPLES] if row.overrides_at else []
   )
+  extra += [resolve(table, before, scale, size, seed) for before in table.before(source)]
   for value in config.get("data", {}).values():
     for source in value if isinstance(value, (list, tuple)) else [value]:
       if str(source).startswith(("text:", "bytes:", "array_record:")):

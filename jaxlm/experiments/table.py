@@ -44,6 +44,8 @@ class Row:
   evaluate_from: name of a row whose trained parameters this row evaluates; nothing is trained then,
   and `overrides_at(multiple)` gives the overrides of an evaluation at `multiple` times the training
   length.
+  begins_from: name of a row whose trained parameters this row's training begins with
+  (`train.init_from`): that row is trained first.
   """
 
   name: str
@@ -52,12 +54,17 @@ class Row:
   label: str = ""
   evaluate_from: str = ""
   overrides_at: Callable[[float], Mapping[str, Any]] | None = None
+  begins_from: str = ""
 
   def __post_init__(self):
     if bool(self.config) == bool(self.evaluate_from):
       raise ConfigError(
         f"row {self.name!r} needs either a config to train or evaluate_from, a row whose checkpoint it "
         f"evaluates"
+      )
+    if self.begins_from and not self.config:
+      raise ConfigError(
+        f"row {self.name!r} trains nothing, so it cannot begin from {self.begins_from!r}"
       )
 
 
@@ -186,6 +193,7 @@ class Table:
         raise ConfigError(
           f"table {self.name}: row {row.name!r} evaluates {row.evaluate_from!r}, which no row trains"
         )
+      self.before(row)
     for label, scale in self.scales.items():
       for name in scale.configs:
         if name not in [r.name for r in self.rows if r.config]:
@@ -197,6 +205,21 @@ class Table:
         raise ConfigError(
           f"table {self.name}: published number for ({name!r}, {title!r}), which is not in the table"
         )
+
+  def before(self, row: Row) -> list[Row]:
+    """The rows that must be trained before this one, first things first."""
+    found, at = [], row
+    while name := at.evaluate_from or at.begins_from:
+      trained = [r for r in self.rows if r.name == name and r.config]
+      if not trained:
+        raise ConfigError(
+          f"table {self.name}: row {at.name!r} begins from {name!r}, which no row trains"
+        )
+      [at] = trained
+      if at == row or at in found:
+        raise ConfigError(f"table {self.name}: row {row.name!r} begins from itself, by {name!r}")
+      found.insert(0, at)
+    return found
 
   def row(self, name: str) -> Row:
     for row in self.rows:

@@ -26,7 +26,7 @@ def run_judge(folder) -> Judge:
     raise ConfigError(
       f"{folder} cannot judge: its data have the form {cfg.data.batch_form!r}, wanted 'causal'"
     )
-  return CausalJudge(cfg.model, params, cfg.data.load_tokenizer(), cfg.data.ids.bos)
+  return CausalJudge(cfg.model, params, cfg.data.load_tokenizer(), cfg.data.special_tokens.bos)
 
 
 def trained_beside(row: str) -> Callable[[str], Judge]:
@@ -84,13 +84,13 @@ def sample_texts(cfg, params, num_texts: int, **settings) -> list[str]:
   from jaxlm.generation.answers import Answering
 
   data = cfg.data
-  start = prompt([], data.ids, data.form)
+  start = prompt([], data.special_tokens, data.form)
   answering = Answering(max_len=data.seq_len, seed=cfg.seed, **settings)
   found = answering.answer(
     cfg.model,
     params,
     data.form,
-    data.ids,
+    data.special_tokens,
     [start] * num_texts,
     [data.seq_len - len(start)] * num_texts,
   )
@@ -129,7 +129,7 @@ def filled_texts(
         # Room for more than was taken out: an insertion model does not know where to end, and is
         # not told.
         answering = Answering(max_len=data.seq_len * 5 // 4, seed=cfg.seed, **settings)
-        filled = infill(cfg.model, params, data.form, data.ids, examples, answering)
+        filled = infill(cfg.model, params, data.form, data.special_tokens, examples, answering)
       before, after = (
         [data.decode(x) for x in rows] for rows in ([e.left for e in examples], filled)
       )

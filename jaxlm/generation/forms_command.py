@@ -61,7 +61,7 @@ def generate(cfg, params, args, sampling) -> int:
     cfg.model,
     params,
     form,
-    data.ids,
+    data.special_tokens,
     [f.tokens for f in frames],
     [f.length for f in frames],
     closed=[f.closed for f in frames],
@@ -106,7 +106,7 @@ def frame(data, text: str, max_new_tokens: int, seed: int = 0) -> Frame:
       f"--prompt {text!r} has a gap, which only insertion models fill without being told its length; this "
       f"run's form is {data.form!r}"
     )
-  given, _ = framed([], sum(pieces, []), data.ids, data.form)
+  given, _ = framed([], sum(pieces, []), data.special_tokens, data.form)
   given = given[:-1] if data.form == "causal" else given
   closed, at = [True] * len(given), len(given) - sum(map(len, pieces)) - 1
   for piece in pieces[:-1] if len(pieces) > 1 else pieces:
@@ -129,7 +129,7 @@ def _task_frame(data, text: str, seed: int) -> Frame:
   wrong = [t for t in question if not 0 <= t < data.vocab_size]
   if wrong:
     raise ConfigError(f"--prompt: token {wrong[0]} is outside the vocabulary of {data.vocab_size}")
-  given = prompt(question, data.ids, data.form).tolist()
+  given = prompt(question, data.special_tokens, data.form).tolist()
   return Frame(given, [True] * (len(given) - 1) + [False], data.seq_len - len(given))
 
 
@@ -137,7 +137,7 @@ def speaker(data) -> Callable[[Sequence[int]], str]:
   """tokens -> their text, blanks at the ends included; of tasks, numbers between blanks with `:`
   for BOS.
   """
-  ids = data.ids
+  ids = data.special_tokens
   if data.has_text:
     tokenizer = data.load_tokenizer()
     return lambda tokens: tokenizer.decode(int(t) for t in tokens if t < tokenizer.vocab_size)
@@ -155,7 +155,7 @@ def _grow(cfg, params, answering: Answering, begun: Frame) -> int:
   from rich.text import Text
 
   inserter, console = (
-    answering.inserter(cfg.model, cfg.data.form, cfg.data.ids),
+    answering.inserter(cfg.model, cfg.data.form, cfg.data.special_tokens),
     Console(highlight=False),
   )
   rows = inserter.start([begun.tokens], [begun.closed])

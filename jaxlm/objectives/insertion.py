@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
 from jaxlm.models.score import lexicon_of
-from jaxlm.objectives.base import Objective, Pair
+from jaxlm.objectives.base import LossOutput, Objective, Pair
 from jaxlm.ranges import Inside, NonNegative
 
 STOP, CONTINUE = 0, 1  # of the stop head's two logits
@@ -124,4 +124,4 @@ class Insertion(Objective):
       )
       metrics |= {"stop": mean(stop_B), "stop_accuracy": mean(right_B)}
       total_B = total_B + self.stop_weight * stop_B
-    return mean(total_B), metrics
+    return LossOutput(mean(total_B), metrics)

@@ -4,15 +4,16 @@ Axes: B batch, T position, M targets. docs/specs/ilm.md, section 6.3.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError, checked
+from jaxlm.config import checked
 from jaxlm.models.score import lexicon_of
-from jaxlm.objectives.base import Objective, Pair
+from jaxlm.objectives.base import LossOutput, Objective, Pair
 from jaxlm.objectives.insertion import open_slots
-from jaxlm.ranges import Natural, NonNegative
+from jaxlm.ranges import NonNegative
 
 
 def slot_nll(
@@ -37,7 +38,7 @@ def slot_nll(
 @dataclasses.dataclass(frozen=True)
 @checked
 class InsertionTransformer(Objective):
-  """loss = mean over visible slots (without CLS's) of slot_nll. eos: the token that says 'nothing
+  """loss = mean over visible slots (without CLS's) of slot_nll. The data's end token says 'nothing
   missing here'.
 
   Batch: as objectives.insertion, with EOS among the `missing` of empty slots.
@@ -45,21 +46,14 @@ class InsertionTransformer(Objective):
 
   scores: ClassVar[str] = "inserted_tokens"
   batch_form: ClassVar[str] = "insertion_transformer"
+  special_tokens: ClassVar[tuple[str, ...]] = ("eos",)
+  former_fields: ClassVar[Mapping[str, str]] = {
+    "eos": "the data say which token ends a sequence; leave it out"
+  }
 
-  eos: Natural
   eos_weight: NonNegative = 1.0
 
-  def check(self, cfg):
-    try:
-      eos = cfg.data.ids.eos
-    except ConfigError:  # the tokenizer's file is not here; building the data says so
-      return
-    if self.eos != eos:
-      raise ConfigError(
-        f"objective.eos = {self.eos}, but the end of these data is token {eos}; set objective.eos = {eos}"
-      )
-
-  def loss(self, model, params, batch, key, state, *, train, bucket=None):
+  def loss(self, model, params, batch, key, state, *, train, bucket=None, special_tokens):
     n_B, w_B1 = batch["num_missing"][:, 0], batch["loss_weights"]
     slots = model.apply(
       {"params": params},
@@ -77,9 +71,9 @@ class InsertionTransformer(Objective):
       batch["slots"],
       batch["missing"],
       n_B,
-      eos=self.eos,
+      eos=special_tokens.eos,
       eos_weight=self.eos_weight,
     )
     w_BT = open_slots(batch["segment_ids"]) * w_B1
     loss = Pair(jnp.sum(w_BT * nll_BT), jnp.sum(w_BT))
-    return loss, {"loss": loss}
+    return LossOutput(loss, {"loss": loss})

@@ -8,14 +8,14 @@ Axes: B batch, T position. docs/specs/ilm.md, section 6.2.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ConfigError, checked
-from jaxlm.objectives.base import Objective, Pair
-from jaxlm.ranges import Natural
+from jaxlm.config import checked
+from jaxlm.objectives.base import LossOutput, Objective, Pair
 
 K = 1 - math.exp(-10)
 MIN_T = 1e-3
@@ -51,7 +51,7 @@ class MaskedDiffusion(Objective):
   predicted like tokens and seen by attention, although sampling hides them. "corrected": the sum
   over masked tokens per example divided by the number that may be masked (the bound on the
   likelihood per token), pads neither predicted nor seen.
-  mask: the id of the absorbing state.
+  The absorbing state is the data's mask token.
 
   Batch: `tokens` (whole sequences), `segment_ids` (0: padding), `maskable` int32 (B, T),
   `loss_weights` (B, 1).
@@ -59,21 +59,14 @@ class MaskedDiffusion(Objective):
 
   scores: ClassVar[str] = "masked_tokens"
   batch_form: ClassVar[str] = "masked_diffusion"
+  special_tokens: ClassVar[tuple[str, ...]] = ("mask",)
+  former_fields: ClassVar[Mapping[str, str]] = {
+    "mask": "the data say which token is the mask; leave it out"
+  }
 
-  mask: Natural
   variant: Literal["official", "corrected"] = "official"
 
-  def check(self, cfg):
-    try:
-      mask = cfg.data.ids.mask
-    except ConfigError:  # the tokenizer's file is not here; building the data says so
-      return
-    if self.mask != mask:
-      raise ConfigError(
-        f"objective.mask = {self.mask}, but the mask of these data is token {mask}; set objective.mask = {mask}"
-      )
-
-  def loss(self, model, params, batch, key, state, *, train, bucket=None):
+  def loss(self, model, params, batch, key, state, *, train, bucket=None, special_tokens):
     tokens_BT, w_B = batch["tokens"], batch["loss_weights"][:, 0]
     time_key, mask_key = jax.random.split(key)
     t_B = MIN_T + (1 - MIN_T) * jax.random.uniform(time_key, tokens_BT.shape[:1])
@@ -85,7 +78,7 @@ class MaskedDiffusion(Objective):
     masked_BT = maskable_BT & (jax.random.uniform(mask_key, tokens_BT.shape) < K * t_B[:, None])
     log_prob_BT, _ = model.apply(
       {"params": params},
-      jnp.where(masked_BT, self.mask, tokens_BT),
+      jnp.where(masked_BT, special_tokens.mask, tokens_BT),
       tokens_BT,
       total_noise(t_B),
       keys_BT,
@@ -94,4 +87,4 @@ class MaskedDiffusion(Objective):
     loss = masked_nll(log_prob_BT, masked_BT.astype(jnp.float32), t_B, w_B)
     if self.variant == "corrected":
       loss = Pair(loss.sum, jnp.sum(maskable_BT * w_B[:, None]))
-    return loss, {"loss": loss}
+    return LossOutput(loss, {"loss": loss})

@@ -1,4 +1,4 @@
-"""Next-byte prediction with the ratio loss of H-Net, at a chunk capacity from a ladder of buckets.
+"""Next-byte prediction with the ratio loss of H-Net, at a chunk capacity out of a few buckets.
 
 Axes: B batch, T time, S chunking stages, P groups of rows with statistics of their own.
 """
@@ -16,14 +16,20 @@ from jaxlm.layers.chunking import ratio_loss
 from jaxlm.models.hnet import HNetConfig
 from jaxlm.models.hnet_rules import forward_flops
 from jaxlm.models.score import lexicon_of
-from jaxlm.objectives import ladder
-from jaxlm.objectives.base import Objective, Pair
-from jaxlm.ranges import Count, Fraction, NonNegative, Range
+from jaxlm.objectives.base import Fit, LossOutput, Pair
+from jaxlm.objectives.buckets import (
+  BucketedObjective,
+  check_capacities,
+  check_rows,
+  decayed_max,
+  fractions_of,
+)
+from jaxlm.ranges import Count, NonNegative, Range
 
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class NextByte(Objective):
+class NextByte(BucketedObjective):
   """loss = mean CE + ratio_weight * sum_s ratio_s (paper, eq. 10; `docs/specs/hnet.md` sections 10,
   16).
 
@@ -36,26 +42,23 @@ class NextByte(Objective):
   bucket, exact;
     "clip": its last chunks are lost, in training only (a document without a chunk left goes past
     the main network); "error": the run ends.
-  capacities: the buckets, each one capacity per stage, smallest first. Default: the ladder; stage s
-  + 1 holds the
-    same fraction of stage s. multiple: capacities are rounded up to it (TPU lanes, SSD chunks).
-  rows_per_buffer: as in the model's `join`: the ladder is of the length that a buffer serves.
-  slack: of the next step's capacity over the largest count of late. memory: per step, of that
-  largest count.
+  capacities: the buckets, each one capacity per stage, smallest first. Default: fractions of the
+    length that a buffer serves (the model's `join.rows_per_buffer` rows); stage s + 1 holds the
+    same fraction of stage s. multiple, headroom, memory: as in `BucketedObjective`.
   """
+
+  former_fields = BucketedObjective.former_fields | {
+    "rows_per_buffer": "the model says it, in model.join.rows_per_buffer; leave this one out"
+  }
 
   targets: tuple[Annotated[float, Range(1, open_low=True)], ...] = ()
   ratio_weight: NonNegative = 0.03
   stats_scope: Literal["device", "global"] = "device"
   overflow: Literal["redo", "clip", "error"] = "redo"
   capacities: tuple[tuple[Count, ...], ...] | None = None
-  multiple: Count = 128
-  rows_per_buffer: Count = 1
-  slack: Annotated[float, Range(1)] = 1.05
-  memory: Fraction = 0.98
 
   def __post_init__(self):
-    ladder.check_capacities(self.capacities, self.multiple)
+    check_capacities(self.capacities)
     for k, bucket in enumerate(self.capacities or ()):
       if len(bucket) != len(self.targets):
         raise ConfigError(
@@ -77,11 +80,8 @@ class NextByte(Objective):
     always fits.
     """
     self._fits(cfg.model)
-    n, rows = self.rows_per_buffer, cfg.data.batch_size // cfg.train.accumulation
-    if rows % n:
-      raise ConfigError(
-        f"objective.rows_per_buffer = {n} does not divide the {rows} rows of a (micro-)batch"
-      )
+    n = rows_per_buffer(cfg.model)
+    check_rows("model.join.rows_per_buffer", n, cfg)
     if self.overflow != "redo" or not self.targets or self.capacities is None:
       return
     for s, length in enumerate((cfg.data.seq_len * n, *self.capacities[-1][:-1])):
@@ -100,51 +100,22 @@ class NextByte(Objective):
         f"objective.targets = {self.targets}, but the model chunks {stages} times; give the bytes per chunk "
         f"of every chunking stage, outside in"
       )
-    if stages and model.join.rows_per_buffer != self.rows_per_buffer:
-      raise ConfigError(
-        f"objective.rows_per_buffer = {self.rows_per_buffer}, but model.join.rows_per_buffer = "
-        f"{model.join.rows_per_buffer}; set both to the same"
-      )
 
-  def buckets(self, batch_shape):
+  def buckets(self, model, batch_shape):
     if not self.targets:
       return ()
     if self.capacities is not None:
       return self.capacities
-    length = batch_shape[1] * self.rows_per_buffer
-
-    def up(x):
-      return min(length, math.ceil(x / self.multiple) * self.multiple)
-
-    rungs = (
-      tuple(up(length * f ** (s + 1)) for s in range(len(self.targets))) for f in ladder.FRACTIONS
-    )
-    return tuple(dict.fromkeys(rungs))
-
-  def first_bucket(self, num_buckets):
-    # Untrained routers start chunks at half of the positions and more: begin where everything fits.
-    return num_buckets - 1
-
-  def choose_bucket(self, metrics, current):
-    return ladder.choose(metrics, current)
+    return fractions_of(batch_shape[1] * rows_per_buffer(model), self.multiple, len(self.targets))
 
   def init_state(self):
     """Largest number of chunks in a row, of late, per stage."""
     return {"largest": jnp.zeros(len(self.targets), jnp.float32)} if self.targets else {}
 
-  def update_state(self, state, metrics):
+  def update_state(self, state, output):
     if not self.targets:
       return state
-    return {"largest": ladder.remember(state["largest"], self._largest(metrics), self.memory)}
-
-  def after_micro_batch(self, state, metrics):
-    """The next micro-batch knows the largest count of this one: `update_state` sees their mean."""
-    return (
-      {"largest": jnp.maximum(state["largest"], self._largest(metrics))} if self.targets else state
-    )
-
-  def _largest(self, metrics):
-    return jnp.stack([metrics[f"chunks_max_{s}"].mean() for s in range(len(self.targets))])
+    return {"largest": decayed_max(state["largest"], output.fit.need_S, self.memory)}
 
   def train_flops_per_token(self, model, seq_len):
     """By the paper's appendix B, at the target compression."""
@@ -194,11 +165,13 @@ class NextByte(Objective):
       metrics[f"boundaries_{s}"] = Pair(jnp.sum(starts_B), jnp.sum(valid_B))
       metrics[f"tokens_per_chunk_{s}"] = Pair(jnp.sum(valid_B), jnp.sum(starts_B))
       metrics[f"chunks_max_{s}"] = Pair(jnp.max(info.count_B).astype(jnp.float32), one)
+    fit = None
     if infos:
-      metrics |= self._capacity_metrics(infos, state, batch["tokens"].shape, train)
+      fit, more = self._fit(infos, train)
+      metrics |= more
       # What was compiled for: so that a log says which bucket each step ran in.
       metrics |= {f"capacity_{s}": Pair(jnp.float32(c), one) for s, c in enumerate(bucket or ())}
-    return Pair(total, weight), metrics
+    return LossOutput(Pair(total, weight), metrics, fit)
 
   def _groups(self, rows: int) -> int:
     """Groups of rows with their own F and G: the devices among which the batch is split."""
@@ -209,19 +182,16 @@ class NextByte(Objective):
     groups = math.prod(sizes.get(a, 1) for a in ((axes,) if isinstance(axes, str) else axes or ()))
     return groups if rows % groups == 0 else 1
 
-  def _capacity_metrics(self, infos, state, batch_shape, train):
-    one = jnp.ones((), jnp.float32)
-    lost = sum(jnp.sum(info.overflow_B) for info in infos).astype(jnp.float32)
-    clipped = sum(jnp.sum(info.boundary_BT & ~info.kept_BT) for info in infos).astype(jnp.float32)
-    metrics = {}
+  def _fit(self, infos, train: bool) -> tuple[Fit, dict[str, Pair]]:
+    """(how the chunks fitted, what of it is reported)."""
+    need_S = jnp.stack([jnp.max(info.count_B) for info in infos]).astype(jnp.float32)
     if self.overflow == "clip" and train:
-      metrics["clipped_chunks"] = Pair(clipped, one)
-    else:
-      metrics["overflow"] = Pair(lost, one)
-    # The smallest bucket that holds this batch and the largest of late; a state without history
-    # asks for this batch.
-    now_S = jnp.stack([jnp.max(info.count_B) for info in infos]).astype(jnp.float32)
-    metrics["wanted_bucket"] = ladder.wanted(
-      now_S, state["largest"] if state else None, self.buckets(batch_shape), self.slack
-    )
-    return metrics
+      clipped = sum(jnp.sum(info.boundary_BT & ~info.kept_BT) for info in infos)
+      reported = Pair(clipped.astype(jnp.float32), jnp.ones((), jnp.float32))
+      return Fit(jnp.zeros((), jnp.float32), need_S), {"clipped_chunks": reported}
+    return Fit(sum(jnp.sum(info.overflow_B) for info in infos).astype(jnp.float32), need_S), {}
+
+
+def rows_per_buffer(model) -> int:
+  """Rows of a batch whose chunks share a buffer. model: a config; 1 of one that does not chunk."""
+  return model.join.rows_per_buffer if model.num_chunkings else 1

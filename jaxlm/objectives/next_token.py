@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import checked
 from jaxlm.models.score import lexicon_of
-from jaxlm.objectives.base import Objective, Pair
+from jaxlm.objectives.base import LossOutput, Objective, Pair
 from jaxlm.ranges import NonNegative
 
 
@@ -43,6 +43,6 @@ class NextToken(Objective):
 
     nll = mean(-score.log_prob_BT)
     if not self.z_loss:
-      return nll, {"loss": nll}
+      return LossOutput(nll, {"loss": nll})
     z = mean(jnp.square(score.log_z_BT))
-    return Pair(nll.sum + self.z_loss * z.sum, weight), {"loss": nll, "z": z}
+    return LossOutput(Pair(nll.sum + self.z_loss * z.sum, weight), {"loss": nll, "z": z})

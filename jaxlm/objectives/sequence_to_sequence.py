@@ -5,27 +5,33 @@ Axes: B batch, L encoder length, T decoder length. docs/specs/mrt5.md, sections 
 
 import dataclasses
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
 from jaxlm.layers.delete_gate import PAD, DeleteGateConfig, Mode
-from jaxlm.objectives import ladder
-from jaxlm.objectives.base import Objective, Pair
+from jaxlm.objectives.base import Fit, LossOutput, Pair
+from jaxlm.objectives.buckets import (
+  BucketedObjective,
+  check_capacities,
+  check_rows,
+  decayed_max,
+  fractions_of,
+)
 from jaxlm.objectives.deletion import (
   REGULARISERS,
   Controller,
   entropy_regulariser,
   gate_regulariser,
 )
-from jaxlm.ranges import Count, Fraction, Natural, NonNegative, Range
+from jaxlm.ranges import Count, Fraction, Natural, NonNegative
 
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class SequenceToSequence(Objective):
+class SequenceToSequence(BucketedObjective):
   """loss = CE + alpha R + beta S (+ entropy terms; + the boundary predictor's prior).
 
   alpha: weight of the gate regulariser; with `controller` only that of the first step. beta: of the
@@ -33,16 +39,15 @@ class SequenceToSequence(Objective):
   delay: steps before R and the controller begin. hard_probability: of training with hard deletion,
   per micro-batch; then
     the cross-entropy gives the gate no gradient. hard_evaluation: evaluation deletes hard.
-  capacities: rungs of encoder slots for hard deletion (of a buffer), smallest first; default:
+  capacities: buckets of encoder slots for hard deletion (of a buffer), smallest first; default:
   fractions of the length
     rounded up to `multiple`. rows_per_buffer: rows whose kept tokens share a buffer, one behind the
     other.
-  overflow: more tokens kept than slots. 'exact': the step is done again on a higher rung; 'error':
-  the run ends, one
+  overflow: more tokens kept than slots. 'exact': the step is done again in a larger bucket;
+  'error': the run ends, one
     capacity given; 'drop': the tokens with the lowest gates are lost, and counted in dropped_rows
     and dropped_tokens.
-  slack, memory: the next step's rung holds slack times the largest need of late, which is forgotten
-  by memory per step.
+  multiple, headroom, memory: as in `BucketedObjective`.
   """
 
   scores: ClassVar[str] = "target_sequence"
@@ -57,16 +62,13 @@ class SequenceToSequence(Objective):
   hard_probability: Fraction = 0.0
   hard_evaluation: bool = True
   capacities: tuple[Count, ...] | None = None
-  multiple: Count = 128
   rows_per_buffer: Count = 1
   overflow: Literal["exact", "error", "drop"] = "exact"
-  slack: Annotated[float, Range(1)] = 1.05
-  memory: Fraction = 0.98
 
   def __post_init__(self):
     if not any(kind in self.regulariser for kind in REGULARISERS):
       raise ConfigError(f"regulariser = {self.regulariser!r} is none of {', '.join(REGULARISERS)}")
-    ladder.check_capacities(self.capacities, self.multiple)
+    check_capacities(self.capacities)
     if self.capacities is not None and (
       min(self.capacities) < 1 or list(self.capacities) != sorted(set(self.capacities))
     ):
@@ -77,33 +79,25 @@ class SequenceToSequence(Objective):
       raise ConfigError("overflow = 'error' needs `capacities` with the one size that must suffice")
 
   def check(self, cfg):
-    """Against the other sections: a ladder that redoes steps ends where everything fits; buffers
-    divide the batch.
+    """Against the other sections: buckets that redo steps end where everything fits; buffers divide
+    the batch.
     """
-    slots, n = cfg.data.seq_len * self.rows_per_buffer, self.rows_per_buffer
+    slots = cfg.data.seq_len * self.rows_per_buffer
     if self.overflow == "exact" and self.capacities is not None and self.capacities[-1] < slots:
       raise ConfigError(
         f"objective.capacities = {self.capacities} ends below the {slots} tokens of a buffer, so a step might "
         f"never fit; add {slots}, or choose overflow = 'error' or 'drop'"
       )
-    rows = cfg.data.batch_size // cfg.train.accumulation
-    if rows % n:
-      raise ConfigError(
-        f"objective.rows_per_buffer = {n} does not divide the {rows} rows of a (micro-)batch"
-      )
+    check_rows("objective.rows_per_buffer", self.rows_per_buffer, cfg)
 
-  def buckets(self, batch_shape):
-    return self.capacities or ladder.rungs(batch_shape[1] * self.rows_per_buffer, self.multiple)
+  def buckets(self, model, batch_shape):
+    return self.capacities or tuple(
+      slots for (slots,) in fractions_of(batch_shape[1] * self.rows_per_buffer, self.multiple)
+    )
 
   @property
   def bucketed_training(self):
     return self.hard_probability > 0
-
-  def first_bucket(self, num_buckets):
-    return num_buckets - 1  # an untrained gate keeps everything
-
-  def choose_bucket(self, metrics, current):
-    return ladder.choose(metrics, current)
 
   def init_state(self):
     zero = jnp.zeros((), jnp.float32)
@@ -115,28 +109,29 @@ class SequenceToSequence(Objective):
       "largest": zero,
     }
 
-  def update_state(self, state, metrics):
+  def update_state(self, state, output):
     """Once per optimiser step, from the global rate; never in evaluation."""
     step = state["step"] + 1
     largest = state["largest"]
-    if "kept_max" in metrics:
-      largest = ladder.remember(largest, metrics["kept_max"].mean(), self.memory)
+    if output.fit is not None:
+      largest = decayed_max(largest, output.fit.need_S[0], self.memory)
     if self.controller is not None and not self.controller.per_micro_batch:
-      state = self._controlled(state, metrics)
+      state = self._controlled(state, output)
     return state | {"step": step, "largest": largest}
 
-  def after_micro_batch(self, state, metrics):
+  def after_micro_batch(self, state, output):
     """The release's controller, if it is asked for."""
     return (
-      self._controlled(state, metrics)
+      self._controlled(state, output)
       if self.controller is not None and self.controller.per_micro_batch
       else state
     )
 
-  def _controlled(self, state, metrics):
-    if "deleted" not in metrics:
+  def _controlled(self, state, output):
+    if "deleted" not in output.observed:
       return state
-    alpha, p, i = self.controller.update(state["p"], state["i"], metrics["deleted"].mean())
+    deleted = output.observed["deleted"].mean()
+    alpha, p, i = self.controller.update(state["p"], state["i"], deleted)
     due = (state["step"] >= self.delay) & (state["step"] % self.controller.every == 0)
 
     def keep(new, old):
@@ -202,15 +197,15 @@ class SequenceToSequence(Objective):
       metrics["bits_per_byte"] = Pair(ce.sum / math.log(2), counted)
     one, reduced = jnp.ones((), jnp.float32), memory.reduced
     if reduced is None:
-      return Pair(total * weight, weight), metrics
+      return LossOutput(Pair(total * weight, weight), metrics)
 
     def as_float(x):
       return x.astype(jnp.float32)
 
+    observed = {}
     if reduced.gate_BL is not None:
-      metrics["deleted"] = Pair(
-        as_float(jnp.sum(~reduced.keep_BL & real_BL)), as_float(jnp.sum(real_BL))
-      )
+      deleted = as_float(jnp.sum(~reduced.keep_BL & real_BL))
+      observed["deleted"] = Pair(deleted, as_float(jnp.sum(real_BL)))
     if reduced.logits_BL is not None:
       R = gate_regulariser(
         self.regulariser, reduced.gate_BL, reduced.logits_BL, real_BL, model.cfg.reduction.tau
@@ -226,26 +221,21 @@ class SequenceToSequence(Objective):
     if "loss" in reduced.extra:
       total += reduced.extra["loss"]
       metrics["boundary_loss"] = Pair(reduced.extra["loss"] * weight, weight)
-    return Pair(total * weight, weight), metrics | self._capacity_metrics(
-      reduced, state, batch["tokens"].shape, mode
-    )
+    fit, more = self._fit(reduced, mode)
+    return LossOutput(Pair(total * weight, weight), metrics | observed | more, fit, observed)
 
-  def _capacity_metrics(self, reduced, state, batch_shape, mode):
+  def _fit(self, reduced, mode) -> tuple[Fit, dict[str, Pair]]:
+    """(how the kept tokens fitted, what of it is reported)."""
     one, n = jnp.ones((), jnp.float32), 1 if mode.hard else self.rows_per_buffer
-    # Of a soft step: what it would have needed, so that a hard one that follows finds its rung.
+    # Of a soft step: what it would have needed, so that a hard one that follows finds its bucket.
     need_B = jnp.sum(reduced.count_B.astype(jnp.float32).reshape(-1, n), axis=1)
     lost_B = jnp.any(reduced.overflow_B.reshape(-1, n), axis=1).astype(jnp.float32)
     largest = jnp.max(need_B)
-    metrics = {
-      "kept_max": Pair(largest, one),
-      "wanted_bucket": ladder.wanted(
-        largest[None], state["largest"][None], self.buckets(batch_shape), self.slack
-      ),
-    }
+    reported = {"kept_max": Pair(largest, one)}
     if self.overflow != "drop":
-      return metrics | {"overflow": Pair(jnp.sum(lost_B), one)}
+      return Fit(jnp.sum(lost_B), largest[None]), reported
     excess_B = lost_B * (need_B - reduced.h_BCD.shape[1])
-    return metrics | {
+    return Fit(jnp.zeros((), jnp.float32), largest[None]), reported | {
       "dropped_rows": Pair(jnp.sum(lost_B), one),
       "dropped_tokens": Pair(jnp.sum(excess_B), one),
     }

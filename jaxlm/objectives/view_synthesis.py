@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
 from jaxlm.models.lact_nvs import views_of
-from jaxlm.objectives.base import Objective, Pair
+from jaxlm.objectives.base import LossOutput, Objective, Pair
 from jaxlm.ranges import Natural, NonNegative
 
 
@@ -43,7 +43,7 @@ class ViewSynthesis(Objective):
   def init_state(self):
     return {"step": jnp.zeros((), jnp.int32)}
 
-  def update_state(self, state, metrics):
+  def update_state(self, state, output):
     return {"step": state["step"] + 1}
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
@@ -73,4 +73,4 @@ class ViewSynthesis(Objective):
       total_BS += (
         jnp.where(state["step"] >= self.perceptual_start, self.perceptual_weight, 0.0) * distance_BS
       )
-    return mean(total_BS), metrics
+    return LossOutput(mean(total_BS), metrics)

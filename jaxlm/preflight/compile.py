@@ -16,10 +16,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.config import ConfigError
+from jaxlm.data.special_tokens import SpecialTokens
 from jaxlm.parallel.mesh import BATCH_AXES, make_mesh
 from jaxlm.parallel.place import batch_sharding
 from jaxlm.parallel.tpu import compiler_options
 from jaxlm.training.config import RunConfig, check
+from jaxlm.training.frozen import frozen_configs
 from jaxlm.training.step import Program, build_program
 
 #: jax 0.10 reads no program back that runs on SparseCores; the compiler itself can write it.
@@ -67,7 +69,13 @@ def compile_program(
     raise ConfigError(f"program {program!r}: wanted one of {', '.join(PROGRAMS)}")
   check(cfg, devices.size)
   mesh = make_mesh(cfg.mesh, list(devices.flat))
-  built = build_program(cfg, mesh, abstract_batch(cfg))
+  built = build_program(
+    cfg,
+    mesh,
+    abstract_batch(cfg),
+    frozen=frozen_configs(cfg),
+    special_tokens=abstract_special_tokens(cfg),
+  )
   if bucket is not None and not -len(built.buckets) <= bucket < len(built.buckets):
     raise ConfigError(f"bucket {bucket}: this objective has {len(built.buckets)} ({built.buckets})")
   capacities = built.buckets[-1 if bucket is None else bucket] if built.buckets else None
@@ -135,15 +143,28 @@ def abstract_batch(cfg: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
   return {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}
 
 
+def abstract_special_tokens(cfg: RunConfig) -> SpecialTokens:
+  """Those of the data, or, where the tokenizer's file is not here, the last ids of the model's
+  vocabulary: what is compiled does not depend on which they are.
+  """
+  try:
+    return cfg.data.special_tokens
+  except ConfigError:
+    names = [field.name for field in dataclasses.fields(SpecialTokens)]
+    return SpecialTokens.after(cfg.model.vocab_size - len(names), tuple(names))
+
+
 def _lower(built: Program, program: str, mesh, decode_rows, bucket):
   batch = {
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
     for name, x in abstract_batch(built.cfg).items()
   }
   if program == "train":
-    return built.step.lower(built.state, batch, bucket=bucket)
+    return built.step.lower(built.state, batch, built.frozen, bucket=bucket)
   if program == "eval":
-    return built.evaluate.lower(built.state.params, batch, built.state.objective, bucket=bucket)
+    return built.evaluate.lower(
+      built.state.params, batch, built.state.objective, built.frozen, bucket=bucket
+    )
   model = built.cfg.model
   if not model.decodes:
     raise ConfigError(

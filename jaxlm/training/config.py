@@ -19,11 +19,11 @@ from typing import Annotated, Any, Literal, get_args
 import ml_collections
 from etils import epath
 
+from jaxlm.checkpoint.former_fields import with_present_fields
 from jaxlm.checkpoint.json_files import read_json
-from jaxlm.config import ConfigError, Kinds, build, checked, nearest
+from jaxlm.config import ConfigError, Kinds, build, checked, unknown_key
 from jaxlm.data import DATA
 from jaxlm.data.base import FramedDataConfig
-from jaxlm.data.forms import Form
 from jaxlm.models import MODELS
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.parallel.mesh import MeshConfig
@@ -248,7 +248,7 @@ def _mapping_in(file: pathlib.Path, argument: str) -> dict:
   """A configuration that is only data, such as a run's config.json: nothing of it is executed."""
   if argument:
     raise ConfigError(f"{file}:{argument}: a JSON file takes no argument")
-  return read_json(epath.Path(file))
+  return with_present_fields(read_json(epath.Path(file)))
 
 
 def _files_like(file: pathlib.Path) -> str:
@@ -282,9 +282,7 @@ def _override(config: dict, key: str, value, cls=RunConfig, prefix: str = "") ->
     hints = typing.get_type_hints(cls, include_extras=True) if cls else {}
     is_kind = kinds is not None and name == "kind"
     if cls and name not in hints and not is_kind:
-      raise ConfigError(
-        f"unknown key --config.{at}; {nearest(name, list(hints) + ['kind'] * (kinds is not None))}"
-      )
+      raise unknown_key(name, f"--config.{at}", cls, list(hints) + ["kind"] * (kinds is not None))
     if is_kind:
       _switch_kind(here, kinds, value, at)
       return
@@ -368,6 +366,13 @@ def _data_vocab_size(data) -> int | None:
     return None
 
 
+def _forms_of(cls: type) -> tuple[str, ...]:
+  """The values that the field `form` of a data config may have."""
+  if not issubclass(cls, FramedDataConfig):
+    return ()
+  return get_args(typing.get_type_hints(cls)["form"])
+
+
 def check_fit(cfg: RunConfig) -> None:
   """Refuses an objective whose model scores something else, or whose data have another form."""
   objective, model, data = (
@@ -386,36 +391,41 @@ def check_fit(cfg: RunConfig) -> None:
     )
   wanted, made = cfg.objective.batch_form, cfg.data.batch_form
   if wanted != made:
-    framed = [kind for kind in DATA.table if issubclass(DATA.cls(kind), FramedDataConfig)]
+    framed = [kind for kind in DATA.table if wanted in _forms_of(DATA.cls(kind))]
+    others = f"{', '.join(framed)} with data.form = {wanted!r}" if framed else ""
     remedy = (
       f"set data.form = {wanted!r}"
-      if data in framed and wanted in get_args(Form)
+      if data in framed
       else "choose data.kind from: "
-      + ", ".join(
-        filter(
-          None,
-          [
-            fits(DATA, "batch_form", wanted),
-            f"{', '.join(framed)} with data.form = {wanted!r}" if wanted in get_args(Form) else "",
-          ],
-        )
-      )
+      + ", ".join(filter(None, [fits(DATA, "batch_form", wanted), others]))
     )
     raise ConfigError(
       f"objective.kind = {objective!r} reads batches of form {wanted!r}, and data.kind = {data!r} makes form "
       f"{made!r}; {remedy}"
     )
+  if cfg.objective.rows_per_group != cfg.data.rows_per_group:
+    raise ConfigError(
+      f"objective.kind = {objective!r} reads groups of {cfg.objective.rows_per_group} rows, and data.kind = {data!r} "
+      f"makes groups of {cfg.data.rows_per_group}; choose another of the two"
+    )
+  try:
+    tokens = cfg.data.special_tokens
+  except ConfigError:  # the tokenizer's file is not here; building the data says so
+    return
+  tokens.require(cfg.objective.special_tokens, f"objective.kind = {objective!r}")
 
 
 def check(cfg: RunConfig, num_devices: int) -> None:
   """Refuses combinations of sections that cannot run, naming the numbers that clash."""
   data, fsdp, _, _ = cfg.mesh.shape(num_devices)
-  batch, ways = cfg.data.batch_size, data * fsdp * cfg.train.accumulation
+  group = cfg.data.rows_per_group
+  batch, ways = cfg.data.batch_size, data * fsdp * cfg.train.accumulation * group
   if batch % ways:
     down, up = batch // ways * ways, -(-batch // ways) * ways
     raise ConfigError(
       f"data.batch_size = {batch} is not divisible by mesh.data ({data}) x mesh.fsdp ({fsdp}) x train.accumulation "
-      f"({cfg.train.accumulation}) = {ways}; set it to {f'{down} or ' if down else ''}{up}"
+      f"({cfg.train.accumulation}){f' x {group} rows that belong together' if group > 1 else ''} = {ways}; "
+      f"set it to {f'{down} or ' if down else ''}{up}"
     )
   vocab, tokens = getattr(cfg.model, "vocab_size", None), _data_vocab_size(cfg.data)
   if vocab is not None and tokens is not None and tokens > vocab:

@@ -91,12 +91,23 @@ class StopSignal:
 
 
 def run_steps(
-  program, state, batches, place, *, bucket: int, on_log, on_step, stop: StopSignal, profile_folder
+  program,
+  state,
+  batches,
+  place,
+  *,
+  bucket: int,
+  on_log,
+  on_step,
+  stop: StopSignal,
+  profile_folder,
+  frozen=None,
 ):
   """Trains from state.step to train.steps. Returns (state, bucket index, stopped early).
 
   batches: host batches. on_log(step, metrics as means, seconds per step or None); on_step(step,
-  state, bucket) -> whether it took time that is not training (saving, evaluating).
+  state, bucket) -> whether it took time that is not training (saving, evaluating). frozen: as
+  `Program.frozen`, with numbers; None where there is none.
   """
   cfg, step = program.cfg, int(state.step)
   pending, flight, rate, profile = (
@@ -110,10 +121,10 @@ def run_steps(
     profile.before(step, state)
     batch, compiled, start = place(next(batches)), len(used), time.perf_counter()
     try:
-      state, metrics, bucket = one_step(program, state, batch, bucket, used)
+      state, metrics, bucket = one_step(program, state, batch, bucket, used, frozen)
     except FloatingPointError as error:  # only train.debug raises it
       raise located(
-        error, step + 1, lambda: one_step(program, state, batch, bucket, used)
+        error, step + 1, lambda: one_step(program, state, batch, bucket, used, frozen)
       ) from error
     step += 1
     if (
@@ -151,20 +162,21 @@ def run_steps(
   return state, bucket, step < cfg.train.steps
 
 
-def one_step(program, state, batch, bucket: int, used: set[int]):
+def one_step(program, state, batch, bucket: int, used: set[int], frozen=None):
   """(state, metrics, next bucket index); a step that overflowed its bucket is done again in a
-  larger one, and `redone` says how often. used: gets the buckets that were run."""
+  larger one, and `redone` says how often. used: gets the buckets that were run. frozen: as
+  `Program.frozen`, with numbers; None where there is none."""
   if not program.buckets or not program.cfg.objective.bucketed_training:
-    state, metrics = program.step(state, batch)
+    state, metrics, _ = program.step(state, batch, frozen)
     return state, metrics, bucket
   for attempt in itertools.count():
     used.add(bucket)
-    state, metrics = program.step(state, batch, bucket=program.buckets[bucket])
-    here, last = jax.device_get(metrics), len(program.buckets) - 1
-    following = min(max(program.cfg.objective.choose_bucket(here, bucket), 0), last)
-    if "overflow" not in here or here["overflow"].sum <= 0:
+    state, metrics, fitted = program.step(state, batch, frozen, bucket=program.buckets[bucket])
+    overflow, following = map(float, jax.device_get(fitted))
+    following = int(following)
+    if overflow <= 0:
       return state, metrics | {"redone": Pair(np.float32(attempt), np.float32(1))}, following
-    if bucket == last:
+    if bucket == len(program.buckets) - 1:
       raise BucketOverflow(
         f"the largest bucket {program.buckets[bucket]} of the objective overflows at step "
         f"{int(state.step)}; give it a larger one (objective.capacities), or choose another "

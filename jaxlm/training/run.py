@@ -33,6 +33,7 @@ from jaxlm.parallel.place import host_rows, placer
 from jaxlm.parallel.rules import unsharded
 from jaxlm.parallel.start import require_same, several
 from jaxlm.training.config import RunConfig, check, load_config, resolved, run_config
+from jaxlm.training.frozen import frozen_record, of_frozen, open_frozen, recorded_in
 from jaxlm.training.loop import BucketOverflow, NonFinite, StopSignal, run_steps, written
 from jaxlm.training.metrics import Writer, read
 from jaxlm.training.progress import Display, count, duration
@@ -120,11 +121,14 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
     lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype), next(iter(dataset))
   )
   iterator, place = iter(dataset), placer(mesh)
+  recorded = frozen_record(cfg, recorded_in(folder))
   if several():
-    require_same(of_data(iterator, example, folder, opened.lock and opened.lock.token))
+    owner = opened.lock and opened.lock.token
+    require_same(of_data(iterator, example, folder, owner) | of_frozen(recorded))
   check_evaluation(cfg, hosts)
-  program = build_program(cfg, mesh, example)
-  peak_tokens = peak_tokens_per_s(cfg, mesh)
+  models, frozen = open_frozen(cfg, mesh, recorded)
+  program = build_program(cfg, mesh, example, frozen=models)
+  peak_tokens = peak_tokens_per_s(cfg, mesh, models)
   had_checkpoints = from_first((folder / "checkpoints").exists())
   with (
     program.context(),
@@ -155,8 +159,10 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
     writer = Writer(folder, step) if first else None
     for line in [*opened.lines, *lines, *opening_lines(program, folder, step)]:
       display.say(line)
-    report = Report(program, display, writer, hosts, peak_tokens)
+    report = Report(program, display, writer, hosts, peak_tokens, frozen)
     same = {"config": resolved(cfg), "revision": revision(), "hosts": hosts}
+    if recorded:
+      same["frozen"] = recorded
 
     def note(bucket):
       return same | {"bucket": bucket}
@@ -186,6 +192,7 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
         on_step=on_step,
         stop=stop,
         profile_folder=folder / "profile",
+        frozen=frozen,
       )
       step = int(state.step)
       opened.check()
@@ -309,23 +316,32 @@ def flops_per_token(cfg: RunConfig) -> float:
   them, or by parameters.
   """
   counted = cfg.objective.train_flops_per_token(cfg.model, cfg.data.seq_len)
-  if counted is None:
-    counted = cfg.model.train_flops_per_token(cfg.data.seq_len)
+  return flops_of(cfg.model, cfg.data) if counted is None else counted
+
+
+def flops_of(model, data) -> float:
+  """FLOPs of one token, forward and backward, as the model's config counts them, or by parameters."""
+  counted = model.train_flops_per_token(data.seq_len)
   if counted is not None:
     return counted
-  if cfg.model.flops_from_trace:
-    batch = {name: jax.ShapeDtypeStruct(*field) for name, field in cfg.data.batch_fields.items()}
-    return traced_flops(cfg.model, batch) / (cfg.data.batch_size * cfg.data.seq_len)
-  return train_flops_per_token(cfg.model, cfg.data.seq_len)
+  if model.flops_from_trace:
+    batch = {name: jax.ShapeDtypeStruct(*field) for name, field in data.batch_fields.items()}
+    return traced_flops(model, batch) / (data.batch_size * data.seq_len)
+  return train_flops_per_token(model, data.seq_len)
 
 
-def peak_tokens_per_s(cfg: RunConfig, mesh) -> float | None:
+def peak_tokens_per_s(
+  cfg: RunConfig, mesh, frozen: Mapping[str, Any] | None = None
+) -> float | None:
   """Tokens per second at the devices' peak FLOP/s; None for devices whose peak is not known.
 
-  Call it outside the mesh.
+  Call it outside the mesh. frozen: {name: model config}: their forward passes count too.
   """
   peak = peak_flops(mesh.devices.flat[0].device_kind)
-  return peak * mesh.size / flops_per_token(cfg) if peak else None
+  if not peak:
+    return None
+  forward = sum(flops_of(model, cfg.data) / 3 for model in (frozen or {}).values())
+  return peak * mesh.size / (flops_per_token(cfg) + forward)
 
 
 class Report:
@@ -338,7 +354,9 @@ class Report:
     writer: Writer | None,
     hosts: int,
     peak_tokens: float | None,
+    frozen: Mapping[str, Any],
   ):
+    self.frozen = frozen
     self.program, self.display, self.writer, self.hosts = program, display, writer, hosts
     self.cfg, self.last, self.step, self.start = program.cfg, {}, None, time.perf_counter()
     self.tokens = self.cfg.data.batch_size * self.cfg.data.seq_len
@@ -357,7 +375,9 @@ class Report:
 
   def evaluation(self, step: int, state, place, index: int, bucket: int) -> None:
     params = state.params if state.ema is None else state.ema
-    values = evaluate(self.program, params, state.objective, place, index, self.hosts, bucket)
+    values = evaluate(
+      self.program, params, state.objective, place, index, self.hosts, bucket, self.frozen
+    )
     if values:
       self._write(step, values)
       self.display.say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
@@ -369,7 +389,14 @@ class Report:
 
 
 def evaluate(
-  program: Program, params, objective_state, place, index: int, hosts: int, bucket: int
+  program: Program,
+  params,
+  objective_state,
+  place,
+  index: int,
+  hosts: int,
+  bucket: int,
+  frozen: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
   """{'eval/loss': ...}: the objective on the evaluation split, and perplexity at each of
   eval.lengths.
@@ -388,18 +415,14 @@ def evaluate(
       batch["loss_weights"] = batch["loss_weights"] * (np.arange(rows) < here)[:, None].astype(
         np.float32
       )
-    metrics, bucket = _eval_batch(program, params, place(batch), objective_state, bucket)
+    metrics, bucket = _eval_batch(program, params, place(batch), objective_state, bucket, frozen)
     for name, pair in metrics.items():
       total = totals.get(name, (0.0, 0.0))
       totals[name] = (total[0] + float(pair.sum), total[1] + float(pair.weight))
     tokens += cfg.data.batch_size * cfg.data.seq_len
     if cfg.eval.num_tokens is not None and tokens >= cfg.eval.num_tokens:
       break
-  values = {
-    f"eval/{name}": total / max(weight, 1e-9)
-    for name, (total, weight) in totals.items()
-    if name not in ("overflow", "wanted_bucket")
-  }
+  values = {f"eval/{name}": total / max(weight, 1e-9) for name, (total, weight) in totals.items()}
   if cfg.eval.lengths:
     for found in evaluate_lengths(
       cfg.model,
@@ -419,11 +442,13 @@ def evaluate(
   return values
 
 
-def _eval_batch(program: Program, params, batch, objective_state, bucket: int):
+def _eval_batch(program: Program, params, batch, objective_state, bucket: int, frozen):
   while True:
     chosen = program.buckets[bucket] if program.buckets else None
-    metrics = jax.device_get(program.evaluate(params, batch, objective_state, bucket=chosen))
-    if "overflow" not in metrics or metrics["overflow"].sum <= 0:
+    metrics, fitted = jax.device_get(
+      program.evaluate(params, batch, objective_state, frozen, bucket=chosen)
+    )
+    if fitted is None or fitted.overflow <= 0:
       return metrics, bucket
     last = len(program.buckets) - 1
     if bucket == last:
@@ -431,7 +456,7 @@ def _eval_batch(program: Program, params, batch, objective_state, bucket: int):
         f"the largest bucket {chosen} of the objective overflows in evaluation; give it a larger one "
         f"(objective.capacities)"
       )
-    bucket = min(max(bucket + 1, program.cfg.objective.choose_bucket(metrics, bucket)), last)
+    bucket = max(bucket + 1, int(fitted.bucket))
 
 
 def opening_lines(program: Program, folder, step: int) -> list[str]:

@@ -9,17 +9,21 @@ The same program is trained with, compiled ahead of time by preflight, and timed
 import dataclasses
 import functools
 import math
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlm.models.base import init as initial
+from jaxlm.checkpoint.placed import abstract_params
+from jaxlm.config import ConfigError
+from jaxlm.data.special_tokens import SpecialTokens
+from jaxlm.models import base
 from jaxlm.models.torch_init import redraw
-from jaxlm.objectives.base import Pair
+from jaxlm.objectives.base import LossOutput, Pair
+from jaxlm.objectives.frozen import FrozenModel
 from jaxlm.parallel.place import like_params, replicated
 from jaxlm.parallel.rules import RULES, logical_axes, param_shardings, path_name, sharding_context
 from jaxlm.parallel.tpu import compiler_options
@@ -34,13 +38,24 @@ INIT, LOSS, REDRAW = 0, 1, 2
 MIN_CAST_SIZE = 2**17
 
 
+class Fitted(NamedTuple):
+  """What a step with buckets tells the loop. overflow: float32, above 0 if the batch did not fit,
+  and then nothing was updated. bucket: int32, index of the bucket for the next step.
+  """
+
+  overflow: jax.Array
+  bucket: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """Everything compiled for one config and mesh: `init()`, `step(state, batch, bucket)`,
-  `evaluate(params, ...)`.
+  """Everything compiled for one config and mesh: `init()`,
+  `step(state, batch, frozen, bucket=) -> (state, metrics, Fitted or None)`,
+  `evaluate(params, batch, objective_state, frozen, bucket=) -> (metrics, Fitted or None)`.
 
   state: abstract TrainState whose leaves carry their shardings. axes: logical names of the
-  parameters.
+  parameters. frozen: {name: abstract parameters} of the models that the objective reads and no step
+  changes; what is handed to `step` and `evaluate` looks like it.
   """
 
   cfg: RunConfig
@@ -49,6 +64,7 @@ class Program:
   state: TrainState
   axes: Any
   buckets: tuple
+  frozen: dict[str, Any]
   init: Any
   step: Any
   evaluate: Any
@@ -58,13 +74,23 @@ class Program:
     return sharding_context(self.mesh)
 
 
-def build_program(cfg: RunConfig, mesh, batch) -> Program:
-  """batch: one global batch, concrete or abstract. Nothing is allocated or run here."""
+def build_program(
+  cfg: RunConfig,
+  mesh,
+  batch,
+  *,
+  frozen: Mapping[str, Any] | None = None,
+  special_tokens: SpecialTokens | None = None,
+) -> Program:
+  """batch: one global batch, concrete or abstract. Nothing is allocated or run here.
+
+  frozen: {name: model config} of the objective's frozen models. special_tokens: None: the data's.
+  """
   model = cfg.model.build()
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
   def init_boxed():
-    return initial(cfg.model, jax.random.fold_in(jax.random.key(cfg.seed), INIT), batch)
+    return base.init(cfg.model, jax.random.fold_in(jax.random.key(cfg.seed), INIT), batch)
 
   def init_params():
     params = nn.unbox(init_boxed())
@@ -101,18 +127,26 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
   state = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings
   )
+  frozen = dict(frozen or {})
+  missing = [name for name in cfg.objective.frozen if name not in frozen]
+  if missing:
+    raise ConfigError(f"the frozen model {missing[0]!r} of the objective has not been opened")
+  reads = objective_reads(cfg, frozen, special_tokens)
   rows = next(iter(jax.tree.leaves(batch))).shape[0]
-  buckets = tuple(cfg.objective.buckets((rows // cfg.train.accumulation, cfg.data.seq_len)))
+  shape = (rows // cfg.train.accumulation, cfg.data.seq_len)
+  buckets = tuple(cfg.objective.buckets(cfg.model, shape))
   options = compiler_options(mesh.devices.flat[0].device_kind)
   step = jax.jit(
-    functools.partial(train_step, cfg=cfg, model=model, tx=tx, axes=axes),
+    functools.partial(
+      train_step, cfg=cfg, model=model, tx=tx, axes=axes, buckets=buckets, reads=reads
+    ),
     donate_argnums=0,
     static_argnames="bucket",
     compiler_options=options,
-    out_shardings=(state_shardings, replicated(mesh)),
+    out_shardings=(state_shardings, replicated(mesh), replicated(mesh)),
   )
   evaluate = jax.jit(
-    functools.partial(eval_step, cfg=cfg, model=model),
+    functools.partial(eval_step, cfg=cfg, model=model, buckets=buckets, reads=reads),
     static_argnames="bucket",
     compiler_options=options,
     out_shardings=replicated(mesh),
@@ -124,14 +158,50 @@ def build_program(cfg: RunConfig, mesh, batch) -> Program:
     state,
     axes,
     buckets,
+    {name: abstract_params(model, mesh) for name, model in frozen.items()},
     jax.jit(init, out_shardings=state_shardings),
     step,
     evaluate,
   )
 
 
-def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, bucket=None):
-  """(new state, metrics).
+def objective_reads(cfg: RunConfig, frozen: Mapping[str, Any], special_tokens=None):
+  """{name: parameters} of frozen models -> the keyword arguments that this objective's loss asks
+  for.
+
+  frozen: {name: model config}. special_tokens: None: the data's.
+  """
+  modules, fixed = {name: model.build() for name, model in frozen.items()}, {}
+  axes = {name: logical_axes(base.abstract_params(model)) for name, model in frozen.items()}
+  if cfg.objective.special_tokens:
+    fixed["special_tokens"] = special_tokens or cfg.data.special_tokens
+
+  def opened(name: str, params) -> FrozenModel:
+    params = cast_large(params, axes[name], cfg.train.gather_dtype, frozen[name].float32_params)
+    return FrozenModel(modules[name], params)
+
+  def arguments(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not modules:
+      return fixed
+    return fixed | {"frozen": {name: opened(name, params[name]) for name in modules}}
+
+  return arguments
+
+
+def train_step(
+  state: TrainState,
+  batch,
+  frozen=None,
+  *,
+  cfg: RunConfig,
+  model,
+  tx,
+  axes,
+  buckets,
+  reads,
+  bucket=None,
+):
+  """(new state, metrics, Fitted or None).
 
   A step is skipped if its loss, its gradient, or the parameters or optimiser state that it would
   make are not finite, or if its loss is a spike (`train.spike_factor`): parameters, optimiser,
@@ -142,27 +212,30 @@ def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, buc
   """
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), LOSS), state.step)
   params = cast_large(state.params, axes, cfg.train.gather_dtype, cfg.model.float32_params)
+  arguments = reads(frozen)
 
   def sums(params, batch, key, objective):
-    loss, metrics = cfg.objective.loss(
-      model, params, batch, key, objective, train=True, bucket=bucket
+    output = cfg.objective.loss(
+      model, params, batch, key, objective, train=True, bucket=bucket, **arguments
     )
-    return loss.sum, (loss, named(loss, metrics))
+    return output.loss.sum, output._replace(metrics=named(output))
 
-  grads, (loss, metrics), objective = accumulate(
+  grads, output, objective = accumulate(
     sums,
     params,
     batch,
     key,
     cfg.train.accumulation,
     state.objective,
-    lambda objective, results: cfg.objective.after_micro_batch(objective, results[1]),
+    cfg.objective.after_micro_batch,
+    cfg.data.rows_per_group,
   )
+  loss, metrics = output.loss, output.metrics
   weight = jnp.maximum(loss.weight, 1e-9)
   norm = optax.tree.norm(grads) / weight
   finite = jnp.isfinite(norm) & jnp.isfinite(loss.sum)
   empty = loss.weight == 0
-  fits = metrics["overflow"].sum <= 0 if "overflow" in metrics else jnp.array(True)
+  fits = jnp.array(True) if output.fit is None else output.fit.overflow <= 0
   clip = jnp.minimum(1.0, cfg.optimizer.clip_norm / norm) if cfg.optimizer.clip_norm else 1.0
   grads = jax.tree.map(lambda g: g * (clip / weight), grads)
 
@@ -179,7 +252,7 @@ def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, buc
   ema = state.ema
   if ema is not None:
     ema = jax.tree.map(lambda e, p: e + (1 - cfg.train.ema_decay) * (p - e), ema, new)
-  new_objective = cfg.objective.update_state(objective, metrics)
+  new_objective = cfg.objective.update_state(objective, output)
   sane = all_sane(new, (opt_state, new_objective))
   spike = jnp.array(False)
   if watch:
@@ -194,6 +267,7 @@ def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, buc
 
   empty &= fits & finite
   bad = (fits & ~good & ~empty).astype(jnp.int32)
+  fitted = fitted_of(output, cfg, state.objective, buckets)
   state = TrainState(
     step=state.step + fits.astype(jnp.int32),
     params=keep(new, state.params),
@@ -213,33 +287,45 @@ def train_step(state: TrainState, batch, *, cfg: RunConfig, model, tx, axes, buc
     "spike": Pair((fits & finite & spike).astype(jnp.float32), one),
     "skipped_in_row": Pair(state.skipped_in_row.astype(jnp.float32), one),
   }
-  return state, metrics
+  return state, metrics, fitted
 
 
-def eval_step(params, batch, objective_state, *, cfg: RunConfig, model, bucket=None):
-  """Metrics of one batch as (sum, weight), without dropout."""
+def eval_step(
+  params, batch, objective_state, frozen=None, *, cfg: RunConfig, model, buckets, reads, bucket=None
+):
+  """(metrics of one batch as (sum, weight), Fitted or None), without dropout."""
   key = jax.random.key(cfg.seed)
-  loss, metrics = cfg.objective.loss(
-    model, params, batch, key, objective_state, train=False, bucket=bucket
+  output = cfg.objective.loss(
+    model, params, batch, key, objective_state, train=False, bucket=bucket, **reads(frozen)
   )
-  return named(loss, metrics)
+  return named(output), fitted_of(output, cfg, objective_state, buckets)
 
 
-def named(loss, metrics):
+def fitted_of(output: LossOutput, cfg: RunConfig, objective_state, buckets) -> Fitted | None:
+  """None of an objective without buckets."""
+  if output.fit is None:
+    return None
+  return Fitted(
+    output.fit.overflow, cfg.objective.next_bucket(output.fit, objective_state, buckets)
+  )
+
+
+def named(output: LossOutput) -> dict[str, Pair]:
   """The metrics with what is minimised among them: as `loss`, or as `objective` if the objective
   reports another loss.
   """
-  return {"loss": loss, **metrics} | (
-    {"objective": loss} if metrics.get("loss", loss) is not loss else {}
-  )
+  loss, metrics = output.loss, output.metrics
+  other = "loss" in metrics and metrics["loss"] is not loss
+  return {"loss": loss, **metrics} | ({"objective": loss} if other else {})
 
 
-def accumulate(sums, params, batch, key, num: int, state, advance):
-  """Float32 gradient of sum_i sums(params, batch_i, key_i, state_i)[0], the added metrics, and the
+def accumulate(sums, params, batch, key, num: int, state, advance, rows_per_group: int = 1):
+  """Float32 gradient of sum_i sums(params, batch_i, key_i, state_i)[0], the added outputs, and the
   last state.
 
-  Micro-batch i holds rows i, i + num, ...: with rows in contiguous shards each device keeps its
-  own. The state after it is advance(state_i, metrics_i).
+  Micro-batch i holds groups i, i + num, ... of rows_per_group neighbouring rows: with rows in
+  contiguous shards each device keeps its own, and no group is split. The state after it is
+  advance(state_i, output_i). Outputs add up as they say themselves (`LossOutput.__add__`).
   """
   grad = jax.grad(sums, has_aux=True)
 
@@ -247,28 +333,29 @@ def accumulate(sums, params, batch, key, num: int, state, advance):
     return jax.tree.map(lambda g: g.astype(jnp.float32), tree)
 
   if num == 1:
-    grads, metrics = grad(params, batch, jax.random.fold_in(key, 0), state)
-    return to_f32(grads), metrics, advance(state, metrics)
-  split = jax.tree.map(
-    lambda x: x.reshape(x.shape[0] // num, num, *x.shape[1:]).swapaxes(0, 1), batch
-  )
+    grads, output = grad(params, batch, jax.random.fold_in(key, 0), state)
+    return to_f32(grads), output, advance(state, output)
+
+  def micro_batches(x):
+    groups = x.reshape(-1, num, rows_per_group, *x.shape[1:]).swapaxes(0, 1)
+    return groups.reshape(num, x.shape[0] // num, *x.shape[1:])
+
+  split = jax.tree.map(micro_batches, batch)
 
   def add(carry, inputs):
-    (total, state), (i, micro) = carry, inputs
-    new = grad(params, micro, jax.random.fold_in(key, i), state)
-    return (
-      jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, new),
-      advance(state, new[1]),
-    ), None
+    ((grads, output), state), (i, micro) = carry, inputs
+    new_grads, new_output = grad(params, micro, jax.random.fold_in(key, i), state)
+    grads = jax.tree.map(lambda t, g: t + g.astype(t.dtype), grads, new_grads)
+    return ((grads, output + new_output), advance(state, new_output)), None
 
   micro = jax.tree.map(lambda x: x[0], split)
-  _, metrics = jax.eval_shape(grad, params, micro, key, state)
+  _, output = jax.eval_shape(grad, params, micro, key, state)
   zeros = (
     jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params),
-    jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics),
+    jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), output),
   )
-  (grads, metrics), state = jax.lax.scan(add, (zeros, state), (jnp.arange(num), split))[0]
-  return grads, metrics, state
+  (grads, output), state = jax.lax.scan(add, (zeros, state), (jnp.arange(num), split))[0]
+  return grads, output, state
 
 
 def cast_large(params, axes, dtype: str | None, kept: Collection[str] = ()):

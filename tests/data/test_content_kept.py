@@ -13,7 +13,7 @@ import pytest
 
 from jaxlm.data import DataError
 from jaxlm.data.scenes import SceneData
-from jaxlm.data.text_pairs import SpellingData
+from jaxlm.data.tasks.text_pairs import SpellingData
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_a_saved_position_is_refused_on_other_pairs(tmp_path):
 
 
 def test_a_saved_position_is_refused_on_a_file_of_other_puzzles(tmp_path):
-  from jaxlm.data.zebra import WORDS, ZebraData
+  from jaxlm.data.tasks.zebra import WORDS, ZebraData
 
   def row(word):
     return json.dumps({"clues": f"{word} {WORDS[8]}", "answer": WORDS[9]}) + "\n"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxlm.config import ConfigError
-from jaxlm.data import star_graphs as stars
-from jaxlm.data.insertion import (
+from jaxlm.data.forms import framed
+from jaxlm.data.forms.corruption import (
   DataError,
   blocked_except_gaps,
   blocked_prefix,
@@ -18,7 +18,9 @@ from jaxlm.data.insertion import (
   reinsert,
 )
 from jaxlm.data.passages import PassageData
-from jaxlm.data.zebra import ZebraData
+from jaxlm.data.special_tokens import SpecialTokens
+from jaxlm.data.tasks import star_graphs as stars
+from jaxlm.data.tasks.zebra import ZebraData
 
 
 def test_every_drop_mask_reinserts_to_the_original():
@@ -56,7 +58,8 @@ def test_generated_graphs_belong_to_their_family_and_have_one_solution(family):
     np.testing.assert_array_equal(
       stars.solve(graph.edges, graph.path[0], graph.path[-1]), graph.path
     )
-    tokens, types = stars.encode(graph, stars.Ids.after(star.num_nodes), "insertion")
+    ids = SpecialTokens.after(star.num_nodes, stars.NAMES)
+    tokens, types = framed(*stars.problem(graph), ids, "insertion")
     assert len(tokens) == len(types) <= star.seq_len
     lengths.add(len(graph.path))
   assert lengths == set(range(star.min_path, star.max_path + 1))

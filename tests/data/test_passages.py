@@ -7,7 +7,7 @@ import pytest
 
 from jaxlm.config import ConfigError
 from jaxlm.data.infilling import InfillingSet, cut_segments, insertion_prompt, masked_prompt
-from jaxlm.data.passages import Ids, PassageData, cut, sentences
+from jaxlm.data.passages import PassageData, cut, sentences
 
 
 @pytest.fixture
@@ -66,16 +66,17 @@ def test_a_row_holds_a_whole_passage_in_every_form(source, form):
       given = batch["missing"][row, :n]
       found = [*tokens[2:], *given[given < 256]]
       assert sorted(found) in [sorted(w) for w in whole] and list(tokens[:2]) == [
-        data.ids.cls,
-        data.ids.bos,
+        data.special_tokens.cls,
+        data.special_tokens.bos,
       ]
     else:
       assert (
-        tuple(t for t in tokens[1:] if t != data.ids.eos) in whole and tokens[0] == data.ids.bos
+        tuple(t for t in tokens[1:] if t != data.special_tokens.eos) in whole
+        and tokens[0] == data.special_tokens.bos
       )
   if form == "causal":
     last = int(batch["loss_weights"][0].sum()) - 1
-    assert batch["targets"][0, last] == data.ids.eos
+    assert batch["targets"][0, last] == data.special_tokens.eos
 
 
 def test_passages_that_do_not_fit_are_left_out_and_counted(source):
@@ -112,16 +113,16 @@ def test_every_place_of_a_single_segment_is_equally_likely():
 def test_a_prompt_opens_exactly_the_gaps_and_a_mask_stands_for_each_removed_token(source, kind):
   data = PassageData(source, seq_len=128, batch_size=1, unit="paragraph")
   for example in InfillingSet(data, kind).examples("test", seed=0):
-    prompt, closed = insertion_prompt(example, data.ids)
+    prompt, closed = insertion_prompt(example, data.special_tokens)
     np.testing.assert_array_equal(prompt[2:], example.left)
     assert (
       closed[0]
       and (~closed).sum()
       == (np.diff(np.concatenate([[0], example.removed.astype(int)])) == 1).sum()
     )
-    masked = masked_prompt(example, data.ids)
-    assert (masked == data.ids.mask).sum() == example.removed.sum()
-    np.testing.assert_array_equal(masked[masked != data.ids.mask][1:], example.left)
+    masked = masked_prompt(example, data.special_tokens)
+    assert (masked == data.special_tokens.mask).sum() == example.removed.sum()
+    np.testing.assert_array_equal(masked[masked != data.special_tokens.mask][1:], example.left)
     if kind == "sentence":
       assert data.decode(example.tokens[example.removed]) in sentences(data.decode(example.tokens))
 
@@ -130,4 +131,4 @@ def test_a_published_infilling_set_is_read(source, tmp_path):
   (tmp_path / "gaps.jsonl").write_text('{"tokenized_text": [5, 6, 7], "mask": [0, 1, 0]}')
   data = PassageData(source, seq_len=16, batch_size=1)
   [example] = InfillingSet(data, path=str(tmp_path / "gaps.jsonl")).examples("test", seed=0)
-  assert list(insertion_prompt(example, Ids.after(256))[0]) == [256, 257, 5, 7]
+  assert list(insertion_prompt(example, data.special_tokens)[0]) == [256, 257, 5, 7]

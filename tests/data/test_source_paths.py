@@ -80,7 +80,7 @@ def test_what_cannot_be_read_is_named(tmp_path, books):
 def test_a_home_is_found_in_every_path_of_data(monkeypatch, tmp_path):
   from jaxlm.data.records import read_columns
   from jaxlm.data.scenes import find_folders
-  from jaxlm.data.text_pairs import _file
+  from jaxlm.data.tasks.text_pairs import _file
 
   monkeypatch.setenv("HOME", str(tmp_path))
   monkeypatch.setenv("JAXLM_DATA", "~/cache")

@@ -7,7 +7,7 @@ import collections
 import numpy as np
 import pytest
 
-from jaxlm.data.star_graphs import FAMILIES, Graph, StarFamily, solve
+from jaxlm.data.tasks.star_graphs import FAMILIES, Graph, StarFamily, solve
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
 

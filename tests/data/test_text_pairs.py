@@ -11,9 +11,9 @@ from jaxlm.config import ConfigError
 from jaxlm.data import DataError, byte_t5
 from jaxlm.data.bigram import BigramData
 from jaxlm.data.corrupted_text import SpanCorruptionData, shares
-from jaxlm.data.diagnostic_tasks import DiagnosticData
-from jaxlm.data.star_graphs import StarGraphData
-from jaxlm.data.text_pairs import SpellingData, TyDiQAData, WordSearchData, XNLIData
+from jaxlm.data.tasks.diagnostic import DiagnosticData
+from jaxlm.data.tasks.star_graphs import StarGraphData
+from jaxlm.data.tasks.text_pairs import SpellingData, TyDiQAData, WordSearchData, XNLIData
 from jaxlm.evaluation.answers import answer_scores
 
 DEV = "language\tgold_label\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\tsentence1\tsentence2\tpromptID\n"

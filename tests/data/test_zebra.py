@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jaxlm.config import ConfigError
-from jaxlm.data import zebra
 from jaxlm.data.errors import DataError
-from jaxlm.data.zebra_puzzles import Clue, generate, holds, places_of, solutions, solve
+from jaxlm.data.tasks import zebra
+from jaxlm.data.tasks.zebra_puzzles import Clue, generate, holds, places_of, solutions, solve
 
 
 def every_grid(num_houses, num_attributes):
@@ -74,16 +74,16 @@ def test_the_original_data_are_read_and_a_foreign_word_is_refused(tmp_path):
   rows = [{"clues": "= LHS c 0 1 RHS n 0 CLUE_END", "answer": "0 0 1 1 0 0"}]
   (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
   data = zebra.ZebraData(batch_size=1, path=str(tmp_path / "{split}.jsonl"), seq_len=40)
-  [(question, answer)] = data.puzzles("test", 0)
+  [(question, answer)] = data.random_access("test", 0)
   assert [zebra.WORDS[i] for i in question + answer] == (
     rows[0]["clues"] + " " + rows[0]["answer"]
   ).split()
   (tmp_path / "test.jsonl").write_text(json.dumps({"clues": "LHS zebra", "answer": ""}))
   with pytest.raises(DataError, match="'zebra' is no word"):
-    data.puzzles("test", 0)
+    data.random_access("test", 0)
   (tmp_path / "test.jsonl").write_text(json.dumps({"clue": "", "answer": ""}))
   with pytest.raises(DataError, match="no column 'clues'"):
-    data.puzzles("test", 0)
+    data.random_access("test", 0)
 
 
 def test_more_houses_than_digits_are_refused():

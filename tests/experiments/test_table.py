@@ -136,6 +136,47 @@ def test_a_checkpoint_row_evaluates_another_rows_parameters_and_trains_nothing(t
   assert results["", "pi", 0]["numbers"] == {"ppl@1x": 1.0, "ppl@2x": 1.0}
 
 
+def test_a_row_begins_from_another_row_s_checkpoint_which_is_trained_first(table, tmp_path):
+  rows = [
+    dataclasses.replace(table.row("big"), name="second", begins_from="first"),
+    dataclasses.replace(table.row("big"), name="first", begins_from="rope"),
+    *table.rows[:1],
+  ]
+  chain = dataclasses.replace(table, rows=rows, published={}, claims={}, figure=None)
+  begun = {}
+
+  class Begun(Trainer):
+    def train(self, config, path):
+      begun[path.parent.name] = config["train"].get("init_from")
+      return super().train(config, path)
+
+  trainer = Begun()
+  assert trainer.run(chain, tmp_path / "w", rows=["second"]) == {}
+  assert [row for _, row, _ in trainer.calls] == ["rope", "first", "second"]
+  assert begun["rope"] is None
+  assert begun["second"] == str(runner.folder(tmp_path / "w", "", "first", 0))
+  again = Trainer()
+  assert again.run(chain, tmp_path / "w") == {} and not again.calls
+  # What it begins from is a part of what it is.
+  rows[2] = dataclasses.replace(rows[2], overrides={"optimizer.learning_rate": 2.0})
+  failed = again.run(dataclasses.replace(chain, rows=rows), tmp_path / "w", rows=["second"])
+  assert set(failed) == {("", name, 0) for name in ("rope", "first", "second")}
+  failed = Trainer(fail=["rope"]).run(chain, tmp_path / "v", rows=["second"])
+  assert "'rope', whose checkpoint it begins from, has not finished" in failed["", "first", 0]
+
+
+@pytest.mark.parametrize(
+  "begins_from, message",
+  [("nothing", "which no row trains"), ("first", "begins from itself"), ("pi", "no row trains")],
+)
+def test_a_row_that_cannot_begin_there_is_refused(table, begins_from, message):
+  first = dataclasses.replace(table.row("big"), name="first", begins_from=begins_from)
+  with pytest.raises(ConfigError, match=message):
+    dataclasses.replace(table, rows=[*table.rows, first])
+  with pytest.raises(ConfigError, match="trains nothing"):
+    Row("x", evaluate_from="rope", begins_from="rope")
+
+
 def test_finished_rows_are_skipped_and_their_checkpoints_read_back(table, tmp_path):
   Trainer().run(table, tmp_path / "w", rows=["rope", "big"])
   again = Trainer()

@@ -30,12 +30,12 @@ def test_every_form_keeps_its_prompts_and_answers_within_the_length(form):
   problems = cfg.data.problems("test", seed=0, number=3)
   prompts, lengths = [p for p, _ in problems], [len(a) for _, a in problems]
   found = Answering(max_len=36, batch_size=2).answer(
-    cfg.model, params, form, cfg.data.ids, prompts, lengths
+    cfg.model, params, form, cfg.data.special_tokens, prompts, lengths
   )
   assert len(found.sequences) == 3 and 0 < found.tokens_per_pass <= (
     8 if form == "masked_diffusion" else 1
   )
-  ids = cfg.data.ids
+  ids = cfg.data.special_tokens
   for prompt, sequence in zip(prompts, found.sequences):
     np.testing.assert_array_equal(sequence[: len(prompt)], prompt)
     assert (
@@ -64,7 +64,7 @@ def test_prompts_of_different_lengths_fit_a_table_of_learned_positions():
   prompts = [np.arange(1, 5), np.arange(1, 20)]
   found = (
     Answering(max_len=36, batch_size=2)
-    .answer(cfg.model, params, "causal", cfg.data.ids, prompts)
+    .answer(cfg.model, params, "causal", cfg.data.special_tokens, prompts)
     .sequences
   )
   assert all(len(p) <= len(f) <= 36 for p, f in zip(prompts, found))

@@ -8,7 +8,7 @@ import pytest
 
 from jaxlm.config import ConfigError
 from jaxlm.data.passages import PassageData
-from jaxlm.data.star_graphs import StarGraphData
+from jaxlm.data.tasks.star_graphs import StarGraphData
 from jaxlm.generation.forms_command import frame, insertion_sampling, speaker
 from jaxlm.generation.insertion import Filter
 
@@ -31,7 +31,10 @@ def text(form="insertion"):
 def test_insertions_go_where_the_gaps_are_and_without_one_to_the_end(prompt, given, open_):
   data = text()
   found = frame(data, prompt, 5)
-  assert found.tokens[:2] == [data.ids.cls, data.ids.bos] and speaker(data)(found.tokens) == given
+  assert (
+    found.tokens[:2] == [data.special_tokens.cls, data.special_tokens.bos]
+    and speaker(data)(found.tokens) == given
+  )
   assert [t for t, closed in enumerate(found.closed) if not closed] == open_
 
 
@@ -44,7 +47,9 @@ def test_a_gap_of_unknown_length_is_refused_for_other_forms():
 def test_a_task_without_a_prompt_shows_a_test_problem_and_refuses_words():
   data = StarGraphData(batch_size=2, form="causal")
   found = frame(data, "", 5)
-  assert found.length == 8 and found.tokens[-1] == data.ids.bos and found.closed[-1] is False
+  assert (
+    found.length == 8 and found.tokens[-1] == data.special_tokens.bos and found.closed[-1] is False
+  )
   with pytest.raises(ConfigError, match="token numbers between blanks"):
     frame(data, "a b", 5)
   with pytest.raises(ConfigError, match="token 99 is outside the vocabulary of 28"):

@@ -9,7 +9,8 @@ import pytest
 
 from jaxlm.config import ConfigError
 from jaxlm.data.infilling import Gapped
-from jaxlm.data.passages import Ids
+from jaxlm.data.passages import NAMES
+from jaxlm.data.special_tokens import SpecialTokens
 from jaxlm.generation.answers import Answering
 from jaxlm.generation.infilling import infill
 from jaxlm.layers.attention import AttentionConfig
@@ -17,7 +18,7 @@ from jaxlm.layers.positions.rope import RoPE
 from jaxlm.models.insertion import InsertionConfig
 from jaxlm.models.masked_diffusion import MaskedDiffusionConfig
 
-IDS = Ids.after(10)
+IDS = SpecialTokens.after(10, NAMES)
 EXAMPLES = [
   Gapped(np.asarray([1, 2, 3, 4, 5, 6], np.int32), np.asarray(r, bool))
   for r in ([0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1])

@@ -147,16 +147,17 @@ def test_impossible_settings_are_refused_with_a_remedy():
     dataclasses.replace(TINY, reduction=DeleteGateConfig(layer=2))
   with pytest.raises(ConfigError, match=r"0 or more, below 1"):
     Controller(1.0)
-  with pytest.raises(ConfigError, match="ladder is empty"):
+  with pytest.raises(ConfigError, match="has no bucket"):
     SequenceToSequence(capacities=())
 
 
 def test_the_controller_moves_once_per_step_from_the_global_rate():
-  from jaxlm.objectives.base import Pair
+  from jaxlm.objectives.base import LossOutput, Pair
 
   objective = SequenceToSequence(controller=Controller(0.5, k_p=0.5, k_i=0.1))
+  deleted = Pair(jnp.float32(20), jnp.float32(100))
   state = objective.update_state(
-    objective.init_state(), {"deleted": Pair(jnp.float32(20), jnp.float32(100))}
+    objective.init_state(), LossOutput(deleted, {}, observed={"deleted": deleted})
   )
   np.testing.assert_allclose(float(state["alpha"]), 0.05 * 0.3 + 0.1 * 0.3, rtol=1e-5)
 
@@ -165,7 +166,7 @@ def test_the_controller_of_the_release_moves_after_every_micro_batch():
   """Its law applied twice, the second micro-batch weighed by the alpha after the first; the step
   counts once.
   """
-  from jaxlm.objectives.base import Pair
+  from jaxlm.objectives.base import LossOutput, Pair
   from jaxlm.training.step import accumulate
 
   objective = SequenceToSequence(controller=Controller(0.5, k_p=0.5, k_i=0.1, per_micro_batch=True))
@@ -173,26 +174,24 @@ def test_the_controller_of_the_release_moves_after_every_micro_batch():
 
   def sums(w, batch, key, state):
     loss = w * state["alpha"] * 1000
-    return loss, (
-      Pair(loss, jnp.float32(1)),
-      {"deleted": Pair(batch["deleted"].sum(), jnp.float32(100))},
-    )
+    deleted = Pair(batch["deleted"].sum(), jnp.float32(100))
+    return loss, LossOutput(Pair(loss, jnp.float32(1)), {}, observed={"deleted": deleted})
 
-  gradient, (_, metrics), state = accumulate(
+  gradient, output, state = accumulate(
     sums,
     jnp.float32(1),
     {"deleted": deleted_B},
     jax.random.key(0),
     2,
     objective.init_state(),
-    lambda s, m: objective.after_micro_batch(s, m[1]),
+    objective.after_micro_batch,
   )
   first, p, i = objective.controller.update(0.0, 0.0, 0.1)
   second, p, i = objective.controller.update(p, i, 0.4)
   np.testing.assert_allclose(
     float(gradient), 1000 * float(first), rtol=1e-5
   )  # alpha was 0 in the first
-  after = objective.update_state(state, metrics)
+  after = objective.update_state(state, output)
   np.testing.assert_allclose(
     [float(after[n]) for n in ("alpha", "p", "i")], [float(second), float(p), float(i)], rtol=1e-5
   )

@@ -60,7 +60,7 @@ def test_carope_turns_the_chunks_of_the_main_network_and_learns_there():
   def loss(params):
     return cfg.objective.loss(
       cfg.model.build(), params, BATCH, jax.random.key(0), cfg.objective.init_state(), train=True
-    )[0].mean()
+    ).loss.mean()
 
   grads = jax.jit(jax.grad(loss))(params_of(cfg))
   named = {
@@ -88,7 +88,6 @@ def test_a_full_buffer_shows_no_document_or_row_the_chunks_of_another(rows, capa
         "model.layout": "m1 [m1 [m1] m1] m1",
         "model.stages": stages,
         "model.join": dict(rows_per_buffer=rows),
-        "objective.rows_per_buffer": rows,
       },
     )
   )

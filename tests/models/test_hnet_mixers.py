@@ -84,7 +84,7 @@ def test_a_mixer_in_the_main_network_learns_and_streams_as_the_parallel_pass(kin
   def loss(params):
     return cfg.objective.loss(
       network, params, data, jax.random.key(0), cfg.objective.init_state(), train=True
-    )[0].mean()
+    ).loss.mean()
 
   grads = jax.jit(jax.grad(loss))(params)["backbone"]["inner"]["main"]
   assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(grads))

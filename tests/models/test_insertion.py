@@ -52,7 +52,7 @@ def test_positions_and_embeddings_are_a_choice_of_the_configuration(overrides, f
 
   def loss(params):
     return (lambda pair: pair.sum / pair.weight)(
-      cfg.objective.loss(model, params, batch, jax.random.key(0), {}, train=True)[0]
+      cfg.objective.loss(model, params, batch, jax.random.key(0), {}, train=True).loss
     )
 
   value, gradient = jax.jit(jax.value_and_grad(loss))(params)

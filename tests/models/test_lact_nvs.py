@@ -93,11 +93,11 @@ def test_larger_shapes_cover_more_of_the_same_scene():
 def test_the_objective_reports_psnr_and_takes_a_perceptual_distance_after_its_start():
   batch, model, params, _ = setup()
   plain = ViewSynthesis()
-  loss, metrics = plain.loss(model, params, batch, None, plain.init_state(), train=True)
+  loss, metrics, *_ = plain.loss(model, params, batch, None, plain.init_state(), train=True)
   assert float(metrics["psnr"].mean()) > 0 and np.isclose(loss.mean(), metrics["mse"].mean())
   both = ViewSynthesis(perceptual=f"{__name__}:distance", perceptual_start=1)
-  before, _ = both.loss(model, params, batch, None, both.init_state(), train=True)
-  after, _ = both.loss(
+  before, *_ = both.loss(model, params, batch, None, both.init_state(), train=True)
+  after, *_ = both.loss(
     model, params, batch, None, both.update_state(both.init_state(), {}), train=True
   )
   assert np.isclose(before.mean(), loss.mean()) and np.isclose(after.mean(), loss.mean() + 0.25)

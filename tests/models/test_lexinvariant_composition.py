@@ -141,7 +141,7 @@ def test_every_tokenisation_is_a_choice_of_the_config(tokenizer, size):
 
 
 def test_star_graphs_bring_a_seed_for_every_graph_and_are_the_same_graphs():
-  from jaxlm.data.star_graphs import StarGraphData
+  from jaxlm.data.tasks.star_graphs import StarGraphData
 
   plain, seeded = (
     next(iter(StarGraphData(batch_size=4, sequence_seeds=on).build("train", seed=0)))

@@ -105,7 +105,7 @@ def test_a_constraint_that_the_data_do_not_emit_is_refused_before_anything_is_bu
     stop_B2=None,
   )
   model = types.SimpleNamespace(cfg=cfg.model, apply=lambda *args, **fields: flat)
-  found = cfg.objective.loss(model, None, batch, None, None, train=True)[1]["token"]
+  found = cfg.objective.loss(model, None, batch, None, None, train=True).metrics["token"]
   # A flat row partition: the log of the number of open slots, which are those with missing tokens.
   want = [
     math.log(len(set(slots[:n]))) if n else 0.0

@@ -31,14 +31,14 @@ def loss(objective, params=PARAMS, **changes):
 def test_loss_is_the_weighted_sum_of_negative_log_probabilities():
   log_p = jax.nn.log_softmax(MODEL.apply({"params": PARAMS}, TOKENS))
   nll = -jnp.take_along_axis(log_p, BATCH["targets"][..., None], -1)[..., 0]
-  pair, metrics = loss(NextToken())
+  pair, metrics, *_ = loss(NextToken())
   np.testing.assert_allclose(pair.sum, jnp.sum(nll * BATCH["loss_weights"]), rtol=1e-5)
   assert pair.weight == 7.5 and metrics["loss"] is pair and set(metrics) == {"loss"}
 
 
 def test_z_loss_adds_the_squared_log_denominator_and_is_reported_apart():
-  plain, _ = loss(NextToken())
-  pair, metrics = loss(NextToken(z_loss=0.1))
+  plain, *_ = loss(NextToken())
+  pair, metrics, *_ = loss(NextToken(z_loss=0.1))
   z = jax.nn.logsumexp(MODEL.apply({"params": PARAMS}, TOKENS), axis=-1)
   np.testing.assert_allclose(metrics["z"].sum, jnp.sum(z**2 * BATCH["loss_weights"]), rtol=1e-5)
   np.testing.assert_allclose(pair.sum, plain.sum + 0.1 * metrics["z"].sum, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Sequence to sequence with a delete gate: hard deletion in training, the ladder of capacities,
+"""Sequence to sequence with a delete gate: hard deletion in training, the buckets of its capacities,
 what is refused.
 """
 
@@ -57,8 +57,8 @@ def test_training_mixes_hard_and_soft_deletion_with_the_score_regulariser(tiny):
   state = objective.init_state()
   grad = jax.jit(
     jax.grad(
-      lambda p, key: (lambda loss, m: (loss.sum, m))(
-        *objective.loss(module, p, BATCH, key, state, train=True, bucket=8)
+      lambda p, key: (lambda out: (out.loss.sum, out.metrics))(
+        objective.loss(module, p, BATCH, key, state, train=True, bucket=8)
       ),
       has_aux=True,
     )
@@ -71,22 +71,21 @@ def test_training_mixes_hard_and_soft_deletion_with_the_score_regulariser(tiny):
   assert all(np.isfinite(float(m["score_excess"].mean())) for _, m in found)
 
 
-def test_a_step_that_does_not_fit_says_so_and_names_the_rung_that_holds_it(tiny):
+def test_a_step_that_does_not_fit_says_so_and_names_the_bucket_that_holds_it(tiny):
   objective = SequenceToSequence(hard_probability=1.0, multiple=1)
-  rungs = objective.buckets((2, 8))
-  assert rungs == (1, 2, 3, 4, 6, 8)
-  full, metrics = run(tiny, objective, 8)
+  buckets, state = objective.buckets(MODEL, (2, 8)), objective.init_state()
+  assert buckets == (1, 2, 3, 4, 6, 8)
+  full, metrics, fit, _ = run(tiny, objective, 8)
   need = int(metrics["kept_max"].mean())
-  wanted = objective.choose_bucket(metrics, 0)
-  assert metrics["overflow"].sum == 0 and rungs[wanted] >= need
-  small, short = run(tiny, objective, 1)
-  assert need > 1 and short["overflow"].sum > 0 and objective.choose_bucket(short, 0) == wanted
-  exact, _ = run(tiny, objective, rungs[wanted])
+  wanted = int(objective.next_bucket(fit, state, buckets))
+  assert fit.overflow == 0 and buckets[wanted] >= need
+  short = run(tiny, objective, 1).fit
+  assert need > 1 and short.overflow > 0
+  assert objective.next_bucket(short, state, buckets) == wanted
+  exact = run(tiny, objective, buckets[wanted]).loss
   np.testing.assert_allclose(exact.sum, full.sum, rtol=1e-5)
-  dropped = run(
-    tiny, SequenceToSequence(hard_probability=1.0, overflow="drop", capacities=(1,)), 1
-  )[1]
-  assert "overflow" not in dropped and dropped["dropped_tokens"].sum >= need - 1
+  dropped = run(tiny, SequenceToSequence(hard_probability=1.0, overflow="drop", capacities=(1,)), 1)
+  assert dropped.fit.overflow == 0 and dropped.metrics["dropped_tokens"].sum >= need - 1
 
 
 def config(**objective):
@@ -104,7 +103,7 @@ def config(**objective):
 @pytest.mark.parametrize(
   "objective, message",
   [
-    (dict(capacities=()), "the ladder is empty"),
+    (dict(capacities=()), "has no bucket"),
     (dict(capacities=(16, 32)), "ends below the 64 tokens of a buffer"),
     (dict(rows_per_buffer=4), "does not divide the 6 rows"),
     (dict(overflow="error"), "the one size that must suffice"),

@@ -4,7 +4,7 @@ import pytest
 
 from jaxlm.data.passages import PassageData
 from jaxlm.data.scenes import SceneData
-from jaxlm.data.star_graphs import StarGraphData
+from jaxlm.data.tasks.star_graphs import StarGraphData
 from jaxlm.data.text import TextData
 from jaxlm.preflight.compile import abstract_batch
 

@@ -11,11 +11,13 @@ import pytest
 from jaxlm.config import ConfigError
 from jaxlm.data import DATA
 from jaxlm.data.base import BATCH_FORMS, DataConfig
+from jaxlm.data.special_tokens import SpecialTokens
+from jaxlm.data.tasks.star_graphs import StarGraphData
 from jaxlm.models import MODELS
 from jaxlm.models.base import ModelConfig
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.objectives.base import Objective
-from jaxlm.training.config import check, load_config, run_config
+from jaxlm.training.config import load_config, run_config
 from jaxlm.training.run import flops_per_token, train
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -42,8 +44,8 @@ OBJECTIVE = {
   "next_token": {},
   "next_byte": {},
   "insertion": {},
-  "insertion_transformer": {"eos": 22},
-  "masked_diffusion": {"mask": 25},
+  "insertion_transformer": {},
+  "masked_diffusion": {},
   "sequence_to_sequence": {},
   "view_synthesis": {},
 }
@@ -117,12 +119,20 @@ def test_data_of_another_form_are_refused_with_what_would_fit(file, data, said):
 
 
 @pytest.mark.parametrize(
-  "form, key, right", [("masked_diffusion", "mask", 25), ("insertion_transformer", "eos", 22)]
+  "form, key", [("masked_diffusion", "mask"), ("insertion_transformer", "eos")]
 )
-def test_a_special_token_that_the_data_do_not_have_is_refused(form, key, right):
-  cfg = run_config(load_config(f"{CONFIGS}/ilm/star_easy.py:{form}", {f"objective.{key}": 3}))
-  with pytest.raises(ConfigError, match=f"set objective.{key} = {right}"):
-    check(cfg, 1)
+def test_a_special_token_is_the_data_s_to_name_and_the_objective_s_to_ask_for(
+  form, key, monkeypatch
+):
+  file = f"{CONFIGS}/ilm/star_easy.py:{form}"
+  with pytest.raises(ConfigError, match=f"there is no --config.objective.{key} any more: the data"):
+    load_config(file, {f"objective.{key}": 3})
+  with pytest.raises(ConfigError, match=f"there is no 'objective.{key}' any more: the data"):
+    run_config(mapping(f"ilm/star_easy.py:{form}") | {"objective": {"kind": form, key: 3}})
+  without = SpecialTokens(pad=0, bos=1, cls=2)
+  monkeypatch.setattr(StarGraphData, "special_tokens", without)
+  with pytest.raises(ConfigError, match=f"objective.kind = '{form}' needs a {key} token"):
+    run_config(load_config(file))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: "/".join(pathlib.Path(f).parts[-2:]))

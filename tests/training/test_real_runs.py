@@ -50,7 +50,7 @@ def losses(num_devices, **mesh):
       with program.context():
         state = program.init()
     with program.context():
-      state, found = program.step(state, placer(mesh)(batch))
+      state, found, _ = program.step(state, placer(mesh)(batch))
     out.append(found["loss"])
   return [float(pair.sum) / float(pair.weight) for pair in jax.device_get(out)]
 

@@ -29,6 +29,7 @@ from jaxlm.checkpoint.opening import initial_params, open_model
 from jaxlm.checkpoint.reading import restore_params
 from jaxlm.checkpoint.steps import Checkpoints
 from jaxlm.config import ConfigError
+from jaxlm.objectives.buckets import smallest_fitting
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.training import command, loop, metrics
 from jaxlm.training import run as run_module
@@ -50,7 +51,8 @@ def one_compilation():
   def build(cfg, mesh, batch):
     return build_program(cfg, mesh, dict(batch))
 
-  def shared(cfg, mesh, batch):
+  def shared(cfg, mesh, batch, *, frozen):
+    assert not frozen
     computed = dataclasses.replace(
       cfg,
       eval=type(cfg.eval)(),
@@ -83,7 +85,11 @@ def test_the_bucket_of_the_next_step_is_part_of_the_checkpoint(tmp_path, monkeyp
     return begun.append(bucket) or real(*args, bucket=bucket, **options)
 
   monkeypatch.setattr(run_module, "run_steps", seen)
-  monkeypatch.setattr(tiny_run.TinyBuckets, "choose_bucket", lambda self, metrics, current: current)
+  monkeypatch.setattr(
+    tiny_run.TinyBuckets,
+    "next_bucket",
+    lambda self, fit, state, buckets: smallest_fitting(fit.need_S, buckets),
+  )
   options = {"objective.kind": "tiny_buckets", "schedule": "constant", "eval.every": 0}
   run(tmp_path, **options, **{"train.steps": 2})
   run(tmp_path, **options, **{"train.steps": 3})

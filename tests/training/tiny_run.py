@@ -17,7 +17,7 @@ from jaxlm.layers.weights import weights
 from jaxlm.models import MODELS
 from jaxlm.models.base import ModelConfig
 from jaxlm.objectives import OBJECTIVES
-from jaxlm.objectives.base import Objective, Pair
+from jaxlm.objectives.base import Fit, LossOutput, Objective, Pair
 from jaxlm.parameter import SPARED
 
 DATA.table["tiny"] = "tiny_run:TinyData"
@@ -129,7 +129,7 @@ class TinyLoss(Objective):
   def init_state(self):
     return {"updates": jnp.zeros((), jnp.int32)}
 
-  def update_state(self, state, metrics):
+  def update_state(self, state, output):
     return {"updates": state["updates"] + 1}
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
@@ -141,7 +141,8 @@ class TinyLoss(Objective):
     weights_BT = batch["loss_weights"]
     total = jnp.sum(weights_BT)
     right_BT = (jnp.argmax(logits_BTV, -1) == batch["targets"]) * weights_BT
-    return Pair(jnp.sum(nll_BT * weights_BT), total), {"accuracy": Pair(jnp.sum(right_BT), total)}
+    loss = Pair(jnp.sum(nll_BT * weights_BT), total)
+    return LossOutput(loss, {"accuracy": Pair(jnp.sum(right_BT), total)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,20 +153,20 @@ class TinyBuckets(TinyLoss):
 
   capacities: tuple[int, ...] = (4, 6, 8)
 
-  def buckets(self, batch_shape):
+  def buckets(self, model, batch_shape):
     return self.capacities
 
-  def choose_bucket(self, metrics, current):
-    return 0
+  def next_bucket(self, fit, state, buckets):
+    return jnp.zeros((), jnp.int32)
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
-    loss, metrics = super().loss(model, params, batch, key, state, train=train)
+    output = super().loss(model, params, batch, key, state, train=train)
     needed = jnp.max(jnp.sum(batch["loss_weights"], axis=1))
     one = jnp.ones((), jnp.float32)
-    return loss, metrics | {
-      "overflow": Pair((needed > bucket).astype(jnp.float32), one),
-      "bucket": Pair(one * bucket, one),
-    }
+    return output._replace(
+      metrics=output.metrics | {"bucket": Pair(one * bucket, one)},
+      fit=Fit((needed > bucket).astype(jnp.float32), needed[None]),
+    )
 
 
 @jax.custom_vjp

@@ -117,9 +117,7 @@ def measured(table: Table, scale: str, stem, workdir) -> dict[tuple[str, str, in
 
 def identity(table: Table, scale: str, size: str, row: str, seed: int) -> str:
   """Of the configuration that this row has now."""
-  declared = table.row(row)
-  source = table.row(declared.evaluate_from) if declared.evaluate_from else declared
-  return runner.digest(declared, runner.resolve(table, source, table.scales[scale], size, seed))
+  return runner.identity_of(table, table.row(row), table.scales[scale], size, seed)
 
 
 def from_json(table: Table, scale: str, stem) -> dict[tuple[str, str, int], dict]:

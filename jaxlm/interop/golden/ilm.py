@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.data.insertion import compact, reinsert
+from jaxlm.data.forms.corruption import compact, reinsert
+from jaxlm.data.special_tokens import SpecialTokens
 from jaxlm.interop import ilm
 from jaxlm.interop.golden.case import Tolerance
 from jaxlm.objectives.insertion import Insertion, joint_nll, open_slots, packed_nll, stop_nll
@@ -131,7 +132,7 @@ def stopping(case):
     )
 
   def loss(params):
-    pair, _ = objective.loss(model, params, batch, None, {}, train=True)
+    pair = objective.loss(model, params, batch, None, {}, train=True).loss
     return pair.sum / pair.weight
 
   def forward(params):
@@ -227,7 +228,7 @@ def type_constraint(case):
   objective = Insertion(use_constraint=True)
 
   def loss(params):
-    pair, _ = objective.loss(model, params, batch, None, {}, train=True)
+    pair = objective.loss(model, params, batch, None, {}, train=True).loss
     return pair.sum / pair.weight
 
   value, grads = jax.jit(jax.value_and_grad(loss))(params)
@@ -353,10 +354,18 @@ def it_loss(case):
   table = ilm.transformer_table(cfg)
   model, params = load(case, cfg, table)
   batch = data.batch
-  objective = InsertionTransformer(eos=c["eos"], eos_weight=c["eos_weight"])
+  objective = InsertionTransformer(eos_weight=c["eos_weight"])
 
   def loss(params):
-    pair, _ = objective.loss(model, params, batch, None, {}, train=True)
+    pair = objective.loss(
+      model,
+      params,
+      batch,
+      None,
+      {},
+      train=True,
+      special_tokens=SpecialTokens(eos=c["eos"]),
+    ).loss
     return pair.sum / pair.weight
 
   value, grads = jax.jit(jax.value_and_grad(loss))(params)

@@ -4,8 +4,10 @@ import re
 
 import numpy as np
 
-from jaxlm.data import star_graphs as stars
-from jaxlm.data.insertion import blocked_prefix
+from jaxlm.data.forms import framed
+from jaxlm.data.forms.corruption import blocked_prefix
+from jaxlm.data.special_tokens import SpecialTokens
+from jaxlm.data.tasks import star_graphs as stars
 from jaxlm.evaluation import sequences
 from jaxlm.interop.golden.ilm import LOSS, Compacted
 
@@ -18,7 +20,7 @@ def star_graphs(case):
   """
   c = case.config
   family = _family(c["generator"], c["vocab_size"])
-  ids = stars.Ids.after(c["vocab_size"])
+  ids = SpecialTokens.after(c["vocab_size"], stars.NAMES)
   for name in ("cls", "bos", "eos", "unk", "pad", "mask"):
     case.require(
       f"config/{name}", getattr(ids, name) == c[name], f"{getattr(ids, name)}, wanted {c[name]}"
@@ -51,12 +53,12 @@ def star_graphs(case):
   case.compare("out/source", np.asarray([s[0] for s in solved]))
   case.compare("out/goal", np.asarray([s[-1] for s in solved]))
   for name, form in (("ilm", "insertion"), ("arlm", "causal"), ("mdlm", "masked_diffusion")):
-    tokens, types = zip(*(stars.encode(g, ids, form) for g in graphs))
+    tokens, types = zip(*(framed(*stars.problem(g), ids, form) for g in graphs))
     case.compare(f"out/{name}_ids", pad(tokens, case[f"out/{name}_ids"].shape[1]))
     case.compare(f"out/{name}_types", pad(types, case[f"out/{name}_types"].shape[1]))
 
   T, drop_BT = case["out/batch/input_ids"].shape[1], np.asarray(case["out/batch/drop"], bool)
-  encoded = [stars.encode(g, ids, "insertion") for g in graphs[: len(drop_BT)]]
+  encoded = [framed(*stars.problem(g), ids, "insertion") for g in graphs[: len(drop_BT)]]
 
   def fill(rows, value):
     return np.stack([np.concatenate([r, np.full(T - len(r), value)]) for r in rows])

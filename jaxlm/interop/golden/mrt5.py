@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.data import byte_t5, diagnostic_tasks, span_corruption
+from jaxlm.data import byte_t5, span_corruption
+from jaxlm.data.tasks import diagnostic
 from jaxlm.generation.encoder_decoder import greedy
 from jaxlm.interop.golden.case import EXACT, Tolerance, float64
 from jaxlm.interop.mrt5 import load_params, store_params
@@ -497,7 +498,7 @@ def diagnostics(case):
     want = case[f"out/{key[3:]}"]
     if task in config["replayable_from_seed"]:
       rng = np.random.default_rng(config["seed"])
-      rows = [diagnostic_tasks.row(task, rng, int(length)) for _ in range(config["n"])]
+      rows = [diagnostic.row(task, rng, int(length)) for _ in range(config["n"])]
       inputs, labels = (np.stack(x) for x in zip(*rows))
       case.require(
         f"out/inputs_{task}", np.array_equal(inputs, case[key]), "other inputs from the same seed"
@@ -505,7 +506,7 @@ def diagnostics(case):
     else:  # the rule must hold for the stored texts
       texts = [byte_t5.decode(row) for row in case[key]]
       labels = byte_t5.pad(
-        [byte_t5.encode(diagnostic_tasks.target(task, text)) for text in texts], want.shape[1]
+        [byte_t5.encode(diagnostic.target(task, text)) for text in texts], want.shape[1]
       )
     case.compare(f"out/{key[3:]}", np.maximum(labels, 0) if want.min() >= 0 else labels)
 

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.data.errors import DataError
-
-CLS_TYPE, GIVEN, TARGET = 0, 1, 2
+from jaxlm.data.forms.layout import GIVEN, TARGET
 
 
 class Missing(NamedTuple):

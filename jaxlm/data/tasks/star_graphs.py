@@ -10,18 +10,15 @@ autoregressive ones.
 """
 
 import dataclasses
-import functools
 from typing import Literal, NamedTuple
 
-import grain
 import numpy as np
 
-from jaxlm.config import ConfigError, check_seed, checked
-from jaxlm.data.base import FramedDataConfig
-from jaxlm.data.forms import Form, check_constraint, corrupted, framed, row
-from jaxlm.data.insertion import TARGET
-from jaxlm.data.pipeline import batches, seeded
-from jaxlm.data.splits import SPLIT_SEEDS, check_split
+from jaxlm.config import ConfigError, checked
+from jaxlm.data.forms import TaskForm, check_constraint
+from jaxlm.data.special_tokens import SpecialTokens
+from jaxlm.data.splits import SPLIT_SEEDS
+from jaxlm.data.tasks.base import Problem, TaskData
 from jaxlm.ranges import Count
 
 
@@ -131,34 +128,19 @@ def solve(edges: np.ndarray, source: int, goal: int) -> np.ndarray | None:
   return None
 
 
-class Ids(NamedTuple):
-  """Special tokens, behind the node ids, in the release's order."""
-
-  cls: int
-  bos: int
-  eos: int
-  unk: int
-  pad: int
-  mask: int
-  edge_separator: int
-  goal_separator: int
-
-  @classmethod
-  def after(cls, num_nodes: int) -> "Ids":
-    return cls(*range(num_nodes, num_nodes + 8))
+#: Special tokens in the release's order; their ids follow the nodes'.
+NAMES = ("cls", "bos", "eos", "unk", "pad", "mask", "edge_separator", "goal_separator")
 
 
-def encode(graph: Graph, ids: Ids, form: Form) -> tuple[np.ndarray, np.ndarray]:
-  """(tokens, types) of one graph, without padding; types: 0 CLS, 1 given, 2 to be found."""
+def problem(graph: Graph) -> Problem:
+  """Edges, source and goal; the path edge by edge."""
   question = [*graph.edges.reshape(-1), graph.path[0], graph.path[-1]]
-  return framed(
-    question, np.stack([graph.path[:-1], graph.path[1:]], axis=1).reshape(-1), ids, form
-  )
+  return Problem(question, np.stack([graph.path[:-1], graph.path[1:]], axis=1).reshape(-1))
 
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class StarGraphData(FramedDataConfig):
+class StarGraphData(TaskData):
   """family: easy, medium or hard, or tiny, which is ours. form: what the model's objective reads.
   rows: graphs of the training split; 100 and 5,000 of validation and test, as the paper's, unless
   eval_rows is set. sequence_seeds: as in `data.text`. constraint: as in `forms.corrupted`.
@@ -166,7 +148,7 @@ class StarGraphData(FramedDataConfig):
 
   batch_size: Count
   family: Literal["tiny", "easy", "medium", "hard"] = "easy"
-  form: Form = "insertion"
+  form: TaskForm = "insertion"
   rows: Count = 50_000
   eval_rows: Count | None = None
   seq_len: Count | None = None
@@ -187,74 +169,31 @@ class StarGraphData(FramedDataConfig):
     return FAMILIES[self.family]
 
   @property
-  def ids(self) -> Ids:
-    return Ids.after(self.star.num_nodes)
+  def special_tokens(self) -> SpecialTokens:
+    return SpecialTokens.after(self.star.num_nodes, NAMES)
 
   @property
   def vocab_size(self) -> int:
-    return self.star.num_nodes + 8
+    return self.star.num_nodes + len(NAMES)
 
-  def build(
-    self, split, *, seed, process_index=0, process_count=1, repeat=True
-  ) -> grain.IterDataset:
-    check_split(split)
-    transform = {"insertion": self._insertion, "insertion_transformer": self._insertion}.get(
-      self.form
-    )
-    if self.sequence_seeds:
-      transform = functools.partial(_with_seeds, transform)
-    return batches(
-      Graphs(self, split, seed),
-      batch_size=self.batch_size,
-      seed=seed,
-      shuffle=split == "train",
-      repeat=repeat,
-      process_index=process_index,
-      process_count=process_count,
-      transform=transform,
-      fingerprint=f"star graphs {self}",
-    )
+  @property
+  def longest_answer(self) -> int:
+    return 2 * (self.star.max_path - 1)
+
+  def fingerprint(self, split: str) -> str:
+    return f"star graphs {self}"
 
   def num_rows(self, split: str) -> int:
     return (
       self.rows if split == "train" else self.eval_rows or {"validation": 100, "test": 5_000}[split]
     )
 
-  def problems(
-    self, split: str, *, seed: int, number: int | None = None
-  ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(prompt up to BOS, answer without EOS) of the first `number` graphs of a split, as this form
-    encodes them.
-    """
-    check_split(split)
-    check_seed(seed)
-    graphs, out = Graphs(self, split, seed), []
-    for index in range(min(len(graphs), number or len(graphs))):
-      tokens, types = encode(graphs.graph(index), self.ids, self.form)
-      answer = tokens[types == TARGET]
-      out.append((tokens[types != TARGET], answer[:-1] if self.form == "causal" else answer))
-    return out
-
-  def _insertion(self, row, rng):
-    """Corruption of one row, drawn anew in every epoch."""
-    it = self.form == "insertion_transformer"
-    return corrupted(
-      row,
-      rng,
-      seq_len=self.seq_len,
-      num_missing=self.seq_len if it else 2 * (self.star.max_path - 1),
-      pad=self.ids.pad,
-      eos=self.ids.eos if it else None,
-      constraint=self.constraint,
-    )
-
-
-def _with_seeds(transform, row, rng):
-  return seeded(row if transform is None else transform(row, rng), rng)
+  def random_access(self, split: str, seed: int) -> "Graphs":
+    return Graphs(self, split, seed)
 
 
 class Graphs:
-  """Random access to encoded graphs, made when read."""
+  """Random access to problems, made when read."""
 
   def __init__(self, cfg: StarGraphData, split: str, seed: int):
     self.cfg, self.split, self.seed = cfg, split, seed
@@ -267,7 +206,5 @@ class Graphs:
       np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)])
     )
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    cfg = self.cfg
-    tokens, types = encode(self.graph(index), cfg.ids, cfg.form)
-    return row(tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, pad_left=True)
+  def __getitem__(self, index: int) -> Problem:
+    return problem(self.graph(index))

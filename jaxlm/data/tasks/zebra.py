@@ -9,20 +9,19 @@ only the words are known:
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import grain
 import numpy as np
 
 from jaxlm.config import ConfigError, check_seed, checked
-from jaxlm.data.base import FramedDataConfig
 from jaxlm.data.digests import file_digest
 from jaxlm.data.errors import DataError
-from jaxlm.data.forms import Form, check_constraint, corrupted, framed, framed_length, prompt, row
-from jaxlm.data.pipeline import batches
+from jaxlm.data.forms import TaskForm, check_constraint
 from jaxlm.data.records import read_columns
+from jaxlm.data.special_tokens import SpecialTokens
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
-from jaxlm.data.zebra_puzzles import HOUSE, Clue, Puzzle, generate, solve
+from jaxlm.data.tasks.base import Problem, TaskData
+from jaxlm.data.tasks.zebra_puzzles import HOUSE, Clue, Puzzle, generate, solve
 from jaxlm.paths import expand
 from jaxlm.ranges import Count
 
@@ -57,14 +56,8 @@ IDS = {word: i for i, word in enumerate(WORDS)}
 MOST = 6  # digits
 
 
-class Ids(NamedTuple):
-  pad: int = 0
-  cls: int = 1
-  mask: int = 2
-  eos: int = 3
-  bos: int = 4
-  separator: int = 5
-  unk: int = 6
+#: The first seven words, in the release's order.
+SPECIAL_TOKENS = SpecialTokens.after(0, ("pad", "cls", "mask", "eos", "bos", "separator", "unk"))
 
 
 def encode_clue(clue: Clue) -> list[str]:
@@ -108,7 +101,7 @@ def encode(puzzle: Puzzle, order: str = "sorted") -> tuple[list[int], list[int]]
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class ZebraData(FramedDataConfig):
+class ZebraData(TaskData):
   """houses, attributes: of generated puzzles, at most 6. rows, eval_rows: puzzles of the training
   and of each other split.
   order: of the answer's triples; "solver" is the first of the two original data sets, "sorted" the
@@ -120,7 +113,7 @@ class ZebraData(FramedDataConfig):
   """
 
   batch_size: Count
-  form: Form = "insertion"
+  form: TaskForm = "insertion"
   houses: Count = 3
   attributes: Count = 3
   rows: Count = 50_000
@@ -146,8 +139,8 @@ class ZebraData(FramedDataConfig):
       )
 
   @property
-  def ids(self) -> Ids:
-    return Ids()
+  def special_tokens(self) -> SpecialTokens:
+    return SPECIAL_TOKENS
 
   @property
   def vocab_size(self) -> int:
@@ -156,55 +149,17 @@ class ZebraData(FramedDataConfig):
   def num_rows(self, split: str) -> int:
     return self.rows if split == "train" else self.eval_rows
 
-  def puzzles(self, split: str, seed: int) -> "Puzzles":
-    """(question, answer) ids by index."""
+  def random_access(self, split: str, seed: int) -> "Puzzles":
     check_split(split)
     check_seed(seed)
     return Puzzles(self, split, seed)
 
-  def problems(
-    self, split: str, *, seed: int, number: int | None = None
-  ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(prompt up to BOS, answer) of the first `number` puzzles of a split, as this form encodes
-    them.
-    """
-    found = self.puzzles(split, seed)
-    pairs = [found[i] for i in range(min(len(found), number or len(found)))]
-    return [
-      (prompt(question, self.ids, self.form), np.asarray(answer, np.int32))
-      for question, answer in pairs
-    ]
+  @property
+  def longest_answer(self) -> int:
+    return 3 * MOST**2
 
-  def build(
-    self, split, *, seed, process_index=0, process_count=1, repeat=True
-  ) -> grain.IterDataset:
-    it = self.form == "insertion_transformer"
-
-    def corrupt(row, rng):
-      return corrupted(
-        row,
-        rng,
-        seq_len=self.seq_len,
-        num_missing=self.seq_len if it else 3 * MOST**2,
-        pad=self.ids.pad,
-        eos=self.ids.eos if it else None,
-        constraint=self.constraint,
-      )
-
-    return batches(
-      Rows(self, self.puzzles(split, seed)),
-      batch_size=self.batch_size,
-      seed=seed,
-      shuffle=split == "train",
-      repeat=repeat,
-      process_index=process_index,
-      process_count=process_count,
-      fingerprint=self._position(split),
-      transform=corrupt if self.form.startswith("insertion") else None,
-    )
-
-  def _position(self, split: str) -> str:
-    """What a saved position depends on: of a file, its content too."""
+  def fingerprint(self, split: str) -> str:
+    """Of a file, its content too."""
     return f"zebra {self}" + (
       "" if self.path is None else f" {file_digest(expand(self.path.format(split=split)))}"
     )
@@ -222,42 +177,23 @@ class Puzzles:
   def __len__(self) -> int:
     return self.cfg.num_rows(self.split) if self._read is None else len(self._read)
 
-  def __getitem__(self, index: int) -> tuple[list[int], list[int]]:
+  def __getitem__(self, index: int) -> Problem:
     if self._read is not None:
-      return self._read[int(index)]
+      return Problem(*self._read[int(index)])
     if index not in self._kept:
       cfg = self.cfg
       for attempt in range(100):  # a page of clues may be too long for the row
         rng = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index), attempt])
         found = encode(generate(rng, cfg.houses, cfg.attributes), cfg.order)
-        if framed_length(len(found[0]), len(found[1]), cfg.form) <= cfg.seq_len:
+        if cfg.layout.length(*map(len, found)) <= cfg.seq_len:
           break
       else:
         raise DataError(
           f"data.seq_len = {cfg.seq_len} holds none of 100 puzzles of {cfg.houses} houses and "
           f"{cfg.attributes} attributes; raise it, or make the puzzles smaller"
         )
-      self._kept[index] = found
+      self._kept[index] = Problem(*found)
     return self._kept[index]
-
-
-class Rows:
-  """Puzzles as rows of one form."""
-
-  def __init__(self, cfg: ZebraData, puzzles: Puzzles):
-    self.cfg, self.puzzles = cfg, puzzles
-
-  def __len__(self) -> int:
-    return len(self.puzzles)
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    cfg, (question, answer) = self.cfg, self.puzzles[index]
-    if framed_length(len(question), len(answer), cfg.form) > cfg.seq_len:
-      raise DataError(
-        f"puzzle {index} has {len(question)} + {len(answer)} tokens, too many for data.seq_len = {cfg.seq_len}"
-      )
-    tokens, types = framed(question, answer, cfg.ids, cfg.form)
-    return row(tokens, types, form=cfg.form, seq_len=cfg.seq_len, pad=cfg.ids.pad, pad_left=True)
 
 
 def read_original(path: str, columns: tuple[str, str]) -> list[tuple[list[int], list[int]]]:

@@ -25,9 +25,9 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.data import byte_t5
 from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
+from jaxlm.data.forms import encoder_decoder
 from jaxlm.data.pipeline import batches
 from jaxlm.data.sources import open_corpus
-from jaxlm.data.span_corruption import shift_right
 from jaxlm.data.splits import SPLIT_SEEDS, SPLITS, check_split
 from jaxlm.paths import expand
 from jaxlm.ranges import Count
@@ -87,7 +87,7 @@ class Pairs(DataConfig):
 
   @property
   def batch_fields(self) -> dict:
-    return byte_t5.batch_fields(self.batch_size, self.seq_len, self.target_len)
+    return encoder_decoder.batch_fields(self.batch_size, self.seq_len, self.target_len)
 
   def pairs(self, split: str, seed: int):
     """Random-access (input text, answer)."""
@@ -129,18 +129,8 @@ class Pairs(DataConfig):
     labels = byte_t5.pad(
       [byte_t5.encode(answer, self.target_len)], self.target_len, byte_t5.IGNORED
     )[0]
-    counted = (
-      np.ones_like(labels) if self.count_padding else (labels != byte_t5.IGNORED).astype(np.int32)
-    )
-    return dict(
-      tokens=tokens,
-      decoder_tokens=shift_right(labels),
-      targets=np.maximum(labels, 0),
-      segment_ids=(tokens != byte_t5.PAD).astype(np.int32),
-      positions=np.arange(self.seq_len, dtype=np.int32),
-      loss_weights=counted.astype(np.float32),
-      target_bytes=byte_t5.num_bytes(labels),
-    )
+    counted = np.ones_like(labels, bool) if self.count_padding else None
+    return encoder_decoder.row(tokens, labels, padded=True, counted=counted)
 
 
 class _Rows:

@@ -12,8 +12,8 @@ import numpy as np
 from jaxlm.config import ConfigError, checked
 from jaxlm.data import byte_t5
 from jaxlm.data.base import DataConfig
+from jaxlm.data.forms import encoder_decoder
 from jaxlm.data.pipeline import batches
-from jaxlm.data.span_corruption import shift_right
 from jaxlm.data.splits import SPLIT_SEEDS, check_split
 from jaxlm.ranges import Count
 
@@ -104,7 +104,7 @@ class DiagnosticData(DataConfig):
 
   @property
   def batch_fields(self) -> dict:
-    return byte_t5.batch_fields(self.batch_size, self.seq_len, self.seq_len)
+    return encoder_decoder.batch_fields(self.batch_size, self.seq_len, self.seq_len)
 
   def build(
     self,
@@ -140,13 +140,4 @@ class _Rows:
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)])
     inputs, labels = row(self.cfg.task, rng, self.cfg.seq_len)
-    counted = labels != byte_t5.IGNORED
-    return dict(
-      tokens=inputs,
-      decoder_tokens=shift_right(labels),
-      targets=np.maximum(labels, 0),
-      segment_ids=np.ones_like(inputs),
-      positions=np.arange(len(inputs), dtype=np.int32),
-      loss_weights=counted.astype(np.float32),
-      target_bytes=byte_t5.num_bytes(labels),
-    )
+    return encoder_decoder.row(inputs, labels, padded=False)

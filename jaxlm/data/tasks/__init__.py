@@ -1,0 +1,1 @@
+"""Problems with answers, one file per task, and what turns them into batches (`base.py`)."""

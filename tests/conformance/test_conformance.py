@@ -1,0 +1,69 @@
+"""Every registered part works with every other, or is refused in one sentence before it runs."""
+
+import cases
+import checks
+import jax
+import pytest
+
+from jaxlm.data import DATA
+from jaxlm.models import MODELS
+from jaxlm.objectives import OBJECTIVES
+
+
+def ident(case) -> str:
+  return case.id
+
+
+def test_each_model_objective_and_data_fit_or_are_refused_in_a_sentence():
+  used = {"model": set(), "objective": set(), "data": set()}
+  for case in cases.objectives():
+    found = checks.configured(case.config)
+    if isinstance(found, str):
+      assert checks.is_sentence(found), (case.id, found)
+      assert case.config["objective"]["kind"] in found or case.config["model"]["kind"] in found
+    else:
+      used["model"].add(case.names[0])
+      used["objective"].add(case.names[1])
+      used["data"].add(case.names[2].split("/")[0])
+  assert used == {
+    "model": set(MODELS.table),
+    "objective": set(OBJECTIVES.table),
+    "data": set(DATA.table),
+  }
+
+
+def one_per_pair() -> list[cases.Case]:
+  """Of each model and objective that fit, the first data that fit them."""
+  found = {}
+  for case in cases.objectives():
+    if case.names[:2] not in found and not isinstance(checks.configured(case.config), str):
+      found[case.names[:2]] = case
+  return list(found.values())
+
+
+@pytest.mark.parametrize("case", one_per_pair(), ids=ident)
+def test_a_pair_that_fits_traces_counts_and_decodes(case, tmp_path):
+  config = checks.with_teacher(case.config, tmp_path / "teacher", weights=False)
+  checks.abstract_pass(checks.configured(config))
+
+
+@pytest.mark.parametrize(
+  "case", [*cases.mixers(first=True), *cases.embeddings(), *cases.networks()], ids=ident
+)
+def test_a_part_is_refused_in_a_sentence_or_traces(case):
+  found = checks.configured(case.config)
+  if isinstance(found, str):
+    assert checks.is_sentence(found), found
+  else:
+    checks.abstract_pass(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", cases.all_cases(), ids=ident)
+def test_a_part_is_refused_or_trains_evaluates_decodes_and_is_opened_again(case, tmp_path):
+  found = checks.configured(case.config)
+  if isinstance(found, str):
+    pytest.skip(f"refused: {found}")
+  jax.clear_caches()
+  config = checks.with_teacher(case.config, tmp_path / "teacher", weights=True)
+  checks.trains(checks.configured(config), config, tmp_path / "run")
