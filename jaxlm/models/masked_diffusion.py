@@ -22,7 +22,7 @@ from jaxlm.layers.lexinvariant import check_embedding
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import LayerNormConfig
-from jaxlm.layers.positions import POSITIONS
+from jaxlm.layers.positions import POSITIONS, NoPosition
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.layers.taps import STACKED, tap
 from jaxlm.layers.weights import weights, zeros
@@ -37,8 +37,9 @@ SINUSOIDS = 256
 @checked
 class MaskedDiffusionConfig(ModelConfig):
   """residual: "official" overwrites the residual stream with the modulated norm before attention,
-  as the release does; "corrected" keeps it. d_cond: width of the conditioning. loss_chunk: as of
-  the decoder."""
+  as the release does; "corrected" keeps it. d_cond: width of the conditioning. position: of the
+  attention. absolute: added to the embedding; the release has none. loss_chunk: as of the decoder.
+  """
 
   scores: ClassVar[str] = "masked_tokens"
 
@@ -49,6 +50,7 @@ class MaskedDiffusionConfig(ModelConfig):
   d_cond: Count = 128
   mlp: MLPConfig = MLPConfig(activation="relu", use_bias=True)
   position: Annotated[object, POSITIONS] = RoPE()
+  absolute: Annotated[object, POSITIONS] = NoPosition()
   embedding: Annotated[object, EMBEDDINGS] = EmbeddingConfig()
   residual: Literal["official", "corrected"] = "official"
   dtype: Dtype = "float32"
@@ -76,7 +78,8 @@ class MaskedDiffusionConfig(ModelConfig):
 
   @property
   def max_len(self) -> int | None:
-    return self.position.max_positions
+    lengths = (self.position.max_positions, self.absolute.max_positions)
+    return min((n for n in lengths if n is not None), default=None)
 
   def inputs(self, batch) -> tuple:
     """Tokens and one noise level per row."""
@@ -138,6 +141,14 @@ class NoiseEmbedding(nn.Module):
     return jax.nn.silu(dense(jax.nn.silu(dense(x_BE, "in", SINUSOIDS)), "out", C))
 
 
+class AbsolutePosition(nn.Module):
+  cfg: MaskedDiffusionConfig
+
+  @nn.compact
+  def __call__(self, x_BTD, context):
+    return self.cfg.absolute.add(self, x_BTD, context)
+
+
 class FinalNorm(nn.Module):
   cfg: MaskedDiffusionConfig
 
@@ -156,6 +167,7 @@ class MaskedDiffusionNetwork(nn.Module):
   def setup(self):
     cfg = self.cfg
     self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
+    self.absolute = AbsolutePosition(cfg)
     self.noise = NoiseEmbedding(cfg)
     scanned = nn.scan(
       AdaptiveBlock,
@@ -193,5 +205,6 @@ class MaskedDiffusionNetwork(nn.Module):
       key_segment_ids_BT=keys,
     )
     c_BC = self.noise(sigma_B)
-    x_BTD, _ = self.blocks(self.embed.encode(tokens_BT, context), context, c_BC)
+    x_BTD = self.absolute(self.embed.encode(tokens_BT, context), context)
+    x_BTD, _ = self.blocks(x_BTD, context, c_BC)
     return self.final_norm(x_BTD, c_BC), context
