@@ -48,7 +48,7 @@ class Answering:
     closed: Sequence[Sequence[bool]] | None = None,
   ) -> Generations:
     """config, params: of the model. form: of the data it was trained on (`jaxlm.data.forms`). ids:
-    has cls, bos, eos, pad and mask. prompts: as the form begins, BOS last.
+    SpecialTokens of the data. prompts: as the form begins, BOS last.
 
     lengths: tokens of each answer, which masked diffusion must be told (the release tells it the
     true ones). closed: slots of each prompt where nothing may be inserted; default all but its last
@@ -69,7 +69,7 @@ class Answering:
     cls = engine_class(model, self.algorithm, form)
     offered = {
       "ids": ids,
-      "stops": (ids.eos,),
+      "stops": () if ids.eos is None else (ids.eos,),
       "sampling": self.causal,
       "insertion": self.insertion,
       "stop_threshold": self.stop_threshold,

@@ -8,7 +8,7 @@ from jaxlm.generation.base import Prompt, Row
 def framed_row(tokens, prompt: Prompt, ids, *, begin: int) -> Row:
   """The row without pad and mask; an answer that begins behind the prompt is cut at its end token.
 
-  tokens: int (T,), the prompt and what came of it. ids: has eos, pad and mask. begin: where the
+  tokens: int (T,), the prompt and what came of it. ids: SpecialTokens. begin: where the
   answer begins, 0 where new tokens stand between those of the prompt: the end token is then left
   out wherever it stands.
   """

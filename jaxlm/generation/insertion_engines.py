@@ -22,6 +22,10 @@ class _Inserting(Engine):
 
   scores: ClassVar[tuple[str, ...]] = ("inserted_tokens",)
 
+  def __post_init__(self):
+    super().__post_init__()
+    self.ids.require(("cls", "bos", "eos", "pad", "mask"), f"{type(self).__name__}.ids")
+
   @classmethod
   def from_data(cls, data):
     return {"ids": data.special_tokens}
@@ -69,8 +73,8 @@ class InsertionEngine(_Inserting):
   """One token per row and forward pass, anywhere, until the stop head's probability reaches
   stop_threshold.
 
-  ids: has cls, bos, eos, pad and mask, which are never inserted. insertion: how slot and token are
-  chosen.
+  ids: SpecialTokens of the data; cls, bos, eos, pad and mask are never inserted. insertion: how slot
+  and token are chosen.
   """
 
   form: ClassVar[str] = "insertion"

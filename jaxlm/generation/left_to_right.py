@@ -47,7 +47,10 @@ class LeftToRight(Engine):
   @classmethod
   def from_data(cls, data):
     framed = isinstance(data, FramedDataConfig)
-    return {"stops": (data.special_tokens.eos,) if framed else tuple(data.load_tokenizer().stops)}
+    if not framed:
+      return {"stops": tuple(data.load_tokenizer().stops)}
+    eos = data.special_tokens.eos
+    return {"stops": () if eos is None else (eos,)}
 
   def decode_batch(self, params, batch: Batch):
     columns = list(self.stream(params, batch))

@@ -27,8 +27,8 @@ WIDTH = 32  # without max_len, rows are padded to a multiple of it
 class MaskedDiffusionEngine(Engine):
   """Fills the places of a row that hold the mask, all at once, in several passes.
 
-  A prompt says how many tokens its answer has (`num_new`), or holds masks where they go. ids: has
-  eos, pad and mask. passes: forward passes of a row; None: as many as it has masks. order: see
+  A prompt says how many tokens its answer has (`num_new`), or holds masks where they go. ids:
+  SpecialTokens of the data. passes: forward passes of a row; None: as many as it has masks. order: see
   `sample`. unmasking: how tokens are drawn in "ancestral" order; a filter acts on p(token | row).
   """
 
@@ -40,6 +40,10 @@ class MaskedDiffusionEngine(Engine):
   passes: Count | None = None
   order: Literal["ancestral", "confidence"] = "ancestral"
   unmasking: Sampling = PLAIN
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.ids.require(("eos", "pad", "mask"), "MaskedDiffusionEngine.ids")
 
   @classmethod
   def from_data(cls, data):
