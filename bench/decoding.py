@@ -37,6 +37,8 @@ def main():
   params = nn.unbox(jax.jit(lambda: init(config, jax.random.key(0)))())
   prompts = np.random.default_rng(0).integers(0, 512, (64, 32)).tolist()
   sides = {n: LeftToRight(config, GREEDY, tokens_per_dispatch=n) for n in (1, 32)}
+  print("| batch | tokens per dispatch | tokens/s | CPU ms per step | times, clock | times, CPU |")
+  print("| ---: | ---: | ---: | ---: | ---: | ---: |")
   for batch in map(int, args.batches.split(",")):
     wall, cpu, found = {n: [] for n in sides}, {n: [] for n in sides}, {}
     for turn in range(args.rounds + 1):
@@ -48,12 +50,9 @@ def main():
           cpu[n].append(time.process_time() - start[1])
     assert np.array_equal(*map(np.stack, found.values())), "the tokens differ"
     for n in sides:
-      print(
-        f"batch {batch}, {n:2} tokens per dispatch: {batch * args.new / np.median(wall[n]):7.0f} tokens/s, "
-        f"{1e3 * np.median(cpu[n]) / args.new:.3f} ms of CPU per step"
-      )
-    ratios = [np.median(np.divide(times[1], times[32])) for times in (wall, cpu)]
-    print(f"batch {batch}, 32 over 1: {ratios[0]:.2f}x by the clock, {ratios[1]:.2f}x in CPU time")
+      rate, step = batch * args.new / np.median(wall[n]), 1e3 * np.median(cpu[n]) / args.new
+      gain = [np.median(np.divide(times[1], times[n])) for times in (wall, cpu)]
+      print(f"| {batch} | {n} | {rate:,.0f} | {step:.3f} | {gain[0]:.2f} | {gain[1]:.2f} |")
 
 
 if __name__ == "__main__":
