@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from jaxlm.config import ConfigError
-from jaxlm.generation import Generator, Sampling
+from jaxlm.generation import Sampling, engine_for
+from jaxlm.generation.sampling import GREEDY
 from jaxlm.layers.mixer import Context
+from jaxlm.models.encoder_decoder import EncoderDecoderConfig
 from jaxlm.training.run import train
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -25,6 +27,7 @@ TABLES = (
   "jaxlm.layers.positions:POSITIONS",
   "jaxlm.objectives:OBJECTIVES",
   "jaxlm.data:DATA",
+  "jaxlm.generation:ENGINES",
 )
 
 
@@ -79,8 +82,8 @@ def test_the_position_trains_and_decodes(tmp_path):
   import jaxlm
 
   opened = jaxlm.open_model(tmp_path / "run")
-  generator = Generator(opened.config, opened.params, Sampling(temperature=0))
-  new = generator.generate([[1, 2, 3], [4]], 3)
+  engine = engine_for(opened.config, sampling=GREEDY)
+  new = engine.generate(opened.params, [[1, 2, 3], [4]], 3).answers
   assert [len(tokens) for tokens in new] == [3, 3]
   whole = opened.config.build().apply({"params": opened.params}, jnp.asarray([[1, 2, 3, *new[0]]]))
   np.testing.assert_array_equal(
@@ -178,6 +181,24 @@ def test_the_task_is_learnt_and_shared_out_to_hosts(tmp_path):
   first = trained(tmp_path / "a", train=dict(steps=1))
   later = trained(tmp_path / "b", train=dict(steps=60))
   assert later.metrics["loss"] < first.metrics["loss"] - 0.3
+
+
+def test_the_engine_keeps_the_most_probable_answer_and_refuses_other_models(tmp_path):
+  trained(tmp_path)
+  import jaxlm
+
+  config, params, _ = jaxlm.open_model(tmp_path / "run")
+  prompts, scores = [[1, 2, 3], [4], [5, 6]], []
+  for num_answers in (1, 4):
+    engine = engine_for(config, "best_of", num_answers=num_answers, sampling=Sampling(2.0))
+    found = engine.generate(params, prompts, 4, seed=3)
+    assert [len(answer) for answer in found.answers] == [4, 4, 4]
+    scores.append(engine.log_probs(params, found.rows, 7))
+  assert (scores[1] >= scores[0]).all() and (scores[1] > scores[0]).any()
+  again = engine.generate(params, prompts, 4, seed=3, batch_size=1)
+  np.testing.assert_array_equal(np.stack(again.answers), np.stack(found.answers))
+  with pytest.raises(ConfigError, match="'best_of' decodes models that score next_token, token by"):
+    engine_for(EncoderDecoderConfig(), "best_of")
 
 
 def test_the_probe_gives_a_number_for_each_head(tmp_path):

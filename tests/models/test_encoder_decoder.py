@@ -11,7 +11,7 @@ import pytest
 from jaxlm.checkpoint.errors import WeightsError
 from jaxlm.config import ConfigError
 from jaxlm.evaluation.flops import dot_flops
-from jaxlm.generation.encoder_decoder import greedy
+from jaxlm.generation.encoder_decoder import decode
 from jaxlm.generation.hard_deletion import TwoPrograms
 from jaxlm.interop.mrt5 import load_params, store_params
 from jaxlm.layers.delete_gate import DeleteGateConfig, Mode, apply_gate, fixed_deletion
@@ -117,7 +117,7 @@ def test_of_too_many_tokens_those_with_the_highest_gates_stay_in_order():
 
 def test_cached_decoding_says_what_the_whole_pass_says(tiny):
   model, params = tiny
-  decoded = jax.jit(functools.partial(greedy, model, max_len=4, mode=Mode(True), with_logits=True))(
+  decoded = jax.jit(functools.partial(decode, model, max_len=4, mode=Mode(True), with_logits=True))(
     params, TOKENS
   )
   logits, _, _ = jax.jit(

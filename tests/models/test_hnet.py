@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.generation import Generator, Sampling
+from jaxlm.generation.left_to_right import LeftToRight
+from jaxlm.generation.sampling import GREEDY
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.layers.positions.rope import RoPE
@@ -140,11 +141,11 @@ def test_prefills_and_steps_of_ragged_rows_equal_the_parallel_pass():
 
 def test_rows_generate_what_they_would_alone_and_a_finished_row_rests():
   cfg, params = model()
-  generator = Generator(cfg, params, Sampling(temperature=0.0))
+  engine = LeftToRight(cfg, GREEDY)
   prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
-  together = generator.generate(prompts, 6)
+  together = engine.generate(params, prompts, 6).answers
   for prompt, row in zip(prompts, together):
-    np.testing.assert_array_equal(generator.generate([prompt], 6)[0], row)
+    np.testing.assert_array_equal(engine.generate(params, [prompt], 6).answers[0], row)
 
 
 @pytest.mark.parametrize(
