@@ -4,9 +4,9 @@ Axes: B batch, T new tokens, S slots, R states that are kept, J inputs that a co
 F channels.
 
 A state that is begun with `rewindable=n` can go back by up to n tokens, row by row, from the
-longest length that the row has had. What it becomes is exact, to the last bit: the state that the
-same calls would have returned if the tokens from length_B on had been padding. So a draft can be
-read in one call and its tail be taken back.
+longest length that the row has had. It becomes the state that the row had then, to the last bit. Of
+a call of at most n tokens, a draft say, that is the state that the call would have returned if the
+tokens from length_B on had been padding.
 
 How each kind of state goes back:
 
@@ -20,7 +20,7 @@ arrays, the compiled program has none of this, and `rewind` refuses them.
 
 A layer with a recurrence begins with `trail(state, rewindable)` and goes on with `walk`, which also
 takes a bare state. A layer whose state after each token is at hand anyway uses `latest` and
-`last_valid`. Valid tokens come first in each call, padding is on the right.
+`last_valid`.
 """
 
 from typing import Any, NamedTuple
@@ -142,15 +142,16 @@ def walk(step, state, inputs, valid_BT, axis: int = 1):
   first_B = jnp.zeros(B, jnp.int32)
   if T > back:
     first_B = jnp.maximum(count_B - back, 0)
-    early_BT = valid_BT & (jnp.arange(T)[None] < first_B[:, None])
+    early_BT = valid_BT & (jnp.cumsum(valid_BT, axis=1) <= first_B[:, None])
     early, now = step(inputs, early_BT, now)
     kept = _put(kept, now, length_B + first_B)
-  column_BT = first_B[:, None] + jnp.arange(min(T, back), dtype=jnp.int32)[None]
-  late_BT = column_BT < count_B[:, None]
+  rank_BT = first_B[:, None] + jnp.arange(min(T, back), dtype=jnp.int32)[None]
+  late_BT = rank_BT < count_B[:, None]
+  column_BT = jnp.argsort(~valid_BT, axis=1, stable=True)  # of the valid tokens, in order
+  column_BT = jnp.take_along_axis(column_BT, jnp.minimum(rank_BT, T - 1), axis=1)
 
   def columns(x):
-    x = jnp.moveaxis(x, axis, 1)
-    return jnp.moveaxis(x[row_B1, jnp.minimum(column_BT, T - 1)], 1, 0)
+    return jnp.moveaxis(jnp.moveaxis(x, axis, 1)[row_B1, column_BT], 1, 0)
 
   def one(carry, piece):
     kept, now = carry
@@ -176,6 +177,7 @@ def walk(step, state, inputs, valid_BT, axis: int = 1):
 def last_valid(x_BT_, valid_BT, state):
   """The state that is x at the last valid token of each row; the old one in a row without any.
 
+  Of a bare state, valid tokens come first: padding is on the right.
   x_BT_: (B, T, ...), what the state is after each token. state: bare, (B, ...), or a Trail.
   """
   if not isinstance(state, Trail):
@@ -184,11 +186,10 @@ def last_valid(x_BT_, valid_BT, state):
     return jnp.where(
       (count_B > 0).reshape((-1,) + (1,) * (x_B_.ndim - 1)), x_B_.astype(state.dtype), state
     )
-  R, T = state.states.shape[1], valid_BT.shape[1]
-  count_B1 = jnp.sum(valid_BT, axis=1, keepdims=True, dtype=jnp.int32)
-  column_1T = jnp.arange(T, dtype=jnp.int32)[None]
-  there_BT = valid_BT & (column_1T >= count_B1 - R)  # of two tokens for one slot the later one
-  slot_BT = jnp.where(there_BT, (state.length_B[:, None] + 1 + column_1T) % R, R)
+  R, rank_BT = state.states.shape[1], jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32)
+  count_B1 = rank_BT[:, -1:]
+  there_BT = valid_BT & (rank_BT > count_B1 - R)  # of two tokens for one slot the later one
+  slot_BT = jnp.where(there_BT, (state.length_B[:, None] + rank_BT) % R, R)
   row_B1 = jnp.arange(valid_BT.shape[0])[:, None]
   states = state.states.at[row_B1, slot_BT].set(x_BT_.astype(state.states.dtype), mode="drop")
   return Trail(states, state.length_B + count_B1[:, 0])

@@ -97,7 +97,16 @@ def shaken(params, by):
   return jax.tree.map(lambda p: p + by * jax.random.normal(jax.random.key(p.size), p.shape), params)
 
 
-@pytest.mark.parametrize("name", [name for name in MIXERS_TRIED if name != "pattern"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name in ("attention", "cope", "delta_rule", "hybrid")  # their code is in the others
+    else name
+    for name in MIXERS_TRIED
+    if name != "pattern"
+  ],
+)
 def test_a_layer_that_goes_back_never_went_on(name):
   """Pieces of as many tokens as it goes back; the layers' own lengths."""
   cfg, rng, B, D = MIXERS.build(MIXERS_TRIED[name]), np.random.default_rng(0), len(KEPT), 16
@@ -144,7 +153,7 @@ def test_a_walk_over_many_tokens_is_that_of_its_pieces():
   """A recurrence whose state is the sum of its inputs: exact in float32."""
   rng, T = np.random.default_rng(0), 11
   x_BTF = jnp.asarray(rng.integers(-9, 9, (3, T, 2)), jnp.float32)
-  valid_BT = first(T, [T, 2, 0]) != 0
+  valid_BT = (first(T, [T, 3, 0]) != 0).at[1, 0].set(False)  # padding may stand anywhere
 
   def add(x_BTF, valid_BT, sum_BF):
     y_BTF = sum_BF[:, None] + jnp.cumsum(jnp.where(valid_BT[..., None], x_BTF, 0), axis=1)
@@ -159,7 +168,10 @@ def test_a_walk_over_many_tokens_is_that_of_its_pieces():
   np.testing.assert_array_equal(latest(state), bare_BF)
   for by in range(BACK + 1):
     length_B = np.maximum(np.array([T, 2, 0]) - by, 0)
-    want = [want_BTF[b, n - 1] if n else np.zeros(2) for b, n in enumerate(length_B)]
+    want = [
+      want_BTF[b, np.flatnonzero(there[b])[n - 1]] if n else np.zeros(2)
+      for b, n in enumerate(length_B)
+    ]
     np.testing.assert_array_equal(latest(rewind(state, length_B)), want)
 
 
