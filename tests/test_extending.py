@@ -99,6 +99,8 @@ def test_the_mixer_streams_what_it_maps_and_keeps_documents_apart(tmp_path):
   )
   from mine.moving_average import MovingAverageConfig
 
+  from jaxlm.layers.rewind import rewind
+
   cfg, D, rng = MovingAverageConfig(), 8, np.random.default_rng(0)
 
   def run(module, x, context, state):
@@ -123,6 +125,11 @@ def test_the_mixer_streams_what_it_maps_and_keeps_documents_apart(tmp_path):
   np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=1e-6)
   _, kept = apply(x[:, :3], jnp.zeros((1, 3), jnp.int32), state)
   np.testing.assert_array_equal(kept, state)  # padding leaves a row as it was
+  once = jnp.ones((1, 2), jnp.int32)
+  _, before = apply(x[:, :2], once, cfg.init_state(D, 1, 9, "float32", rewindable=2))
+  _, after = apply(x[:, 2:4], once, before)
+  y, _ = apply(x[:, 4:6], once, rewind(after, jnp.asarray([2])))
+  np.testing.assert_array_equal(y, apply(x[:, 4:6], once, before)[0])
   packed, _ = apply(x, jnp.asarray([[1] * 4 + [2] * 5]))
   np.testing.assert_allclose(packed[:, 4:], apply(x[:, 4:], ids[:, 4:])[0], atol=1e-6)
 

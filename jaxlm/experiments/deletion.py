@@ -137,7 +137,7 @@ def runtime(
       )[:2],
       static_argnums=1,
     )
-    reduced = whole(trained.params, None)[1].reduced
+    reduced = whole(trained.params, None)[1].memory.reduced
     fits = (
       None
       if reduced is None
@@ -145,7 +145,7 @@ def runtime(
     )
 
     def forward():
-      logits, memory = whole(trained.params, fits)
+      logits, (memory, _) = whole(trained.params, fits)
       return logits, memory.h_BCD.shape[1]
 
   _, width = forward()
@@ -222,7 +222,7 @@ def batches_of(trained: Trained, *, num_rows: int, split: str, hard: bool):
   @jax.jit
   def run(params, batch, key):
     real_BL, w_BT = batch["tokens"] != PAD, batch["loss_weights"]
-    logits_BTV, memory, _ = model.apply(
+    logits_BTV, (memory, _), _ = model.apply(
       {"params": params},
       batch["tokens"],
       batch["decoder_tokens"],

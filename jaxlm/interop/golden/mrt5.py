@@ -172,7 +172,7 @@ def encoder_decoder(case):
     )
 
   def loss(params, capacity):
-    (logits_BTV, memory, scores), sown = forward(params, capacity)
+    (logits_BTV, (memory, scores), _), sown = forward(params, capacity)
     out = {
       "logits": logits_BTV,
       "loss": cross_entropy(logits_BTV, labels_BT),
@@ -205,7 +205,9 @@ def encoder_decoder(case):
   for name in [k for k in case.unread if "delete_gate" in k and k.startswith("grad/")]:
     case.skip(name, "weights that this baseline does not use")
   if hard:
-    too_small = jax.jit(lambda p: forward(p, max(1, W - 1))[0][1].reduced.overflow_B)(params)
+    too_small = jax.jit(lambda p: forward(p, max(1, W - 1))[0].aux.memory.reduced.overflow_B)(
+      params
+    )
     case.require(
       "out/overflow",
       W == 1 or bool(np.any(too_small)),
