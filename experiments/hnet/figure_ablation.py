@@ -14,7 +14,7 @@ from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step
 from jaxlm.experiments.chunks import bits_and_chunks
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from hnet_scales import SMALL  # noqa: E402
+from hnet_scales import PAPER, RECIPE, SMALL  # noqa: E402
 
 TINY = "configs/hnet/tiny.py:1stage"
 
@@ -66,6 +66,7 @@ TABLE = Table(
       },
     ),
     "small": SMALL,
+    "paper": Scale(RECIPE, config=f"{PAPER}:1stage_L"),
   },
   measure=bits_and_chunks(),
   source="arXiv 2507.07955v2, Figure 7: curves without numbers",

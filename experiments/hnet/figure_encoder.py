@@ -14,19 +14,34 @@ from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step
 from jaxlm.experiments.chunks import bits_and_chunks
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from hnet_scales import SMALL  # noqa: E402
+from hnet_scales import PAPER, RECIPE, SMALL, at_paper  # noqa: E402
 
 TINY = "configs/hnet/tiny.py:1stage"
 LAYOUTS = {"1stage": "m2 [T4] m2", "m-T": "m2 [T4] T1", "T-m": "T1 [T4] m2", "T-T": "T1 [T4] T1"}
 BPB, OTHERS = "bits per byte", ("m-T", "T-m", "T-T")
 
+
+def outside(layout: str) -> dict:
+  """The layers of the encoder and the decoder; at the paper's size m4 and T2 around its T22, with
+  an MLP of 8/3 d_model (ours) in the attention at the bytes, which the released model has not."""
+
+  def at(c):
+    return (
+      layout.replace("m2", "m4").replace("T1", "T2").replace("T4", "T22") if at_paper(c) else layout
+    )
+
+  def d_ff(c):
+    own = c["model"]["stages"][0]["d_ff"]
+    return 2816 if at_paper(c) and "T1" in layout else own
+
+  return {"model.stages.0.d_ff": d_ff, "model.layout": at}
+
+
 TABLE = Table(
   runs="hnet",
   name="hnet-figure-encoder",
   title="H-Net, Figure 8: layers of the encoder and decoder",
-  rows=[
-    Row(name, TINY, {"model.layout": layout}, label=layout) for name, layout in LAYOUTS.items()
-  ],
+  rows=[Row(name, TINY, outside(layout), label=layout) for name, layout in LAYOUTS.items()],
   columns=[
     Column(BPB, "bpb", 3),
     Column("bytes per chunk", "bytes_per_chunk", 2),
@@ -47,6 +62,7 @@ TABLE = Table(
       },
     ),
     "small": SMALL,
+    "paper": Scale(RECIPE, config=f"{PAPER}:1stage_L"),
   },
   measure=bits_and_chunks(),
   source="arXiv 2507.07955v2, Figure 8: curves without numbers",

@@ -9,8 +9,28 @@ as the others and has a layer less. By the paper's formula the rows of table 2 a
 
 from jaxlm.experiments import Scale
 
+PAPER = "configs/hnet/paper.py"
+RECIPE = "the paper's recipe: FineWeb-Edu, 220,000 steps of 2,097,152 bytes"
+#: Rows that are called otherwise there.
+LARGE = {
+  "bpe": "transformer",
+  "isotropic": "llamabyte",
+  "mamba": "mambabyte",
+  "1stage": "1stage_L",
+  "2stage": "2stage_L",
+}
 CONTEXT, WINDOW = 1024, 128
 BPE_TOKENS = 397  # at 2.58 bytes a token of the novel (`configs/hnet/tiny.py`)
+
+
+def paper_configs(names) -> dict[str, str]:
+  """{row: its configuration at scale paper}"""
+  return {name: f"{PAPER}:{LARGE.get(name, name)}" for name in names}
+
+
+def at_paper(config) -> bool:
+  """Whether a row's configuration so far is the paper's."""
+  return config["data"]["source"].startswith("array_record:")
 
 
 def on_bpe(config) -> bool:

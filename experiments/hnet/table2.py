@@ -14,9 +14,9 @@ from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step, paper
 from jaxlm.experiments.chunks import bits_and_chunks
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from hnet_scales import SMALL  # noqa: E402
+from hnet_scales import RECIPE, SMALL, paper_configs  # noqa: E402
 
-TINY, PAPER = "configs/hnet/tiny.py", "configs/hnet/paper.py"
+TINY = "configs/hnet/tiny.py"
 LABELS = {
   "bpe": "Transformer on BPE",
   "isotropic": "Transformer on bytes",
@@ -31,14 +31,6 @@ LABELS = {
 
 # No single override tells the rows apart: each names its own variant of the configuration file.
 ROWS = [Row(name, f"{TINY}:{name}", label=label) for name, label in LABELS.items()]
-LARGE = {
-  "bpe": "transformer",
-  "isotropic": "llamabyte",
-  "mamba": "mambabyte",
-  "1stage": "1stage_L",
-  "2stage": "2stage_L",
-}
-PAPER_CONFIGS = {name: f"{PAPER}:{LARGE.get(name, name)}" for name in LABELS}
 BPB, CHUNK = "bits per byte", "bytes per chunk"
 # SpaceByte's rule counts the byte after a word, punctuation and line breaks included; blanks before
 # words only, and how
@@ -82,9 +74,7 @@ TABLE = Table(
       },
     ),
     "small": SMALL,
-    "paper": Scale(
-      "the paper's recipe: FineWeb-Edu, 220,000 steps of 2,097,152 bytes", configs=PAPER_CONFIGS
-    ),
+    "paper": Scale(RECIPE, configs=paper_configs(LABELS)),
   },
   measure=bits_and_chunks(),
   published={

@@ -15,7 +15,7 @@ from jaxlm.experiments import Column, Row, Scale, Table
 from jaxlm.experiments.perturb import PERTURBATIONS, bits_under_noise
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from hnet_scales import SMALL  # noqa: E402
+from hnet_scales import RECIPE, SMALL, paper_configs  # noqa: E402
 
 TINY = "configs/hnet/tiny.py"
 ROWS = {
@@ -50,6 +50,7 @@ TABLE = Table(
       },
     ),
     "small": SMALL,
+    "paper": Scale(RECIPE, configs=paper_configs(ROWS)),
   },
   measure=bits_under_noise(),
   source="arXiv 2507.07955v2, Table 3: another measure, see above",

@@ -67,13 +67,20 @@ def network(
   return {"model": change}
 
 
+def with_room(model: dict, seq_len: int) -> dict:
+  """The model with a table of learned positions, where it has one, of the sequence and four more."""
+  if model.get("position", {}).get("kind") != "learned":
+    return dict(model)
+  return dict(model, position=dict(model["position"], max_len=seq_len + 4))
+
+
 def star(family: str):
   """Overrides of a size of the table: the data of one family, and the vocabulary of its nodes."""
   nodes, seq_len, _ = STARS[family]
   return {
     "data.family": family,
     "data.seq_len": seq_len,
-    "model.vocab_size": nodes + 8,
+    "model": lambda c: with_room(c["model"], seq_len) | dict(vocab_size=nodes + 8),
   }
 
 
@@ -137,7 +144,7 @@ SCALES = {
       "train.init": "torch",
       "eval.every": 0,
     },
-    sizes={"easy": star("easy")},
+    sizes={task: star(task) for task in ("easy", "medium")},
   ),
   "small": Scale(
     "the release's xtiny2: 4 layers, d_model 384, 6 heads, 30,000 steps of 64 graphs, learning rate 1e-4",

@@ -1,6 +1,7 @@
 """The queue knows every table and orders them; the overall page says what the tables' JSON says."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import re
@@ -13,6 +14,7 @@ from jaxlm.experiments.reproduce import pages
 from jaxlm.experiments.reproduce.command import declared, main
 from jaxlm.experiments.reproduce.queue import Item, Unit, by_value, chosen, left, workdir
 from jaxlm.experiments.table import Trained
+from jaxlm.training.config import check, load_config, run_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 ITEMS, SCRIPTS = declared()
@@ -31,6 +33,21 @@ def test_every_table_with_a_scale_smoke_is_in_the_queue_as_a_whole():
   assert partly == {"lexinvariant/bayes"}  # its rows are in two items
   for item in [*ITEMS, *SCRIPTS]:
     assert (ROOT / getattr(item, "script", "")).exists()
+
+
+def test_combinations_that_are_refused_say_so():
+  spec = importlib.util.spec_from_file_location("m", ROOT / "experiments" / "cross" / "matrix.py")
+  matrix = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(matrix)
+  assert len(matrix.REFUSED) >= 6
+  for what, config, overrides, sentence in matrix.REFUSED:
+    with pytest.raises(ConfigError) as refused:
+      config = load_config(str(ROOT / config.split(":")[0]) + config[len(config.split(":")[0]) :])
+      check(run_config(load_config(config, overrides)), 1)
+    assert sentence in str(refused.value), what
+  for row in matrix.ROWS:
+    smoke = matrix.TABLE.scales["smoke"]
+    check(run_config(runner.resolve(matrix.TABLE, row, smoke, "", 0)), 1)
 
 
 def test_the_most_valuable_per_minute_comes_first_and_no_unit_twice():

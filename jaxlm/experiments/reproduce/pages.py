@@ -27,6 +27,7 @@ PAPERS = {
   "mrt5": "MrT5 (arXiv 2410.20771)",
   "lact": "LaCT (arXiv 2505.23884)",
   "lexinvariant": "Lexinvariant language models (arXiv 2305.16349)",
+  "cross": "Parts of one paper in the model of another (ours)",
 }
 
 
