@@ -43,7 +43,7 @@ class Mamba2Config(Mixer):
   norm_eps: NonNegative = 1e-5
   use_bias: bool = False
   followed_by_mlp: bool = False
-  implementation: Literal["xla", "reference"] | None = None
+  implementation: Literal["xla", "reference", "pallas"] | None = None
 
   def num_heads(self, d_model: int) -> int:
     d_inner = self.expand * d_model
@@ -186,6 +186,7 @@ class Mamba2(nn.Module):
       reset_BT=reset_BT,
       initial_state_BNHE=None if state is None else state.ssm_BNHE,
       implementation=cfg.implementation,
+      spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)),
     )
 
     scale_NH = stored("norm_scale", (N, H), ("heads", "head_dim"), init=ones)
