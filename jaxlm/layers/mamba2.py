@@ -45,7 +45,7 @@ class Mamba2Config(Mixer):
   norm_eps: NonNegative = 1e-5
   use_bias: bool = False
   followed_by_mlp: bool = False
-  implementation: Literal["xla", "reference"] | None = None
+  implementation: Literal["xla", "reference", "pallas"] | None = None
 
   def num_heads(self, d_model: int) -> int:
     d_inner = self.expand * d_model
@@ -182,6 +182,7 @@ class Mamba2(nn.Module):
         reset_BT=reset_BT,
         initial_state_BNHE=ssm_BNHE,
         implementation=cfg.implementation,
+        spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)),
       )
 
     y_BTNH, ssm_BNHE = walk(recur, old.ssm_BNHE, (x_BTNH, dt_BTN, bc_BT2KE), valid_BT)
