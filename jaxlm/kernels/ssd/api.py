@@ -7,6 +7,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from jaxlm.kernels.choices import note
 from jaxlm.kernels.platform import target_device_kind, target_platform
 from jaxlm.kernels.ssd import blocks, pallas_tpu, reference, xla
 
@@ -57,23 +58,35 @@ def ssd(
   )  # -inf: 0 x a must be 0, the token that is not there
   arguments = x_BTNH, dt_BTN * a_N[None, None], dt_BTN, b_BTKE, c_BTKE, initial_state_BNHE, reset_BT
   kind = target_device_kind()
-  if implementation == "pallas" or (implementation is None and blocks.prefers_pallas(kind)):
-    tiles = blocks.pallas_blocks(kind)
-    tiles = dataclasses.replace(tiles, chunk=chunk) if chunk else tiles
-    reason = pallas_tpu.supports(x_BTNH, b_BTKE, c_BTKE, kind, tiles, spec)
-    if reason is None:
-      return pallas_tpu.ssd(*arguments, d_N, blocks=tiles, spec=spec)
-    if implementation == "pallas":
-      raise NotImplementedError(f"ssd implementation 'pallas': {reason}")
-  if implementation == "reference":
-    y_BTNH, state_BNHE = reference.ssd(*arguments)
-  elif implementation in (None, "xla"):
-    chunk = chunk or blocks.chunk_length(target_platform(), head_dim, state_dim)
-    y_BTNH, state_BNHE = xla.ssd(*arguments, chunk=chunk)
-  else:
+  tiles = blocks.pallas_blocks(kind)
+  tiles = dataclasses.replace(tiles, chunk=chunk) if chunk else tiles
+
+  def reason():
+    return pallas_tpu.supports(x_BTNH, b_BTKE, c_BTKE, kind, tiles, spec)
+
+  name = implementation
+  if name is None:
+    name = "pallas" if blocks.prefers_pallas(kind) and reason() is None else "xla"
+  if name not in IMPLEMENTATIONS:
     raise NotImplementedError(
       f"ssd has no implementation {implementation!r}; known: {', '.join(IMPLEMENTATIONS)}"
     )
+  if name == "pallas" and (refused := reason()) is not None:
+    raise NotImplementedError(f"ssd implementation 'pallas': {refused}")
+  note(
+    "ssd",
+    name,
+    {"x": x_BTNH, "b": b_BTKE},
+    named=implementation is not None,
+    refused=lambda: {"pallas": reason()},
+  )
+  if name == "pallas":
+    return pallas_tpu.ssd(*arguments, d_N, blocks=tiles, spec=spec)
+  if name == "reference":
+    y_BTNH, state_BNHE = reference.ssd(*arguments)
+  else:
+    chunk = chunk or blocks.chunk_length(target_platform(), head_dim, state_dim)
+    y_BTNH, state_BNHE = xla.ssd(*arguments, chunk=chunk)
   if d_N is not None:
     y_BTNH += d_N[None, None, :, None] * x_BTNH.astype(jnp.float32)
   return y_BTNH.astype(x_BTNH.dtype), state_BNHE
