@@ -78,7 +78,12 @@ class Program:
     that follows does not trace it again. batch: abstract, global, with shardings."""
     bucketed = self.buckets and self.cfg.objective.bucketed_training
     with self.context():
-      self.step.trace(self.state, batch, **({"bucket": self.buckets[bucket]} if bucketed else {}))
+      self.step.trace(
+        self.state,
+        batch,
+        self.frozen or None,
+        **({"bucket": self.buckets[bucket]} if bucketed else {}),
+      )
 
 
 def build_program(
