@@ -48,12 +48,12 @@ def stage(width, d_ff=None, **options):
 
 def loss_of(cfg, tokens, capacities):
   def loss(params):
-    score, _ = cfg.build().apply(
+    score = cfg.build().apply(
       {"params": params},
       tokens[:, :-1],
       tokens[:, 1:],
       capacities=capacities,
-      method="score_with_stages",
+      method="score",
     )
     return -jnp.mean(score.log_prob_BT)
 

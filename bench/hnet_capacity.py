@@ -50,10 +50,10 @@ def compiled_gradient(cfg: HNetConfig, batch_size: int, seq_len: int, capacity: 
   )
 
   def loss(params, tokens, targets):
-    score, infos = module.apply(
-      {"params": params}, tokens, targets, capacities=(capacity,), method="score_with_stages"
+    score = module.apply(
+      {"params": params}, tokens, targets, capacities=(capacity,), method="score"
     )
-    return -jnp.mean(score.log_prob_BT) + 0.03 * ratio_loss(*ratio_sums(infos[0]), 6.0)
+    return -jnp.mean(score.log_prob_BT) + 0.03 * ratio_loss(*ratio_sums(score.aux[0]), 6.0)
 
   return jax.jit(jax.grad(loss)).lower(params, tokens, tokens).compile()
 

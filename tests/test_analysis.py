@@ -3,6 +3,7 @@ they cost nothing.
 """
 
 import pathlib
+import re
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.analysis import Edit, edits, record, sites
+from jaxlm.analysis import Edit, edits, intervene, observe, record, sites
+from jaxlm.checkpoint.opening import Opened
 from jaxlm.config import ConfigError
 from jaxlm.kernels.attention import attention, attention_weights
 from jaxlm.training.config import load_config, run_config
@@ -200,30 +202,69 @@ def test_unused_taps_leave_the_compiled_step_as_it_is(monkeypatch):
   assert text() == with_taps
 
 
-def test_h_net_boundaries_can_be_read_and_set():
-  cfg, params, batch = given("hnet")
-  (name,) = [n for n in sites(cfg) if n.endswith("boundary")]
-  everywhere = record(cfg, params, batch, ["boundary"], edits=edits(cfg, {name: Edit(value=True)}))
-  assert everywhere["boundary"].all()
-  nowhere = edits(cfg, {name: Edit(value=False)})
-  _, infos = jax.jit(lambda v, t: cfg.build().apply(v, t, method="with_stages"))(
-    {"params": params, "edits": nowhere}, batch["tokens"]
+def opened(name):
+  """What `open_model` returns, of a small model that was never on a disk."""
+  cfg, params, batch = given(name)
+  return Opened(cfg, params, folder=""), batch
+
+
+def test_h_net_boundaries_are_read_and_set_by_one_call_each():
+  model, batch = opened("hnet")
+  found = observe(model, batch["tokens"], "boundary")
+  assert found["boundary"].shape == (2, 12) and found["boundary"][:, 0].all()
+  everywhere = intervene(model, batch["tokens"], {"boundary": Edit(value=True)}, "boundary")
+  assert everywhere["boundary"].all() and not found["boundary"].all()
+  nowhere = edits(model.config, {"boundary": Edit(value=False)})
+  _, infos, _ = jax.jit(lambda v, t: model.config.build().apply(v, t, method="run"))(
+    {"params": model.params, "edits": nowhere}, batch["tokens"]
   )
   np.testing.assert_array_equal(
     infos[0].boundary_BT, np.arange(12)[None].repeat(2, 0) == 0
   )  # the first byte stays
 
 
-def test_mrt5_gates_can_be_read_and_set():
-  cfg, params, batch = given("mrt5")
-  gate = record(cfg, params, batch, ["gate"])["gate"]
-  assert gate.shape == (2, 12) and float(gate.max()) <= 0
-  closed = record(
-    cfg, params, batch, ["gate"], edits=edits(cfg, {"gate": Edit(value=cfg.reduction.scale)})
+def test_mrt5_gates_are_read_and_set_by_one_call_each():
+  model, batch = opened("mrt5")
+  found = observe(model, batch, "gate")
+  assert found["gate"].shape == (2, 12) and float(found["gate"].max()) <= 0
+  closed = intervene(model, batch, {"gate": Edit(value=model.config.reduction.scale)})
+  assert float(jnp.abs(closed["output"] - found["output"]).max()) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["pattern", "lact", "mrt5"])
+def test_attention_is_read_and_set_by_one_call_each(name):
+  """Every query looks at the first key alone: then what attention gives is that key's value."""
+  model, batch = opened(name)
+  attention, values, out = {
+    "mrt5": [f"decoder/attention/{x}" for x in ("attention", "v", "heads")],
+    "lact": ("attention", "v", "attended"),
+  }.get(name, ("attention", "v", "heads"))
+  plain = observe(model, batch, attention, values, out)
+  first_S = jnp.zeros(plain[attention][0].shape[-1]).at[0].set(1)
+  same = intervene(model, batch, {(attention, 0): Edit(value=plain[attention][0])}, out)
+  np.testing.assert_allclose(same[out][0], plain[out][0], atol=1e-5)
+  found = intervene(model, batch, {(attention, 0): Edit(value=first_S)}, attention, values, out)
+  np.testing.assert_array_equal(found[attention][0][..., 0], 1.0)
+  v_BTNH = found[values][0]
+  np.testing.assert_allclose(
+    found[out][0], jnp.broadcast_to(v_BTNH[:, :1], v_BTNH.shape), atol=1e-5
   )
-  assert (
-    float(jnp.abs(closed["output"] - record(cfg, params, batch, ["gate"])["output"]).max()) > 1e-4
-  )
+  assert float(jnp.abs(found["output"] - plain["output"]).max()) > 1e-4
+
+
+def test_the_page_lists_every_site_of_every_family():
+  page = (CONFIGS.parent / "docs" / "taps.md").read_text()
+  table = page[page.index("| site |") :]
+  listed = {
+    name
+    for row in table.splitlines()
+    for name in re.findall(r"`(\w+)`", row.split("|")[1] if row.startswith("|") else "")
+  }
+  found = set()
+  for file, overrides in FILES.values():
+    cfg = run_config(load_config(f"{CONFIGS}/{file}", overrides)).model
+    found |= {name.rsplit("/", 1)[-1] for name in sites(cfg)}
+  assert listed == found
 
 
 def test_a_wrong_site_or_layer_is_answered_with_the_right_ones():

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from jaxlm.config import ConfigError
-from jaxlm.generation import Generator, Sampling
+from jaxlm.generation import Sampling, engine_for
+from jaxlm.generation.sampling import GREEDY
 from jaxlm.layers.mixer import Context
+from jaxlm.models.encoder_decoder import EncoderDecoderConfig
 from jaxlm.training.run import train
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -25,6 +27,7 @@ TABLES = (
   "jaxlm.layers.positions:POSITIONS",
   "jaxlm.objectives:OBJECTIVES",
   "jaxlm.data:DATA",
+  "jaxlm.generation:ENGINES",
 )
 
 
@@ -79,8 +82,8 @@ def test_the_position_trains_and_decodes(tmp_path):
   import jaxlm
 
   opened = jaxlm.open_model(tmp_path / "run")
-  generator = Generator(opened.config, opened.params, Sampling(temperature=0))
-  new = generator.generate([[1, 2, 3], [4]], 3)
+  engine = engine_for(opened.config, sampling=GREEDY)
+  new = engine.generate(opened.params, [[1, 2, 3], [4]], 3).answers
   assert [len(tokens) for tokens in new] == [3, 3]
   whole = opened.config.build().apply({"params": opened.params}, jnp.asarray([[1, 2, 3, *new[0]]]))
   np.testing.assert_array_equal(
@@ -95,6 +98,8 @@ def test_the_mixer_streams_what_it_maps_and_keeps_documents_apart(tmp_path):
     ]
   )
   from mine.moving_average import MovingAverageConfig
+
+  from jaxlm.layers.rewind import rewind
 
   cfg, D, rng = MovingAverageConfig(), 8, np.random.default_rng(0)
 
@@ -120,6 +125,11 @@ def test_the_mixer_streams_what_it_maps_and_keeps_documents_apart(tmp_path):
   np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=1e-6)
   _, kept = apply(x[:, :3], jnp.zeros((1, 3), jnp.int32), state)
   np.testing.assert_array_equal(kept, state)  # padding leaves a row as it was
+  once = jnp.ones((1, 2), jnp.int32)
+  _, before = apply(x[:, :2], once, cfg.init_state(D, 1, 9, "float32", rewindable=2))
+  _, after = apply(x[:, 2:4], once, before)
+  y, _ = apply(x[:, 4:6], once, rewind(after, jnp.asarray([2])))
+  np.testing.assert_array_equal(y, apply(x[:, 4:6], once, before)[0])
   packed, _ = apply(x, jnp.asarray([[1] * 4 + [2] * 5]))
   np.testing.assert_allclose(packed[:, 4:], apply(x[:, 4:], ids[:, 4:])[0], atol=1e-6)
 
@@ -178,6 +188,24 @@ def test_the_task_is_learnt_and_shared_out_to_hosts(tmp_path):
   first = trained(tmp_path / "a", train=dict(steps=1))
   later = trained(tmp_path / "b", train=dict(steps=60))
   assert later.metrics["loss"] < first.metrics["loss"] - 0.3
+
+
+def test_the_engine_keeps_the_most_probable_answer_and_refuses_other_models(tmp_path):
+  trained(tmp_path)
+  import jaxlm
+
+  config, params, _ = jaxlm.open_model(tmp_path / "run")
+  prompts, scores = [[1, 2, 3], [4], [5, 6]], []
+  for num_answers in (1, 4):
+    engine = engine_for(config, "best_of", num_answers=num_answers, sampling=Sampling(2.0))
+    found = engine.generate(params, prompts, 4, seed=3)
+    assert [len(answer) for answer in found.answers] == [4, 4, 4]
+    scores.append(engine.log_probs(params, found.rows, 7))
+  assert (scores[1] >= scores[0]).all() and (scores[1] > scores[0]).any()
+  again = engine.generate(params, prompts, 4, seed=3, batch_size=1)
+  np.testing.assert_array_equal(np.stack(again.answers), np.stack(found.answers))
+  with pytest.raises(ConfigError, match="'best_of' decodes models that score next_token, token by"):
+    engine_for(EncoderDecoderConfig(), "best_of")
 
 
 def test_the_probe_gives_a_number_for_each_head(tmp_path):

@@ -55,16 +55,16 @@ TABLE = Table(
 def sample(workdir: pathlib.Path, row: str, num_tokens: int, seed: int = 0) -> str:
   """Text continued from PROMPT by a finished row, temperature 0.7, nucleus 0.95."""
   from jaxlm.checkpoint.opening import open_model
-  from jaxlm.generation import Generator, Sampling
+  from jaxlm.generation import Sampling, engine_for
 
   opened = open_model(runner.folder(workdir, "", row, 0))
   config, params = opened.run, opened.params
   cfg = run_config(config)
   tokenizer = cfg.data.load_tokenizer()
-  generator = Generator(cfg.model, params, Sampling(temperature=0.7, top_p=0.95))
+  engine = engine_for(cfg.model, sampling=Sampling(temperature=0.7, top_p=0.95))
   prompt = tokenizer.prompt(PROMPT).tolist()
-  [new] = generator.generate([prompt], num_tokens, seed=seed)
-  return tokenizer.decode([*prompt[1:], *map(int, new)])
+  [tokens] = engine.generate(params, [prompt], num_tokens, seed=seed).sequences
+  return tokenizer.decode(tokens[1:].tolist())
 
 
 def main(argv=None) -> int:

@@ -61,7 +61,7 @@ def route(cfg, params, texts: list[bytes]):
   import jax.numpy as jnp
 
   module = cfg.model.build()
-  apply = jax.jit(lambda params, t: module.apply({"params": params}, t, method="with_stages")[1][0])
+  apply = jax.jit(lambda params, t: module.apply({"params": params}, t, method="run").aux[0])
   width = max(map(len, texts)) + 1
   rows = np.zeros((len(texts), width), np.int32)
   for row, text in zip(rows, texts):

@@ -14,20 +14,16 @@ import json
 import pathlib
 
 
-def orders(cfg, params, frames, answering):
-  """[(tokens, when)] of each frame: when is the number of the insertion, from 1; 0 was given."""
-  import jax
-
-  out = []
-  for number, frame in enumerate(frames):
-    inserter = answering.inserter(cfg.model, cfg.data.form, cfg.data.special_tokens)
-    tokens, when = list(frame.tokens), [0] * len(frame.tokens)
-    key = jax.random.fold_in(jax.random.key(answering.seed), number)
-    for _, step in inserter.stream(params, inserter.start([frame.tokens], [frame.closed]), key):
-      if bool(step.inserted_B[0]):
-        at = int(step.slot_B[0]) + 1
-        tokens.insert(at, int(step.token_B[0]))
-        when.insert(at, max(when) + 1)
+def orders(cfg, params, prompts, answering):
+  """[(tokens, when)] of each prompt: when is the number of the insertion, from 1; 0 was given."""
+  engine, out = answering.engine(cfg.model, cfg.data.form, cfg.data.special_tokens), []
+  for number, prompt in enumerate(prompts):
+    tokens, when = list(prompt.tokens), [0] * len(prompt)
+    room = answering.max_len - len(prompt)
+    for snapshot in engine.watch(params, prompt, room, seed=answering.seed + number):
+      if snapshot.newest is not None:
+        tokens = [int(token) for token in snapshot.sequence]
+        when.insert(snapshot.newest, max(when) + 1)
     out.append((tokens, when))
   return out
 
@@ -104,8 +100,9 @@ def main():
   args = parser.parse_args()
 
   from jaxlm.checkpoint.opening import open_model
+  from jaxlm.generation import Prompt
   from jaxlm.generation.answers import Answering
-  from jaxlm.generation.forms_command import Frame, frame
+  from jaxlm.generation.forms_command import frame
   from jaxlm.generation.insertion import Filter, InsertionSampling
   from jaxlm.training.config import run_config
 
@@ -120,8 +117,7 @@ def main():
     ]
   else:
     frames = [
-      Frame(p.tolist(), [True] * (len(p) - 1) + [False], len(a))
-      for p, a in cfg.data.problems("test", seed=cfg.seed, number=args.samples)
+      Prompt(p.tolist()) for p, _ in cfg.data.problems("test", seed=cfg.seed, number=args.samples)
     ]
   token = Filter(top_k=1) if args.greedy else Filter(top_p=args.top_p)
   answering = Answering(

@@ -1,8 +1,9 @@
 """Looking into trained models and changing what happens inside them. Where the taps are:
-`jaxlm.layers.taps`.
+docs/taps.md.
 """
 
 from jaxlm.analysis.activations import edits, record, sites
+from jaxlm.analysis.opened import intervene, observe
 from jaxlm.layers.taps import Edit
 
-__all__ = ["Edit", "edits", "record", "sites"]
+__all__ = ["Edit", "edits", "intervene", "observe", "record", "sites"]

@@ -6,7 +6,9 @@ them changed.
   edits=heads)
 
 A site is named by its last name where one stack has it ("heads"), else with what tells it apart
-("decoder/cross/heads"). "attention" stands for whole attention matrices, (B, N, T, S) float32.
+("decoder/cross/heads"). "attention" stands for whole attention matrices, (B, N, T, S) float32: the
+only site that costs memory and time where it is asked for, since attention is then computed from
+the matrix. docs/taps.md lists the sites.
 """
 
 import functools
@@ -85,17 +87,13 @@ def edits(cfg: ModelConfig, changes: Mapping[Any, Edit]) -> dict:
   tree: dict = {}
   for site, by_layer in by_site.items():
     for part in _found(cfg, site):
-      if part.path[0] == ATTENTION:
-        raise ConfigError(
-          f"{site!r} is computed from q and k and cannot be edited; edit q, k or heads"
-        )
       edit = (
         by_layer[None]
         if part.layers is None
         else _stacked(site, by_layer, part.layers, _count(cfg, site))
       )
       if edit is not None:
-        _put(tree, part.path, edit)
+        _put(tree, part.path[part.path[0] == ATTENTION :], edit)
   return tree
 
 
@@ -158,13 +156,13 @@ def _places(cfg: ModelConfig) -> dict[str, list[Place]]:
 
   def run(params, arguments):
     return cfg.build().apply(
-      {"params": params}, *arguments, mutable=["intermediates", "attention"]
+      {"params": params}, *arguments, mutable=["intermediates", "taps", "attention"]
     )[1]
 
   kept = jax.eval_shape(run, params, arguments)
   parts = [(name, part) for name, stack in cfg.stacks.items() for part in stack]
   out: dict[str, list[Place]] = {}
-  for collection, prefix in (("intermediates", ()), ("attention", (ATTENTION,))):
+  for collection, prefix in (("taps", ()), ("attention", (ATTENTION,))):
     for path, _ in jax.tree_util.tree_leaves_with_path(kept.get(collection, {})):
       path = tuple(str(key.key) for key in path if hasattr(key, "key"))
       found = next(

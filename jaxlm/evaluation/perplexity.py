@@ -21,8 +21,6 @@ from jaxlm.evaluation.tables import averaged_log_prob
 from jaxlm.models.score import lexicon_of, lexinvariant
 from jaxlm.parallel.mesh import BATCH_AXES
 
-MODEL_FIELDS = ("tokens", "targets", "segment_ids", "positions")
-
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -224,11 +222,14 @@ def _sums(params, batch, *, config, num_tables=1):
   if num_tables > 1:
     log_prob_BT = averaged_log_prob(config, params, batch, num_tables)
   else:
+    tokens_BT, *others = config.inputs(batch)
     log_prob_BT = (
       config.build()
       .apply(
         {"params": params},
-        *(batch[k] for k in MODEL_FIELDS),
+        tokens_BT,
+        batch["targets"],
+        *others,
         method="score",
         **lexicon_of(config, batch, train=False),
       )

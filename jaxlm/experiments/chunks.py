@@ -139,9 +139,7 @@ def stages_on_validation(cfg, params, num_rows: int):
   from jaxlm.data.text import evaluation_batches
 
   module, T = cfg.model.build(), cfg.data.seq_len
-  apply = jax.jit(
-    lambda params, *args: module.apply({"params": params}, *args, method="with_stages")[1]
-  )
+  apply = jax.jit(lambda params, *args: module.apply({"params": params}, *args, method="run").aux)
   tokens, found = [], []
   for batch in evaluation_batches(cfg.data, "validation", T, 16, num_tokens=num_rows * T):
     tokens.append(batch["tokens"])

@@ -65,29 +65,19 @@ def answers(*, max_len: int = 256, num_questions: int | None = None):
   """
 
   def measure(trained: Trained, overrides_at) -> Measured:
-    import functools
-
-    import jax
-
     from jaxlm.data import byte_t5
     from jaxlm.evaluation.answers import answer_scores
-    from jaxlm.generation.encoder_decoder import greedy
-    from jaxlm.generation.hard_deletion import evaluation_mode
+    from jaxlm.generation import engine_for
     from jaxlm.training.config import run_config
 
     cfg = run_config(trained.config)
-    decode = jax.jit(
-      functools.partial(greedy, cfg.model.build(), max_len=max_len, mode=evaluation_mode(cfg.model))
-    )
     questions, exact, f1 = cfg.data.questions("test")[:num_questions], 0.0, 0.0
-    for start in range(0, len(questions), cfg.data.batch_size):
-      some = questions[start : start + cfg.data.batch_size]
-      rows = [byte_t5.encode(byte_t5.qa_texts(q)[0], cfg.data.seq_len) for q in some]
-      rows += [rows[-1]] * (cfg.data.batch_size - len(rows))  # one shape, one program
-      found = np.asarray(decode(trained.params, byte_t5.pad(rows, cfg.data.seq_len)).tokens_BT)
-      for question, ids in zip(some, found):
-        scores = answer_scores(byte_t5.decode(ids[1:]), question["answers"])
-        exact, f1 = exact + scores[0], f1 + scores[1]
+    prompts = [byte_t5.encode(byte_t5.qa_texts(q)[0], cfg.data.seq_len) for q in questions]
+    engine = engine_for(cfg.model, data=cfg.data, input_len=cfg.data.seq_len)
+    found = engine.generate(trained.params, prompts, max_len, batch_size=cfg.data.batch_size)
+    for question, ids in zip(questions, found.answers):
+      scores = answer_scores(byte_t5.decode(ids), question["answers"])
+      exact, f1 = exact + scores[0], f1 + scores[1]
     numbers = deletion(split="test", num_rows=len(questions), timed=True)(
       trained, overrides_at
     ).numbers
@@ -147,7 +137,7 @@ def runtime(
       )[:2],
       static_argnums=1,
     )
-    reduced = whole(trained.params, None)[1].reduced
+    reduced = whole(trained.params, None)[1].memory.reduced
     fits = (
       None
       if reduced is None
@@ -155,7 +145,7 @@ def runtime(
     )
 
     def forward():
-      logits, memory = whole(trained.params, fits)
+      logits, (memory, _) = whole(trained.params, fits)
       return logits, memory.h_BCD.shape[1]
 
   _, width = forward()
@@ -232,7 +222,7 @@ def batches_of(trained: Trained, *, num_rows: int, split: str, hard: bool):
   @jax.jit
   def run(params, batch, key):
     real_BL, w_BT = batch["tokens"] != PAD, batch["loss_weights"]
-    logits_BTV, memory, _ = model.apply(
+    logits_BTV, (memory, _), _ = model.apply(
       {"params": params},
       batch["tokens"],
       batch["decoder_tokens"],

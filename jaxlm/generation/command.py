@@ -6,6 +6,7 @@ from jaxlm import json_text
 from jaxlm.commands.exits import command
 from jaxlm.commands.flags import CONFIG, Parser, whole
 from jaxlm.config import ConfigError, check_seed
+from jaxlm.generation.base import ENGINES, Options, engine_class
 
 MOST = 10_000_000  # a cache has a place for each token, and is made before the first
 
@@ -21,14 +22,16 @@ Of weights from elsewhere, with a configuration whose `data` they read:
 
 Insertion models fill gaps of a prompt; the sentence is shown after every insertion:
 
-  jaxlm generate --run runs/ilm-text --prompt "a ___ used for ___" --top_p 0.9 --slot_top_k 1"""
+  jaxlm generate --run runs/ilm-text --prompt "a ___ used for ___" --top_p 0.9 --slot_top_k 1
+
+Every model has a default decoding engine. --algorithm names another: {engines}."""
 
 
 @command("jaxlm generate")
 def main(argv: list[str]) -> int:
   parser = Parser(
     "jaxlm generate",
-    description=USAGE,
+    description=USAGE.format(engines=", ".join(ENGINES.table)),
     others=CONFIG,
     example='jaxlm generate --run runs/tiny --prompt "Call me"',
   )
@@ -41,16 +44,28 @@ def main(argv: list[str]) -> int:
     "--prompt", action="append", default=[], help="text to continue; repeat for a batch"
   )
   parser.add_argument("--max_new_tokens", type=whole, default=200)
+  parser.add_argument("--algorithm", default=None, help="decoding engine; default: the model's")
   parser.add_argument(
-    "--temperature", type=float, default=None, help="0 is greedy; default 0.8, of insertion 1"
+    "--temperature",
+    type=float,
+    default=None,
+    help="0 is greedy; default 0.8, of insertion and masked diffusion 1, of encoder-decoders 0",
   )
-  parser.add_argument("--top_k", type=whole, default=None)
-  parser.add_argument("--top_p", type=float, default=None)
+  parser.add_argument("--top_k", type=whole, default=None, help="keep the k most probable tokens")
+  parser.add_argument(
+    "--top_p", type=float, default=None, help="keep the most probable tokens that make up p"
+  )
+  parser.add_argument(
+    "--min_p",
+    type=float,
+    default=None,
+    help="keep tokens of at least p times the best's probability",
+  )
   parser.add_argument(
     "--slot_top_k",
     type=whole,
     default=None,
-    help="insertion: of the slots, before the token is drawn",
+    help="insertion: of the slots, chosen before the token",
   )
   parser.add_argument("--slot_top_p", type=float, default=None)
   parser.add_argument(
@@ -79,10 +94,12 @@ def main(argv: list[str]) -> int:
   if max(args.max_new_tokens, args.num_samples) > MOST:
     raise ConfigError(f"--max_new_tokens and --num_samples are at most {MOST:,}")
   check_seed(args.seed, "--seed")
-  from jaxlm.generation.sampling import Sampling
-
-  sampling = Sampling(0.8 if args.temperature is None else args.temperature, args.top_k, args.top_p)
-  return _continue(config_of(args.run, spec, overrides), args, sampling)
+  cfg = config_of(args.run, spec, overrides)
+  cls = engine_class(cfg.model, args.algorithm, cfg.data.batch_form)
+  options = Options(
+    **{name: value for name, value in vars(args).items() if name in Options._fields}
+  )
+  return _continue(cfg, args, cls, cls.from_options(options))
 
 
 def _encodes(text: str) -> bool:
@@ -94,40 +111,33 @@ def _encodes(text: str) -> bool:
   return True
 
 
-def _continue(cfg, args, sampling) -> int:
+def _continue(cfg, args, cls, fields) -> int:
+  """cls: of the engine; fields: of it, chosen by flags."""
   from jaxlm.checkpoint.opening import open_model
   from jaxlm.data.base import FramedDataConfig
-  from jaxlm.generation import Generator
 
+  engine = cls(cfg.model, **cls.from_data(cfg.data) | fields)
+  params = open_model(args.run, model=cfg.model, step=args.step, ema=args.ema).params
   if isinstance(cfg.data, FramedDataConfig):
     from jaxlm.generation.forms_command import generate
 
-    return generate(
-      cfg,
-      open_model(args.run, model=cfg.model, step=args.step, ema=args.ema).params,
-      args,
-      sampling,
-    )
-  if cfg.model.scores == "target_sequence":
-    return _answer(cfg, args)
-  if not cfg.model.decodes:
-    raise ConfigError(
-      f"a model that scores {cfg.model.scores} does not decode token by token; what it makes is measured by its tables "
-      f"in experiments/"
-    )
-  params = open_model(args.run, model=cfg.model, step=args.step, ema=args.ema).params
+    return generate(cfg, engine, params, args)
+  texts = [text for text in args.prompt or [""] for _ in range(args.num_samples)]
+  if cfg.data.batch_form == "encoder_decoder":
+    return _answer(engine, params, texts, args)
   tokenizer = cfg.data.load_tokenizer()
-  texts = [text for text in (args.prompt or [""]) for _ in range(args.num_samples)]
   prompts = [tokenizer.prompt(text).tolist() for text in texts]
-  generator = Generator(cfg.model, params, sampling, stop_tokens=tokenizer.stops)
   if len(prompts) == 1 and not args.json:
-    text = tokenizer.stream()
+    text, shown = tokenizer.stream(), len(prompts[0])
     print(texts[0], end="", flush=True)
-    for token_B in generator.stream(prompts, args.max_new_tokens, seed=args.seed):
-      print(text.push(int(token_B[0])), end="", flush=True)
+    for snapshot in engine.watch(params, prompts[0], args.max_new_tokens, seed=args.seed):
+      for token in snapshot.sequence[shown:]:
+        print(text.push(int(token)), end="", flush=True)
+      shown = len(snapshot.sequence)
     print(text.close())
     return 0
-  for text, tokens in zip(texts, generator.generate(prompts, args.max_new_tokens, seed=args.seed)):
+  found = engine.generate(params, prompts, args.max_new_tokens, seed=args.seed)
+  for text, tokens in zip(texts, found.answers):
     new = tokenizer.decode(tokens.tolist())
     print(
       json_text.dumps({"prompt": text, "continuation": new})
@@ -137,17 +147,13 @@ def _continue(cfg, args, sampling) -> int:
   return 0
 
 
-def _answer(cfg, args) -> int:
-  """An encoder-decoder reads the prompt whole and answers, greedily; a delete gate deletes hard."""
-  from jaxlm.checkpoint.opening import open_model
-  from jaxlm.generation.encoder_decoder import answers
-  from jaxlm.generation.hard_deletion import evaluation_mode
+def _answer(engine, params, texts, args) -> int:
+  """An encoder-decoder reads the prompt whole, over ByT5's bytes, and answers."""
+  from jaxlm.data import byte_t5
 
-  params = open_model(args.run, model=cfg.model, step=args.step, ema=args.ema).params
-  prompts = args.prompt or [""]
-  for text, answer in zip(
-    prompts,
-    answers(cfg.model.build(), params, prompts, args.max_new_tokens, evaluation_mode(cfg.model)),
-  ):
+  prompts = [byte_t5.encode(text) for text in texts]
+  found = engine.generate(params, prompts, args.max_new_tokens, seed=args.seed)
+  for text, ids in zip(texts, found.answers):
+    answer = byte_t5.decode(ids)
     print(json_text.dumps({"prompt": text, "continuation": answer}) if args.json else answer)
   return 0

@@ -10,61 +10,38 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-import numpy as np
 
 from jaxlm import json_text
 from jaxlm.config import ConfigError
 from jaxlm.data.forms import framed, prompt
-from jaxlm.generation.answers import Answering
-from jaxlm.generation.insertion import Filter, InsertionSampling
+from jaxlm.generation.base import Engine, Prompt
+from jaxlm.generation.infilling import Infilling
 
-GAP = re.compile(r"_{3,}")
+GAP = re.compile(r"(_{3,})")
 
 
-class Frame(NamedTuple):
-  """tokens as the model begins; closed: slots that stay closed; length: tokens to be filled in by
-  masked diffusion.
+def generate(cfg, engine: Engine, params, args) -> int:
+  """Prints what an engine makes of the prompts of a run of `cfg.data.form`; args of `jaxlm
+  generate`.
   """
-
-  tokens: list[int]
-  closed: list[bool]
-  length: int
-
-
-def generate(cfg, params, args, sampling) -> int:
-  """Prints what a run of `cfg.data.form` generates; args of `jaxlm generate`, sampling for models
-  from left to right.
-  """
-  form, data = cfg.data.form, cfg.data
-  if args.stop_threshold is not None and not 0 < args.stop_threshold < 1:
-    raise ConfigError(f"--stop_threshold={args.stop_threshold}: wanted a probability inside (0, 1)")
-  frames = [
-    frame(data, text, args.max_new_tokens, cfg.seed)
+  data = cfg.data
+  read = gapped if isinstance(engine, Infilling) else frame
+  prompts = [
+    read(data, text, args.max_new_tokens, cfg.seed)
     for text in (args.prompt or [""])
     for _ in range(args.num_samples)
   ]
-  most = max(len(f.tokens) for f in frames) + args.max_new_tokens
-  answering = Answering(
-    max_len=min(most, cfg.model.max_len or most),
-    batch_size=len(frames),
-    insertion=insertion_sampling(args),
-    causal=sampling,
-    stop_threshold=args.stop_threshold or 0.9,
-    seed=args.seed,
-  )
-  if form.startswith("insertion") and len(frames) == 1 and not args.json:
-    return _grow(cfg, params, answering, frames[0])
+  grows = (engine.form or "").startswith("insertion")
+  if grows and len(prompts) == 1 and not args.json:
+    return _grow(cfg, engine, params, prompts[0], args)
   start = time.perf_counter()
-  found = answering.answer(
-    cfg.model,
+  most = max(map(len, prompts)) + args.max_new_tokens
+  found = engine.generate(
     params,
-    form,
-    data.special_tokens,
-    [f.tokens for f in frames],
-    [f.length for f in frames],
-    closed=[f.closed for f in frames],
+    prompts,
+    args.max_new_tokens,
+    max_len=min(most, cfg.model.max_len or most),
+    seed=args.seed,
   )
   seconds = time.perf_counter() - start
   say = speaker(data)
@@ -78,30 +55,14 @@ def generate(cfg, params, args, sampling) -> int:
   return 0
 
 
-def insertion_sampling(args) -> InsertionSampling:
-  """--temperature 0 is greedy; --top_k and --top_p are of the token, --slot_top_k and --slot_top_p
-  of the slot.
+def frame(data, text: str, max_new_tokens: int, seed: int = 0) -> Prompt:
+  """The prompt as the data's form begins. seed: of the run, whose test problems a task without a
+  prompt reads.
   """
-  if args.temperature == 0:
-    return InsertionSampling(Filter(top_k=1), Filter(top_k=1))
-  if args.temperature not in (None, 1.0):
-    raise ConfigError(
-      f"--temperature={args.temperature}: insertion draws from the model's own distribution (1) or takes "
-      f"the best (0); sharpen it with --top_k, --top_p, --slot_top_k or --slot_top_p"
-    )
-  return InsertionSampling(Filter(args.top_k, args.top_p), Filter(args.slot_top_k, args.slot_top_p))
-
-
-def frame(data, text: str, max_new_tokens: int, seed: int = 0) -> Frame:
-  """seed: of the run, whose test problems a task without a prompt reads."""
   if not data.has_text:
     return _task_frame(data, text, seed)
-  tokenizer = data.load_tokenizer()
-  pieces = [
-    tokenizer.encode(piece.strip() if i == 0 else piece.rstrip()).tolist() if piece.strip() else []
-    for i, piece in enumerate(GAP.split(text))
-  ]
-  if len(pieces) > 1 and not data.form.startswith("insertion"):
+  pieces, gaps = _pieces(data, text)
+  if gaps and not data.form.startswith("insertion"):
     raise ConfigError(
       f"--prompt {text!r} has a gap, which only insertion models fill without being told its length; this "
       f"run's form is {data.form!r}"
@@ -109,16 +70,44 @@ def frame(data, text: str, max_new_tokens: int, seed: int = 0) -> Frame:
   given, _ = framed([], sum(pieces, []), data.special_tokens, data.form)
   given = given[:-1] if data.form == "causal" else given
   closed, at = [True] * len(given), len(given) - sum(map(len, pieces)) - 1
-  for piece in pieces[:-1] if len(pieces) > 1 else pieces:
+  for piece in pieces[:-1] if gaps else pieces:
     at += len(piece)
     closed[at] = False
-  return Frame(given.tolist(), closed, max_new_tokens)
+  return Prompt(given.tolist(), closed, max_new_tokens)
 
 
-def _task_frame(data, text: str, seed: int) -> Frame:
+def gapped(data, text: str, max_new_tokens: int = 0, seed: int = 0) -> Prompt:
+  """The prompt of `--algorithm infilling`: its text, with a token to be found for each underscore of
+  a gap. Insertion does not look at how many they are.
+  """
+  if not data.has_text:
+    raise ConfigError(
+      "--algorithm infilling fills gaps of texts, and the data of this run are none"
+    )
+  pieces, gaps = _pieces(data, text)
+  if not gaps:
+    raise ConfigError(f"--prompt {text!r} has no gap; write ___, one underscore for each token")
+  tokens, removed = [*pieces[0]], [False] * len(pieces[0])
+  for gap, piece in zip(gaps, pieces[1:]):
+    tokens += [0] * len(gap) + piece
+    removed += [True] * len(gap) + [False] * len(piece)
+  return Prompt(tokens, removed=removed)
+
+
+def _pieces(data, text: str) -> tuple[list[list[int]], list[str]]:
+  """(tokens of the text around its gaps, the gaps)."""
+  tokenizer, parts = data.load_tokenizer(), GAP.split(text)
+  pieces = [
+    tokenizer.encode(piece.strip() if i == 0 else piece.rstrip()).tolist() if piece.strip() else []
+    for i, piece in enumerate(parts[::2])
+  ]
+  return pieces, parts[1::2]
+
+
+def _task_frame(data, text: str, seed: int) -> Prompt:
   if not text:  # the first test problem
     [(given, answer)] = data.problems("test", seed=seed, number=1)
-    return Frame(given.tolist(), [True] * (len(given) - 1) + [False], len(answer))
+    return Prompt(given.tolist(), num_new=len(answer))
   try:
     question = [int(word) for word in text.split()]
   except ValueError:
@@ -130,7 +119,7 @@ def _task_frame(data, text: str, seed: int) -> Frame:
   if wrong:
     raise ConfigError(f"--prompt: token {wrong[0]} is outside the vocabulary of {data.vocab_size}")
   given = prompt(question, data.special_tokens, data.form).tolist()
-  return Frame(given, [True] * (len(given) - 1) + [False], data.seq_len - len(given))
+  return Prompt(given, num_new=data.seq_len - len(given))
 
 
 def speaker(data) -> Callable[[Sequence[int]], str]:
@@ -147,21 +136,15 @@ def speaker(data) -> Callable[[Sequence[int]], str]:
   )
 
 
-def _grow(cfg, params, answering: Answering, begun: Frame) -> int:
+def _grow(cfg, engine: Engine, params, begun: Prompt, args) -> int:
   """The sequence after every insertion, the new token standing out; then how fast that went."""
-  import jax
   from rich.console import Console
   from rich.live import Live
   from rich.text import Text
 
-  inserter, console = (
-    answering.inserter(cfg.model, cfg.data.form, cfg.data.special_tokens),
-    Console(highlight=False),
-  )
-  rows = inserter.start([begun.tokens], [begun.closed])
-  seen, seconds, timed, count, passes, say = None, 0.0, 0, 0, 0, speaker(cfg.data)
+  console, say = Console(highlight=False), speaker(cfg.data)
 
-  def shown(tokens: np.ndarray, new: int | None) -> Text:
+  def shown(tokens, new: int | None) -> Text:
     if new is None:
       return Text(say(tokens))
     join = "" if cfg.data.has_text else " "
@@ -172,41 +155,28 @@ def _grow(cfg, params, answering: Answering, begun: Frame) -> int:
       before, join, (middle, "bold reverse" if console.is_terminal else ""), join, after
     )
 
-  tokens = np.asarray(begun.tokens)
-  with Live(shown(tokens, None), console=console, auto_refresh=False) as live:
-    steps, start = (
-      inserter.stream(params, rows, jax.random.key(answering.seed)),
-      time.perf_counter(),
-    )
-    for rows, step in steps:
-      passes = int(rows.steps)
-      if bool(step.inserted_B[0]):
-        tokens = np.asarray(rows.tokens_BL)[0, : int(rows.length_B[0])]
-        count += 1
+  most = args.max_new_tokens
+  if cfg.model.max_len is not None:  # a row may fill the table of positions, and no more
+    most = max(min(most, cfg.model.max_len - len(begun)), 1)
+  seconds, timed, start, last = 0.0, 0, None, None
+  with Live(shown(begun.tokens, None), console=console, auto_refresh=False) as live:
+    for snapshot in engine.watch(params, begun, most, seed=args.seed):
       now = time.perf_counter()
-      if rows.tokens_BL.shape == seen:  # the first pass at every buffer size compiles
+      if start is not None and not snapshot.final and not snapshot.compiled:
         seconds, timed = seconds + now - start, timed + 1
-      seen = rows.tokens_BL.shape
-      if bool(step.inserted_B[0]):
-        text = shown(tokens, int(step.slot_B[0]) + 1)
+      if snapshot.newest is not None:
+        text = shown(snapshot.sequence, snapshot.newest)
         if console.is_terminal:
           live.update(text, refresh=True)
         else:
           console.print(text, soft_wrap=True)
-      start = time.perf_counter()
-    live.update(shown(tokens, None), refresh=True)
-  stopped = bool(rows.alive_B[0]) and passes < inserter.max_steps
-  passes += stopped  # the pass that said stop is not shown
+      start, last = time.perf_counter(), snapshot
+    live.update(shown(last.sequence, None), refresh=True)
+  count = len(last.sequence) - len(begun)
+  rate = seconds if timed else None
+  per_pass = count / max(last.passes, 1)
   console.print(
-    _speed(
-      count,
-      passes,
-      count / max(passes, 1),
-      seconds if timed else None,
-      "without compilation",
-      timed,
-    ),
-    style="dim",
+    _speed(count, last.passes, per_pass, rate, "without compilation", timed), style="dim"
   )
   return 0
 

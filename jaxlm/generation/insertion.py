@@ -19,6 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ConfigError, checked
+from jaxlm.generation.base import row_keys
+from jaxlm.generation.processors import process
+from jaxlm.generation.sampling import Sampling
 from jaxlm.objectives.insertion import STOP, open_slots
 from jaxlm.ranges import Count, UpToOne
 
@@ -52,11 +55,17 @@ class Filter:
 @dataclasses.dataclass(frozen=True)
 class InsertionSampling:
   """token: of the flattened (slot, token) distribution, or, with `slot`, of the tokens of a slot
-  chosen first from the row partitions. Without filters both are the model's own distribution,
-  exactly."""
+  chosen first from the row partitions. A Filter, whose top_p is the release's, or a Sampling, whose
+  filters mean what they mean everywhere else. Without filters both are the model's own
+  distribution, exactly."""
 
-  token: Filter = Filter(top_k=1)
-  slot: Filter | None = None
+  token: Filter | Sampling = Filter(top_k=1)
+  slot: Filter | Sampling | None = None
+
+  @property
+  def is_joint(self) -> bool:
+    """Whether the flattened distribution is changed, so that all of its logits must be there."""
+    return self.slot is None and self.token not in (Filter(), Sampling())
 
 
 def gumbel(u):
@@ -64,13 +73,16 @@ def gumbel(u):
   return -jnp.log(-jnp.log(u + 1e-10) + 1e-10)
 
 
-def pick(logits_BN, keep: Filter, draw):
+def pick(logits_BN, keep: Filter | Sampling, draw):
   """Index (B,) of a draw from softmax(logits) restricted to `keep`. draw(shape) -> uniform noise.
 
   The noise of top_k belongs to the k best in falling order, otherwise to the candidates in their
   own order.
   """
   logits_BN = logits_BN.astype(jnp.float32)
+  if isinstance(keep, Sampling):
+    logits_BN = process(logits_BN, keep.chain)
+    keep = Filter(top_k=1) if keep.is_greedy else Filter()
   if keep.top_k == 1:
     return jnp.argmax(logits_BN, axis=1)
   if keep.top_k is not None:
@@ -88,13 +100,13 @@ def pick(logits_BN, keep: Filter, draw):
   return jnp.argmax(logits_BN + gumbel(draw(logits_BN.shape)), axis=1)
 
 
-def choose_joint(logits_BLV, keep: Filter, draw):
+def choose_joint(logits_BLV, keep: Filter | Sampling, draw):
   """(slot_B, token_B) from the flattened distribution.
 
   Top-k of it is the top-k of the rows' top-k.
   """
   B, _, V = logits_BLV.shape
-  if keep.top_k is not None:
+  if isinstance(keep, Filter) and keep.top_k is not None:
     best_BLk, index_BLk = jax.lax.top_k(logits_BLV, min(keep.top_k, V))
     k = best_BLk.shape[-1]
     at_B = pick(best_BLk.reshape(B, -1), keep, draw)
@@ -264,7 +276,8 @@ class Inserter:
     )
 
   def stream(self, params, rows: Sequences, key) -> Iterator[tuple[Sequences, Step]]:
-    """The rows after every forward pass, until all have stopped."""
+    """The rows after every forward pass, until all have stopped. key: as of `generate`."""
+    key = row_keys(key, len(rows.alive_B))
     while int(rows.steps) < self.max_steps:
       rows = grow(rows, self)
       rows, step = one_step(params, rows, key, self)
@@ -274,11 +287,11 @@ class Inserter:
 
   def generate(self, params, rows: Sequences, key) -> Sequences:
     """The finished rows, in their order; the device is asked once per bucket and when half of the
-    rows have stopped.
+    rows have stopped. key: a typed PRNG key, or one per row: a row's noise is folded from its own.
     """
-    places, aside = np.arange(rows.tokens_BL.shape[0]), []
+    places, aside, keys_B = np.arange(len(rows.alive_B)), [], row_keys(key, len(rows.alive_B))
     while True:
-      rows = run(params, grow(rows, self), key, self)
+      rows = run(params, grow(rows, self), keys_B, self)
       alive_B = np.asarray(rows.alive_B)
       if int(rows.steps) >= self.max_steps or not alive_B.any():
         return together([*aside, (places, rows)], self.pad)
@@ -290,7 +303,11 @@ class Inserter:
           return x[index] if jnp.ndim(x) else x
 
         aside.append((places[gone], jax.tree.map(lambda x: take(x, gone), rows)))
-        places, rows = places[going], jax.tree.map(lambda x: take(x, going), rows)
+        places, rows, keys_B = (
+          places[going],
+          jax.tree.map(lambda x: take(x, going), rows),
+          keys_B[going],
+        )
 
 
 def few(alive, batch_size: int):
@@ -396,16 +413,22 @@ def take_step(params, rows: Sequences, key, cfg: Inserter) -> tuple[Sequences, S
   )
   alive_B = rows.alive_B & go_B
 
-  noise = jax.random.fold_in(key, rows.steps)
+  noise_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys(key, len(rows.alive_B)), rows.steps)
 
   def draw(stage):
-    return lambda shape: jax.random.uniform(jax.random.fold_in(noise, stage), shape)
+    """Uniform (B, N) from the rows' own keys. The first N numbers of a key do not depend on N, and
+    so not on the buffer."""
+
+    def uniform(shape):
+      keys_B = jax.vmap(jax.random.fold_in, (0, None))(noise_B, stage)
+      return jax.vmap(lambda k: jax.random.uniform(k, shape[1:]))(keys_B)
+
+    return uniform
 
   def closed(x_BL):
     return jnp.where(open_BL, x_BL, FORBIDDEN)
 
-  joint = cfg.sampling.slot is None and cfg.sampling.token != Filter()
-  if joint:
+  if cfg.sampling.is_joint:
     if cfg.eos is None:
       logits_BLV = apply(h_BLD, method="row_logits") + bias_V[None, None]
     logits_BLV = jnp.where(open_BL[..., None], logits_BLV, -jnp.inf)

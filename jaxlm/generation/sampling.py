@@ -1,58 +1,71 @@
-"""From logits to one token: greedy, temperature, top-k, nucleus.
+"""From logits to one token: greedy, or a draw from what the logit processors leave.
 
 Axes: B batch, V vocab.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from jaxlm.config import checked
+from jaxlm.generation.processors import (
+  PROCESSORS,
+  MinP,
+  Processor,
+  Temperature,
+  TopK,
+  TopP,
+  process,
+)
 from jaxlm.ranges import Count, NonNegative, UpToOne
 
 
 @dataclasses.dataclass(frozen=True)
 @checked
 class Sampling:
-  """How the next token is drawn. Filters apply in the order temperature, top_k, top_p.
+  """How the next token is drawn: softmax of the logits after `chain`.
 
-  temperature: logits are divided by it; 0 takes the most probable token.
-  top_k: keep the k largest logits (ties with the k-th are kept).
-  top_p: keep the smallest set of tokens whose probability reaches top_p (the one that crosses it
-  included).
+  temperature: logits are divided by it; 0 takes the most probable token. top_k, top_p, min_p: see
+  `jaxlm.generation.processors`; they apply in this order, behind the temperature. processors:
+  others, in front of all of these; with temperature 0 too.
   """
 
   temperature: NonNegative = 1.0
   top_k: Count | None = None
   top_p: UpToOne | None = None
+  min_p: UpToOne | None = None
+  processors: tuple[Annotated[object, PROCESSORS], ...] = ()
 
+  @property
+  def is_greedy(self) -> bool:
+    return self.temperature == 0
 
-def filter_logits(logits_BV, sampling: Sampling):
-  """Float32 logits with the excluded tokens at -inf. temperature > 0."""
-  logits_BV = logits_BV.astype(jnp.float32) / sampling.temperature
-  if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
-    kth_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
-    logits_BV = jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
-  if sampling.top_p is not None and sampling.top_p < 1:
-    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-    p_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    before_BV = (
-      jnp.cumsum(p_BV, axis=-1) - p_BV
-    )  # mass in front of each token: kept while it is below top_p
-    last_B1 = jnp.min(
-      jnp.where(before_BV < sampling.top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True
+  @property
+  def chain(self) -> tuple[Processor, ...]:
+    """The processors in the order in which they apply; () leaves the logits as they are."""
+    if self.is_greedy:
+      return self.processors
+    asked = (
+      (Temperature, None if self.temperature == 1 else self.temperature),
+      (TopK, self.top_k),
+      (TopP, self.top_p),
+      (MinP, self.min_p),
     )
-    logits_BV = jnp.where(logits_BV < last_B1, -jnp.inf, logits_BV)
-  return logits_BV
+    return (*self.processors, *(cls(value) for cls, value in asked if value is not None))
 
 
-def sample(keys_B, logits_BV, sampling: Sampling):
-  """One int32 token per row. keys_B: typed PRNG keys, one per row, so that a row's draw knows
-  nothing of the batch.
+PLAIN, GREEDY = Sampling(), Sampling(temperature=0)
+
+
+def sample(keys_B, logits_BV, sampling: Sampling, num_new_B=None):
+  """One int32 token per row.
+
+  keys_B: typed PRNG keys, one per row, so that a row's draw does not depend on the batch.
+  num_new_B: see `Processor`.
   """
-  if sampling.temperature == 0:
+  logits_BV = process(logits_BV, sampling.chain, num_new_B)
+  if sampling.is_greedy:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-  return jax.vmap(jax.random.categorical)(keys_B, filter_logits(logits_BV, sampling)).astype(
-    jnp.int32
-  )
+  return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)

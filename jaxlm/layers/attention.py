@@ -1,22 +1,23 @@
-"""Softmax attention with grouped queries, any position encoding, windows and a key-value cache.
+"""Softmax attention with grouped queries, any position encoding and windows.
 
-Axes: B batch, T time, S cached keys, D d_model, N heads, K kv heads, H head_dim.
+Its key-value cache: `layers.cache`. Axes: B batch, T time, S cached keys, D d_model, N heads, K kv heads, H head_dim.
 """
 
 import dataclasses
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
-from jaxlm.kernels.attention import attention, attention_weights
+from jaxlm.layers.attend import attend
+from jaxlm.layers.cache import Keys, KVCache, empty_cache, written_and_seen
 from jaxlm.layers.linear import linear
 from jaxlm.layers.mixer import Mixer
 from jaxlm.layers.norms import NORMS
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
-from jaxlm.layers.taps import tap, wants_attention
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, weights, zeros
 from jaxlm.ranges import Count, Positive
 
@@ -88,59 +89,16 @@ class AttentionConfig(Mixer):
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
     return Attention(self, d_model, dtype, name=name)
 
-  def init_state(self, d_model: int, batch_size: int, max_len: int, dtype) -> "KVCache":
+  def init_state(
+    self, d_model: int, batch_size: int, max_len: int, dtype, rewindable: int = 0
+  ) -> KVCache:
     if not self.causal:
       raise ConfigError(
         "causal = False: every token changes all others, so there is nothing to cache; run the model on "
         "the whole sequence again"
       )
     heads, position = self.heads(d_model), self.position or NoPosition()
-    whole = self.window is None or position.ordered_keys
-    num_keys = max_len if whole else min(self.window, max_len)
-    empty = jnp.zeros((batch_size, num_keys, heads.num_kv_heads, heads.head_dim), dtype)
-    return KVCache(
-      empty,
-      empty,
-      jnp.full((batch_size, num_keys), -1, jnp.int32),
-      position.init_key_info(heads, batch_size, num_keys),
-      position.init_state(heads, batch_size),
-    )
-
-
-class KVCache(NamedTuple):
-  """Decoding state: key m of a row lies in slot m mod S, already rotated. index_BS: m, or -1 where
-  empty.
-  """
-
-  k_BSKH: jax.Array
-  v_BSKH: jax.Array
-  index_BS: jax.Array
-  key_info: Any
-  position: Any
-
-
-class Keys(NamedTuple):
-  """What attention needs of a set of keys."""
-
-  k_BSKH: jax.Array
-  v_BSKH: jax.Array
-  index_BS: jax.Array
-  info: Any
-
-
-def write(cache: KVCache, new: Keys) -> Keys:
-  """The cache with the new keys in slots index mod S; index -1 is not written. With more new keys
-  than slots the last ones win."""
-  S = cache.k_BSKH.shape[1]
-  newest_B1 = jnp.max(new.index_BS, axis=1, keepdims=True)
-  kept_BT = (new.index_BS >= 0) & (new.index_BS > newest_B1 - S)
-  slot_BT = jnp.where(kept_BT, new.index_BS % S, S)  # S lies outside and is dropped
-  row_B1 = jnp.arange(slot_BT.shape[0])[:, None]
-
-  def put(old, values):
-    return old.at[row_B1, slot_BT].set(values.astype(old.dtype), mode="drop")
-
-  return jax.tree.map(put, Keys(cache.k_BSKH, cache.v_BSKH, cache.index_BS, cache.key_info), new)
+    return empty_cache(heads, position, self.window, batch_size, max_len, dtype, rewindable)
 
 
 class Attention(nn.Module):
@@ -205,12 +163,7 @@ class Attention(nn.Module):
     else:
       index_BT = jnp.where(context.segment_ids_BT != 0, context.positions_BT, -1)
       new = Keys(k_BTKH, v_BTKH, index_BT, info)
-      keys = written = write(state, new)
-      if x_BTD.shape[1] > 1 and state.k_BSKH.shape[1] == cfg.window and not position.ordered_keys:
-        # A ring forgets keys that the first of several queries still see: look at old and new side
-        # by side.
-        old = Keys(state.k_BSKH, state.v_BSKH, state.index_BS, state.key_info)
-        keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], 1), old, new)
+      written, keys = written_and_seen(state, new, cfg.window, position)
       o_BTNH = self._attend(
         q_BTNH,
         keys.k_BSKH,
@@ -247,7 +200,4 @@ class Attention(nn.Module):
       softmax1=cfg.softmax1,
       **sight,
     )
-    if wants_attention(self):
-      self.sow("attention", "weights", attention_weights(q, k, **rule))
-    spec = nn.logical_to_mesh_axes(("batch", None, "heads", None))
-    return attention(q, k, v, implementation=cfg.implementation, spec=spec, **rule)
+    return attend(self, q, k, v, implementation=cfg.implementation, **rule)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.kernels.sums import sum_of_products
+from jaxlm.layers.rewind import Past
 
 
 def causal_conv(x_BTF, w_JF, b_F, reset_BT=None, history_BJF=None):
@@ -20,6 +21,32 @@ def causal_conv(x_BTF, w_JF, b_F, reset_BT=None, history_BJF=None):
     history_BJF = jnp.zeros((x_BTF.shape[0], J, x_BTF.shape[2]), x_BTF.dtype)
   run_BS = None if reset_BT is None else jnp.pad(jnp.cumsum(reset_BT, axis=1), ((0, 0), (J - 1, 0)))
   return _conv_silu(jnp.concatenate([history_BJF[:, 1:], x_BTF], axis=1), w_JF, b_F, run_BS)
+
+
+def no_inputs(batch_size: int, num_taps: int, width: int, dtype, rewindable: int = 0):
+  """The decoding state before the first token: zeros (B, J, F), or a Past where it can go back."""
+  inputs = jnp.zeros((batch_size, num_taps + rewindable, width), dtype)
+  return Past(inputs, jnp.zeros(batch_size, jnp.int32)) if rewindable else inputs
+
+
+def history(past, num_taps: int):
+  """The last J inputs, (B, J, F), of a decoding state; None of None."""
+  return past.inputs_BSF[:, -num_taps:] if isinstance(past, Past) else past
+
+
+def last_inputs(x_BTF, past, valid_BT):
+  """The decoding state after the last valid token of each row. Padding is on the right."""
+  old_BSF = past.inputs_BSF if isinstance(past, Past) else past
+  S, count_B = old_BSF.shape[1], jnp.sum(valid_BT, axis=1)
+  all_BTF = jnp.concatenate([old_BSF, x_BTF.astype(old_BSF.dtype)], axis=1)
+
+  def cut(x_TF, n):
+    return jax.lax.dynamic_slice_in_dim(x_TF, n, S)
+
+  inputs_BSF = jax.vmap(cut)(all_BTF, count_B)
+  if not isinstance(past, Past):
+    return inputs_BSF
+  return Past(inputs_BSF, past.length_B + count_B.astype(jnp.int32))
 
 
 @jax.custom_vjp

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.delta_rule import delta_rule
-from jaxlm.layers.causal_conv import causal_conv
-from jaxlm.layers.mamba2 import init_a_log, init_conv, init_dt_bias, last_inputs, starts
+from jaxlm.layers.causal_conv import causal_conv, history, last_inputs, no_inputs
+from jaxlm.layers.mamba2 import init_a_log, init_conv, init_dt_bias, starts
 from jaxlm.layers.mixer import Mixer
 from jaxlm.layers.norms import rms_norm
+from jaxlm.layers.rewind import trail, walk
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, ones, weights
 from jaxlm.parameter import SPARED
 from jaxlm.ranges import Count, NonNegative, Positive
@@ -54,13 +56,16 @@ class DeltaRuleConfig(Mixer):
     self.widths(d_model)
     return DeltaRule(self, d_model, dtype, name=name)
 
-  def init_state(self, d_model: int, batch_size: int, max_len: int, dtype) -> "DeltaState":
+  def init_state(
+    self, d_model: int, batch_size: int, max_len: int, dtype, rewindable: int = 0
+  ) -> "DeltaState":
     (H, E), N = self.widths(d_model), self.num_heads
 
     def past(width):
-      return jnp.zeros((batch_size, self.d_conv, N * width), dtype)
+      return no_inputs(batch_size, self.d_conv, N * width, dtype, rewindable)
 
-    return DeltaState((past(H), past(H), past(E)), jnp.zeros((batch_size, N, H, E), jnp.float32))
+    start_BNHE = jnp.zeros((batch_size, N, H, E), jnp.float32)
+    return DeltaState((past(H), past(H), past(E)), trail(start_BNHE, rewindable))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,9 @@ class GatedDeltaRuleConfig(DeltaRuleConfig):
 
 
 class DeltaState(NamedTuple):
-  """The last J inputs of the convolutions of q, k, v, oldest first; and S_t, float32."""
+  """The last J inputs of the convolutions of q, k, v, oldest first; and S_t, float32. Each as
+  `layers.rewind` keeps it where the state can go back.
+  """
 
   past: tuple
   recurrent_BNHE: jax.Array
@@ -109,7 +116,11 @@ class DeltaRule(nn.Module):
         role=SPARED,
       )
       out_BTF = causal_conv(
-        y_BTF, taps_JNH.reshape(cfg.d_conv, -1), jnp.zeros(N * width), reset_BT, past
+        y_BTF,
+        taps_JNH.reshape(cfg.d_conv, -1),
+        jnp.zeros(N * width),
+        reset_BT,
+        history(past, cfg.d_conv),
       )
       past = None if past is None else last_inputs(y_BTF, past, valid_BT)
       return out_BTF.reshape(*x_BTD.shape[:2], N, width), past
@@ -118,6 +129,8 @@ class DeltaRule(nn.Module):
     (q_BTNH, past_q), (k_BTNH, past_k), (v_BTNE, past_v) = (
       short(letter, width, past) for letter, width, past in zip("qkv", (H, H, E), pasts)
     )
+
+    q_BTNH, k_BTNH, v_BTNE = tap(self, "q", q_BTNH), tap(self, "k", k_BTNH), tap(self, "v", v_BTNE)
 
     def per_head(name):
       return jnp.einsum("btd,dn->btn", x_BTD, w(name, (D, N), ("embed", "heads"))).astype(
@@ -131,27 +144,33 @@ class DeltaRule(nn.Module):
       decay_BTN = -rate_N[None, None] * jax.nn.softplus(per_head("w_decay") + bias_N[None, None])
 
     ids_BT = context.segment_ids_BT if context.packed and state is None else None
-    if state is not None:  # a token that is not there writes nothing and lets nothing fade
-      beta_BTN = beta_BTN * valid_BT[..., None]
-      decay_BTN = None if decay_BTN is None else decay_BTN * valid_BT[..., None]
-    o_BTNE, last = delta_rule(
-      _unit(q_BTNH),
-      _unit(k_BTNH),
-      v_BTNE,
-      beta_BTN,
-      decay_BTN,
-      chunk=cfg.chunk,
-      implementation=cfg.implementation,
-      initial_state_BNHE=None if state is None else state.recurrent_BNHE,
-      segment_ids_BT=ids_BT,
-    )
+
+    def recur(inputs, valid_BT, state_BNHE):
+      q_BTNH, k_BTNH, v_BTNE, beta_BTN, decay_BTN = inputs
+      if state_BNHE is not None:  # a token that is not there writes nothing and lets nothing fade
+        beta_BTN = beta_BTN * valid_BT[..., None]
+        decay_BTN = None if decay_BTN is None else decay_BTN * valid_BT[..., None]
+      return delta_rule(
+        _unit(q_BTNH),
+        _unit(k_BTNH),
+        v_BTNE,
+        beta_BTN,
+        decay_BTN,
+        chunk=cfg.chunk,
+        implementation=cfg.implementation,
+        initial_state_BNHE=state_BNHE,
+        segment_ids_BT=ids_BT,
+      )
+
+    inputs = q_BTNH, k_BTNH, v_BTNE, beta_BTN, decay_BTN
+    o_BTNE, last = walk(recur, None if state is None else state.recurrent_BNHE, inputs, valid_BT)
     o_BTNE = rms_norm(o_BTNE, weights(self)("scale", (E,), ("head_dim",), init=ones), cfg.norm_eps)
     if cfg.gated:
       o_BTNE = o_BTNE * jax.nn.silu(project("w_gate", E))
     w_o = w(
       "w_o", (N, E, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5)
     )
-    y_BTD = jnp.einsum("btne,ned->btd", o_BTNE.astype(self.dtype), w_o)
+    y_BTD = jnp.einsum("btne,ned->btd", tap(self, "heads", o_BTNE.astype(self.dtype)), w_o)
     return y_BTD, None if state is None else DeltaState((past_q, past_k, past_v), last)
 
 

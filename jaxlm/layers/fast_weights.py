@@ -27,6 +27,7 @@ from jaxlm.kernels.fast_weight_chunk import (
 )
 from jaxlm.kernels.fast_weight_chunk.rule import MATRICES
 from jaxlm.kernels.newton_schulz import coefficients
+from jaxlm.layers.rewind import walk
 from jaxlm.layers.weights import normal, weights, zeros
 from jaxlm.parameter import matrix
 from jaxlm.ranges import Count, Dtype, Natural, NonNegative, Positive
@@ -166,18 +167,12 @@ class Memory(nn.Module):
     eta, beta_BNT = self._rates(x_BTD, len(initial))
     self.sow("intermediates", "arguments", (initial, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT))
     if state is not None:
-      return extend(
-        rule,
-        cfg.chunk,
-        initial,
-        q_BNTH,
-        k_BNTH,
-        v_BNTH,
-        eta,
-        beta_BNT,
-        state,
-        context.segment_ids_BT > 0,
-      )
+
+      def learn(inputs, valid_BT, state):
+        return extend(rule, cfg.chunk, initial, *inputs, state, valid_BT)
+
+      inputs = q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT
+      return walk(learn, state, inputs, context.segment_ids_BT > 0, axis=2)
     ids_BT = context.segment_ids_BT if cfg.documents == "isolated" and context.packed else None
     spec = nn.logical_to_mesh_axes(("batch", "heads", "seq"))
     if why := cannot_split(cfg.chunk, cfg.num_heads, spec):

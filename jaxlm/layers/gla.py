@@ -15,6 +15,8 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.gla import BLOCK, gla
 from jaxlm.layers.mixer import Mixer
 from jaxlm.layers.norms import rms_norm
+from jaxlm.layers.rewind import trail, walk
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, ones, weights, zeros
 from jaxlm.parameter import matrix
 from jaxlm.ranges import Count, NonNegative, Positive
@@ -59,9 +61,10 @@ class GLAConfig(Mixer):
     self.widths(d_model)
     return GLA(self, d_model, dtype, name=name)
 
-  def init_state(self, d_model: int, batch_size: int, max_len: int, dtype):
+  def init_state(self, d_model: int, batch_size: int, max_len: int, dtype, rewindable: int = 0):
     """S_t, float32: all that is remembered."""
-    return jnp.zeros((batch_size, self.num_heads, *self.widths(d_model)), jnp.float32)
+    start_BNHE = jnp.zeros((batch_size, self.num_heads, *self.widths(d_model)), jnp.float32)
+    return trail(start_BNHE, rewindable)
 
 
 class GLA(nn.Module):
@@ -81,7 +84,9 @@ class GLA(nn.Module):
         "btd,dnh->btnh", x_BTD, w(name, (D, N, width), ("embed", "heads", "head_dim"))
       )
 
-    q_BTNH, k_BTNH, v_BTNE = project("w_q", H), project("w_k", H), project("w_v", E)
+    q_BTNH, k_BTNH, v_BTNE = (
+      tap(self, name, project(f"w_{name}", width)) for name, width in zip("qkv", (H, H, E))
+    )
     low_BTR = jnp.einsum(
       "btd,dr->btr", x_BTD, w("w_decay_in", (D, cfg.decay_rank), ("embed", None))
     )
@@ -96,24 +101,29 @@ class GLA(nn.Module):
     decay_BTNH = jax.nn.log_sigmoid(decay_BTNH) / cfg.decay_temperature
 
     ids_BT = context.segment_ids_BT if context.packed and state is None else None
-    if state is not None:  # a token that is not there writes nothing and lets nothing fade
-      valid = (context.segment_ids_BT != 0)[:, :, None, None]
-      k_BTNH, decay_BTNH = k_BTNH * valid, decay_BTNH * valid
-    o_BTNE, last = gla(
-      q_BTNH,
-      k_BTNH,
-      v_BTNE,
-      decay_BTNH,
-      initial_state_BNHE=state,
-      segment_ids_BT=ids_BT,
-      chunk=cfg.chunk,
-      implementation=cfg.implementation,
-    )
+
+    def recur(inputs, valid_BT, state_BNHE):
+      q_BTNH, k_BTNH, v_BTNE, decay_BTNH = inputs
+      if valid_BT is not None:  # a token that is not there writes nothing and lets nothing fade
+        valid = valid_BT[:, :, None, None]
+        k_BTNH, decay_BTNH = k_BTNH * valid, decay_BTNH * valid
+      return gla(
+        q_BTNH,
+        k_BTNH,
+        v_BTNE,
+        decay_BTNH,
+        initial_state_BNHE=state_BNHE,
+        segment_ids_BT=ids_BT,
+        chunk=cfg.chunk,
+        implementation=cfg.implementation,
+      )
+
+    valid_BT = None if state is None else context.segment_ids_BT != 0
+    o_BTNE, last = walk(recur, state, (q_BTNH, k_BTNH, v_BTNE, decay_BTNH), valid_BT)
     o_BTNE = rms_norm(o_BTNE, weights(self)("scale", (E,), ("head_dim",), init=ones), cfg.norm_eps)
     o_BTNE = o_BTNE * jax.nn.silu(project("w_gate", E))
     w_o = w(
       "w_o", (N, E, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5)
     )
-    return jnp.einsum(
-      "btne,ned->btd", o_BTNE.astype(self.dtype), w_o
-    ), None if state is None else last
+    o_BTNE = tap(self, "heads", o_BTNE.astype(self.dtype))
+    return jnp.einsum("btne,ned->btd", o_BTNE, w_o), None if state is None else last

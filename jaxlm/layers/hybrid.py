@@ -38,8 +38,10 @@ class HybridConfig(Mixer):
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
     return Hybrid(self, d_model, dtype, name=name)
 
-  def init_state(self, d_model: int, batch_size: int, max_len: int, dtype):
-    return tuple(m.init_state(d_model, batch_size, max_len, dtype) for m in self.members)
+  def init_state(self, d_model: int, batch_size: int, max_len: int, dtype, rewindable: int = 0):
+    return tuple(
+      m.init_state(d_model, batch_size, max_len, dtype, rewindable) for m in self.members
+    )
 
 
 class Hybrid(nn.Module):

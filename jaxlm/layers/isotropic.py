@@ -1,139 +1,30 @@
-"""Isotropic stacks and the layout grammar of H-Net (`docs/specs/hnet.md` sections 2 and 3).
+"""Isotropic stacks of H-Net (`docs/specs/hnet.md` section 3): runs of equal layers in one width.
 
 Axes: B batch, T time, D d_model, L layers of a run.
 
-A layout is `<letter><count>` repeated: m Mamba-2, M Mamba-2 with MLP, t attention, T attention with
-MLP. In the place of Mamba-2 a stack may have any other mixer (`IsotropicConfig.mamba`). Each such
-run is one scanned stack, `run_0`, `run_1`, ..., so compile time does not grow with its count.
+Each run of a layout (`layers.layout`) is one scanned stack, `run_0`, `run_1`, ..., so compile time
+does not grow with its count. In the place of Mamba-2 a stack may have any other mixer
+(`IsotropicConfig.mamba`).
 """
 
 import dataclasses
-import re
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
+from jaxlm.layers import stack
 from jaxlm.layers.attention import AttentionConfig
+from jaxlm.layers.layout import Run
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.layers.mixer import PatternConfig, check_width
 from jaxlm.layers.mlp import MLPConfig
-from jaxlm.layers.norms import rms_norm
+from jaxlm.layers.norms import RMSNormConfig
 from jaxlm.layers.positions import NoPosition
-from jaxlm.layers.stack import REMAT_POLICIES
-from jaxlm.layers.taps import STACKED, tap
-from jaxlm.layers.weights import ones, weights
+from jaxlm.layers.positions.shared import SharedPosition
+from jaxlm.layers.rewind import trail
 from jaxlm.ranges import Count, Natural, NonNegative
-
-LETTERS = {"m": "Mamba-2", "M": "Mamba-2 with MLP", "t": "attention", "T": "attention with MLP"}
-
-
-class Run(NamedTuple):
-  """`count` equal layers of one letter."""
-
-  letter: str
-  count: int
-
-  @property
-  def is_attention(self) -> bool:
-    return self.letter in "tT"
-
-  @property
-  def has_mlp(self) -> bool:
-    return self.letter in "MT"
-
-
-class LayoutError(ConfigError):
-  """A layout that cannot be read.
-
-  `position` is the index of the first character that does not fit.
-  """
-
-  def __init__(self, layout: str, position: int, wanted: str):
-    found = repr(layout[position]) if position < len(layout) else "the end"
-    super().__init__(
-      f"layout {layout!r}: character {position + 1} is {found}, wanted {wanted} "
-      f'("{layout[:position]}" was understood)'
-    )
-    self.layout, self.position = layout, position
-
-
-def parse_runs(layout: str, at: int = 0, whole: str | None = None) -> tuple[Run, ...]:
-  """'T1m4' -> (Run('T', 1), Run('m', 4)). at, whole: where this piece sits in a longer layout, for
-  messages.
-  """
-  whole, runs, i = layout if whole is None else whole, [], 0
-  while i < len(layout):
-    if layout[i] not in LETTERS:
-      raise LayoutError(
-        whole,
-        at + i,
-        "a letter "
-        + ", ".join(f"{k} ({v})" for k, v in LETTERS.items())
-        + (", or the bracket of an inner stage" if runs else ""),
-      )
-    digits = re.match("[0-9]*", layout[i + 1 :]).group()
-    if not digits:
-      raise LayoutError(whole, at + i + 1, f"the number of {layout[i]} layers")
-    if int(digits) < 1:
-      raise LayoutError(whole, at + i + 1, f"at least one {layout[i]} layer")
-    runs.append(Run(layout[i], int(digits)))
-    i += 1 + len(digits)
-  if not runs:
-    raise LayoutError(whole, at, "a run of layers, such as m4 or T22")
-  return tuple(runs)
-
-
-def parse_layout(layout):
-  """'m4 [T1m4 [T26] m4T1] m4' -> (((encoder, decoder) runs of every outer stage), main network's
-  runs).
-
-  Also reads the nested lists of an official config, ["m4", ["T22"], "m4"].
-  """
-  if not isinstance(layout, str):
-    layout = write_layout(layout)
-  outer, main, end = _parse_stage(layout, 0)
-  if end != len(layout):
-    raise LayoutError(layout, end, "the end")
-  return outer, main
-
-
-def _parse_stage(layout: str, at: int):
-  """(outer stages, main runs, index after the stage) of `runs` or `runs [stage] runs`."""
-  first, at = _parse_text(layout, at)
-  if at == len(layout) or layout[at] == "]":
-    return (), first, at
-  outer, main, at = _parse_stage(layout, at + 1)
-  if at == len(layout):
-    raise LayoutError(layout, at, "']', the end of an inner stage")
-  last, at = _parse_text(layout, at + 1)
-  return ((first, last), *outer), main, at
-
-
-def _parse_text(layout: str, at: int):
-  """(runs up to the next bracket, its index)."""
-  end = re.compile(r"[^\[\]]*").match(layout, at).end()
-  text = layout[at:end]
-  return parse_runs(text.strip(), at + len(text) - len(text.lstrip()), layout), end
-
-
-def write_layout(layout) -> str:
-  """["m4", ["T22"], "m4"] -> 'm4 [T22] m4'."""
-  items = list(layout) if isinstance(layout, (list, tuple)) else []
-  if len(items) == 1 and isinstance(items[0], str):
-    return items[0]
-  if len(items) == 3 and isinstance(items[0], str) and isinstance(items[2], str):
-    return f"{items[0]} [{write_layout(items[1])}] {items[2]}"
-  raise ConfigError(
-    f"layout {layout!r}: wanted [encoder, [inner ...], decoder] or [main], strings such as 'T1m4'"
-  )
-
-
-def height(runs: tuple[Run, ...]) -> int:
-  """Number of additions to the residual stream, which scales the initial output projections."""
-  return sum(run.count * (2 if run.has_mlp else 1) for run in runs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,17 +88,32 @@ class IsotropicConfig:
       self.attention.heads(self.d_model) if any(run.is_attention for run in self.runs) else None
     )
 
-  def init_state(self, batch_size: int, max_len: int) -> "IsotropicState":
+  @property
+  def norm(self) -> RMSNormConfig:
+    return RMSNormConfig(self.norm_eps)
+
+  def block(self, run: Run) -> stack.BlockConfig:
+    """What surrounds a run's mixers. The residual stream is float32 whatever the compute dtype."""
+    return stack.BlockConfig(
+      self.d_model,
+      self.mlp if run.has_mlp else None,
+      self.norm,
+      remat=self.remat,
+      unroll=self.unroll,
+      dtype=self.dtype,
+      residual_dtype="float32",
+    )
+
+  def init_state(self, batch_size: int, max_len: int, rewindable: int = 0) -> "IsotropicState":
     """max_len: most tokens of this stack's own sequence (chunks, at inner stages)."""
-
-    def stacked(run):
-      return jax.tree.map(
-        lambda x: jnp.broadcast_to(x[None], (run.count, *x.shape)),
-        self.mixer(run).init_state(self.d_model, batch_size, max_len, self.dtype),
-      )
-
     position = self.position.init_model_state(self.heads, batch_size) if self.heads else ()
-    return IsotropicState(tuple(stacked(run) for run in self.runs), position)
+    runs = tuple(
+      stack.init_states(
+        self.block(run), (self.mixer(run),) * run.count, 1, batch_size, max_len, rewindable
+      )
+      for run in self.runs
+    )
+    return IsotropicState(runs, trail(position, rewindable))
 
 
 class IsotropicState(NamedTuple):
@@ -215,63 +121,6 @@ class IsotropicState(NamedTuple):
 
   runs: tuple
   position: Any
-
-
-class Norm(nn.Module):
-  """RMSNorm with float32 statistics of a float32 stream, then the compute dtype."""
-
-  eps: float
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x_BTD):
-    scale_D = weights(self)("scale", (x_BTD.shape[-1],), ("embed",), init=ones)
-    return rms_norm(x_BTD.astype(jnp.float32), scale_D, self.eps).astype(self.dtype)
-
-
-class Layer(nn.Module):
-  """r += mixer(norm(r)); with an MLP r += mlp(norm(r)).
-
-  The stream r is float32 whatever the compute dtype.
-  """
-
-  cfg: IsotropicConfig
-  run: Run
-
-  @nn.compact
-  def __call__(self, r_BTD, context, state):
-    cfg = self.cfg
-    mixer = cfg.mixer(self.run).build(cfg.d_model, cfg.dtype, "mixer")
-    y_BTD, state = mixer(
-      tap(self, "attn_in", Norm(cfg.norm_eps, cfg.dtype, name="norm")(r_BTD)), context, state
-    )
-    y_BTD = tap(self, "attn_out", y_BTD)
-    if self.run.has_mlp:
-      r_BTD = r_BTD + y_BTD.astype(jnp.float32)
-      h_BTD = tap(self, "mlp_in", Norm(cfg.norm_eps, cfg.dtype, name="mlp_norm")(r_BTD))
-      y_BTD = tap(
-        self, "mlp_out", cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, context.depth)
-      )
-    self.sow("intermediates", "branch", y_BTD)  # read by parity tests only
-    self.sow("intermediates", "residual", r_BTD)
-    r_BTD = nn.with_logical_constraint(
-      r_BTD + y_BTD.astype(jnp.float32), ("batch", "seq", "embed_act")
-    )
-    return tap(self, "resid", r_BTD), state
-
-
-class Prepare(nn.Module):
-  """What the position encoding computes once for the stack."""
-
-  cfg: IsotropicConfig
-
-  @nn.compact
-  def __call__(self, x_BTD, context, state):
-    position, heads = self.cfg.position, self.cfg.heads
-    x_BTD = position.add(self, x_BTD, context)
-    context = context.replace(embedding_BTD=x_BTD)
-    shared, state = position.prepare(self, heads, context, state)
-    return x_BTD, context.replace(shared=shared, shared_by=(position, heads)), state
 
 
 class Isotropic(nn.Module):
@@ -287,29 +136,16 @@ class Isotropic(nn.Module):
     if cfg.heads is not None:
       if state is None:
         position_state = cfg.position.init_model_state(cfg.heads, x_BTD.shape[0])
-      x_BTD, context, position_state = Prepare(cfg, name="position")(x_BTD, context, position_state)
+      shared = SharedPosition(cfg.position, cfg.heads, name="position")
+      x_BTD, context, position_state = shared(x_BTD, context, position_state)
     r_BTD = x_BTD.astype(jnp.float32)
-    layer = (
-      Layer
-      if cfg.remat == "none"
-      else nn.remat(Layer, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
-    )
     for i, run in enumerate(cfg.runs):
-      scanned = nn.scan(
-        layer,
-        variable_axes=STACKED,
-        split_rngs={"params": True},
-        in_axes=(nn.broadcast, 0),
-        out_axes=0,
-        length=run.count,
-        unroll=min(cfg.unroll, run.count),
-        metadata_params={nn.PARTITION_NAME: "layers"},
+      layers = stack.uniform(
+        cfg.block(run), cfg.mixer(run), run.count, f"run_{i}", mlp_follows=run.has_mlp
       )
-      r_BTD, run_state = scanned(cfg, run, name=f"run_{i}")(r_BTD, context, old.runs[i])
+      r_BTD, run_state = layers(r_BTD, context, old.runs[i])
       runs.append(run_state)
-    y_BTD = (
-      Norm(cfg.norm_eps, cfg.dtype, name="final_norm")(r_BTD)
-      if cfg.final_norm
-      else r_BTD.astype(cfg.dtype)
-    )
+    if cfg.final_norm:
+      r_BTD = cfg.norm.build("float32", "final_norm")(r_BTD)
+    y_BTD = r_BTD.astype(cfg.dtype)
     return y_BTD, None if state is None else IsotropicState(tuple(runs), position_state)

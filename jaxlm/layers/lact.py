@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
-from jaxlm.kernels.attention import attention, attention_weights
-from jaxlm.layers.attention import AttentionConfig, Keys, KVCache, write
+from jaxlm.layers.attend import attend
+from jaxlm.layers.cache import Keys, KVCache, empty_cache, written_and_seen
 from jaxlm.layers.fast_weights import FastWeightConfig, Memory, MemoryState
 from jaxlm.layers.mixer import Mixer
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.positions.rope import RoPE
-from jaxlm.layers.taps import tap, wants_attention
+from jaxlm.layers.rewind import trail
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import ones, weights, zeros
 from jaxlm.ranges import Count
 
@@ -82,11 +83,13 @@ class LaCTConfig(Mixer):
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
     return LaCT(self, d_model, dtype, name=name)
 
-  def init_state(self, d_model: int, batch_size: int, max_len: int, dtype) -> "LaCTState":
-    window = AttentionConfig(num_heads=self.num_heads, window=self.window, position=self.position)
+  def init_state(
+    self, d_model: int, batch_size: int, max_len: int, dtype, rewindable: int = 0
+  ) -> "LaCTState":
+    heads, position = self.heads(d_model), self.position or NoPosition()
     return LaCTState(
-      window.init_state(d_model, batch_size, max_len, dtype),
-      self.fast.init_state(d_model, batch_size),
+      empty_cache(heads, position, self.window, batch_size, max_len, dtype, rewindable),
+      trail(self.fast.init_state(d_model, batch_size), rewindable),
     )
 
 
@@ -193,25 +196,17 @@ class LaCT(nn.Module):
 
   def _attend(self, q_BTNH, k_BTNH, v_BTNH, info, bias, position, position_state, context, cache):
     cfg = self.cfg
-    spec = nn.logical_to_mesh_axes(("batch", None, "heads", None))
 
     def run(k, v, key_info, **sight):
       rule = dict(window=cfg.window, bias=bias(key_info), **sight)
-      if wants_attention(self):
-        self.sow("attention", "weights", attention_weights(q_BTNH, k, **rule))
-      return attention(q_BTNH, k, v, implementation=cfg.implementation, spec=spec, **rule)
+      return attend(self, q_BTNH, k, v, implementation=cfg.implementation, **rule)
 
     if cache is None:
       ids_BT = context.segment_ids_BT if context.packed else None
       return run(k_BTNH, v_BTNH, info, q_segment_ids_BT=ids_BT), None
     index_BT = jnp.where(context.segment_ids_BT != 0, context.positions_BT, -1)
     new = Keys(k_BTNH, v_BTNH, index_BT, info)
-    keys = written = write(cache, new)
-    if q_BTNH.shape[1] > 1 and cache.k_BSKH.shape[1] == cfg.window and not position.ordered_keys:
-      # A ring forgets keys that the first of several queries still see: look at old and new side by
-      # side.
-      old = Keys(cache.k_BSKH, cache.v_BSKH, cache.index_BS, cache.key_info)
-      keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], 1), old, new)
+    written, keys = written_and_seen(cache, new, cfg.window, position)
     o_BTNH = run(
       keys.k_BSKH, keys.v_BSKH, keys.info, q_index_BT=index_BT, kv_index_BS=keys.index_BS
     )

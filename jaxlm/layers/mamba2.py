@@ -14,10 +14,12 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.ssd import ssd
-from jaxlm.layers.causal_conv import causal_conv
+from jaxlm.layers.causal_conv import causal_conv, history, last_inputs, no_inputs
 from jaxlm.layers.linear import linear
 from jaxlm.layers.mixer import Mixer
 from jaxlm.layers.norms import rms_norm
+from jaxlm.layers.rewind import trail, walk
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, ones, weights, zeros
 from jaxlm.parameter import SPARED
 from jaxlm.ranges import Count, NonNegative
@@ -43,7 +45,7 @@ class Mamba2Config(Mixer):
   norm_eps: NonNegative = 1e-5
   use_bias: bool = False
   followed_by_mlp: bool = False
-  implementation: Literal["xla", "reference"] | None = None
+  implementation: Literal["xla", "reference", "pallas"] | None = None
 
   def num_heads(self, d_model: int) -> int:
     d_inner = self.expand * d_model
@@ -61,34 +63,25 @@ class Mamba2Config(Mixer):
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
     return Mamba2(self, d_model, dtype, name=name)
 
-  def init_state(self, d_model: int, batch_size: int, max_len: int, dtype) -> "Mamba2State":
+  def init_state(
+    self, d_model: int, batch_size: int, max_len: int, dtype, rewindable: int = 0
+  ) -> "Mamba2State":
     N, H, K, E = self.num_heads(d_model), self.head_dim, self.num_groups, self.d_state
     return Mamba2State(
-      jnp.zeros((batch_size, self.d_conv, N * H), dtype),
-      jnp.zeros((batch_size, self.d_conv, 2 * K * E), dtype),
-      jnp.zeros((batch_size, N, H, E), jnp.float32),
+      no_inputs(batch_size, self.d_conv, N * H, dtype, rewindable),
+      no_inputs(batch_size, self.d_conv, 2 * K * E, dtype, rewindable),
+      trail(jnp.zeros((batch_size, N, H, E), jnp.float32), rewindable),
     )
 
 
 class Mamba2State(NamedTuple):
   """The last J inputs of the convolutions, oldest first, zeros before the first token; and S_t,
-  float32.
+  float32. Each as `layers.rewind` keeps it where the state can go back.
   """
 
   x_BJF: jax.Array
   bc_BJF: jax.Array
   ssm_BNHE: jax.Array
-
-
-def last_inputs(x_BTF, history_BJF, valid_BT):
-  """The J inputs before the first invalid token of each row, oldest first."""
-  J = history_BJF.shape[1]
-  all_BTF = jnp.concatenate([history_BJF, x_BTF.astype(history_BJF.dtype)], axis=1)
-
-  def cut(x_TF, n):
-    return jax.lax.dynamic_slice_in_dim(x_TF, n, J)
-
-  return jax.vmap(cut)(all_BTF, jnp.sum(valid_BT, axis=1))
 
 
 def starts(segment_ids_BT):
@@ -165,28 +158,34 @@ class Mamba2(nn.Module):
       b_F = stored(f"b_conv_{suffix}", shape, axes, init=init_conv(J)).reshape(-1)
       return causal_conv(x_BTF, w_JF, b_F, reset_BT, history_BJF).astype(self.dtype)
 
-    history = (None, None) if state is None else (state.x_BJF, state.bc_BJF)
-    x_BTNH = conv("x", x_BTF, (N, H), ("heads", "head_dim"), history[0]).reshape(B, T, N, H)
-    bc_BT2KE = conv("bc", bc_BTF, (2, K, E), (None, None, None), history[1]).reshape(B, T, 2, K, E)
+    old = Mamba2State(None, None, None) if state is None else state
+    x_BTF_, bc_BTF_ = history(old.x_BJF, J), history(old.bc_BJF, J)
+    x_BTNH = conv("x", x_BTF, (N, H), ("heads", "head_dim"), x_BTF_).reshape(B, T, N, H)
+    bc_BT2KE = conv("bc", bc_BTF, (2, K, E), (None, None, None), bc_BTF_).reshape(B, T, 2, K, E)
 
     dt_BTN = jax.nn.softplus(
       dt_BTN.astype(jnp.float32)
       + stored("dt_bias", (N,), ("heads",), init=init_dt_bias)[None, None]
     )
-    if valid_BT is not None:
-      dt_BTN = jnp.where(valid_BT[..., None], dt_BTN, 0)
     a_N = -jnp.exp(stored("a_log", (N,), ("heads",), init=init_a_log))
-    y_BTNH, ssm_BNHE = ssd(
-      x_BTNH,
-      dt_BTN,
-      a_N,
-      bc_BT2KE[:, :, 0],
-      bc_BT2KE[:, :, 1],
-      d_N=stored("d_skip", (N,), ("heads",), init=ones),
-      reset_BT=reset_BT,
-      initial_state_BNHE=None if state is None else state.ssm_BNHE,
-      implementation=cfg.implementation,
-    )
+    d_N = stored("d_skip", (N,), ("heads",), init=ones)
+
+    def recur(inputs, valid_BT, ssm_BNHE):
+      x_BTNH, dt_BTN, bc_BT2KE = inputs
+      return ssd(
+        x_BTNH,
+        dt_BTN if valid_BT is None else jnp.where(valid_BT[..., None], dt_BTN, 0),
+        a_N,
+        bc_BT2KE[:, :, 0],
+        bc_BT2KE[:, :, 1],
+        d_N=d_N,
+        reset_BT=reset_BT,
+        initial_state_BNHE=ssm_BNHE,
+        implementation=cfg.implementation,
+        spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)),
+      )
+
+    y_BTNH, ssm_BNHE = walk(recur, old.ssm_BNHE, (x_BTNH, dt_BTN, bc_BT2KE), valid_BT)
 
     scale_NH = stored("norm_scale", (N, H), ("heads", "head_dim"), init=ones)
 
@@ -200,7 +199,7 @@ class Mamba2(nn.Module):
     w_out_NHD = w(
       "w_out", (N, H, D), ("heads", "head_dim", "embed"), init=normal(0.02 / context.depth**0.5)
     )
-    y_BTD = linear(y_BTNH, w_out_NHD, contract=2)
+    y_BTD = linear(tap(self, "heads", y_BTNH), w_out_NHD, contract=2)
     if cfg.use_bias:
       y_BTD = y_BTD + w("b_out", (D,), ("embed",), init=zeros)[None, None]
     if state is not None:

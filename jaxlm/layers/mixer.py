@@ -10,7 +10,8 @@ The module is called as `y_BTD, state = module(x_BTD, context, state)`. With `st
 whole sequence and returns None as the state. With a state it continues after the tokens the state
 has seen, for any T >= 1 (prefill or one step), and returns the state after the last *valid* token
 of each row; a row whose token is invalid (segment id 0) keeps its state. Both paths share their
-functions and must agree.
+functions and must agree. `layers.rewind.rewind` takes tokens back, exactly, from a state that was
+begun with `rewindable`.
 """
 
 import dataclasses
@@ -89,8 +90,11 @@ class Mixer:
     """The Linen module. Called inside the parent's compact scope."""
     raise NotImplementedError(f"{type(self).__name__} builds no module")
 
-  def init_state(self, d_model: int, batch_size: int, max_len: int, dtype):
-    """The decoding state before the first token: a pytree of arrays, batch axis first."""
+  def init_state(self, d_model: int, batch_size: int, max_len: int, dtype, rewindable: int = 0):
+    """The decoding state before the first token: a pytree of arrays, batch axis first.
+
+    rewindable: by how many tokens a row can go back, see `layers.rewind`.
+    """
     raise NotImplementedError(f"{type(self).__name__} has no decoding state")
 
   def heads(self, d_model: int):

@@ -17,7 +17,8 @@ What it must return:
   confidence_BT  float32, max(p, 1 - p) of the decision before the mask
   state          with state=None: None (or the () of a router that has none). Otherwise that after the last *valid* token
                  of each row; a row without a valid token keeps its own. A row that goes on must get
-                 what it would whole
+                 what it would whole. It may be a Trail: read it with `latest`, go on with `last_valid`
+                 (`layers.rewind`)
 
 Nothing may depend on another document of the row, nor on later tokens. A router with a rule has p =
 b, hence c = 1, and P = 0.9999 by the clip: `by_rule` does all of this. `given` is for callers in
@@ -33,6 +34,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import Kinds, checked
 from jaxlm.kernels.route import Route, route
+from jaxlm.layers.rewind import last_valid, latest
 from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.ranges import Count
@@ -62,15 +64,6 @@ class View(NamedTuple):
   positions_BT: jax.Array
   tokens_BT: jax.Array | None = None
   boundaries_BT: jax.Array | None = None
-
-
-def last_valid(x_BT_, valid_BT, before_B_):
-  """x at the last valid position of each row, `before` in a row without any. Right padding."""
-  count_B = jnp.sum(valid_BT, axis=1)
-  x_B_ = jax.vmap(lambda x, n: x[n])(x_BT_, jnp.maximum(count_B - 1, 0))
-  return jnp.where(
-    (count_B > 0).reshape((-1,) + (1,) * (x_B_.ndim - 1)), x_B_.astype(before_B_.dtype), before_B_
-  )
 
 
 def by_rule(start_BT, view: View) -> Route:
@@ -132,7 +125,7 @@ class LearnedRouter(nn.Module):
       w("w_k", (D, D), ("embed", None)),
       first_BT=view.first_BT,
       valid_BT=view.valid_BT,
-      previous_BD=state,
+      previous_BD=latest(state),
       implementation=self.cfg.implementation,
     )
     return decision, None if state is None else last_valid(x_BTD, view.valid_BT, state)
@@ -218,7 +211,7 @@ class Space:
 
 def _space(x_BTD, view, state):
   like_BT = space_like(view.tokens_BT)
-  before_B = jnp.ones(like_BT.shape[:1], bool) if state is None else state
+  before_B = jnp.ones(like_BT.shape[:1], bool) if state is None else latest(state)
   start_BT = like_BT & ~jnp.concatenate([before_B[:, None], like_BT[:, :-1]], axis=1)
   return by_rule(start_BT, view), None if state is None else last_valid(
     like_BT, view.valid_BT, state

@@ -40,6 +40,7 @@ class BlockConfig:
   remat: what the backward pass recomputes; "minimal" keeps the results of weight matmuls, "dots" of
   all, "full"
     nothing. unroll: layer groups per step of the scan; as many as there are removes the loop.
+  residual_dtype: of the residual stream, None = dtype. Norms read it, branches are cast to dtype.
   """
 
   d_model: Count
@@ -49,22 +50,27 @@ class BlockConfig:
   remat: Literal["none", "full", "minimal", "dots"] = "none"
   unroll: Count = 1
   dtype: str = "float32"
+  residual_dtype: str | None = None
 
 
 class Block(nn.Module):
   """One mixer and, unless the mixer stands alone, one MLP, with their norms and residual
   connections.
+
+  mlp_follows: whether there is the MLP, None = as the mixer declares.
   """
 
   cfg: BlockConfig
   mixer: object
+  mlp_follows: bool | None = None
 
   @nn.compact
   def __call__(self, x_BTD, context, state=None):
-    cfg = self.cfg
+    cfg, stream = self.cfg, self.cfg.residual_dtype or self.cfg.dtype
+    mlp_follows = self.mixer.followed_by_mlp if self.mlp_follows is None else self.mlp_follows
 
     def build(name, x_BTD):
-      return cfg.norm.build(cfg.dtype, name)(x_BTD)
+      return cfg.norm.build(stream, name)(x_BTD).astype(cfg.dtype)
 
     norm, after = (
       build if there else lambda name, x_BTD: x_BTD
@@ -73,13 +79,13 @@ class Block(nn.Module):
 
     mixer = self.mixer.build(cfg.d_model, cfg.dtype, "mixer")
     y_BTD, state = mixer(tap(self, "attn_in", norm("norm", x_BTD)), context, state)
-    out_BTD = x_BTD + after("norm_out", tap(self, "attn_out", y_BTD))
-    if cfg.mlp is not None and self.mixer.followed_by_mlp:
+    out_BTD = x_BTD + after("norm_out", tap(self, "attn_out", y_BTD)).astype(stream)
+    if cfg.mlp is not None and mlp_follows:
       h_BTD = tap(
         self, "mlp_in", norm("mlp_norm", x_BTD if cfg.residual == "parallel" else out_BTD)
       )
       y_BTD = cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, context.depth)
-      out_BTD = out_BTD + after("mlp_norm_out", tap(self, "mlp_out", y_BTD))
+      out_BTD = out_BTD + after("mlp_norm_out", tap(self, "mlp_out", y_BTD)).astype(stream)
     out_BTD = tap(self, "resid", nn.with_logical_constraint(out_BTD, ("batch", "seq", "embed_act")))
     return out_BTD, state
 
@@ -110,7 +116,9 @@ class Groups(nn.Module):
   def __call__(self, x_BTD, context, states):
     new_states = []
     for (name, mixers, count), state in zip(split(self.mixers, self.period), states):
-      group = _scan(Group, count, self.cfg)(self.cfg, mixers, name=name)
+      group = scan_layers(Group, count, (nn.broadcast, 0), unroll=self.cfg.unroll)(
+        self.cfg, mixers, name=name
+      )
       x_BTD, state = group(x_BTD, context, state)
       new_states.append(state)
     return x_BTD, tuple(new_states)
@@ -125,17 +133,28 @@ def _remat(cfg: BlockConfig):
   )
 
 
-def _scan(module, length: int, cfg: BlockConfig):
+def scan_layers(module, length: int, in_axes, *, unroll: int = 1, dropout: bool = False):
+  """`length` layers of one module class as a scan, their parameters and taps stacked in front.
+
+  in_axes: of the arguments behind the carry, nn.broadcast or 0. dropout: layers draw keys of their
+  own from "dropout".
+  """
   return nn.scan(
     module,
     variable_axes=STACKED,
-    split_rngs={"params": True},
-    in_axes=(nn.broadcast, 0),
+    split_rngs={"params": True} | ({"dropout": True} if dropout else {}),
+    in_axes=in_axes,
     out_axes=0,
     length=length,
-    unroll=min(cfg.unroll, length),
+    unroll=min(unroll, length),
     metadata_params={nn.PARTITION_NAME: "layers"},
   )
+
+
+def uniform(cfg: BlockConfig, mixer, count: int, name: str, mlp_follows: bool | None = None):
+  """`count` equal layers: `x_BTD, states = layers(x_BTD, context, states)`."""
+  layers = scan_layers(_remat(cfg), count, (nn.broadcast, 0), unroll=cfg.unroll)
+  return layers(cfg, mixer, mlp_follows, name=name)
 
 
 def split(mixers: tuple, period: int):
@@ -219,7 +238,7 @@ def build(cfg: BlockConfig, mixers: tuple, period: int, name: str, *, init: bool
   is_initializing().
   """
   if period == 1:
-    return _scan(_remat(cfg), len(mixers), cfg)(cfg, mixers[0], name=name)
+    return uniform(cfg, mixers[0], len(mixers), name)
   mapped = nn.map_variables(
     Groups,
     "params",
@@ -230,13 +249,15 @@ def build(cfg: BlockConfig, mixers: tuple, period: int, name: str, *, init: bool
   return mapped(cfg, mixers, period, name=name)
 
 
-def init_states(cfg: BlockConfig, mixers: tuple, period: int, batch_size: int, max_len: int):
+def init_states(
+  cfg: BlockConfig, mixers: tuple, period: int, batch_size: int, max_len: int, rewindable: int = 0
+):
   """Decoding states in the form that the stack takes and returns, one leading axis per scan."""
 
   def repeat(count, mixer):
     return jax.tree.map(
       lambda x: jnp.broadcast_to(x[None], (count, *x.shape)),
-      mixer.init_state(cfg.d_model, batch_size, max_len, cfg.dtype),
+      mixer.init_state(cfg.d_model, batch_size, max_len, cfg.dtype, rewindable),
     )
 
   if period == 1:

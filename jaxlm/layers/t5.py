@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import checked
-from jaxlm.kernels.attention import BucketBias, KeyBias, attention, attention_weights
+from jaxlm.kernels.attention import BucketBias, KeyBias
 from jaxlm.kernels.attention.reference import LOWEST_MAX, Rule, Sight, scores
+from jaxlm.layers.attend import attend
 from jaxlm.layers.linear import linear
 from jaxlm.layers.norms import rms_norm
-from jaxlm.layers.taps import tap, wants_attention
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, weights
 from jaxlm.ranges import BelowOne, Count, Positive
 
@@ -158,10 +159,7 @@ class Attention(nn.Module):
       scale=1.0,
       softmax1=cfg.softmax1,
     )
-    if wants_attention(self):
-      self.sow("attention", "weights", attention_weights(q_BTNH, cache.k_BSNH, **rule))
-    spec = nn.logical_to_mesh_axes(("batch", None, "heads", None))
-    o_BTNH = attention(q_BTNH, *cache, implementation=cfg.implementation, spec=spec, **rule)
+    o_BTNH = attend(self, q_BTNH, *cache, implementation=cfg.implementation, **rule)
     w_o_NHD = w(
       "w_o", (N, H, D), ("heads", "head_dim", "embed"), init=normal(cfg.init * (N * H) ** -0.5)
     )

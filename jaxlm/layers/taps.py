@@ -5,9 +5,7 @@ applies the edit that the collection `edits` holds for it. Neither adds a parame
 them the compiled program is the same. Both collections are stacked over layers like the parameters
 (`STACKED`), so one edit can differ from layer to layer.
 
-Sites of a block: attn_in, q, k, v, heads, attn_out, mlp_in, mlp_hidden, mlp_out, resid (T5's
-decoder also cross_in,
-cross_out). Of a model: embed, final. H-Net: boundary, of every chunking stage; MrT5: gate.
+Which sites there are: docs/taps.md.
 """
 
 from collections.abc import Callable
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 #: Collections whose values have a leading layers axis under `nn.scan`, with that axis.
-STACKED = {"params": 0, "intermediates": 0, "edits": 0, "attention": 0}
+STACKED = {"params": 0, "intermediates": 0, "edits": 0, "attention": 0, "taps": 0}
 
 
 @struct.dataclass
@@ -67,6 +65,7 @@ def tap(module: nn.Module, site: str, x: jax.Array) -> jax.Array:
   if module.has_variable("edits", site):
     x = module.get_variable("edits", site)(x)
   module.sow("intermediates", site, x)
+  module.sow("taps", site, x)  # only taps are in there: which sites there are (jaxlm.analysis)
   return x
 
 

@@ -5,12 +5,16 @@ the network scores and reads. Language models answer, besides `__call__`:
 
   module.apply(variables, tokens_BT, segment_ids_BT=None, positions_BT=None) -> logits_BTV (float32)
   module.apply(variables, tokens_BT, targets_BT, segment_ids_BT, positions_BT, method="score")
-      -> Score(log_prob_BT, log_z_BT), float32; never holds (B, T, V) in float32 when cfg.loss_chunk
-      says so
-  cfg.init_state(batch_size, max_len) -> state;
+      -> Score(log_prob_BT, log_z_BT, aux), float32; never holds (B, T, V) in float32 when
+      cfg.loss_chunk says so
+  module.apply(variables, ..., method="run") -> Outputs(logits_BTV, aux, state), of the models that
+      decide something on the way (chunks, deletions): aux says what
+  cfg.init_state(batch_size, max_len, rewindable=0) -> state;
   module.apply(variables, tokens_BT, state, segment_ids_BT=None, method="extend") -> (logits_BTV,
   state)
       T = 1 is a decoding step, T > 1 a prefill (right padding: segment id 0)
+  cfg.rewind(state, length_B) -> state when each row had length_B tokens, exactly; of a state that
+      was begun with `rewindable`
 """
 
 from jaxlm.config import Kinds

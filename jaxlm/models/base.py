@@ -83,6 +83,22 @@ class ModelConfig:
     """
     return {"tokens": jax.ShapeDtypeStruct((1, length), jnp.int32)}
 
+  def init_state(self, batch_size: int, max_len: int, rewindable: int = 0) -> PyTree:
+    """The decoding state before the first token, where the model `decodes`.
+
+    At most max_len tokens per row may follow; each row can go back by up to `rewindable` of them.
+    """
+    raise NotImplementedError(f"{type(self).__name__} has no decoding state")
+
+  def rewind(self, state: PyTree, length_B) -> PyTree:
+    """The state when each row had length_B tokens (int32), exactly; a shorter row stays as it is.
+
+    ConfigError: a state that was begun without `rewindable`. ValueError: a length that is no longer
+    kept; where values are traced, the row goes to the oldest that is, and the state's `length_B`
+    says so.
+    """
+    raise NotImplementedError(f"{type(self).__name__} has no decoding state")
+
   def train_flops_per_token(self, seq_len: int) -> float | None:
     """FLOPs of one token, forward and backward; None: counted by parameters
     (`jaxlm.evaluation.flops`).

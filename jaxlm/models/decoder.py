@@ -19,6 +19,8 @@ from jaxlm.layers.mixer import MIXERS, Context, PatternConfig, layers_of
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import NORMS, RMSNormConfig
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
+from jaxlm.layers.positions.shared import SharedPosition
+from jaxlm.layers.rewind import Reach, rewind, trail
 from jaxlm.layers.taps import tap
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
@@ -109,37 +111,41 @@ class DecoderConfig(ModelConfig):
   def build(self) -> nn.Module:
     return Decoder(self)
 
-  def init_state(self, batch_size: int, max_len: int) -> "DecoderState":
-    """The state before the first token; at most max_len tokens per row may follow."""
+  def init_state(self, batch_size: int, max_len: int, rewindable: int = 0) -> "DecoderState":
+    """The state before the first token; at most max_len tokens per row may follow, and each row can
+    go back by `rewindable` tokens.
+    """
     position = (
       self.position.init_model_state(self.heads, batch_size) if self.heads is not None else ()
     )
-    layers = stack.init_states(self.block, self.mixers, self.period, batch_size, max_len)
-    return DecoderState(jnp.zeros(batch_size, jnp.int32), position, layers)
+    layers = stack.init_states(
+      self.block, self.mixers, self.period, batch_size, max_len, rewindable
+    )
+    return DecoderState(
+      jnp.zeros(batch_size, jnp.int32),
+      trail(position, rewindable),
+      layers,
+      Reach.begin(batch_size, rewindable),
+    )
+
+  def rewind(self, state: "DecoderState", length_B) -> "DecoderState":
+    length_B = state.reach.allowed(length_B, state.length_B)
+    return state._replace(
+      length_B=length_B,
+      position=rewind(state.position, length_B),
+      layers=rewind(state.layers, length_B),
+    )
 
 
 class DecoderState(NamedTuple):
-  """length_B: tokens seen; position: of the model's position encoding; layers: of the stack."""
+  """length_B: tokens seen; position: of the model's position encoding; layers: of the stack. reach:
+  how far the rows can go back.
+  """
 
   length_B: jax.Array
   position: Any
   layers: Any
-
-
-class ModelPosition(nn.Module):
-  """What the position encoding does once for the whole model."""
-
-  cfg: DecoderConfig
-
-  @nn.compact
-  def __call__(self, x_BTD, context, state):
-    cfg = self.cfg
-    x_BTD = cfg.position.add(self, x_BTD, context)
-    context = context.replace(embedding_BTD=x_BTD)
-    if cfg.heads is not None:
-      shared, state = cfg.position.prepare(self, cfg.heads, context, state)
-      context = context.replace(shared=shared, shared_by=(cfg.position, cfg.heads))
-    return x_BTD, context, state
+  reach: Reach = Reach()
 
 
 class Decoder(nn.Module):
@@ -150,7 +156,7 @@ class Decoder(nn.Module):
   def setup(self):
     cfg = self.cfg
     self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
-    self.position = ModelPosition(cfg)
+    self.position = SharedPosition(cfg.position, cfg.heads)
     self.blocks = stack.build(
       cfg.block, cfg.mixers, cfg.period, "blocks", init=self.is_initializing()
     )
@@ -225,7 +231,8 @@ class Decoder(nn.Module):
     h_BTD = tap(self, "final", self.final_norm(x_BTD))
     if state:
       valid_B = jnp.sum((segment_ids_BT != 0).astype(jnp.int32), axis=1)
-      state = DecoderState(state.length_B + valid_B, position_state, layers)
+      length_B = state.length_B + valid_B
+      state = DecoderState(length_B, position_state, layers, state.reach.after(length_B))
     return h_BTD, context, state
 
 

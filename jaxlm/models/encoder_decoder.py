@@ -16,6 +16,7 @@ from jaxlm.config import ConfigError, Kinds, checked
 from jaxlm.layers.delete_gate import Mode, Reduced
 from jaxlm.layers.embedding import logits as head_logits
 from jaxlm.layers.embedding import score as head_score
+from jaxlm.layers.stack import scan_layers
 from jaxlm.layers.t5 import (
   KV,
   DecoderBlock,
@@ -26,10 +27,10 @@ from jaxlm.layers.t5 import (
   Norm,
   T5LayerConfig,
 )
-from jaxlm.layers.taps import STACKED, tap
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, weights
 from jaxlm.models.base import ModelConfig, StackPart
-from jaxlm.models.score import Score
+from jaxlm.models.score import Outputs, Score
 from jaxlm.parameter import SPARED, TABLE, Role
 from jaxlm.ranges import BelowOne, Count, Dtype, Layers, Range
 
@@ -131,6 +132,12 @@ class EncoderDecoderConfig(ModelConfig):
       "decoder": (StackPart(("decoder",), tuple(range(self.num_decoder_layers))),),
     }
 
+  def rewind(self, state: "DecodingState", length) -> "DecodingState":
+    """The state after `length` tokens, an integer: rows advance, and go back, together. The cache
+    keeps every token, so any earlier length will do.
+    """
+    return state._replace(length=jnp.minimum(state.length, length))
+
   def build(self) -> nn.Module:
     return EncoderDecoder(self)
 
@@ -169,6 +176,15 @@ class Memory(NamedTuple):
   excess: jax.Array  # sum of the score regulariser over the encoder's layers behind the gate
 
 
+class Reading(NamedTuple):
+  """What a pass found on the way. excess: the mean of the score regulariser over gated and cross
+  attention, 0 unless `measure`.
+  """
+
+  memory: Memory
+  excess: jax.Array
+
+
 class DecodingState(NamedTuple):
   """length: tokens decoded so far, the same in all rows; layers: DecoderCache with a leading layers
   axis.
@@ -194,15 +210,7 @@ class Table(nn.Module):
 
 def _scan(block, length: int, cfg: EncoderDecoderConfig, in_axes):
   block = nn.remat(block, prevent_cse=False, static_argnums=block.static) if cfg.remat else block
-  return nn.scan(
-    block,
-    variable_axes=STACKED,
-    split_rngs={"params": True, "dropout": True},
-    in_axes=in_axes,
-    length=length,
-    unroll=min(cfg.unroll, length),
-    metadata_params={nn.PARTITION_NAME: "layers"},
-  )
+  return scan_layers(block, length, in_axes, unroll=cfg.unroll, dropout=True)
 
 
 class EncoderDecoder(nn.Module):
@@ -266,14 +274,12 @@ class EncoderDecoder(nn.Module):
 
   def run(
     self, tokens_BL, decoder_tokens_BT, valid_BL=None, *, measure=False, train=False, **options
-  ):
-    """(logits_BTV, Memory, S): with the mean of the score regulariser over gated and cross
-    attention if `measure`.
-    """
-    memory, h_BTD, excess = self._run(
+  ) -> Outputs:
+    """The logits; aux: the `Reading`. options: of `encode`."""
+    h_BTD, reading = self._run(
       tokens_BL, decoder_tokens_BT, valid_BL, measure=measure, train=train, **options
     )
-    return self._logits(h_BTD), memory, excess
+    return Outputs(self._logits(h_BTD), reading)
 
   def score(
     self,
@@ -286,15 +292,13 @@ class EncoderDecoder(nn.Module):
     measure=False,
     train=False,
     **options,
-  ):
-    """(Score of the targets, Memory, S); as `run`, without the (B, T, V) logits in float32 where
-    chunk says so.
-    """
-    memory, h_BTD, excess = self._run(
+  ) -> Score:
+    """Score of the targets; as `run`, without the (B, T, V) logits in float32 where chunk says so."""
+    h_BTD, reading = self._run(
       tokens_BL, decoder_tokens_BT, valid_BL, measure=measure, train=train, **options
     )
     h_BTD, w_VD = self._head(h_BTD)
-    return Score(*head_score(h_BTD, w_VD, targets_BT, None, chunk)), memory, excess
+    return Score(*head_score(h_BTD, w_VD, targets_BT, None, chunk), reading)
 
   def _run(
     self, tokens_BL, decoder_tokens_BT, valid_BL, *, measure, train, mode: Mode = Mode(), **options
@@ -303,11 +307,8 @@ class EncoderDecoder(nn.Module):
     memory = self.encode(tokens_BL, valid_BL, mode=mode, measure=measure, train=train, **options)
     h_BTD, cross = self.decode(decoder_tokens_BT, memory, measure=measure, train=train)
     cfg = self.cfg
-    return (
-      memory,
-      h_BTD,
-      (memory.excess + cross) / (cfg.num_encoder_layers - self._front + cfg.num_decoder_layers),
-    )
+    num_measured = cfg.num_encoder_layers - self._front + cfg.num_decoder_layers
+    return h_BTD, Reading(memory, (memory.excess + cross) / num_measured)
 
   def encode(
     self,

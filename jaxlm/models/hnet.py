@@ -21,23 +21,18 @@ from jaxlm.kernels.compact import compact, gather
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.chunking import StageInfo, dechunk, inner_context, reads_its_own, stage_info
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
-from jaxlm.layers.isotropic import (
-  Isotropic,
-  IsotropicConfig,
-  Run,
-  height,
-  parse_layout,
-  write_layout,
-)
+from jaxlm.layers.isotropic import Isotropic, IsotropicConfig
+from jaxlm.layers.layout import Run, height, parse_layout, write_layout
 from jaxlm.layers.lexinvariant import check_embedding, check_packing
 from jaxlm.layers.linear import linear
 from jaxlm.layers.mamba2 import Mamba2Config, starts
 from jaxlm.layers.mixer import MIXERS, Context
+from jaxlm.layers.rewind import Reach, Trail, last_valid, latest, rewind, trail
 from jaxlm.layers.routers import ROUTERS, Given, Learned, View, tap_boundaries
 from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.models.base import ModelConfig, StackPart
-from jaxlm.models.score import Score
+from jaxlm.models.score import Outputs, Score
 from jaxlm.ranges import Count, Dtype, Natural, NonNegative
 
 #: From so many positions at once a stage that goes on runs its inner network on fewer slots where
@@ -206,27 +201,40 @@ class HNetConfig(ModelConfig):
   def build(self) -> nn.Module:
     return HNet(self)
 
-  def init_state(self, batch_size: int, max_len: int) -> "HNetState":
-    """The state before the first byte; at most max_len bytes per row may follow."""
-    return HNetState(jnp.zeros(batch_size, jnp.int32), self._stage_state(0, batch_size, max_len))
+  def init_state(self, batch_size: int, max_len: int, rewindable: int = 0) -> "HNetState":
+    """The state before the first byte; at most max_len bytes per row may follow, and each row can
+    go back by `rewindable` bytes.
+    """
+    return HNetState(
+      jnp.zeros(batch_size, jnp.int32),
+      self._stage_state(0, batch_size, max_len, rewindable),
+      Reach.begin(batch_size, rewindable),
+    )
 
-  def _stage_state(self, s, batch_size, max_len):
-    stacks = [self.stack(s, runs).init_state(batch_size, max_len) for runs in self.runs(s)]
+  def _stage_state(self, s, batch_size, max_len, rewindable):
+    stacks = [
+      self.stack(s, runs).init_state(batch_size, max_len, rewindable) for runs in self.runs(s)
+    ]
     if s == self.num_chunkings:
       return stacks[0]
     encoder, decoder = stacks
-    inner = self._stage_state(s + 1, batch_size, max_len)
+    # So many bytes start at most as many chunks: inner stages go back by the same number.
+    inner = self._stage_state(s + 1, batch_size, max_len, rewindable)
     router = self.stages[s].router.init_state(self.stages[s].d_model, batch_size, self.dtype)
     last_BD = jnp.zeros((batch_size, self.stages[s].d_model), jnp.float32)
     return StageState(
       encoder,
-      router,
+      trail(router, rewindable),
       jnp.zeros(batch_size, bool),
-      jnp.zeros(batch_size, jnp.int32),
+      trail(jnp.zeros(batch_size, jnp.int32), rewindable),
       inner,
-      last_BD,
+      trail(last_BD, rewindable),
       decoder,
     )
+
+  def rewind(self, state: "HNetState", length_B) -> "HNetState":
+    length_B = state.reach.allowed(length_B, state.length_B)
+    return state._replace(length_B=length_B, stage=_rewind_stage(state.stage, length_B))
 
 
 def _number(n: int, what: str) -> str:
@@ -234,10 +242,13 @@ def _number(n: int, what: str) -> str:
 
 
 class HNetState(NamedTuple):
-  """length_B: bytes seen. stage: StageState, nested; the innermost is an IsotropicState."""
+  """length_B: bytes seen. stage: StageState, nested; the innermost is an IsotropicState. reach: how
+  far the rows can go back.
+  """
 
   length_B: jax.Array
   stage: Any
+  reach: Reach = Reach()
 
 
 class StageState(NamedTuple):
@@ -252,6 +263,25 @@ class StageState(NamedTuple):
   inner: Any
   last_BD: jax.Array
   decoder: Any
+
+
+def _rewind_stage(state, length_B):
+  """A stage's state when its rows had length_B positions; the inner stage then had as many chunks
+  as this one had started.
+  """
+  if not isinstance(state, StageState):
+    return rewind(state, length_B)
+  count = rewind(state.count_B, length_B)
+  count_B = latest(count)
+  return StageState(
+    rewind(state.encoder, length_B),
+    rewind(state.router, length_B),
+    count_B > 0,  # a row's first position starts a chunk
+    count,
+    _rewind_stage(state.inner, count_B),
+    rewind(state.last_BD, length_B),
+    rewind(state.decoder, length_B),
+  )
 
 
 class Outside(NamedTuple):
@@ -283,15 +313,14 @@ class Stage(nn.Module):
       y_BTD, state = Isotropic(cfg.stack(s, cfg.runs(s)[0], last=s == 0), name="main")(
         x_BTD, context, state
       )
-      self.sow("intermediates", "main_out", y_BTD)  # sown values are read by parity tests only
+      y_BTD = tap(self, "main_out", y_BTD)
       return y_BTD[..., :width], (), state
 
     old = StageState(*(None,) * 7) if state is None else state
     encode, decode = cfg.runs(s)
     h_BTD, encoder = Isotropic(cfg.stack(s, encode), name="encoder")(x_BTD, context, old.encoder)
-    residual_BTD = self._residual(h_BTD)
-    self.sow("intermediates", "encoder_out", h_BTD)
-    self.sow("intermediates", "residual_out", residual_BTD)
+    h_BTD = tap(self, "encoder_out", h_BTD)
+    residual_BTD = tap(self, "residual_out", self._residual(h_BTD))
 
     # Routing: which rows go in.
     valid_BT = context.segment_ids_BT != 0
@@ -311,8 +340,8 @@ class Stage(nn.Module):
 
     # The inner network, on the chunks.
     chunks_BCD = nn.with_logical_constraint(gather(h_BTD, slots), ("batch", "chunk", "embed_act"))
-    self.sow("intermediates", "chunks", chunks_BCD)
-    chunk_context = inner_context(outer, slots, old.count_B)
+    chunks_BCD = tap(self, "chunks", chunks_BCD)
+    chunk_context = inner_context(outer, slots, latest(old.count_B))
     inner = Stage(cfg, s + 1, name="inner")
 
     def run(inner, x_BCD, state):
@@ -361,25 +390,26 @@ class Stage(nn.Module):
       chosen,
       slots,
       reset_BC,
-      old.last_BD,
+      latest(old.last_BD),
       smooth=cfg.join.smooth,
       confident=cfg.join.confident,
       own_BT=own_BT,
     )
     y_BTD = y_BTD.reshape(residual_BTD.shape)
-    self.sow("intermediates", "dechunked", y_BTD)
-    y_BTD = (y_BTD + residual_BTD).astype(cfg.dtype)
+    if isinstance(old.last_BD, Trail):  # y is the zb of every position: STE(c) is 1
+      last_BD = last_valid(y_BTD, valid_BT, old.last_BD)
+    y_BTD = (tap(self, "dechunked", y_BTD) + residual_BTD).astype(cfg.dtype)
     y_BTD = nn.with_logical_constraint(y_BTD, ("batch", "seq", "embed_act"))
     y_BTD, decoder = Isotropic(cfg.stack(s, decode, last=s == 0), name="decoder")(
       y_BTD, context, old.decoder
     )
-    self.sow("intermediates", "decoder_out", y_BTD)
+    y_BTD = tap(self, "decoder_out", y_BTD)
     if state is not None:
       state = StageState(
         encoder,
         router_state,
         old.seen_B | jnp.any(valid_BT, axis=1),
-        old.count_B + slots.count_B,
+        _counted(old.count_B, chosen.boundary_BT, slots.count_B, valid_BT),
         inner_state,
         last_BD,
         decoder,
@@ -426,6 +456,14 @@ def _merge_rows(decision, context, h_BTD, rows: int):
   return jax.tree.map(merge, decision), context, merge(h_BTD)
 
 
+def _counted(old, boundary_BT, count_B, valid_BT):
+  """Chunks of each row so far, as the state keeps them."""
+  if not isinstance(old, Trail):
+    return old + count_B
+  started_BT = jnp.cumsum(boundary_BT, axis=1, dtype=jnp.int32)
+  return last_valid(latest(old)[:, None] + started_BT, valid_BT, old)
+
+
 def _lengthened(y_BCD, infos, state, length: int):
   """What a stage returned for its first positions, as for `length` of them, the others not valid."""
 
@@ -450,8 +488,7 @@ def _no_infos(cfg: HNetConfig, s: int, like_BT):
 
 
 class HNet(nn.Module):
-  """logits = head(stage_0(embed(bytes))). Methods: see jaxlm.models; those ending in `_with_stages`
-  say more.
+  """logits = head(stage_0(embed(bytes))). Methods: see jaxlm.models.
 
   capacities: None, or the chunk capacity of every chunking stage, outside in: static. A buffer with
   more chunks loses the last ones, and `overflow_B` of its StageInfo says so; a document without any
@@ -478,38 +515,39 @@ class HNet(nn.Module):
     boundaries_BT=None,
   ):
     """float32 logits (B, T, V). lexicon: see layers.lexinvariant."""
-    return self.with_stages(
+    return self.run(
       tokens_BT,
       segment_ids_BT,
       positions_BT,
       lexicon,
       capacities=capacities,
       boundaries_BT=boundaries_BT,
-    )[0]
+    ).logits_BTV
 
-  def with_stages(
+  def run(
     self,
     tokens_BT,
     segment_ids_BT=None,
     positions_BT=None,
     lexicon=None,
     *,
+    state: HNetState | None = None,
     capacities=None,
     boundaries_BT=None,
-  ):
-    """(logits_BTV, StageInfo per chunking stage)."""
-    h_BTD, context, infos, _ = self._hidden(
-      tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities, lexicon=lexicon
+  ) -> Outputs:
+    """The logits, a StageInfo per chunking stage and the state. state: the rows go on with it, and
+    capacities are the whole length.
+    """
+    if state is not None:
+      if segment_ids_BT is None:
+        segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
+      positions_BT = state.length_B[:, None] + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
+    h_BTD, context, infos, state = self._hidden(
+      tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities, state, lexicon
     )
-    return self.head.logits(h_BTD, context), infos
+    return Outputs(self.head.logits(h_BTD, context), infos, state)
 
   def score(
-    self, tokens_BT, targets_BT, segment_ids_BT=None, positions_BT=None, lexicon=None
-  ) -> Score:
-    """log p(target | bytes up to here) at every position."""
-    return self.score_with_stages(tokens_BT, targets_BT, segment_ids_BT, positions_BT, lexicon)[0]
-
-  def score_with_stages(
     self,
     tokens_BT,
     targets_BT,
@@ -519,33 +557,22 @@ class HNet(nn.Module):
     *,
     capacities=None,
     boundaries_BT=None,
-  ):
-    """(Score, StageInfo per chunking stage)."""
+  ) -> Score:
+    """log p(target | bytes up to here) at every position; aux: a StageInfo per chunking stage."""
     h_BTD, context, infos, _ = self._hidden(
       tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, capacities, lexicon=lexicon
     )
-    return Score(*self.head.score(h_BTD, targets_BT, context, chunk=self.cfg.loss_chunk)), infos
+    scored = self.head.score(h_BTD, targets_BT, context, chunk=self.cfg.loss_chunk)
+    return Score(*scored, infos)
 
   def extend(
     self, tokens_BT, state: HNetState, segment_ids_BT=None, lexicon=None, *, boundaries_BT=None
   ):
     """(logits_BTV, state) after more bytes of every row; segment id 0 marks right padding."""
-    logits_BTV, _, state = self.extend_with_stages(
-      tokens_BT, state, segment_ids_BT, lexicon, boundaries_BT=boundaries_BT
+    out = self.run(
+      tokens_BT, segment_ids_BT, None, lexicon, state=state, boundaries_BT=boundaries_BT
     )
-    return logits_BTV, state
-
-  def extend_with_stages(
-    self, tokens_BT, state: HNetState, segment_ids_BT=None, lexicon=None, *, boundaries_BT=None
-  ):
-    """(logits_BTV, StageInfo per chunking stage, state)."""
-    if segment_ids_BT is None:
-      segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
-    positions_BT = state.length_B[:, None] + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
-    h_BTD, context, infos, state = self._hidden(
-      tokens_BT, segment_ids_BT, positions_BT, boundaries_BT, None, state, lexicon
-    )
-    return self.head.logits(h_BTD, context), infos, state
+    return out.logits_BTV, out.state
 
   def _hidden(
     self,
@@ -586,6 +613,6 @@ class HNet(nn.Module):
     )
     if state is not None:
       length_B = state.length_B + jnp.sum(segment_ids_BT != 0, axis=1, dtype=jnp.int32)
-      state = HNetState(length_B, stage)
+      state = HNetState(length_B, stage, state.reach.after(length_B))
     y_BTD = tap(self, "final", y_BTD)
     return y_BTD, embed_context, infos, state

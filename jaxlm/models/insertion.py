@@ -25,6 +25,7 @@ from jaxlm.layers import stack
 from jaxlm.layers.lexinvariant import check_embedding
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.mlp import MLPConfig
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, weights, zeros
 from jaxlm.models.decoder import Decoder, DecoderConfig, positions_in_segment
 from jaxlm.parameter import TABLE, matrix
@@ -213,10 +214,11 @@ class InsertionNetwork(Decoder):
       )
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
     x_BTD, context, _ = self.position(x_BTD, context, None)
+    x_BTD = tap(self, "embedded", x_BTD)
     x_BTD, _ = self.blocks(x_BTD, context, stack.no_states(cfg.mixers, cfg.period))
     # The stop head has a norm of its own and reads the stream in front of the final one.
     stop_B2 = self.stop_head(x_BTD) if cfg.stop_head else None
-    return self.final_norm(x_BTD), stop_B2
+    return tap(self, "final", self.final_norm(x_BTD)), stop_B2
 
 
 def _row(like_BT, lexicon) -> Context:

@@ -22,7 +22,8 @@ from jaxlm.layers.fast_weights import PER_HEAD
 from jaxlm.layers.lact import unit
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import LayerNormConfig, rms_norm
-from jaxlm.layers.taps import STACKED, tap
+from jaxlm.layers.stack import scan_layers
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, ones, weights, zeros
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.ranges import Count, Dtype, Layers, Natural, Positive
@@ -184,14 +185,7 @@ class NVS(nn.Module):
     cfg = self.cfg
     self.embed = PatchEmbedding(cfg)
     block = nn.remat(Block, prevent_cse=False, static_argnums=(2, 3)) if cfg.remat else Block
-    self.blocks = nn.scan(
-      block,
-      variable_axes=STACKED,
-      split_rngs={"params": True},
-      in_axes=(nn.broadcast, nn.broadcast, 0),
-      length=cfg.num_layers,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )(cfg)
+    self.blocks = scan_layers(block, cfg.num_layers, (nn.broadcast, nn.broadcast, 0))(cfg)
     self.head = PatchHead(cfg)
 
   def __call__(self, inputs: Views, targets: Views):
@@ -240,7 +234,8 @@ class PatchEmbedding(nn.Module):
   def __call__(self, x_BTP):
     cfg = self.cfg
     w_PD = weights(self, cfg.dtype)("w_in", (x_BTP.shape[-1], cfg.d_model), (None, "embed"))
-    return _norm(cfg, "norm")(jnp.einsum("btp,pd->btd", x_BTP.astype(cfg.dtype), w_PD))
+    x_BTD = _norm(cfg, "norm")(jnp.einsum("btp,pd->btd", x_BTP.astype(cfg.dtype), w_PD))
+    return tap(self, "embedded", x_BTD)
 
 
 class PatchHead(nn.Module):
@@ -250,9 +245,8 @@ class PatchHead(nn.Module):
   def __call__(self, x_BTD):
     cfg = self.cfg
     w_DP = weights(self, cfg.dtype)("w_out", (cfg.d_model, 3 * cfg.patch**2), ("embed", None))
-    return jax.nn.sigmoid(
-      jnp.einsum("btd,dp->btp", _norm(cfg, "norm")(x_BTD), w_DP).astype(jnp.float32)
-    )
+    h_BTD = tap(self, "final", _norm(cfg, "norm")(x_BTD))
+    return jax.nn.sigmoid(jnp.einsum("btd,dp->btp", h_BTD, w_DP).astype(jnp.float32))
 
 
 class Block(nn.Module):
@@ -266,16 +260,18 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, per_view: int, num_taught: int, state):
     cfg = self.cfg
-    x_BTD += ViewAttention(cfg, name="attention")(_norm(cfg, "norm")(x_BTD), per_view)
-    h_BTD = _norm(cfg, "memory_norm")(x_BTD)
+    h_BTD = tap(self, "attn_in", _norm(cfg, "norm")(x_BTD))
+    x_BTD += tap(self, "attn_out", ViewAttention(cfg, name="attention")(h_BTD, per_view))
+    h_BTD = tap(self, "memory_in", _norm(cfg, "memory_norm")(x_BTD))
     if cfg.memory == "attention":
-      x_BTD += AcrossViews(cfg, name="memory")(h_BTD, per_view, num_taught)
+      y_BTD = AcrossViews(cfg, name="memory")(h_BTD, per_view, num_taught)
     else:
       y_BTD, state = FastMemory(cfg, name="memory")(h_BTD, num_taught, state)
-      x_BTD += y_BTD
-    h_BTD = _norm(cfg, "mlp_norm")(x_BTD)
+    x_BTD += tap(self, "memory_out", y_BTD)
+    h_BTD = tap(self, "mlp_in", _norm(cfg, "mlp_norm")(x_BTD))
     # 0.02 / sqrt(3 layers) on what ends a residual branch.
-    x_BTD += cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, 3 * cfg.num_layers)
+    y_BTD = cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, 3 * cfg.num_layers)
+    x_BTD += tap(self, "mlp_out", y_BTD)
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
     x_BTD = tap(self, "resid", x_BTD)
     return x_BTD, state

@@ -24,7 +24,8 @@ from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import LayerNormConfig
 from jaxlm.layers.positions import POSITIONS, NoPosition
 from jaxlm.layers.positions.rope import RoPE
-from jaxlm.layers.taps import STACKED, tap
+from jaxlm.layers.stack import scan_layers
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.parameter import SPARED, matrix
@@ -110,10 +111,13 @@ class AdaptiveBlock(nn.Module):
     cfg = self.cfg
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation(self, c_BC, 6, cfg.d_model, cfg.dtype)
     in_BTD = cfg.norm.build(cfg.dtype, "norm")(x_BTD) * (1 + scale1) + shift1
+    in_BTD = tap(self, "attn_in", in_BTD)
     y_BTD, _ = cfg.mixer.build(cfg.d_model, cfg.dtype, "mixer")(in_BTD, context, None)
-    x_BTD = (in_BTD if cfg.residual == "official" else x_BTD) + gate1 * y_BTD
+    x_BTD = (in_BTD if cfg.residual == "official" else x_BTD) + gate1 * tap(self, "attn_out", y_BTD)
     h_BTD = cfg.norm.build(cfg.dtype, "mlp_norm")(x_BTD) * (1 + scale2) + shift2
-    x_BTD = x_BTD + gate2 * cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, 2 * cfg.num_layers)
+    h_BTD = tap(self, "mlp_in", h_BTD)
+    y_BTD = cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, 2 * cfg.num_layers)
+    x_BTD = x_BTD + gate2 * tap(self, "mlp_out", y_BTD)
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
     return tap(self, "resid", x_BTD), None
 
@@ -169,15 +173,7 @@ class MaskedDiffusionNetwork(nn.Module):
     self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
     self.absolute = AbsolutePosition(cfg)
     self.noise = NoiseEmbedding(cfg)
-    scanned = nn.scan(
-      AdaptiveBlock,
-      variable_axes=STACKED,
-      split_rngs={"params": True},
-      in_axes=(nn.broadcast, nn.broadcast),
-      length=cfg.num_layers,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    self.blocks = scanned(cfg)
+    self.blocks = scan_layers(AdaptiveBlock, cfg.num_layers, (nn.broadcast, nn.broadcast))(cfg)
     self.final_norm = FinalNorm(cfg)
     self.head = Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
 
@@ -206,5 +202,6 @@ class MaskedDiffusionNetwork(nn.Module):
     )
     c_BC = self.noise(sigma_B)
     x_BTD = self.absolute(self.embed.encode(tokens_BT, context), context)
+    x_BTD = tap(self, "embedded", x_BTD)
     x_BTD, _ = self.blocks(x_BTD, context, c_BC)
-    return self.final_norm(x_BTD, c_BC), context
+    return tap(self, "final", self.final_norm(x_BTD, c_BC)), context

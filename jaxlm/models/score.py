@@ -1,6 +1,6 @@
-"""What a language model says about given targets. Axes: B batch, T time."""
+"""What a language model answers. Axes: B batch, T time, V vocab."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -11,10 +11,25 @@ from jaxlm.layers.lexinvariant import (
 
 
 class Score(NamedTuple):
-  """log p(target) and the log of the softmax's denominator, float32 (B, T)."""
+  """log p(target) and the log of the softmax's denominator, float32 (B, T).
+
+  aux: what the model decided on the way: of an H-Net a StageInfo per chunking stage, of an
+  encoder-decoder its `Reading`; () of the others.
+  """
 
   log_prob_BT: jax.Array
   log_z_BT: jax.Array
+  aux: Any = ()
+
+
+class Outputs(NamedTuple):
+  """What `run` returns: float32 logits (B, T, V), what the model decided on the way (see Score),
+  and the decoding state after the tokens, None of a pass without one.
+  """
+
+  logits_BTV: jax.Array
+  aux: Any = ()
+  state: Any = None
 
 
 def lexinvariant(config) -> bool:

@@ -131,16 +131,17 @@ class NextByte(BucketedObjective):
     if not train and self.overflow != "redo":
       bucket = None  # evaluation is exact: chunks at full length
     if not self.targets:
-      score, infos = model.apply({"params": params}, *arguments, method="score", **lexicon), ()
+      score = model.apply({"params": params}, *arguments, method="score", **lexicon)
     else:
-      score, infos = model.apply(
+      score = model.apply(
         {"params": params},
         *arguments,
         capacities=None if bucket is None else tuple(bucket),
         boundaries_BT=batch.get("boundaries"),
-        method="score_with_stages",
+        method="score",
         **lexicon,
       )
+    infos = score.aux
     weight = jnp.sum(w_BT)
     # Where the weight is 0 nothing counts, whatever an unused position says.
     nll = Pair(jnp.sum(jnp.where(w_BT > 0, -score.log_prob_BT, 0.0) * w_BT), weight)

@@ -167,7 +167,7 @@ class SequenceToSequence(BucketedObjective):
     common = dict(mode=mode, measure=measure, train=train, rngs=rngs)
     weight, metrics = jnp.sum(w_BT), {}
     if train:
-      score, memory, S = model.apply(
+      score = model.apply(
         {"params": params},
         batch["tokens"],
         batch["decoder_tokens"],
@@ -176,9 +176,9 @@ class SequenceToSequence(BucketedObjective):
         method="score",
         **common,
       )
-      nll_BT = -score.log_prob_BT
+      nll_BT, (memory, S) = -score.log_prob_BT, score.aux
     else:
-      logits_BTV, memory, S = model.apply(
+      logits_BTV, (memory, S), _ = model.apply(
         {"params": params},
         batch["tokens"],
         batch["decoder_tokens"],

@@ -73,6 +73,18 @@ class Program:
     """Calls and traces happen inside."""
     return sharding_context(self.mesh)
 
+  def trace(self, batch, bucket: int):
+    """Traces the train step of a bucket and neither compiles nor runs it; a call of the same shapes
+    that follows does not trace it again. batch: abstract, global, with shardings."""
+    bucketed = self.buckets and self.cfg.objective.bucketed_training
+    with self.context():
+      self.step.trace(
+        self.state,
+        batch,
+        self.frozen or None,
+        **({"bucket": self.buckets[bucket]} if bucketed else {}),
+      )
+
 
 def build_program(
   cfg: RunConfig,

@@ -98,15 +98,20 @@ def abstract_pass(cfg: RunConfig) -> dict[str, bool]:
 
 
 def streamed_is_whole(cfg: RunConfig, params) -> None:
-  """Token by token and in pieces of uneven size, decoding gives the logits of the parallel pass."""
+  """In pieces of uneven size, and token by token with another token read and taken back before
+  each, decoding gives the logits of the parallel pass.
+  """
   module = cfg.model.build()
   vocab = cfg.model.vocab_size
   tokens_BT = jnp.asarray(np.random.default_rng(0).integers(4, vocab, (2, 9)), jnp.int32)
   whole_BTV = jax.jit(lambda p, t: module.apply({"params": p}, t))(params, tokens_BT)
   extend = jax.jit(lambda p, t, s: module.apply({"params": p}, t, s, method="extend"))
-  for cuts in ((1, 2, 3, 4, 5, 6, 7, 8), (4, 5)):
-    state, parts = cfg.model.init_state(2, 16), []
-    for piece in jnp.split(tokens_BT, cuts, axis=1):
+  for cuts, rewindable in (((4, 5), 0), ((1, 2, 3, 4, 5, 6, 7, 8), 1)):
+    state, parts = cfg.model.init_state(2, 16, rewindable), []
+    for start, piece in zip((0, *cuts), jnp.split(tokens_BT, cuts, axis=1)):
+      if rewindable:
+        _, state = extend(params, (piece + 1) % vocab, state)
+        state = cfg.model.rewind(state, jnp.full(2, start, jnp.int32))
       logits_BTV, state = extend(params, piece, state)
       parts.append(logits_BTV)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole_BTV, rtol=2e-4, atol=2e-4)

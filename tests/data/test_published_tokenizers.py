@@ -408,21 +408,18 @@ def test_passages_have_their_own_bytes_and_no_frame(tmp_path, monkeypatch):
 
 
 def test_generate_feeds_the_ids_of_the_library_and_stops_at_the_end(folder, monkeypatch, capsys):
-  from jaxlm import generation
   from jaxlm.generation import command
+  from jaxlm.generation.base import Generations, Row
+  from jaxlm.generation.left_to_right import LeftToRight
 
   path, tokenizer, _, ends = folder
   fed = {}
 
-  class Recorder:
-    def __init__(self, config, params, sampling, stop_tokens):
-      fed["stops"] = stop_tokens
+  def generate(engine, params, prompts, max_new_tokens, *, seed):
+    fed.update(stops=engine.stops, prompts=prompts)
+    return Generations([Row(np.asarray(p, np.int32), len(p), 0) for p in prompts], 0, 0)
 
-    def generate(self, prompts, max_new_tokens, *, seed):
-      fed["prompts"] = prompts
-      return [np.zeros(0, np.int32) for _ in prompts]
-
-  monkeypatch.setattr(generation, "Generator", Recorder)
+  monkeypatch.setattr(LeftToRight, "generate", generate)
   monkeypatch.setattr(opening, "open_model", lambda *_, **__: types.SimpleNamespace(params={}))
   cfg = types.SimpleNamespace(
     model=types.SimpleNamespace(decodes=True, scores="next_token"),
@@ -440,7 +437,7 @@ def test_generate_feeds_the_ids_of_the_library_and_stops_at_the_end(folder, monk
     max_new_tokens=1,
     seed=0,
   )
-  assert command._continue(cfg, args, None) == 0
+  assert command._continue(cfg, args, LeftToRight, {}) == 0
   assert fed["prompts"] == [tokenizer.encode(text).ids for text in args.prompt]
   assert {tokenizer.token_to_id(name) for name in ends} <= set(fed["stops"])
   capsys.readouterr()

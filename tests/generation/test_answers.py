@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 
 from jaxlm.config import ConfigError
+from jaxlm.data.passages import NAMES
+from jaxlm.data.special_tokens import SpecialTokens
 from jaxlm.experiments.answers import scores
-from jaxlm.generation.answers import FORMS, Answering
+from jaxlm.generation.answers import Answering
+from jaxlm.models.masked_diffusion import MaskedDiffusionConfig
 from jaxlm.training.config import load_config, run_config
 
+IDS = SpecialTokens.after(10, NAMES)
+DIFFUSION = MaskedDiffusionConfig(vocab_size=15, d_model=16, num_layers=1, num_heads=2, d_cond=8)
 TINY = {
   "model.d_model": 16,
   "model.num_layers": 1,
@@ -19,7 +24,9 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+  "form", ["insertion", "insertion_transformer", "causal", "masked_diffusion"]
+)
 def test_every_form_keeps_its_prompts_and_answers_within_the_length(form):
   heads = "model.num_heads" if form == "masked_diffusion" else "model.mixer.num_heads"
   cfg = run_config(load_config(f"configs/ilm/star_easy.py:{form}", TINY | {heads: 2}))
@@ -47,7 +54,7 @@ def test_every_form_keeps_its_prompts_and_answers_within_the_length(form):
 
 def test_masked_diffusion_has_to_be_told_lengths():
   with pytest.raises(ConfigError, match="say how long each answer is"):
-    Answering(max_len=8).answer(None, None, "masked_diffusion", None, [[1]])
+    Answering(max_len=8).answer(DIFFUSION, None, "masked_diffusion", IDS, [[1]])
 
 
 def test_an_answer_that_is_longer_or_shorter_is_not_an_exact_match_and_a_missing_place_is_wrong():

@@ -2,15 +2,16 @@
 insertion does not have.
 """
 
-import argparse
-
 import pytest
 
 from jaxlm.config import ConfigError
 from jaxlm.data.passages import PassageData
 from jaxlm.data.tasks.star_graphs import StarGraphData
-from jaxlm.generation.forms_command import frame, insertion_sampling, speaker
+from jaxlm.generation.base import Options
+from jaxlm.generation.forms_command import frame, gapped, speaker
 from jaxlm.generation.insertion import Filter
+from jaxlm.generation.insertion_engines import insertion_sampling
+from jaxlm.generation.sampling import Sampling
 
 
 def text(form="insertion"):
@@ -47,21 +48,25 @@ def test_a_gap_of_unknown_length_is_refused_for_other_forms():
 def test_a_task_without_a_prompt_shows_a_test_problem_and_refuses_words():
   data = StarGraphData(batch_size=2, form="causal")
   found = frame(data, "", 5)
-  assert (
-    found.length == 8 and found.tokens[-1] == data.special_tokens.bos and found.closed[-1] is False
-  )
+  assert found.num_new == 8 and found.tokens[-1] == data.special_tokens.bos and found.closed is None
   with pytest.raises(ConfigError, match="token numbers between blanks"):
     frame(data, "a b", 5)
   with pytest.raises(ConfigError, match="token 99 is outside the vocabulary of 28"):
     frame(data, "1 99", 5)
 
 
-def test_temperature_is_greedy_or_the_model_s_own():
-  args = argparse.Namespace(temperature=None, top_k=None, top_p=0.9, slot_top_k=1, slot_top_p=None)
-  chosen = insertion_sampling(args)
-  assert chosen.token == Filter(top_p=0.9) and chosen.slot == Filter(top_k=1)
-  args.temperature = 0
-  assert insertion_sampling(args).token == Filter(top_k=1)
-  args.temperature = 0.7
-  with pytest.raises(ConfigError, match="temperature=0.7"):
-    insertion_sampling(args)
+def test_a_gap_to_be_infilled_has_a_removed_token_for_every_underscore():
+  found = gapped(text("masked_diffusion"), "a ____ b___")
+  assert [i for i, removed in enumerate(found.removed) if removed] == [1, 2, 3, 4, 7, 8, 9]
+  assert [t for t, removed in zip(found.tokens, found.removed) if not removed] == [97, 32, 98]
+  with pytest.raises(ConfigError, match="has no gap"):
+    gapped(text(), "a b")
+  with pytest.raises(ConfigError, match="fills gaps of texts"):
+    gapped(StarGraphData(batch_size=2), "1 ___")
+
+
+def test_flags_of_insertion_filter_the_token_of_its_slot_and_the_slot_apart():
+  chosen = insertion_sampling(Options(temperature=0.7, top_p=0.9, min_p=0.1, slot_top_k=1))
+  assert chosen.token == Sampling(0.7, top_p=0.9, min_p=0.1) and chosen.slot == Sampling(top_k=1)
+  assert insertion_sampling(Options(temperature=0)).token == Filter(top_k=1)
+  assert insertion_sampling(Options()).slot == Sampling()  # the model's own distribution

@@ -15,10 +15,12 @@ from jaxlm.generation.answers import Answering
 from jaxlm.generation.infilling import infill
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.positions.rope import RoPE
+from jaxlm.models.decoder import DecoderConfig
 from jaxlm.models.insertion import InsertionConfig
 from jaxlm.models.masked_diffusion import MaskedDiffusionConfig
 
 IDS = SpecialTokens.after(10, NAMES)
+DECODER = DecoderConfig(vocab_size=15, d_model=16, num_layers=1, mixer=AttentionConfig(2))
 EXAMPLES = [
   Gapped(np.asarray([1, 2, 3, 4, 5, 6], np.int32), np.asarray(r, bool))
   for r in ([0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1])
@@ -71,5 +73,5 @@ def test_unmasking_keeps_what_is_left_and_the_length():
 
 
 def test_a_model_from_left_to_right_is_refused():
-  with pytest.raises(ConfigError, match="does not fill gaps"):
-    infill(None, None, "causal", IDS, EXAMPLES, Answering(max_len=8))
+  with pytest.raises(ConfigError, match="'infilling' decodes models that score inserted_tokens or"):
+    infill(DECODER, None, "causal", IDS, EXAMPLES, Answering(max_len=8))

@@ -11,7 +11,7 @@ import pytest
 from jaxlm.checkpoint.errors import WeightsError
 from jaxlm.config import ConfigError
 from jaxlm.evaluation.flops import dot_flops
-from jaxlm.generation.encoder_decoder import greedy
+from jaxlm.generation.encoder_decoder import decode
 from jaxlm.generation.hard_deletion import TwoPrograms
 from jaxlm.interop.mrt5 import load_params, store_params
 from jaxlm.layers.delete_gate import DeleteGateConfig, Mode, apply_gate, fixed_deletion
@@ -56,13 +56,13 @@ def run(model, params, capacity):
 
 def test_more_capacity_than_needed_changes_nothing_and_less_is_noticed(tiny):
   model, params = tiny
-  logits, memory, _ = run(model, params, None)
+  logits, (memory, _), _ = run(model, params, None)
   need = int(memory.reduced.count_B.max())
   assert 1 < need < 8 and not memory.reduced.overflow_B.any()
-  exact, fits, _ = run(model, params, need)
+  exact, (fits, _), _ = run(model, params, need)
   np.testing.assert_allclose(exact, logits, atol=1e-5)
   assert not fits.reduced.overflow_B.any()
-  assert run(model, params, need - 1)[1].reduced.overflow_B.any()
+  assert run(model, params, need - 1).aux.memory.reduced.overflow_B.any()
 
 
 def test_rows_that_share_a_buffer_do_not_see_each_other(tiny):
@@ -71,16 +71,16 @@ def test_rows_that_share_a_buffer_do_not_see_each_other(tiny):
     lambda p, mode: model.apply({"params": p}, TOKENS, TOKENS[:, :3], mode=mode, method="run"),
     static_argnums=1,
   )
-  alone, apart, _ = go(params, Mode(True))
+  alone, (apart, _), _ = go(params, Mode(True))
   need = int(apart.reduced.count_B.sum())
-  shared, together, _ = go(params, Mode(True, need, rows=2))
+  shared, (together, _), _ = go(params, Mode(True, need, rows=2))
   assert together.h_BCD.shape[:2] == (1, need) and not together.reduced.overflow_B.any()
   np.testing.assert_allclose(shared, alone, atol=1e-5)
 
 
 def test_two_programs_say_what_one_says_at_the_capacity_that_fits(tiny):
   model, params = tiny
-  whole, memory, _ = run(model, params, None)
+  whole, (memory, _), _ = run(model, params, None)
   programs = TwoPrograms(model, params, multiple=2)
   logits, capacity = programs(TOKENS, TOKENS[:, :3])
   need = int(memory.reduced.count_B.max())
@@ -117,13 +117,30 @@ def test_of_too_many_tokens_those_with_the_highest_gates_stay_in_order():
 
 def test_cached_decoding_says_what_the_whole_pass_says(tiny):
   model, params = tiny
-  decoded = jax.jit(functools.partial(greedy, model, max_len=4, mode=Mode(True), with_logits=True))(
+  decoded = jax.jit(functools.partial(decode, model, max_len=4, mode=Mode(True), with_logits=True))(
     params, TOKENS
   )
   logits, _, _ = jax.jit(
     lambda p, t: model.apply({"params": p}, TOKENS, t, mode=Mode(True), method="run")
   )(params, decoded.tokens_BT[:, :-1])
   np.testing.assert_allclose(decoded.logits_BTV, logits, atol=1e-4)
+
+
+def test_a_decoder_that_goes_back_never_went_on(tiny):
+  model, params = tiny
+  memory, state = jax.jit(
+    lambda p: model.apply(
+      {"params": p},
+      method=lambda m: (memory := m.encode(TOKENS, mode=Mode(True)), m.start(memory, 6)),
+    )
+  )(params)
+  extend = jax.jit(
+    lambda t, state: model.apply({"params": params}, t, memory, state, method="extend")
+  )
+  first, draft, other = TOKENS[:, :1], TOKENS[:, 1:2], TOKENS[:, 2:3]
+  _, state = extend(first, state)
+  back = TINY.rewind(extend(draft, extend(draft, state)[1])[1], 1)
+  np.testing.assert_array_equal(extend(other, back)[0], extend(other, state)[0])
 
 
 def test_official_names_go_out_and_come_back(tiny):

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.generation import Generator, Sampling
+from jaxlm.generation.left_to_right import LeftToRight
+from jaxlm.generation.sampling import GREEDY
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.layers.positions.rope import RoPE
@@ -52,7 +53,9 @@ def model():
 def apply(method, **static):
   cfg, params = model()
   return jax.jit(
-    lambda *args: cfg.build().apply({"params": params}, *args, method=method, **static)
+    lambda *args, **more: cfg.build().apply(
+      {"params": params}, *args, method=method, **static, **more
+    )
   )
 
 
@@ -61,7 +64,7 @@ def tokens(seed=0, shape=(B, T)):
 
 
 def test_the_test_model_cuts_somewhere_and_not_everywhere():
-  _, infos = apply("with_stages")(tokens())
+  _, infos, _ = apply("run")(tokens())
   for info in infos:
     share = float(info.boundary_BT.sum() / info.valid_BT.sum())
     assert 0.2 < share < 0.9
@@ -69,26 +72,24 @@ def test_the_test_model_cuts_somewhere_and_not_everywhere():
 
 def test_logits_depend_on_the_past_only():
   changed = tokens().at[:, 15:].set(7)
-  np.testing.assert_array_equal(
-    apply("with_stages")(tokens())[0][:, :15], apply("with_stages")(changed)[0][:, :15]
-  )
+  np.testing.assert_array_equal(apply("run")(tokens())[0][:, :15], apply("run")(changed)[0][:, :15])
 
 
 def test_the_capacity_changes_nothing_while_the_chunks_fit():
-  whole, infos = apply("with_stages")(tokens())
+  whole, infos, _ = apply("run")(tokens())
   fits = tuple(int(info.count_B.max()) for info in infos)
-  logits, again = apply("with_stages", capacities=fits)(tokens())
+  logits, again, _ = apply("run", capacities=fits)(tokens())
   chex.assert_trees_all_close(logits, whole, atol=2e-5)  # float32 sums in another order
   assert not any(bool(info.overflow_B.any()) for info in again)
-  _, short = apply("with_stages", capacities=(fits[0] - 1, fits[1]))(tokens())
+  _, short, _ = apply("run", capacities=(fits[0] - 1, fits[1]))(tokens())
   assert bool(short[0].overflow_B.any())
 
 
 def test_documents_packed_in_a_row_are_as_if_alone():
   row = tokens(1, (1, 17))
   segments = jnp.asarray([[1] * 6 + [2] + [3] * 10], jnp.int32)
-  packed, _ = apply("with_stages")(row, segments)
-  alone = [apply("with_stages")(row[:, i:j])[0] for i, j in ((0, 6), (6, 7), (7, 17))]
+  packed, _, _ = apply("run")(row, segments)
+  alone = [apply("run")(row[:, i:j])[0] for i, j in ((0, 6), (6, 7), (7, 17))]
   chex.assert_trees_all_close(packed, jnp.concatenate(alone, 1), atol=2e-5)
 
 
@@ -97,11 +98,11 @@ def test_rows_that_share_a_chunk_buffer_do_not_meet():
   shared = dataclasses.replace(cfg, join=JoinConfig(rows_per_buffer=3))
   row = tokens()
   segments = jnp.ones((B, T), jnp.int32).at[1, 5:].set(2).at[2, 20:].set(0)
-  want, infos = apply("with_stages")(row, segments)
+  want, infos, _ = apply("run")(row, segments)
   total = int(infos[0].count_B.sum())
   got, merged = jax.jit(
     lambda t, s: shared.build().apply(
-      {"params": params}, t, s, capacities=(total, total), method="with_stages"
+      {"params": params}, t, s, capacities=(total, total), method="run"
     )
   )(row, segments)
   chex.assert_trees_all_close(
@@ -112,8 +113,12 @@ def test_rows_that_share_a_chunk_buffer_do_not_meet():
 
 def test_prefills_and_steps_of_ragged_rows_equal_the_parallel_pass():
   cfg, _ = model()
-  whole, infos = apply("with_stages")(tokens())
-  extend = apply("extend_with_stages")
+  whole, infos, _ = apply("run")(tokens())
+  run = apply("run")
+
+  def extend(tokens, state, segments):
+    return run(tokens, segments, state=state)
+
   # Rows of 9, 1 and 4 tokens first, then seven more each in one piece, then one by one.
   starts = np.asarray([9, 1, 4])
   state = cfg.init_state(B, T)
@@ -140,11 +145,11 @@ def test_prefills_and_steps_of_ragged_rows_equal_the_parallel_pass():
 
 def test_rows_generate_what_they_would_alone_and_a_finished_row_rests():
   cfg, params = model()
-  generator = Generator(cfg, params, Sampling(temperature=0.0))
+  engine = LeftToRight(cfg, GREEDY)
   prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
-  together = generator.generate(prompts, 6)
+  together = engine.generate(params, prompts, 6).answers
   for prompt, row in zip(prompts, together):
-    np.testing.assert_array_equal(generator.generate([prompt], 6)[0], row)
+    np.testing.assert_array_equal(engine.generate(params, [prompt], 6).answers[0], row)
 
 
 @pytest.mark.parametrize(
@@ -161,10 +166,8 @@ def test_a_long_prefill_equals_the_parallel_pass_whether_its_chunks_are_few_or_m
     lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), params
   )
   row, segments = tokens(2, (2, 44)), jnp.ones((2, 40), jnp.int32).at[1, 33:].set(0)
-  whole, infos = jax.jit(lambda t: cfg.build().apply(params, t, method="with_stages"))(row)
-  extend = jax.jit(
-    lambda t, state, s: cfg.build().apply(params, t, state, s, method="extend_with_stages")
-  )
+  whole, infos, _ = jax.jit(lambda t: cfg.build().apply(params, t, method="run"))(row)
+  extend = jax.jit(lambda t, state, s: cfg.build().apply(params, t, s, state=state, method="run"))
   logits, found, state = extend(row[:, :40], cfg.init_state(2, 44), segments)
   chex.assert_trees_all_close(logits[0], whole[0, :40], atol=5e-5)
   chex.assert_trees_all_close(logits[1, :33], whole[1, :33], atol=5e-5)
@@ -194,9 +197,7 @@ def test_routers_with_a_rule_cut_by_it_and_at_every_document(router, want):
   text = jnp.asarray([list(b"ab. cd e"[:8]) + list(b"f 12")], jnp.int32)
   cfg = HNetConfig("m1 [m1] m1", (stage(16, router=router), stage(16)), vocab_size=256)
   segments = jnp.asarray([[1] * 8 + [2] * 4], jnp.int32)
-  (_, infos), _ = cfg.build().init_with_output(
-    jax.random.key(0), text, segments, method="with_stages"
-  )
+  (_, infos, _), _ = cfg.build().init_with_output(jax.random.key(0), text, segments, method="run")
   assert infos[0].boundary_BT[0].astype(int).tolist() == want
   np.testing.assert_array_equal(infos[0].confidence_BT, 1.0)
 
@@ -209,6 +210,6 @@ def test_given_boundaries_are_asked_for():
 
 def test_an_empty_document_is_refused():
   with pytest.raises(ValueError, match="empty document"):
-    apply("with_stages")(jnp.zeros((1, 0), jnp.int32))
+    apply("run")(jnp.zeros((1, 0), jnp.int32))
   with pytest.raises(ValueError, match="capacity 0"):
-    apply("with_stages", capacities=(0, 4))(tokens())
+    apply("run", capacities=(0, 4))(tokens())

@@ -12,7 +12,7 @@ import pytest
 from jaxlm.checkpoint.trees import flatten
 from jaxlm.config import ConfigError
 from jaxlm.interop import hnet
-from jaxlm.layers.isotropic import LayoutError, height, parse_layout, parse_runs
+from jaxlm.layers.layout import LayoutError, height, parse_layout, parse_runs
 from jaxlm.layers.routers import Space
 from jaxlm.models.hnet import HNetConfig, StageConfig
 from jaxlm.models.hnet_rules import (
@@ -271,7 +271,7 @@ def test_an_empty_document_and_an_empty_buffer_are_refused():
 
   def trace(length, **options):
     return jax.eval_shape(
-      lambda t: module.init(jax.random.key(0), t, method="with_stages", **options), tokens(length)
+      lambda t: module.init(jax.random.key(0), t, method="run", **options), tokens(length)
     )
 
   with pytest.raises(ValueError, match="an empty document"):

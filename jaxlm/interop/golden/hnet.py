@@ -14,12 +14,14 @@ from jaxlm.kernels.route import route
 from jaxlm.kernels.ssd import ssd
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.chunking import dechunk
-from jaxlm.layers.isotropic import Isotropic, IsotropicConfig, Layer, Run, height
+from jaxlm.layers.isotropic import Isotropic, IsotropicConfig
+from jaxlm.layers.layout import Run, height
 from jaxlm.layers.mamba2 import Mamba2Config, starts
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.positions import NoPosition
 from jaxlm.layers.positions.rope import RoPE
-from jaxlm.layers.routers import last_valid
+from jaxlm.layers.rewind import last_valid
+from jaxlm.layers.stack import Block
 
 FORWARD = Tolerance(atol=1e-5, rtol_max=1e-4)
 GRADIENT = Tolerance(atol=1e-6, rtol_max=1e-3)
@@ -334,14 +336,15 @@ def transformer_block(case):
   table = hnet.layer_entries(stack, stack.runs[0], "", "", None)
   params = hnet.import_params(table, case.group("param"))
   x_BTD, residual_BTD = jnp.asarray(case["in/x"]), jnp.asarray(case["in/residual"])
-  module, context = Layer(stack, stack.runs[0]), plain_context(*x_BTD.shape[:2])
+  module = Block(stack.block(stack.runs[0]), attention, mlp_follows=True)
+  context = plain_context(*x_BTD.shape[:2])
 
   def loss(params, x_BTD, residual_BTD):
     # The block adds what came before to its stream first.
     (_, _), sown = module.apply(
       {"params": params}, x_BTD + residual_BTD, context, None, mutable="intermediates"
     )
-    y_BTD, r_BTD = sown["intermediates"]["branch"][0], sown["intermediates"]["residual"][0]
+    y_BTD, r_BTD = branch_and_residual(sown["intermediates"])
     return jnp.sum(case.given("in/G", y_BTD) * y_BTD) + jnp.sum(
       case.given("in/G2", r_BTD) * r_BTD
     ), (y_BTD, r_BTD)
@@ -366,6 +369,12 @@ def transformer_block(case):
     {"params": params["mixer"]}, jnp.asarray(case["in/x_packed"])[None], packed, None
   )
   case.compare("out/mixer_packed", y_BTD[0], FORWARD)
+
+
+def branch_and_residual(sown):
+  """What the official layer returns: its last branch, and the stream that this is to be added to."""
+  branch = sown["mlp_out" if "mlp_out" in sown else "attn_out"][0]
+  return branch, sown["resid"][0] - branch
 
 
 def official_config(case) -> dict:
@@ -394,8 +403,8 @@ def isotropic(case):
   case.compare("out/loss", value, FORWARD)
   layers = [(r, l) for r, run in enumerate(stack.runs) for l in range(run.count)]
   for i, (r, l) in enumerate(layers):
-    for ours, theirs in (("branch", "out"), ("residual", "residual")):
-      case.compare(f"out/layer{i}_{theirs}", sown[f"run_{r}"][ours][0][l], FORWARD)
+    for name, x in zip(("out", "residual"), branch_and_residual(sown[f"run_{r}"])):
+      case.compare(f"out/layer{i}_{name}", x[l], FORWARD)
   for name, grad in hnet.export_params(table, grads).items():
     case.compare(f"grad/{name}", grad, gradient_tolerance(name))
   case.compare("grad/in_x", dx_BTD, GRADIENT)

@@ -77,12 +77,12 @@ def language_model(case):
       )
 
   def loss(params, capacities):
-    (logits_BTV, infos), state = module.apply(
+    (logits_BTV, infos, _), state = module.apply(
       {"params": params},
       ids_BT,
       segment_ids_BT,
       capacities=capacities,
-      method="with_stages",
+      method="run",
       mutable="intermediates",
     )
     log_prob_BT = jnp.take_along_axis(
@@ -145,7 +145,7 @@ def inference(case):
     "params": hnet.import_params(hnet.entries(cfg), case.group("param"), tied=hnet.tied_names(cfg))
   }
   ids_BT, n = jnp.asarray(case["in/ids"]), case.config["prefill"]
-  logits_BTV, infos = jax.jit(lambda ids: module.apply(params, ids, method="with_stages"))(ids_BT)
+  logits_BTV, infos, _ = jax.jit(lambda ids: module.apply(params, ids, method="run"))(ids_BT)
   case.compare("out/logits", logits_BTV, FORWARD)
   for s, info in enumerate(infos):
     count = next(
@@ -164,7 +164,7 @@ def inference(case):
     case.compare(f"out/s{s}_boundary_mask", cut(info.boundary_BT), EXACT)
     case.compare(f"out/s{s}_selected_probs", cut(info.confidence_BT[..., None]), FORWARD)
 
-  extend = jax.jit(lambda ids, state: module.apply(params, ids, state, method="extend_with_stages"))
+  extend = jax.jit(lambda ids, state: module.apply(params, ids, state=state, method="run"))
   greedy = case["out/greedy_ids"] if case.has("out/greedy_ids") else np.zeros(0, np.int32)
   T = ids_BT.shape[1]
 

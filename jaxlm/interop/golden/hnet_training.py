@@ -106,10 +106,12 @@ def train_steps(case):
   def losses(params, ids_BT):
     # The last position has no target but is routed: it counts in the ratio.
     targets_BT = jnp.pad(ids_BT[:, 1:], ((0, 0), (0, 1)))
-    score, infos = module.apply({"params": params}, ids_BT, targets_BT, method="score_with_stages")
+    score = module.apply({"params": params}, ids_BT, targets_BT, method="score")
     ce = -jnp.mean(score.log_prob_BT[:, :-1])
-    ratios = jnp.stack([ratio_loss(*ratio_sums(i), n) for i, n in zip(infos, c["ratio_targets"])])
-    fractions = jnp.stack([ratio_sums(i)[0] / ratio_sums(i)[2] for i in infos])
+    ratios = jnp.stack(
+      [ratio_loss(*ratio_sums(i), n) for i, n in zip(score.aux, c["ratio_targets"])]
+    )
+    fractions = jnp.stack([ratio_sums(i)[0] / ratio_sums(i)[2] for i in score.aux])
     return ce + c["alpha"] * jnp.sum(ratios), (ce, ratios, fractions)
 
   @jax.jit

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlm.data import byte_t5, span_corruption
 from jaxlm.data.tasks import diagnostic
-from jaxlm.generation.encoder_decoder import greedy
+from jaxlm.generation.encoder_decoder import decode
 from jaxlm.interop.golden.case import EXACT, Tolerance, float64
 from jaxlm.interop.mrt5 import load_params, store_params
 from jaxlm.kernels.attention import BucketBias, KeyBias
@@ -172,7 +172,7 @@ def encoder_decoder(case):
     )
 
   def loss(params, capacity):
-    (logits_BTV, memory, scores), sown = forward(params, capacity)
+    (logits_BTV, (memory, scores), _), sown = forward(params, capacity)
     out = {
       "logits": logits_BTV,
       "loss": cross_entropy(logits_BTV, labels_BT),
@@ -205,7 +205,9 @@ def encoder_decoder(case):
   for name in [k for k in case.unread if "delete_gate" in k and k.startswith("grad/")]:
     case.skip(name, "weights that this baseline does not use")
   if hard:
-    too_small = jax.jit(lambda p: forward(p, max(1, W - 1))[0][1].reduced.overflow_B)(params)
+    too_small = jax.jit(lambda p: forward(p, max(1, W - 1))[0].aux.memory.reduced.overflow_B)(
+      params
+    )
     case.require(
       "out/overflow",
       W == 1 or bool(np.any(too_small)),
@@ -218,7 +220,7 @@ def encoder_decoder(case):
     )
   if "out/greedy_sequences" in case:
     steps = config["max_new_tokens"]
-    decoded = jax.jit(functools.partial(greedy, model, max_len=steps, with_logits=True))(
+    decoded = jax.jit(functools.partial(decode, model, max_len=steps, with_logits=True))(
       params, tokens_BL, valid_BL=valid_BL
     )
     case.compare(
@@ -381,7 +383,7 @@ def generate(case):
     steps = case.config["max_length"] - 1
     run = jax.jit(
       functools.partial(
-        greedy, model, max_len=steps, with_logits=True, mode=Mode(bool(case.config["hard_delete"]))
+        decode, model, max_len=steps, with_logits=True, mode=Mode(bool(case.config["hard_delete"]))
       )
     )
     decoded = run(params, tokens_BL)

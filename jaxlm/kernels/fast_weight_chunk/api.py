@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.kernels.fast_weight_chunk import reference, xla
+from jaxlm.kernels.choices import note
+from jaxlm.kernels.fast_weight_chunk import blocks, pallas_tpu, reference, xla
 from jaxlm.kernels.fast_weight_chunk.rule import (
   MATRICES,
   Causal,
@@ -15,8 +16,9 @@ from jaxlm.kernels.fast_weight_chunk.rule import (
   Rule,
   initial_state,
 )
+from jaxlm.kernels.platform import target_device_kind
 
-IMPLEMENTATIONS = ("xla", "reference")
+IMPLEMENTATIONS = ("xla", "reference", "pallas")
 PLAIN = Rule()  # gradient descent, SwiGLU, normalised in place
 
 
@@ -56,6 +58,9 @@ def fast_weight_chunk(
     does not teach. None: one state runs through the whole row whatever it holds, as the official
     code does.
   state: continue from here instead of from `weights` (listed schedules).
+  implementation: None, "xla", "reference", "pallas" (TPU kernels: the inner gradient and the reading
+  of a tile of tokens stay on chip, forward and backward). None takes "pallas" where it is supported
+  and blocks.py says that it is faster.
   spec: PartitionSpec of (B, N, T) under the context mesh. An axis on T splits the tokens *within*
   each chunk and sums
     the steps over it; B and N need no communication.
@@ -64,24 +69,36 @@ def fast_weight_chunk(
   (against finite differences and the definition), not higher ones. Memory of the gradient: one
   chunk of (T, F) work arrays, and the weights at each chunk's start.
   """
-  name = implementation or "xla"
-  if name not in IMPLEMENTATIONS:
+  if implementation not in (None, *IMPLEMENTATIONS):
     raise NotImplementedError(
-      f"fast_weight_chunk has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}"
+      f"fast_weight_chunk has no implementation {implementation!r}; it has {', '.join(IMPLEMENTATIONS)}"
     )
   _check(weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, rule)
   weights, eta = tuple(weights), tuple(eta)
+  if implementation == "reference":
+    note("fast_weight_chunk", "reference", {"q": q_BNTH, "w": weights[0]}, named=True)
   if isinstance(schedule, Causal):
     if state is not None:
       raise ValueError(
         "a causal schedule starts from `weights`; to continue a sequence use accumulate and apply_update"
       )
-    if name == "reference":
+    if implementation == "reference":
       return reference.causal(
         rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, schedule, segment_ids_BT
       )
+    kernel = _by_kernel(rule, weights, q_BNTH, eta, schedule.chunk, implementation, spec)
     return _causal(
-      rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, schedule.chunk, segment_ids_BT, spec
+      rule,
+      weights,
+      q_BNTH,
+      k_BNTH,
+      v_BNTH,
+      eta,
+      beta_BNT,
+      schedule.chunk,
+      segment_ids_BT,
+      spec,
+      kernel,
     )
   if segment_ids_BT is not None:
     raise ValueError(
@@ -89,8 +106,51 @@ def fast_weight_chunk(
     )
   items = _checked_items(schedule, q_BNTH.shape[2])
   state = initial_state(rule, weights, momentum=beta_BNT is not None) if state is None else state
-  run = reference.fast_weight_chunk if name == "reference" else xla.listed
-  return run(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items)
+  if implementation == "reference":
+    return reference.fast_weight_chunk(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items)
+  most = max((stop - start for start, stop, *_ in items), default=1)
+  if not _by_kernel(rule, weights, q_BNTH, eta, most, implementation, spec):
+    return xla.listed(xla.form(rule), state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items)
+  return _listed(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items, spec)
+
+
+def _by_kernel(rule, weights, q_BNTH, eta, most: int, implementation, spec) -> bool:
+  """Whether the TPU kernels are the choice; refused where named and not supported."""
+
+  def reason():
+    return pallas_tpu.supports(rule, q_BNTH, weights[0].shape[-2], most, eta, spec)
+
+  preferred = implementation is None and target_device_kind() in blocks.PREFERRED
+  kernel = implementation == "pallas" or (preferred and reason() is None)
+  if kernel and (refused := reason()) is not None:
+    raise NotImplementedError(f"fast_weight_chunk implementation 'pallas': {refused}")
+  note(
+    "fast_weight_chunk",
+    "pallas" if kernel else "xla",
+    {"q": q_BNTH, "w": weights[0]},
+    named=implementation is not None,
+    refused=lambda: {"pallas": reason()},
+  )
+  return kernel
+
+
+def _listed(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items, spec):
+  """`xla.listed` with the kernels; on a mesh every device has its rows and heads."""
+
+  def local(state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT):
+    return xla.listed(pallas_tpu.form(rule), state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items)
+
+  args = (state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT)
+  if jax.sharding.get_abstract_mesh().size <= 1:
+    return local(*args)
+  place = _rows_and_heads(spec, q_BNTH.shape[:2])
+  return jax.shard_map(local, in_specs=place, out_specs=place, check_vma=False)(*args)
+
+
+def _rows_and_heads(spec, shape):
+  """Where rows and heads lie; a lone row (initialisation) is everyone's."""
+  mesh, axes = jax.sharding.get_abstract_mesh(), (tuple(spec or ()) + (None, None))[:2]
+  return P(*(None if n % _axis_size(mesh, part) else part for n, part in zip(shape, axes)))
 
 
 def cannot_split(chunk: int, num_heads: int, spec) -> str | None:
@@ -149,7 +209,7 @@ def interleaved_video(chunk: int, num_repeats: int, num_chunks: int) -> tuple[It
   return tuple(items)
 
 
-def _causal(rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, chunk, ids_BT, spec):
+def _causal(rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, chunk, ids_BT, spec, kernel):
   count = max(0, -(-q_BNTH.shape[2] // chunk) - 1)  # chunks that are learned; the rest is only read
   last_BC = (
     None
@@ -162,12 +222,29 @@ def _causal(rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, chunk, ids_BT,
   axis = _sequence_axis(spec)
   if why := cannot_split(chunk, weights[0].shape[1], spec):
     raise ValueError(why)
+  form = pallas_tpu.form(rule) if kernel else xla.form(rule)
   if axis is None:
-    return xla.causal(rule, chunk, count, None, weights, tokens)
-  return _sharded(rule, chunk, count, weights, tokens, spec, axis)
+    if kernel and jax.sharding.get_abstract_mesh().size > 1:
+      return _by_heads(form, chunk, count, weights, tokens, spec)
+    return xla.causal(form, chunk, count, None, weights, tokens)
+  return _sharded(form, chunk, count, weights, tokens, spec, axis, check_vma=not kernel)
 
 
-def _sharded(rule, chunk, count, weights, tokens, spec, axis):
+def _by_heads(form, chunk, count, weights, tokens, spec):
+  """`xla.causal` with the kernels under shard_map, every device its rows and heads."""
+  place = _rows_and_heads(spec, weights[0].shape[:2])
+  rows = P(place[0])
+  specs = xla.Tokens(*([place] * 5), rows, rows)
+  specs = xla.Tokens(*(None if x is None else s for x, s in zip(tokens, specs)))
+  return jax.shard_map(
+    lambda weights, tokens: xla.causal(form, chunk, count, None, weights, tokens),
+    in_specs=(place, specs),
+    out_specs=place,
+    check_vma=False,
+  )(weights, tokens)
+
+
+def _sharded(form, chunk, count, weights, tokens, spec, axis, check_vma):
   """`xla.causal` under shard_map, the tokens of every chunk split over mesh axis `axis`."""
   mesh = jax.sharding.get_abstract_mesh()
   batch, heads = (tuple(spec) + (None, None))[:2]
@@ -194,14 +271,17 @@ def _sharded(rule, chunk, count, weights, tokens, spec, axis):
       return x.reshape(*x.shape[: axis_of(x)], (count + 1) * share, *x.shape[axis_of(x) + 2 :])
 
     o_BNTH, state = xla.causal(
-      rule, share, count, axis, weights, jax.tree.map(flat, by_token)._replace(last_BC=last_BC)
+      form, share, count, axis, weights, jax.tree.map(flat, by_token)._replace(last_BC=last_BC)
     )
     return o_BNTH.reshape(*o_BNTH.shape[:2], count + 1, share, -1), state
 
   head, row, token = P(batch, heads), P(batch, None, axis), P(batch, heads, None, axis)
   momentum = tokens.beta_BNT is not None
   state_specs = FastWeights(
-    *((head,) * len(weights) if there else None for there in (True, rule.prenorm, momentum, True))
+    *(
+      (head,) * len(weights) if there else None
+      for there in (True, form.rule.prenorm, momentum, True)
+    )
   )
   o_BNCTH, state = jax.shard_map(
     local,
@@ -211,6 +291,7 @@ def _sharded(rule, chunk, count, weights, tokens, spec, axis):
       jax.tree.map(lambda x: row if axis_of(x) == 1 else token, by_token),
       None if last_BC is None else P(batch),
     ),
+    check_vma=check_vma,
   )(weights, jax.tree.map(chunked, by_token), last_BC)
   return o_BNCTH.reshape(*o_BNCTH.shape[:2], (count + 1) * chunk, -1)[:, :, :length], state
 

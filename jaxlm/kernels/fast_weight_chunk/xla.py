@@ -7,6 +7,7 @@ read and written where they lie: nothing of size (tokens, width) is copied but t
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,9 +17,9 @@ from jaxlm.kernels.fast_weight_chunk import reference
 from jaxlm.kernels.fast_weight_chunk.reference import joined
 from jaxlm.kernels.fast_weight_chunk.rule import (
   FastWeights,
+  Rule,
   add_momentum,
   apply_moved,
-  apply_update,
   dot_in,
   initial_state,
   read,
@@ -157,11 +158,26 @@ def _silu(y):
   return y * s, s * (1 + y * (1 - s)), s * (1 - s) * (2 + y * (1 - 2 * s))
 
 
-def listed(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items):
+class Form(NamedTuple):
+  """A rule and what computes it: `step` as `reference.step`, `read` as `rule.read` (in any dtype),
+  `apply_moved` as `rule.apply_moved`.
+  """
+
+  rule: Rule
+  step: Callable
+  read: Callable
+  apply_moved: Callable
+
+
+def form(rule) -> Form:
+  return Form(rule, step, _read, apply_moved)
+
+
+def listed(form, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items):
   """As `reference.fast_weight_chunk`; each item is rematerialised."""
   outs = []
-  learn = jax.checkpoint(functools.partial(_learn, rule))
-  look = jax.checkpoint(functools.partial(read, rule))
+  learn = jax.checkpoint(functools.partial(_learn, form))
+  look = jax.checkpoint(functools.partial(form.read, form.rule))
   for start, stop, update, apply in items:
     part = slice(start, stop)
     if update:
@@ -174,8 +190,11 @@ def listed(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items):
   return joined(outs, v_BNTH), state
 
 
-def _learn(rule, state, k_BNTH, v_BNTH, eta, m_BN):
-  return apply_update(rule, state, step(rule, state.current, k_BNTH, v_BNTH, eta), m_BN)
+def _learn(form, state, k_BNTH, v_BNTH, eta, m_BN):
+  moved = form.step(form.rule, state.current, k_BNTH, v_BNTH, eta)
+  if state.momentum is not None:
+    moved = add_momentum(moved, state.momentum, m_BN)
+  return form.apply_moved(form.rule, state, moved)
 
 
 class Tokens(NamedTuple):
@@ -192,7 +211,7 @@ class Tokens(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def causal(rule, chunk, count, axis_name, weights, tokens: Tokens):
+def causal(form, chunk, count, axis_name, weights, tokens: Tokens):
   """Reads and learns `count` chunks of `chunk` tokens, then reads what is left. Returns (o_BNTH,
   FastWeights).
 
@@ -202,22 +221,22 @@ def causal(rule, chunk, count, axis_name, weights, tokens: Tokens):
   axis_name: mesh axis that the tokens of every chunk are split over (inside shard_map): steps are
   summed over it.
   """
-  return _walk(rule, chunk, count, axis_name, weights, tokens, keep=False)[:2]
+  return _walk(form, chunk, count, axis_name, weights, tokens, keep=False)[:2]
 
 
-def _walk(rule, chunk, count, axis_name, weights, tokens, keep):
+def _walk(form, chunk, count, axis_name, weights, tokens, keep):
   """(o_BNTH, final state, what the backward pass needs of each chunk).
 
   Invariant: with momentum, that of the state after chunk c is `moved` of chunk c
   (`rule.add_momentum`, kept as it is by `apply_moved`). Hence `_causal_backward` gets the momentum
   that chunk c + 1 finds from `moved`, and no second copy is kept.
   """
-  start = initial_state(rule, weights, momentum=tokens.beta_BNT is not None)
+  start = initial_state(form.rule, weights, momentum=tokens.beta_BNT is not None)
 
   def body(carry, index):
     state, o_BNTH = carry
     o_part, new, moved = _chunk(
-      rule, axis_name, state, start, _part(tokens, index, chunk), _owner(tokens, index)
+      form, axis_name, state, start, _part(tokens, index, chunk), _owner(tokens, index)
     )
     kept = (state.current, state.master, moved) if keep else None
     return (new, _put(o_BNTH, o_part, index * chunk)), kept
@@ -227,12 +246,12 @@ def _walk(rule, chunk, count, axis_name, weights, tokens, keep):
     carry, kept = jax.lax.scan(body, carry, jnp.arange(count))
   state, o_BNTH = carry
   o_part = _read_own(
-    rule, axis_name, state, start, *_rest(tokens, count * chunk), _owner(tokens, count)
+    form, axis_name, state, start, *_rest(tokens, count * chunk), _owner(tokens, count)
   )
   return _put(o_BNTH, o_part, count * chunk), state, kept
 
 
-def _chunk(rule, axis_name, state, start, part: Tokens, owner_B, known=None):
+def _chunk(form, axis_name, state, start, part: Tokens, owner_B, known=None):
   """One chunk: (o_BNTH, state after it, what moved the weights). known: that third result, where it
   is at hand.
   """
@@ -243,7 +262,7 @@ def _chunk(rule, axis_name, state, start, part: Tokens, owner_B, known=None):
     )
   else:
     total, mean = (lambda x: x), (lambda x: x.mean(-1))
-  o_BNTH = _read_own(rule, axis_name, state, start, part.q_BNTH, part.ids_BT, owner_B)
+  o_BNTH = _read_own(form, axis_name, state, start, part.q_BNTH, part.ids_BT, owner_B)
   eta = part.eta
   if part.ids_BT is not None:
     state = _where(part.last_BC == owner_B, state, start)
@@ -251,12 +270,12 @@ def _chunk(rule, axis_name, state, start, part: Tokens, owner_B, known=None):
     eta = tuple(e * learns_BT[:, None, :, None] for e in eta)
 
   def move(current, momentum, k_BNTH, v_BNTH, eta, beta_BNT):
-    delta = total(step(rule, _local(axis_name, current), k_BNTH, v_BNTH, eta))
+    delta = total(form.step(form.rule, _local(axis_name, current), k_BNTH, v_BNTH, eta))
     return delta if beta_BNT is None else add_momentum(delta, momentum, mean(beta_BNT))
 
   args = (state.current, state.momentum, part.k_BNTH, part.v_BNTH, eta, part.beta_BNT)
   moved = move(*args) if known is None else _known(move, known, args)
-  return o_BNTH.astype(part.v_BNTH.dtype), apply_moved(rule, state, moved), moved
+  return o_BNTH.astype(part.v_BNTH.dtype), form.apply_moved(form.rule, state, moved), moved
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -273,25 +292,25 @@ def _known_backward(fn, saved, ct):
 _known.defvjp(lambda fn, value, args: (value, (value, args)), _known_backward)
 
 
-def _causal_forward(rule, chunk, count, axis_name, weights, tokens):
-  o_BNTH, state, kept = _walk(rule, chunk, count, axis_name, weights, tokens, keep=True)
+def _causal_forward(form, chunk, count, axis_name, weights, tokens):
+  o_BNTH, state, kept = _walk(form, chunk, count, axis_name, weights, tokens, keep=True)
   return (o_BNTH, state), (weights, tokens, state, kept)
 
 
-def _causal_backward(rule, chunk, count, axis_name, saved, cts):
+def _causal_backward(form, chunk, count, axis_name, saved, cts):
   """The chunks backwards, each differentiated from its kept start; cotangents of the tokens are
   written in place.
   """
   weights, tokens, state, kept = saved
   o_bar_BNTH, state_bar = cts
   start, start_vjp = jax.vjp(
-    lambda w: initial_state(rule, w, momentum=tokens.beta_BNT is not None), weights
+    lambda w: initial_state(form.rule, w, momentum=tokens.beta_BNT is not None), weights
   )
   at = count * chunk
   q_BNTH, ids_BT = _rest(tokens, at)
 
   def read_rest(state, start, q_BNTH):
-    return _read_own(rule, axis_name, state, start, q_BNTH, ids_BT, _owner(tokens, count)).astype(
+    return _read_own(form, axis_name, state, start, q_BNTH, ids_BT, _owner(tokens, count)).astype(
       tokens.v_BNTH.dtype
     )
 
@@ -310,7 +329,7 @@ def _causal_backward(rule, chunk, count, axis_name, saved, cts):
 
     def run(state, start, real):
       return _chunk(
-        rule,
+        form,
         axis_name,
         state,
         start,
@@ -392,7 +411,7 @@ def _read(rule, weights, x_BNTH):
   )
 
 
-def _read_own(rule, axis_name, state, start, q_BNTH, ids_BT, owner_B):
+def _read_own(form, axis_name, state, start, q_BNTH, ids_BT, owner_B):
   """Tokens of the document that owns the carried state read it; the others read the initial
   weights.
   """
@@ -400,16 +419,18 @@ def _read_own(rule, axis_name, state, start, q_BNTH, ids_BT, owner_B):
   # the cast is a sum.
   current, first = _local(axis_name, (state.current, start.current))
   if ids_BT is None:
-    return _read(rule, current, q_BNTH)
+    return form.read(form.rule, current, q_BNTH)
   own_BT = ids_BT == owner_B[:, None]
 
   def mixed():
     return jnp.where(
-      own_BT[:, None, :, None], _read(rule, current, q_BNTH), _read(rule, first, q_BNTH)
+      own_BT[:, None, :, None],
+      form.read(form.rule, current, q_BNTH),
+      form.read(form.rule, first, q_BNTH),
     )
 
   # Most chunks lie inside one document of every row; only the others pay for two reads.
-  return jax.lax.cond(jnp.all(own_BT), lambda: _read(rule, current, q_BNTH), mixed)
+  return jax.lax.cond(jnp.all(own_BT), lambda: form.read(form.rule, current, q_BNTH), mixed)
 
 
 def _local(axis_name, tree):

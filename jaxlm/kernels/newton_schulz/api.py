@@ -2,7 +2,9 @@
 
 import jax.numpy as jnp
 
-from jaxlm.kernels.newton_schulz import reference, xla
+from jaxlm.kernels.choices import note
+from jaxlm.kernels.newton_schulz import blocks, pallas_tpu, reference, xla
+from jaxlm.kernels.platform import target_device_kind
 
 # Five distinct steps: the language model and the bidirectional example.
 LANGUAGE = (
@@ -16,7 +18,7 @@ LANGUAGE = (
 VIEWS = (3.4445, -4.7750, 2.0315)
 
 EPS = 1e-7
-IMPLEMENTATIONS = {"xla": xla.newton_schulz, "reference": reference.newton_schulz}
+IMPLEMENTATIONS = ("xla", "reference", "pallas")
 
 
 def coefficients(kind: str, num_steps: int = 5) -> tuple[tuple[float, float, float], ...]:
@@ -35,7 +37,7 @@ def coefficients(kind: str, num_steps: int = 5) -> tuple[tuple[float, float, flo
   raise ValueError(f"Newton-Schulz coefficients {kind!r} are unknown; use 'language' or 'views'")
 
 
-def newton_schulz(g_MN, coefficients=LANGUAGE, *, dtype=None, implementation=None):
+def newton_schulz(g_MN, coefficients=LANGUAGE, *, dtype=None, implementation=None, spec=None):
   """X <- a X + (b A + c A^2) X with A = X X^T, from X = G / (|G|_F + 1e-7), once per triple (a, b,
   c).
 
@@ -44,15 +46,37 @@ def newton_schulz(g_MN, coefficients=LANGUAGE, *, dtype=None, implementation=Non
   descent.
   dtype: in which the whole iteration runs (bfloat16 officially); None keeps G's. The result has G's
   dtype. Differentiable; the gradient at G = 0 is finite (and large: the slope of G / eps).
+  implementation: None, "xla", "reference", "pallas" (TPU kernels: a matrix stays on chip through all
+  steps). None takes "pallas" where it is supported and blocks.py says that it is faster.
+  spec: PartitionSpec of the leading axes under the context mesh; only "pallas" needs it.
   """
   if g_MN.ndim < 2:
     raise ValueError(f"newton_schulz wants matrices (..., M, N), got shape {g_MN.shape}")
-  name = implementation or "xla"
-  if name not in IMPLEMENTATIONS:
+  if implementation not in (None, *IMPLEMENTATIONS):
     raise NotImplementedError(
-      f"newton_schulz has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}"
+      f"newton_schulz has no implementation {implementation!r}; it has {', '.join(IMPLEMENTATIONS)}"
     )
-  fn = IMPLEMENTATIONS[name]
-  return fn(g_MN.astype(dtype or g_MN.dtype), tuple(map(tuple, coefficients)), EPS).astype(
-    jnp.result_type(g_MN)
+  g, steps = g_MN.astype(dtype or g_MN.dtype), tuple(map(tuple, coefficients))
+
+  def reason():
+    return pallas_tpu.supports(g.shape, g.dtype, len(steps), spec)
+
+  name = implementation
+  if name is None:
+    name = "pallas" if target_device_kind() in blocks.PREFERRED and reason() is None else "xla"
+  if name == "pallas" and (refused := reason()) is not None:
+    raise NotImplementedError(f"newton_schulz implementation 'pallas': {refused}")
+  note(
+    "newton_schulz",
+    name,
+    {"g": g_MN},
+    named=implementation is not None,
+    refused=lambda: {"pallas": reason()},
   )
+  if name == "reference":
+    x_MN = reference.newton_schulz(g, steps, EPS)
+  elif name == "pallas":
+    x_MN = pallas_tpu.newton_schulz(g, steps, EPS, spec)
+  else:
+    x_MN = xla.newton_schulz(g, steps, EPS)
+  return x_MN.astype(jnp.result_type(g_MN))

@@ -3,10 +3,15 @@
 Axes: B batch, T time, N heads, H head_dim, K groups of heads that share B and C, E state size.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 
-from jaxlm.kernels.platform import target_platform
-from jaxlm.kernels.ssd import blocks, reference, xla
+from jaxlm.kernels.choices import note
+from jaxlm.kernels.platform import target_device_kind, target_platform
+from jaxlm.kernels.ssd import blocks, pallas_tpu, reference, xla
+
+IMPLEMENTATIONS = ("reference", "xla", "pallas")
 
 
 def ssd(
@@ -21,6 +26,7 @@ def ssd(
   reset_BT=None,
   chunk: int | None = None,
   implementation: str | None = None,
+  spec=None,
 ):
   """S_t = exp(a dt_t) S_{t-1} + dt_t x_t (x) B_t;  y_t = S_t C_t + d x_t. Returns (y_BTNH, S_T).
 
@@ -29,9 +35,14 @@ def ssd(
   dt: >= 0, after softplus and bias; a token with dt = 0 leaves the state as it was. a: < 0.
   Head n reads group n // (N / K). initial_state: (B, N, H, E), zero if absent.
   reset_BT: bool, the state is zeroed *before* token t (the first token of a document).
-  chunk: tokens per block of the XLA form; the result does not depend on it. T: any; it must not be
+  chunk: tokens that are computed together; the result does not depend on it. T: any; it must not be
   sharded. Differentiable in all but reset. Mamba-2 (arXiv 2405.21060); `docs/specs/hnet.md` section
   5.
+  implementation: None, "reference", "xla", "pallas" (TPU kernels). None takes "pallas" where it is
+  supported and blocks.py says that it is faster.
+  spec: PartitionSpec of x under the context mesh (batch, None, heads, None), for "pallas", which the
+  compiler does not partition.
+  Raises NotImplementedError where the named implementation does not cover the case.
   """
   batch, _, heads, head_dim = x_BTNH.shape
   groups, state_dim = b_BTKE.shape[2:]
@@ -46,15 +57,36 @@ def ssd(
     a_N.astype(jnp.float32), jnp.finfo(jnp.float32).min
   )  # -inf: 0 x a must be 0, the token that is not there
   arguments = x_BTNH, dt_BTN * a_N[None, None], dt_BTN, b_BTKE, c_BTKE, initial_state_BNHE, reset_BT
-  if implementation in (None, "xla"):
-    chunk = chunk or blocks.chunk_length(target_platform(), head_dim, state_dim)
-    y_BTNH, state_BNHE = xla.ssd(*arguments, chunk=chunk)
-  elif implementation == "reference":
+  kind = target_device_kind()
+  tiles = blocks.pallas_blocks(kind)
+  tiles = dataclasses.replace(tiles, chunk=chunk) if chunk else tiles
+
+  def reason():
+    return pallas_tpu.supports(x_BTNH, b_BTKE, c_BTKE, kind, tiles, spec)
+
+  name = implementation
+  if name is None:
+    name = "pallas" if blocks.prefers_pallas(kind) and reason() is None else "xla"
+  if name not in IMPLEMENTATIONS:
+    raise NotImplementedError(
+      f"ssd has no implementation {implementation!r}; known: {', '.join(IMPLEMENTATIONS)}"
+    )
+  if name == "pallas" and (refused := reason()) is not None:
+    raise NotImplementedError(f"ssd implementation 'pallas': {refused}")
+  note(
+    "ssd",
+    name,
+    {"x": x_BTNH, "b": b_BTKE},
+    named=implementation is not None,
+    refused=lambda: {"pallas": reason()},
+  )
+  if name == "pallas":
+    return pallas_tpu.ssd(*arguments, d_N, blocks=tiles, spec=spec)
+  if name == "reference":
     y_BTNH, state_BNHE = reference.ssd(*arguments)
   else:
-    raise NotImplementedError(
-      f"ssd has no implementation {implementation!r}; known: reference, xla"
-    )
+    chunk = chunk or blocks.chunk_length(target_platform(), head_dim, state_dim)
+    y_BTNH, state_BNHE = xla.ssd(*arguments, chunk=chunk)
   if d_N is not None:
     y_BTNH += d_N[None, None, :, None] * x_BTNH.astype(jnp.float32)
   return y_BTNH.astype(x_BTNH.dtype), state_BNHE

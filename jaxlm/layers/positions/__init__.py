@@ -83,7 +83,7 @@ class Position:
 
   def encode(self, module, heads: Heads, q_BTNH, k_BTKH, x_BTD, context, shared, state) -> Encoded:
     """New q and k of one layer. x: what they were projected from. state: None, or what the last
-    call returned.
+    call returned: `init_state`, or a Trail of it; `layers.rewind.walk` goes on with either.
     """
     return Encoded(q_BTNH, k_BTKH)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxlm.kernels.attention import KeyBias
 from jaxlm.layers.positions import Encoded, Position
+from jaxlm.layers.rewind import walk
 from jaxlm.layers.weights import weights, zeros
 
 
@@ -29,12 +30,17 @@ class CABLE(Position):
       jnp.einsum("btd,dn->btn", x_BTD, kernel_DN, preferred_element_type=jnp.float32)
       + bias_N[None, None]
     )
-    step_BTN = jnp.where((context.segment_ids_BT != 0)[..., None], step_BTN, 0.0)
-    total = running_sum(step_BTN, state)
-    info = jax.tree.map(jnp.negative, total)
     if state is None:
-      return Encoded(q_BTNH, k_BTKH, info)
-    return Encoded(q_BTNH, k_BTKH, info, jax.tree.map(lambda x_BTN: x_BTN[:, -1], total))
+      step_BTN = jnp.where((context.segment_ids_BT != 0)[..., None], step_BTN, 0.0)
+      total = running_sum(step_BTN, None)
+      return Encoded(q_BTNH, k_BTKH, jax.tree.map(jnp.negative, total))
+
+    def add(step_BTN, valid_BT, before):
+      total = running_sum(jnp.where(valid_BT[..., None], step_BTN, 0.0), before)
+      return total, jax.tree.map(lambda x_BTN: x_BTN[:, -1], total)
+
+    total, state = walk(add, state, step_BTN, context.segment_ids_BT != 0)
+    return Encoded(q_BTNH, k_BTKH, jax.tree.map(jnp.negative, total), state)
 
   def bias(self, module, heads, query_info, key_info, shared):
     return tuple(KeyBias(q_BTN, k_BSN) for q_BTN, k_BSN in zip(query_info, key_info))

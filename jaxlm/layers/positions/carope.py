@@ -16,6 +16,8 @@ import numpy as np
 from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.phase import carope_rotate, cumulative_phase, rotate, sincos
 from jaxlm.layers.positions import Encoded, Position, check_even
+from jaxlm.layers.rewind import walk
+from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, weights, zeros
 from jaxlm.parameter import matrix
 from jaxlm.ranges import Inside, NonNegative, Range
@@ -65,6 +67,7 @@ class CARoPE(Position):
   Neither changes
     a valid output in exact arithmetic; both keep phases small.
   decay_kernel: W receives weight decay (c never does).
+  implementation: of the kernel that turns q and k; None = best for the platform.
   """
 
   freq_source: Literal["attn_input", "token_embedding"] = "attn_input"
@@ -78,6 +81,7 @@ class CARoPE(Position):
   mask_increments: bool = True
   reset_on_segment: bool = False
   ladder: Ladder = Ladder()
+  implementation: Literal["reference", "xla", "pallas"] | None = None
 
   def __post_init__(self):
     if self.share_across_layers and self.freq_source != "token_embedding":
@@ -128,26 +132,27 @@ class CARoPE(Position):
       f = self.constant or (self.theta ** (-2.0 / self.rotary_dim(heads)),)
       start_K = np.broadcast_to(np.asarray([frequency_bias(x) for x in f], np.float32), (K,))
       a_BTK += w("freq_bias", (K,), ("kv_heads",), init=lambda *_: jnp.asarray(start_K))[None, None]
-    module.sow("intermediates", "freq_preact", a_BTK)  # read by parity tests only
-    return log_frequency(a_BTK)
+    return log_frequency(tap(module, "freq_preact", a_BTK))
 
-  def _sum_options(self, context, state):
+  def _sum_options(self, context, valid_BT, state):
     return dict(
       ladder_start=self.ladder.start,
       inclusive=self.ladder.inclusive,
       initial_BKP=state,
-      increments_mask_BT=(context.segment_ids_BT != 0)
-      if self.mask_increments or state is not None
-      else None,
+      increments_mask_BT=valid_BT if self.mask_increments or state is not None else None,
       segment_ids_BT=context.segment_ids_BT if self.reset_on_segment and state is None else None,
       spec=nn.logical_to_mesh_axes(("batch", "seq" if state is None else None, "kv_heads")),
     )
 
   def phases(self, heads, log_f_BTK, context, state=None):
     """(wrapped phases (B, T, K, P), phase after the last valid token (B, K, P)), float32."""
-    return cumulative_phase(
-      log_f_BTK, self.rotary_dim(heads) // 2, **self._sum_options(context, state)
-    )
+
+    def add(log_f_BTK, valid_BT, state):
+      return cumulative_phase(
+        log_f_BTK, self.rotary_dim(heads) // 2, **self._sum_options(context, valid_BT, state)
+      )
+
+    return walk(add, state, log_f_BTK, context.segment_ids_BT != 0)
 
   def prepare(self, module, heads, context, state):
     if not self.share_across_layers:
@@ -168,14 +173,19 @@ class CARoPE(Position):
       raise ConfigError(
         'freq_source = "token_embedding": this part of the model sees chunks, not tokens; use "attn_input"'
       )
-    q_BTNH, k_BTKH, state = carope_rotate(
-      q_BTNH,
-      k_BTKH,
-      self.log_frequency(module, heads, source_BTD),
-      rotary_dim=self.rotary_dim(heads),
-      layout=layout,
-      **self._sum_options(context, state),
-    )
+
+    def turn(inputs, valid_BT, state):
+      q_BTNH, k_BTKH, state = carope_rotate(
+        *inputs,
+        rotary_dim=self.rotary_dim(heads),
+        layout=layout,
+        implementation=self.implementation,
+        **self._sum_options(context, valid_BT, state),
+      )
+      return (q_BTNH, k_BTKH), state
+
+    inputs = q_BTNH, k_BTKH, self.log_frequency(module, heads, source_BTD)
+    (q_BTNH, k_BTKH), state = walk(turn, state, inputs, context.segment_ids_BT != 0)
     return Encoded(q_BTNH, k_BTKH, (), state)
 
   def _phases(self, heads, batch_size):

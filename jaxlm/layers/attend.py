@@ -1,0 +1,32 @@
+"""Attention with a tap on its weights.
+
+Axes: B batch, T queries, S keys, N heads, K kv heads, H head_dim.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxlm.kernels.attention import attention, attention_weights
+from jaxlm.layers.taps import wants_attention
+
+
+def attend(module: nn.Module, q_BTNH, k_BSKH, v_BSKH, *, implementation=None, **rule):
+  """`kernels.attention.attention` of these arguments, (B, T, N, H) in v's dtype.
+
+  The weights p, float32 (B, N, T, S), are computed whole only where they are asked for: recorded as
+  `weights` where the collection `attention` is mutable, changed where `edits` holds an edit of
+  them. The output is then the sum of v with the changed p.
+  """
+  edited = module.has_variable("edits", "weights")
+  if edited or wants_attention(module):
+    p_BNTS = attention_weights(q_BTNH, k_BSKH, **rule)
+    if edited:
+      p_BNTS = module.get_variable("edits", "weights")(p_BNTS)
+    module.sow("attention", "weights", p_BNTS)
+    if edited:
+      (B, N, T, S), K = p_BNTS.shape, k_BSKH.shape[2]
+      p_BKGTS = p_BNTS.reshape(B, K, N // K, T, S)
+      o_BTKGH = jnp.einsum("bkgts,bskh->btkgh", p_BKGTS, v_BSKH.astype(jnp.float32))
+      return o_BTKGH.reshape(B, T, N, -1).astype(v_BSKH.dtype)
+  spec = nn.logical_to_mesh_axes(("batch", None, "heads", None))
+  return attention(q_BTNH, k_BSKH, v_BSKH, implementation=implementation, spec=spec, **rule)
