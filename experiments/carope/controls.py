@@ -16,20 +16,7 @@ from jaxlm.experiments import Column
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import table1  # noqa: E402
-from table1 import DOUBLE, QUADRUPLE, TRAIN  # noqa: E402
-
-CONTROLS = {
-  "rope": "RoPE",
-  "rope_large_base": "RoPE with the large base",
-  "learned_f": "a learned constant frequency",
-  "ntk": "RoPE stretched by NTK, untrained",
-  "yarn": "RoPE stretched by YaRN, untrained",
-}
-
-
-def beats(control: str, length: str):
-  return lambda t: t[control, length] - t["carope", length]
-
+from table1 import CONTROLS, DOUBLE, QUADRUPLE, TRAIN, beats  # noqa: E402
 
 TABLE = dataclasses.replace(
   table1.TABLE,
