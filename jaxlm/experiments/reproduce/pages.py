@@ -171,7 +171,7 @@ def collect(items: Sequence[queue.Item], into) -> list[dict]:
         summaries[scale] = json.loads(path.read_text())
     paper = papers.setdefault(name, {"name": name, "title": PAPERS.get(name, name), "tables": []})
     paper["tables"].append(_table(item, table, summaries))
-  return [papers[name] for name in [*PAPERS, *papers] if name in papers and papers[name]["tables"]]
+  return [papers[name] for name in dict.fromkeys([*PAPERS, *papers]) if name in papers]
 
 
 def _table(item: queue.Item, table: Table, summaries: Mapping[str, dict]) -> dict:
