@@ -59,7 +59,13 @@ def main(argv: list[str]) -> int:
     _run_scripts(scripts)
   _say_left(waiting(), args.scale)
   if not args.no_report:
-    written = pages.write(items, runs, args.scale, into=expand(args.into), declared=all_items)
+    written = pages.write(
+      items if only else all_items,
+      runs,
+      args.scale,
+      into=expand(args.into),
+      declared=all_items,
+    )
     print("written: " + ", ".join(map(str, written)))
   return 1 if failed else 0
 
