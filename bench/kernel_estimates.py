@@ -147,6 +147,70 @@ def random_head(form, shape, struct, chip):
   return [Program(jax.value_and_grad(loss), args, B * V / (b * W))]
 
 
+def ssd(form, shape, struct, chip):
+  """shape: B, T, N, H, K, E of a device. One row of N_sim heads and two chunks of the XLA form is
+  simulated; states, resets and the skip included.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.kernels import chunked_recurrence
+  from jaxlm.kernels.ssd import blocks, pallas_tpu
+  from jaxlm.kernels.ssd import ssd as op
+
+  B, T, N, H, K, E = (shape[k] for k in "BTNHKE")
+  t, n = 512, shape["N_sim"]
+  bf16, f32 = jnp.bfloat16, jnp.float32
+  # The two cores of a v5p share the rows: two of them are simulated, and take the time of one.
+  b = min(B, 2) if chip.name == "v5p" else 1
+  scale = B * T * N / (b * t * n)
+  if form == "pallas":
+    found = blocks.pallas_blocks(chip.device_kind)
+    G = found.heads(n, K, H)
+    call = pallas_tpu.call(G, n // G, K, H, E, found.chunk)
+    operands = (
+      struct((b, t, n * H), bf16),
+      struct((b, n // G, G, t), f32),
+      struct((b, n // G, G, t), f32),
+      struct((b, t, K * E), bf16),
+      struct((b, t, K * E), bf16),
+      struct((n // G, G, 1), f32),
+    )
+    state = struct((b, n * H, E), f32)
+    starts = struct((b, t // found.chunk, n * H, E), f32)
+
+    def forward(operands, state):
+      return chunked_recurrence.forward(call, operands, state, with_starts=True)
+
+    def backward(operands, starts, dy, d_state):
+      return chunked_recurrence.backward(call, operands, starts, dy, d_state)
+
+    return [
+      Program(forward, (operands, state), scale),
+      Program(backward, (operands, starts, operands[0], state), scale),
+    ]
+
+  def fn(x, dt, a, b_, c, d, state, reset):
+    def loss(*args):
+      *rest, d, state = args
+      y, state = op(*rest, d_N=d, initial_state_BNHE=state, reset_BT=reset, implementation="xla")
+      return jnp.sum(y.astype(f32)) + jnp.sum(state)
+
+    return jax.value_and_grad(loss, range(7))(x, dt, a, b_, c, d, state)
+
+  args = (
+    struct((b, t, n, H), bf16),
+    struct((b, t, n), f32),
+    struct((n,), f32),
+    struct((b, t, K, E), bf16),
+    struct((b, t, K, E), bf16),
+    struct((n,), f32),
+    struct((b, n, H, E), f32),
+    struct((b, t), jnp.bool_),
+  )
+  return [Program(fn, args, scale)]
+
+
 OPS = {
   "linear_cross_entropy": (
     linear_cross_entropy,
@@ -165,6 +229,14 @@ OPS = {
       "32,768 words": dict(B=8, T=512, V=32_768, D=1024, V_sim=1024),
     },
     2,
+  ),
+  "ssd": (
+    ssd,
+    {
+      "hnet_1stage_L encoder": dict(B=1, T=8192, N=32, H=64, K=1, E=128, N_sim=8),
+      "hnet_2stage_XL stage 1 encoder": dict(B=1, T=6144, N=48, H=64, K=1, E=128, N_sim=8),
+    },
+    lambda s: 2 * 3 * s["B"] * s["T"] * s["N"] * s["H"] * (2 * s["E"] + 256),
   ),
 }
 
@@ -246,7 +318,8 @@ def floor(op: str, shape: str, chip) -> float:
   """Seconds of the products alone at the chip's peak."""
   _, shapes, products = OPS[op]
   s = shapes[shape]
-  return products * 2 * s["B"] * s["T"] * s["V"] * s["D"] / chip.peak_flops
+  flops = products(s) if callable(products) else products * 2 * s["B"] * s["T"] * s["V"] * s["D"]
+  return flops / chip.peak_flops
 
 
 def table(op: str, results: dict) -> str:

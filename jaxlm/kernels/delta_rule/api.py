@@ -2,11 +2,14 @@
 already holds.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 
-from jaxlm.kernels.delta_rule import reference, xla
+from jaxlm.kernels.delta_rule import blocks, pallas_tpu, reference, xla
+from jaxlm.kernels.platform import target_device_kind
 
-IMPLEMENTATIONS = ("xla", "reference")
+IMPLEMENTATIONS = ("reference", "xla", "pallas")
 
 
 def delta_rule(
@@ -19,8 +22,9 @@ def delta_rule(
   initial_state_BNHE=None,
   segment_ids_BT=None,
   scale=None,
-  chunk=64,
+  chunk=None,
   implementation=None,
+  spec=None,
 ):
   """S <- e^{a_t} S; S_t = S + k_t (beta_t (v_t - S^T k_t))^T; o_t = scale S_t^T q_t. Returns
   (o_BTNE in v's dtype, S_T).
@@ -32,12 +36,17 @@ def delta_rule(
   segment_ids_BT: int32; S starts again from zeros where the id changes. The initial state belongs
   to the first
     token's segment, the final one to the last token's.
+  chunk: tokens that are computed together; None: 64, and of "pallas" that of its table.
   Differentiable. The gradient keeps one state per chunk and recomputes the rest.
+  implementation: None, "reference", "xla", "pallas" (TPU kernels, whose products are of v's dtype,
+  and of float32 where the triangle is inverted). None takes "pallas" where it is supported and
+  blocks.py says that it is faster.
+  spec: PartitionSpec of q under the context mesh (batch, None, heads, None), for "pallas", which the
+  compiler does not partition.
   """
-  name = implementation or "xla"
-  if name not in IMPLEMENTATIONS:
+  if implementation not in (None, *IMPLEMENTATIONS):
     raise NotImplementedError(
-      f"delta_rule has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}"
+      f"delta_rule has no implementation {implementation!r}; it has {', '.join(IMPLEMENTATIONS)}"
     )
   B, T, N, H = q_BTNH.shape
   E = v_BTNE.shape[-1]
@@ -51,7 +60,7 @@ def delta_rule(
       f"q {q_BTNH.shape}, k {k_BTNH.shape}, v {v_BTNE.shape}, beta {beta_BTN.shape}, log_decay "
       f"{log_decay_BTN.shape}: want twice (B, T, N, H), (B, T, N, E) and twice (B, T, N)"
     )
-  if chunk < 1:
+  if chunk is not None and chunk < 1:
     raise ValueError(f"chunk {chunk} of the delta rule is not positive; 64 is usual")
   acc = jnp.promote_types(q_BTNH.dtype, jnp.float32)
   state = (
@@ -59,13 +68,24 @@ def delta_rule(
   )
   if state.shape != (B, N, H, E):
     raise ValueError(f"initial state {state.shape}, wanted {(B, N, H, E)}")
+  scale, kind = H**-0.5 if scale is None else scale, target_device_kind()
+  if implementation == "pallas" or (implementation is None and blocks.prefers_pallas(kind)):
+    tiles = blocks.pallas_blocks(kind)
+    if chunk is not None and implementation == "pallas":
+      tiles = dataclasses.replace(tiles, chunk=chunk)
+    reason = pallas_tpu.supports(q_BTNH, v_BTNE, kind, tiles, spec)
+    if reason is None:
+      arrays = q_BTNH, k_BTNH, v_BTNE, beta_BTN, log_decay_BTN, state, segment_ids_BT, scale
+      return pallas_tpu.delta_rule(*arrays, blocks=tiles, spec=spec)
+    if implementation == "pallas":
+      raise NotImplementedError(f"delta_rule implementation 'pallas': {reason}")
   ids_BT = jnp.ones((B, T), jnp.int32) if segment_ids_BT is None else segment_ids_BT
 
   def cast(x):
     return x.astype(acc)
 
   args = (
-    cast(q_BTNH) * (H**-0.5 if scale is None else scale),
+    cast(q_BTNH) * scale,
     cast(k_BTNH),
     cast(v_BTNE),
     cast(beta_BTN),
@@ -74,6 +94,8 @@ def delta_rule(
     ids_BT,
   )
   o_BTNE, state = (
-    reference.delta_rule(*args) if name == "reference" else xla.delta_rule(*args, min(chunk, T))
+    reference.delta_rule(*args)
+    if implementation == "reference"
+    else xla.delta_rule(*args, min(chunk or 64, T))
   )
   return o_BTNE.astype(v_BTNE.dtype), state

@@ -1,10 +1,13 @@
 """Gated linear attention (arXiv 2312.06635): a linear recurrence with a decay per key channel."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
-from jaxlm.kernels.gla import reference, xla
+from jaxlm.kernels.gla import blocks, pallas_tpu, reference, xla
+from jaxlm.kernels.platform import target_device_kind
 
-IMPLEMENTATIONS = ("xla", "reference")
+IMPLEMENTATIONS = ("reference", "xla", "pallas")
 
 
 def gla(
@@ -16,8 +19,9 @@ def gla(
   initial_state_BNHE=None,
   segment_ids_BT=None,
   scale=None,
-  chunk=64,
+  chunk=None,
   implementation=None,
+  spec=None,
 ):
   """S_t = diag(exp a_t) S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t. Returns (o_BTNE in v's dtype,
   S_T).
@@ -29,12 +33,16 @@ def gla(
   to the first
     token's segment, the final one to the last token's.
   chunk: tokens that are computed together; a multiple of 16, or the sequence is one chunk shorter
-  than that. Differentiable. The gradient keeps one state per chunk and recomputes the rest.
+  than that; None: 64, and of "pallas" that of its table. Differentiable. The gradient keeps one
+  state per chunk and recomputes the rest.
+  implementation: None, "reference", "xla", "pallas" (TPU kernels, whose products are of v's dtype).
+  None takes "pallas" where it is supported and blocks.py says that it is faster.
+  spec: PartitionSpec of q under the context mesh (batch, None, heads, None), for "pallas", which the
+  compiler does not partition.
   """
-  name = implementation or "xla"
-  if name not in IMPLEMENTATIONS:
+  if implementation not in (None, *IMPLEMENTATIONS):
     raise NotImplementedError(
-      f"gla has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}"
+      f"gla has no implementation {implementation!r}; it has {', '.join(IMPLEMENTATIONS)}"
     )
   B, T, N, H = q_BTNH.shape
   E = v_BTNE.shape[-1]
@@ -47,7 +55,7 @@ def gla(
       f"q {q_BTNH.shape}, k {k_BTNH.shape}, log_decay {log_decay_BTNH.shape}, v {v_BTNE.shape}: want three "
       "times (B, T, N, H) and (B, T, N, E)"
     )
-  if chunk % xla.BLOCK:
+  if chunk is not None and chunk % xla.BLOCK:
     raise ValueError(
       f"chunk {chunk} of gla is not a multiple of {xla.BLOCK}; use {-(-chunk // xla.BLOCK) * xla.BLOCK}"
     )
@@ -57,10 +65,21 @@ def gla(
   )
   if state.shape != (B, N, H, E):
     raise ValueError(f"initial state {state.shape}, wanted {(B, N, H, E)}")
+  scale, kind = H**-0.5 if scale is None else scale, target_device_kind()
+  if implementation == "pallas" or (implementation is None and blocks.prefers_pallas(kind)):
+    tiles = blocks.pallas_blocks(kind)
+    if chunk is not None and implementation == "pallas":
+      tiles = dataclasses.replace(tiles, chunk=chunk)
+    reason = pallas_tpu.supports(q_BTNH, v_BTNE, kind, tiles, spec)
+    if reason is None:
+      arrays = q_BTNH, k_BTNH, v_BTNE, log_decay_BTNH, state, segment_ids_BT, scale
+      return pallas_tpu.gla(*arrays, blocks=tiles, spec=spec)
+    if implementation == "pallas":
+      raise NotImplementedError(f"gla implementation 'pallas': {reason}")
   ids_BT = jnp.ones((B, T), jnp.int32) if segment_ids_BT is None else segment_ids_BT
-  q_BTNH = q_BTNH.astype(acc) * (H**-0.5 if scale is None else scale)
+  q_BTNH, chunk = q_BTNH.astype(acc) * scale, chunk or 64
   args = (q_BTNH, k_BTNH.astype(acc), v_BTNE.astype(acc), log_decay_BTNH.astype(acc), state, ids_BT)
-  if name == "reference":
+  if implementation == "reference":
     o_BTNE, state = reference.gla(*args)
   else:
     o_BTNE, state = xla.gla(

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.kernels import chunked_recurrence, pallas_support
-from jaxlm.kernels.chunked_recurrence import Call, Rule, names, shards, why_not_split
+from jaxlm.kernels.chunked_recurrence import Call, Rule, shards, why_not_split
 from jaxlm.kernels.interval_halves import (
   FLOOR,
   level_mask,
@@ -197,18 +197,8 @@ def ssd(
     d_N.astype(jnp.float32),
   )
   run = functools.partial(_on_device, blocks=blocks)
-  if spec is None or jax.sharding.get_abstract_mesh().size <= 1:
-    return run(*arguments)
-  batch, _, heads = (names(part) or None for part in (*spec, None, None, None)[:3])
-  wide, row = jax.P(batch, None, heads, None), jax.P(batch, None, heads)
-  group = wide if b_BTKE.shape[2] > 1 else jax.P(batch, None, None, None)
-  state = jax.P(batch, heads, None, None)
-  return jax.shard_map(
-    run,
-    in_specs=(wide, row, row, group, group, state, jax.P(heads)),
-    out_specs=(wide, state),
-    check_vma=False,
-  )(*arguments)
+  group = "w" if b_BTKE.shape[2] > 1 else "g"
+  return chunked_recurrence.over_mesh(run, arguments, f"www{group}{group}sn", "ws", spec)
 
 
 def _on_device(x_BTNH, log_a_BTN, dt_BTN, b_BTKE, c_BTKE, state_BNHE, d_N, *, blocks: Blocks):
