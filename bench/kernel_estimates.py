@@ -211,6 +211,72 @@ def ssd(form, shape, struct, chip):
   return [Program(fn, args, scale)]
 
 
+def linear_recurrence(form, shape, struct, chip):
+  """shape: B, T, N, H, E of a device; gated: a delta rule with decays, None: gla. One row of N_sim
+  heads is simulated, from and to states, with segments.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.kernels import chunked_recurrence
+  from jaxlm.kernels.delta_rule import blocks as delta_blocks
+  from jaxlm.kernels.delta_rule import delta_rule
+  from jaxlm.kernels.delta_rule import pallas_tpu as delta_pallas
+  from jaxlm.kernels.gla import blocks, gla, pallas_tpu
+
+  B, T, N, H, E = (shape[k] for k in "BTNHE")
+  t, n, gated = 256, shape["N_sim"], shape.get("gated")
+  bf16, f32 = jnp.bfloat16, jnp.float32
+  b = 2 if chip.name == "v5p" else 1  # its two cores share the rows
+  scale = B * T * N / (b * t * n)
+  q, v, row, per_head, state = (
+    struct(s, d)
+    for s, d in (
+      ((b, t, n, H), bf16),
+      ((b, t, n, E), bf16),
+      ((b, t, n, H), f32),
+      ((b, t, n), f32),
+      ((b, n, H, E), f32),
+    )
+  )
+  if form == "pallas":
+    found = (blocks if gated is None else delta_blocks).pallas_blocks(chip.device_kind)
+    G = found.heads(n, H, E)
+    call = (pallas_tpu if gated is None else delta_pallas).call(
+      G, n // G, H, E, found.chunk, H**-0.5
+    )
+
+    def flat(x):
+      return struct((b, t, n * x.shape[3]), x.dtype)
+
+    rows = struct((b, n // G, G, t), f32)
+    operands = (flat(q), flat(q), flat(v)) + ((flat(row),) if gated is None else (rows, rows))
+    flat_state = struct((b, n * H, E), f32)
+    starts = struct((b, t // found.chunk, n * H, E), f32)
+
+    def forward(operands, state):
+      return chunked_recurrence.forward(call, operands, state, with_starts=True)
+
+    def backward(operands, starts, do, d_state):
+      return chunked_recurrence.backward(call, operands, starts, do, d_state)
+
+    return [
+      Program(forward, (operands, flat_state), scale),
+      Program(backward, (operands, starts, flat(v), flat_state), scale),
+    ]
+
+  def fn(state, ids, *args):
+    def loss(state, *args):
+      op = gla if gated is None else delta_rule
+      o, state = op(*args, initial_state_BNHE=state, segment_ids_BT=ids, implementation="xla")
+      return jnp.sum(o.astype(f32)) + jnp.sum(state)
+
+    return jax.value_and_grad(loss, range(len(args) + 1))(state, *args)
+
+  numbers = (row,) if gated is None else (per_head, per_head) if gated else (per_head,)
+  return [Program(fn, (state, struct((b, t), jnp.int32), q, q, v, *numbers), scale)]
+
+
 OPS = {
   "linear_cross_entropy": (
     linear_cross_entropy,
@@ -237,6 +303,21 @@ OPS = {
       "hnet_2stage_XL stage 1 encoder": dict(B=1, T=6144, N=48, H=64, K=1, E=128, N_sim=8),
     },
     lambda s: 2 * 3 * s["B"] * s["T"] * s["N"] * s["H"] * (2 * s["E"] + 256),
+  ),
+  "gla": (
+    linear_recurrence,
+    {"lact_760m": dict(B=1, T=32_768, N=4, H=384, E=384, N_sim=1)},
+    lambda s: 2 * 3 * s["B"] * s["T"] * s["N"] * (2 * s["H"] * s["E"] + 64 * (s["H"] + s["E"])),
+  ),
+  "delta_rule": (
+    linear_recurrence,
+    {
+      "lact_760m": dict(B=1, T=32_768, N=12, H=128, E=128, N_sim=2, gated=False),
+      "lact_760m, gated": dict(B=1, T=32_768, N=12, H=128, E=128, N_sim=2, gated=True),
+    },
+    lambda s: (
+      2 * 3 * s["B"] * s["T"] * s["N"] * (3 * s["H"] * s["E"] + 64 * (2 * s["H"] + 2 * s["E"]))
+    ),
   ),
 }
 

@@ -35,7 +35,7 @@ class DeltaRuleConfig(Mixer):
   d_conv: Count = 4
   norm_eps: NonNegative = 1e-5
   chunk: Count = 64
-  implementation: Literal["xla", "reference"] | None = None
+  implementation: Literal["xla", "reference", "pallas"] | None = None
 
   gated = False  # not a field: the class says it
 
@@ -144,6 +144,7 @@ class DeltaRule(nn.Module):
       implementation=cfg.implementation,
       initial_state_BNHE=None if state is None else state.recurrent_BNHE,
       segment_ids_BT=ids_BT,
+      spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)),
     )
     o_BTNE = rms_norm(o_BTNE, weights(self)("scale", (E,), ("head_dim",), init=ones), cfg.norm_eps)
     if cfg.gated:

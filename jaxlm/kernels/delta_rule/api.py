@@ -2,8 +2,6 @@
 already holds.
 """
 
-import dataclasses
-
 import jax.numpy as jnp
 
 from jaxlm.kernels.delta_rule import blocks, pallas_tpu, reference, xla
@@ -22,7 +20,7 @@ def delta_rule(
   initial_state_BNHE=None,
   segment_ids_BT=None,
   scale=None,
-  chunk=None,
+  chunk=64,
   implementation=None,
   spec=None,
 ):
@@ -36,7 +34,7 @@ def delta_rule(
   segment_ids_BT: int32; S starts again from zeros where the id changes. The initial state belongs
   to the first
     token's segment, the final one to the last token's.
-  chunk: tokens that are computed together; None: 64, and of "pallas" that of its table.
+  chunk: tokens that are computed together; "pallas" has its own (blocks.py).
   Differentiable. The gradient keeps one state per chunk and recomputes the rest.
   implementation: None, "reference", "xla", "pallas" (TPU kernels, whose products are of v's dtype,
   and of float32 where the triangle is inverted). None takes "pallas" where it is supported and
@@ -60,7 +58,7 @@ def delta_rule(
       f"q {q_BTNH.shape}, k {k_BTNH.shape}, v {v_BTNE.shape}, beta {beta_BTN.shape}, log_decay "
       f"{log_decay_BTN.shape}: want twice (B, T, N, H), (B, T, N, E) and twice (B, T, N)"
     )
-  if chunk is not None and chunk < 1:
+  if chunk < 1:
     raise ValueError(f"chunk {chunk} of the delta rule is not positive; 64 is usual")
   acc = jnp.promote_types(q_BTNH.dtype, jnp.float32)
   state = (
@@ -71,8 +69,6 @@ def delta_rule(
   scale, kind = H**-0.5 if scale is None else scale, target_device_kind()
   if implementation == "pallas" or (implementation is None and blocks.prefers_pallas(kind)):
     tiles = blocks.pallas_blocks(kind)
-    if chunk is not None and implementation == "pallas":
-      tiles = dataclasses.replace(tiles, chunk=chunk)
     reason = pallas_tpu.supports(q_BTNH, v_BTNE, kind, tiles, spec)
     if reason is None:
       arrays = q_BTNH, k_BTNH, v_BTNE, beta_BTN, log_decay_BTN, state, segment_ids_BT, scale
@@ -96,6 +92,6 @@ def delta_rule(
   o_BTNE, state = (
     reference.delta_rule(*args)
     if implementation == "reference"
-    else xla.delta_rule(*args, min(chunk or 64, T))
+    else xla.delta_rule(*args, min(chunk, T))
   )
   return o_BTNE.astype(v_BTNE.dtype), state

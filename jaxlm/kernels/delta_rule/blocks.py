@@ -26,7 +26,7 @@ class Blocks:
 
 
 #: By device kind, chosen by the compiler's estimate (bench/kernel_estimates.py, libtpu 0.0.52).
-BLOCKS = {"": Blocks(chunk=128, channels=256)}
+BLOCKS = {"": Blocks(chunk=128, channels=512)}
 
 #: Device kinds where the kernels are the default: where their estimate is at least 1.3 times the
 #: XLA form's (kernels/README.md).

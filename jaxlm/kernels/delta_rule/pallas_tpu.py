@@ -21,13 +21,15 @@ import jax.numpy as jnp
 from jaxlm.kernels import chunked_recurrence, pallas_support
 from jaxlm.kernels.chunked_recurrence import Call, Rule, begins
 from jaxlm.kernels.delta_rule.blocks import Blocks
-from jaxlm.kernels.gla.pallas_tpu import below, eye, why_not_shapes
+from jaxlm.kernels.gla.pallas_tpu import why_not_shapes
 from jaxlm.kernels.interval_halves import (
   FLOOR,
-  level_mask_both,
+  below,
+  eye,
   near_sums,
   near_sums_transposed,
   num_levels,
+  pair_levels,
 )
 from jaxlm.kernels.pallas_support import dot
 
@@ -52,50 +54,60 @@ def _exact(a, b):
   )
 
 
-def _inverse(link_QR):
-  """(I + link)^-1 of a strictly lower triangular link."""
-  Q = link_QR.shape[0]
-  x = jnp.where(eye(Q), 1.0, 0.0) - jnp.where(level_mask_both(Q, 0), link_QR, 0.0)
+def inverses(links):
+  """(I + link)^-1 of strictly lower triangular (Q, Q) links. Level by level of all of them: each waits
+  for the product before, and the others' products fill that time.
+  """
+  Q = links[0].shape[0]
+  levels = pair_levels(Q)
+  xs = [jnp.where(eye(Q), 1.0, 0.0) - jnp.where(levels == 0, link, 0.0) for link in links]
   for level in range(1, num_levels(Q)):
-    x -= _exact(x, _exact(jnp.where(level_mask_both(Q, level), link_QR, 0.0), x))
-  return x
+    halves = [_exact(jnp.where(levels == level, link, 0.0), x) for link, x in zip(links, xs)]
+    xs = [x - _exact(x, half) for x, half in zip(xs, halves)]
+  return xs
 
 
 class _Head:
-  """What both directions compute of one head's chunk. Columns are (Q, 1)."""
+  """What both directions compute of one head's chunk. Decays, not logarithms; columns are (Q, 1)."""
 
-  def __init__(self, q, k, v, beta_Q1, s_HE, near_rows, near_columns, start_Q1, end_Q1):
+  def __init__(self, q, k, v, beta_Q1, s_HE, near_rows, near_columns, start, end):
     Q, dtype = q.shape[0], v.dtype
     self.q, self.k, self.s = q.astype(dtype), k.astype(dtype), s_HE.astype(dtype)
-    pair = jnp.where(eye(Q), 1.0, 0.0)
+    pair, lower = jnp.where(eye(Q), 1.0, 0.0), jnp.where(below(Q), pair_levels(Q), -1)
     for level, (row, column) in enumerate(zip(near_rows, near_columns)):
-      mask = level_mask_both(Q, level) & below(Q)
-      pair = jnp.where(mask, jnp.exp(row) * jnp.exp(column), pair)
+      pair = jnp.where(lower == level, row * column, pair)
     self.pair, self.beta = pair, beta_Q1
-    self.start, self.end = jnp.exp(start_Q1), jnp.exp(end_Q1)
+    self.start, self.end = start, end
     self.same = jnp.where(below(Q), dot(self.k, self.k, (1, 1)) * pair, 0.0)  # without beta
     self.seen = dot(self.q, self.k, (1, 1)) * pair
-    self.inverse = _inverse(beta_Q1 * self.same)
     self.kept = dot(self.k, self.s, (1, 0))
     self.want = v.astype(jnp.float32) - self.start * self.kept
-    self.u = dot(self.inverse.astype(dtype), (beta_Q1 * self.want).astype(dtype), (1, 0))
     self.keep_11 = self.start[-1:]
+
+  def solve(self, inverse_QR):
+    dtype = self.k.dtype
+    self.inverse = inverse_QR.astype(dtype)
+    self.u = dot(self.inverse, (self.beta * self.want).astype(dtype), (1, 0)).astype(dtype)
 
 
 def _heads(operands, s_FE, H: int, E: int):
-  """Per head: a _Head. Rows are (G, Q)."""
+  """Per head: its lanes of keys and of values, and a solved _Head. Rows are (G, Q)."""
   q, k, v, beta_GQ, a_GQ = operands
   near, start_GQ, end_GQ = near_sums(a_GQ, 1)
-  columns = [x.T for x in (*near, start_GQ, end_GQ, beta_GQ)]
+  near = [jnp.exp(x) for x in near]
+  columns = [x.T for x in (*near, jnp.exp(start_GQ), jnp.exp(end_GQ), beta_GQ)]
+  places, heads = [], []
   for g in range(a_GQ.shape[0]):
     rows = [x[g : g + 1] for x in near]
     *near_columns, start, end, beta = (x[:, g : g + 1] for x in columns)
     keys, values = slice(g * H, (g + 1) * H), slice(g * E, (g + 1) * E)
-    yield (
-      keys,
-      values,
-      _Head(q[:, keys], k[:, keys], v[:, values], beta, s_FE[keys], rows, near_columns, start, end),
+    places.append((keys, values))
+    heads.append(
+      _Head(q[:, keys], k[:, keys], v[:, values], beta, s_FE[keys], rows, near_columns, start, end)
     )
+  for head, inverse in zip(heads, inverses([head.beta * head.same for head in heads])):
+    head.solve(inverse)
+  return [(*place, head) for place, head in zip(places, heads)]
 
 
 def _side_by_side(parts, axis=1):
@@ -105,10 +117,9 @@ def _side_by_side(parts, axis=1):
 def _forward(operands, s_FE, *, scale: float, H: int, E: int):
   dtype, out, states = operands[2].dtype, [], []
   for keys, _, h in _heads(operands, s_FE, H, E):
-    u = h.u.astype(dtype)
-    o = h.start * dot(h.q, h.s, (1, 0)) + dot(h.seen.astype(dtype), u, (1, 0))
+    o = h.start * dot(h.q, h.s, (1, 0)) + dot(h.seen.astype(dtype), h.u, (1, 0))
     out.append(scale * o)
-    written = dot((h.end * h.k.astype(jnp.float32)).astype(dtype), u, (0, 0))
+    written = dot((h.end * h.k.astype(jnp.float32)).astype(dtype), h.u, (0, 0))
     states.append(h.keep_11 * s_FE[keys] + written)
   return _side_by_side(out), _side_by_side(states, 0)
 
@@ -124,11 +135,11 @@ def _backward(operands, s_FE, do_QV, ds_FE, *, scale: float, H: int, E: int):
 
   for keys, values, h in _heads(operands, s_FE, H, E):
     do, ds = scale * do_QV[:, values].astype(jnp.float32), ds_FE[keys].astype(dtype)
-    do_d, u = do.astype(dtype), h.u.astype(dtype)
+    do_d, u = do.astype(dtype), h.u
     k = h.k.astype(jnp.float32)
     dseen = jnp.where(below(Q) | eye(Q), dot(do_d, u, (1, 1)), 0.0)
     du = dot(h.seen.astype(dtype), do_d, (0, 0)) + h.end * dot(h.k, ds, (1, 0))
-    drhs = dot(h.inverse.astype(dtype), du.astype(dtype), (0, 0))
+    drhs = dot(h.inverse, du.astype(dtype), (0, 0))
     dwant = h.beta * drhs
     dlink = jnp.where(below(Q), -dot(drhs.astype(dtype), u, (1, 1)), 0.0)
     written = h.end * dot(u, ds, (1, 1))
@@ -153,8 +164,9 @@ def _backward(operands, s_FE, do_QV, ds_FE, *, scale: float, H: int, E: int):
     )
     weight = jnp.where(below(Q), dseen * h.seen + h.beta * dlink * h.same, 0.0)
     weight += weight.T  # row sums are then those of the query and of the source
+    levels = pair_levels(Q)
     for level, parts in enumerate(dnears):
-      parts.append(total(jnp.where(level_mask_both(Q, level), weight, 0.0)))
+      parts.append(total(jnp.where(levels == level, weight, 0.0)))
 
   def rows(parts):
     return _side_by_side(parts).T

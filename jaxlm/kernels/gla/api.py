@@ -1,7 +1,5 @@
 """Gated linear attention (arXiv 2312.06635): a linear recurrence with a decay per key channel."""
 
-import dataclasses
-
 import jax.numpy as jnp
 
 from jaxlm.kernels.gla import blocks, pallas_tpu, reference, xla
@@ -19,7 +17,7 @@ def gla(
   initial_state_BNHE=None,
   segment_ids_BT=None,
   scale=None,
-  chunk=None,
+  chunk=64,
   implementation=None,
   spec=None,
 ):
@@ -33,8 +31,8 @@ def gla(
   to the first
     token's segment, the final one to the last token's.
   chunk: tokens that are computed together; a multiple of 16, or the sequence is one chunk shorter
-  than that; None: 64, and of "pallas" that of its table. Differentiable. The gradient keeps one
-  state per chunk and recomputes the rest.
+  than that; "pallas" has its own (blocks.py). Differentiable. The gradient keeps one state per chunk
+  and recomputes the rest.
   implementation: None, "reference", "xla", "pallas" (TPU kernels, whose products are of v's dtype).
   None takes "pallas" where it is supported and blocks.py says that it is faster.
   spec: PartitionSpec of q under the context mesh (batch, None, heads, None), for "pallas", which the
@@ -55,7 +53,7 @@ def gla(
       f"q {q_BTNH.shape}, k {k_BTNH.shape}, log_decay {log_decay_BTNH.shape}, v {v_BTNE.shape}: want three "
       "times (B, T, N, H) and (B, T, N, E)"
     )
-  if chunk is not None and chunk % xla.BLOCK:
+  if chunk % xla.BLOCK:
     raise ValueError(
       f"chunk {chunk} of gla is not a multiple of {xla.BLOCK}; use {-(-chunk // xla.BLOCK) * xla.BLOCK}"
     )
@@ -68,8 +66,6 @@ def gla(
   scale, kind = H**-0.5 if scale is None else scale, target_device_kind()
   if implementation == "pallas" or (implementation is None and blocks.prefers_pallas(kind)):
     tiles = blocks.pallas_blocks(kind)
-    if chunk is not None and implementation == "pallas":
-      tiles = dataclasses.replace(tiles, chunk=chunk)
     reason = pallas_tpu.supports(q_BTNH, v_BTNE, kind, tiles, spec)
     if reason is None:
       arrays = q_BTNH, k_BTNH, v_BTNE, log_decay_BTNH, state, segment_ids_BT, scale
@@ -77,7 +73,7 @@ def gla(
     if implementation == "pallas":
       raise NotImplementedError(f"gla implementation 'pallas': {reason}")
   ids_BT = jnp.ones((B, T), jnp.int32) if segment_ids_BT is None else segment_ids_BT
-  q_BTNH, chunk = q_BTNH.astype(acc) * scale, chunk or 64
+  q_BTNH = q_BTNH.astype(acc) * scale
   args = (q_BTNH, k_BTNH.astype(acc), v_BTNE.astype(acc), log_decay_BTNH.astype(acc), state, ids_BT)
   if implementation == "reference":
     o_BTNE, state = reference.gla(*args)

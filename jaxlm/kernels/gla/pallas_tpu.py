@@ -18,10 +18,12 @@ from jaxlm.kernels.chunked_recurrence import Call, Rule, begins, shards, why_not
 from jaxlm.kernels.gla.blocks import Blocks
 from jaxlm.kernels.interval_halves import (
   FLOOR,
-  level_mask_both,
+  below,
+  eye,
   near_sums,
   near_sums_transposed,
   num_levels,
+  pair_levels,
   upper_half,
 )
 from jaxlm.kernels.pallas_support import LANES, dot
@@ -65,17 +67,6 @@ def why_not_shapes(q, v, device_kind: str, blocks: Blocks, spec) -> str | None:
   return None
 
 
-def below(Q: int):
-  """(Q, R): R < Q."""
-  row, column = (jax.lax.broadcasted_iota(jnp.int32, (Q, Q), axis) for axis in (0, 1))
-  return row > column
-
-
-def eye(Q: int):
-  row, column = (jax.lax.broadcasted_iota(jnp.int32, (Q, Q), axis) for axis in (0, 1))
-  return row == column
-
-
 def column_of(row_1X):
   """(1, X) -> (X, 1): a whole register is turned."""
   return jnp.broadcast_to(row_1X, (8, row_1X.shape[1])).T[:, :1]
@@ -106,12 +97,13 @@ def _scores(q, k, near, dtype):
   """(score_QR on and below the diagonal, z, e): of one head."""
   Q = q.shape[0]
   score = jnp.where(eye(Q), jnp.sum(q * k, 1, keepdims=True), 0.0)
+  lower_QR = jnp.where(below(Q), pair_levels(Q), -1)
   zs, es = [], []
   for level in range(num_levels(Q)):
     e = jnp.exp(near[level])
     z = jnp.where(upper_half(q.shape, level, 0), q, k) * e
     zd = z.astype(dtype)
-    score += jnp.where(level_mask_both(Q, level) & below(Q), dot(zd, zd, (1, 1)), 0.0)
+    score += jnp.where(lower_QR == level, dot(zd, zd, (1, 1)), 0.0)
     zs.append(z)
     es.append(e)
   return score, zs, es
@@ -155,10 +147,10 @@ def _backward(operands, s_FE, do_QV, ds_FE, *, scale: float, widths):
     own_Q1 = jnp.sum(jnp.where(eye(Q), dscore, 0.0), 1, keepdims=True)
     dq, dk = dq + own_Q1 * k, dk + own_Q1 * q
     both = jnp.where(below(Q), dscore, dscore.T)
-    dnear = []
+    levels, dnear = pair_levels(Q), []
     for level in range(num_levels(Q)):
       upper = upper_half(q.shape, level, 0)
-      w = jnp.where(level_mask_both(Q, level), both, 0.0).astype(dtype)
+      w = jnp.where(levels == level, both, 0.0).astype(dtype)
       dz = dot(w, zs[level].astype(dtype), (1, 0))
       dnear.append(dz * zs[level])
       dz *= es[level]
