@@ -173,8 +173,8 @@ def newton_schulz(form, shape, struct, chip):
 
 
 def fast_weight_chunk(form, shape, struct, chip):
-  """shape: B, N, H, F, C of a device and one chunk; G_sim: of the B N fast weights those that are
-  simulated, G_xla: of the XLA form, whose work is linear in them; C_sim: of the tokens.
+  """shape: B, N, H, F, C of a device and one chunk; G_sim, C_sim: of the B N fast weights and of the
+  tokens those that are simulated; loading and turning a weight counts too often in both forms.
 
   The inner gradient and the reading, forward and backward; what surrounds them (momentum, Newton-Schulz,
   the rescaled rows) is the same in both forms.
@@ -186,7 +186,7 @@ def fast_weight_chunk(form, shape, struct, chip):
 
   B, N, H, F, C = (shape[k] for k in "BNHFC")
   G, few, bf16, kind = (
-    shape["G_sim" if form == "pallas" else "G_xla"],
+    shape["G_sim"],
     shape["C_sim"],
     jnp.bfloat16,
     chip.device_kind,
@@ -258,9 +258,9 @@ OPS = {
   "fast_weight_chunk": (
     fast_weight_chunk,
     {
-      "lact_760m": dict(B=1, N=4, H=384, F=384, C=2048, G_sim=4, G_xla=2, C_sim=2048),
-      "lact_3b": dict(B=1, N=4, H=768, F=768, C=4096, G_sim=2, G_xla=1, C_sim=1024),
-      "view synthesis": dict(B=8, N=1, H=768, F=1536, C=8192, G_sim=2, G_xla=1, C_sim=1024),
+      "lact_760m": dict(B=1, N=4, H=384, F=384, C=2048, G_sim=2, C_sim=1024),
+      "lact_3b": dict(B=1, N=4, H=768, F=768, C=4096, G_sim=2, C_sim=1024),
+      "view synthesis": dict(B=8, N=1, H=768, F=1536, C=8192, G_sim=2, C_sim=1024),
     },
     lambda s: 32 * 2 * s["B"] * s["N"] * s["C"] * s["F"] * s["H"],
   ),
