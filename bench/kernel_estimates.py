@@ -332,6 +332,86 @@ def linear_recurrence(form, shape, struct, chip):
   return [Program(fn, (state, struct((b, t), jnp.int32), q, q, v, *numbers), scale)]
 
 
+def newton_schulz(form, shape, struct, chip):
+  """shape: L matrices (M, N) of a device; L_sim: of them that are simulated."""
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.kernels.newton_schulz import LANGUAGE, VIEWS, pallas_tpu
+  from jaxlm.kernels.newton_schulz import newton_schulz as op
+
+  L, M, N = (shape[k] for k in "LMN")
+  steps = (VIEWS,) * 5 if shape["kind"] == "views" else LANGUAGE
+  g = struct((shape["L_sim"], M, N), jnp.bfloat16)
+
+  def forward(g):
+    return op(g, steps, implementation=form)
+
+  def backward(g, ct):
+    return jax.vjp(forward, g)[1](ct)
+
+  bytes = [None, None]
+  if form == "pallas":
+    bytes = [pallas_tpu.cost(L, M, N, 2, 5, back).bytes_accessed for back in (False, True)]
+  scale = L / shape["L_sim"]
+  return [Program(forward, (g,), scale, bytes[0]), Program(backward, (g, g), scale, bytes[1])]
+
+
+def fast_weight_chunk(form, shape, struct, chip):
+  """shape: B, N, H, F, C of a device and one chunk; G_sim, C_sim: of the B N fast weights and of the
+  tokens those that are simulated; loading and turning a weight counts too often in both forms.
+
+  The inner gradient and the reading, forward and backward; what surrounds them (momentum, Newton-Schulz,
+  the rescaled rows) is the same in both forms.
+  """
+  import jax.numpy as jnp
+
+  from jaxlm.kernels.fast_weight_chunk import blocks, pallas_kernels, xla
+  from jaxlm.kernels.pallas_support import vmem_bytes
+
+  B, N, H, F, C = (shape[k] for k in "BNHFC")
+  G, few, bf16, kind = (
+    shape["G_sim"],
+    shape["C_sim"],
+    jnp.bfloat16,
+    chip.device_kind,
+  )
+  scale = B * N * C / (G * few)
+  sizes = [(F, H), (H, F), (F, H)]
+  if form == "pallas":
+    tiles = blocks.tiles(kind, C, F, H, 2, vmem_bytes(kind))
+    how = dict(low=jnp.dtype(bf16), tiles=tiles)
+    w = tuple(struct((G, *size), jnp.float32) for size in sizes)
+    x, eta = struct((G, few, H), bf16), struct((G, 3, few), jnp.float32)
+
+    def bytes(products, arrays):
+      return pallas_kernels.cost(products, B * N, C, F, H, 2, tiles, arrays).bytes_accessed
+
+    return [
+      Program(lambda *a: pallas_kernels.step(*a, **how), (w, x, x, eta), scale, bytes(6, 2)),
+      Program(lambda *a: pallas_kernels.read(*a, **how), (w, x), scale, bytes(3, 2)),
+      Program(
+        lambda *a: pallas_kernels.step_back(*a, **how), (w, w, x, x, eta), scale, bytes(15, 4)
+      ),
+      Program(lambda *a: pallas_kernels.read_back(*a, **how), (w, x, x), scale, bytes(8, 3)),
+    ]
+  w = tuple(struct((1, G, *size), jnp.float32) for size in sizes)
+  x, eta = struct((1, G, few, H), bf16), (struct((1, G, few, 1), jnp.float32),) * 3
+
+  def step_back(w, ct, k, v, eta):
+    return xla._backward("bfloat16", (w, k, v, eta), ct)
+
+  def read_back(w, q, ct):
+    return xla._read_backward("bfloat16", (w, q), ct.astype(jnp.float32))
+
+  return [
+    Program(lambda *a: xla._swiglu_step("bfloat16", *a), (w, x, x, eta), scale),
+    Program(lambda *a: xla._swiglu_read("bfloat16", *a).astype(bf16), (w, x), scale),
+    Program(step_back, (w, w, x, x, eta), scale),
+    Program(read_back, (w, x, x), scale),
+  ]
+
+
 OPS = {
   "linear_cross_entropy": (
     linear_cross_entropy,
@@ -381,6 +461,24 @@ OPS = {
     lambda s: (
       2 * 3 * s["B"] * s["T"] * s["N"] * (3 * s["H"] * s["E"] + 64 * (2 * s["H"] + 2 * s["E"]))
     ),
+  ),
+  "newton_schulz": (
+    newton_schulz,
+    {
+      "lact_760m, a chunk": dict(L=12, M=384, N=384, kind="language", L_sim=2),
+      "lact_3b, a chunk": dict(L=12, M=768, N=768, kind="language", L_sim=2),
+      "view synthesis": dict(L=24, M=768, N=1536, kind="views", L_sim=1),
+    },
+    lambda s: 2 * 5 * s["L"] * s["M"] ** 2 * (5 * s["N"] + 2 * s["M"]),
+  ),
+  "fast_weight_chunk": (
+    fast_weight_chunk,
+    {
+      "lact_760m": dict(B=1, N=4, H=384, F=384, C=2048, G_sim=2, C_sim=1024),
+      "lact_3b": dict(B=1, N=4, H=768, F=768, C=4096, G_sim=2, C_sim=1024),
+      "view synthesis": dict(B=8, N=1, H=768, F=1536, C=8192, G_sim=2, C_sim=1024),
+    },
+    lambda s: 32 * 2 * s["B"] * s["N"] * s["C"] * s["F"] * s["H"],
   ),
 }
 
