@@ -10,7 +10,7 @@ from jaxlm.experiments.reproduce.queue import Item, Script
 ITEMS = [
   Item(
     "experiments/lact/figure5.py",
-    minutes=1.3,
+    minutes=1,
     value=5,
     rows=("swa", "lact_gd", "lact_momentum", "lact_muon"),
   ),
@@ -29,8 +29,14 @@ ITEMS = [
   ),
   Item("experiments/carope/controls.py", minutes=1, value=4, report="controls-{scale}"),
   Item("experiments/cross/matrix.py", minutes=1, value=3),
-  Item("experiments/lact/figure5.py", minutes=1.3, value=2),
-  Item("experiments/lact/figure7.py", minutes=1.3, value=2),
+  Item("experiments/lact/figure5.py", minutes=1, value=2),
+  Item(
+    "experiments/lact/figure7.py",
+    minutes=1,
+    value=3,
+    rows=("half_state", "state", "double_state"),
+  ),
+  Item("experiments/lact/figure7.py", minutes=1, value=1),
   Item("experiments/mrt5/runtime.py", minutes=1, value=1),
   Item("experiments/ilm/table1.py", minutes=10, value=3),
   Item("experiments/mrt5/diagnostic.py", minutes=8, value=3),
@@ -59,7 +65,7 @@ ITEMS = [
     value=3,
     needs="`jaxlm data prepare code-py`",
   ),
-  Item("experiments/lexinvariant/cipher.py", minutes=6, value=3),
+  Item("experiments/lexinvariant/cipher.py", minutes=30, value=4),
   Item(
     "experiments/lexinvariant/reasoning.py",
     minutes=5,
@@ -103,23 +109,26 @@ SCRIPTS = [
     "python experiments/hnet/boundaries.py --run runs/hnet/smoke/1stage/seed0 runs/hnet/smoke/1stage/seed1 "
     "--out experiments/hnet/results/boundaries-smoke",
     output="experiments/hnet/results/boundaries-smoke.json",
+    reads=("runs/hnet/smoke/1stage/seed0", "runs/hnet/smoke/1stage/seed1"),
   ),
   Script(
     "ilm/insertion_order",
     "python experiments/ilm/insertion_order.py --run runs/ilm-table1/smoke/easy/ilm/seed0 --greedy "
     "--out experiments/ilm/results/insertion_order_star.png",
     output="experiments/ilm/results/insertion_order_star.png",
+    reads=("runs/ilm-table1/smoke/easy/ilm/seed0",),
   ),
   Script(
     "ilm/figure6",
-    "python experiments/ilm/figure6.py --scale smoke --out experiments/ilm/results/figure6-smoke",
+    "python experiments/ilm/figure6.py --out experiments/ilm/results/figure6-smoke",
     output="experiments/ilm/results/figure6-smoke.json",
-    needs="the runs of ilm/table2",
+    reads=("runs/ilm-text/smoke/ilm/seed0",),
   ),
   Script(
     "mrt5/figure_deleted",
     "python experiments/mrt5/figure_deleted.py --run runs/mrt5-span-corruption/smoke/mrt5_50/seed0",
     output="experiments/mrt5/results/deleted.png",
+    reads=("runs/mrt5-span-corruption/smoke/mrt5_50/seed0",),
     needs="a font with all scripts: --font",
   ),
 ]

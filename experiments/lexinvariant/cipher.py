@@ -15,11 +15,30 @@ text length are unknown to us: no cell of the paper is printed.
 import pathlib
 import sys
 
-from jaxlm.experiments import Column, Figure, Table
+from jaxlm.experiments import Column, Figure, Scale, Table
 from jaxlm.experiments.decipher import deciphered
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from characters import LEXINVARIANT_PROSE, SCALES, STANDARD_PROSE  # noqa: E402
+
+# A model that has to decipher 128 characters learns to count them first. Of the text's 28 commonest
+# characters (others are one unknown) there is less to learn, and a window of 256 shows most of them.
+LETTERS = Scale(
+  "28 characters, 3 layers, d_model 96, window 256, 10,000 steps of 4,096 characters of two novels; about 25 core-minutes a row",
+  num_seeds=3,
+  overrides={
+    "model.vocab_size": 30,
+    "model.d_model": 96,
+    "model.num_layers": 3,
+    "model.unroll": 3,
+    "model.mixer.num_heads": 3,
+    "data.tokenizer": dict(kind="chars", vocab_size=30),
+    "data.seq_len": 256,
+    "schedule.warmup_steps": 200,
+    "train.steps": 10_000,
+    "train.save_every": 1000,
+  },
+)
 
 TABLE = Table(
   name="lexinvariant-cipher",
@@ -37,7 +56,7 @@ TABLE = Table(
     Column("commonest character", "common@full", 1),
   ],
   # Half as many steps as the model had, at most the 10,000 of the spec.
-  scales=SCALES,
+  scales=SCALES | {"smoke": LETTERS},
   measure=deciphered(steps=lambda c: min(c["train"]["steps"] // 2, 10_000)),
   source="arXiv 2305.16349: no values by cell known to us",
   claims={
@@ -47,9 +66,10 @@ TABLE = Table(
       f"{t['lexinvariant_prose', 'token, full, last quarter']:.1f} and "
       f"{t['standard_prose', 'token, full, last quarter']:.1f} %",
     ),
-    "and more than the commonest character would": lambda t: (
+    "and more than the commonest character would, by 30 points": lambda t: (
       t["lexinvariant_prose", "token, full, last quarter"]
       - t["lexinvariant_prose", "commonest character"]
+      - 30
     ),
     "more context deciphers more": lambda t: (
       t["lexinvariant_prose", "token, full, last quarter"] - t["lexinvariant_prose", "token, full"]

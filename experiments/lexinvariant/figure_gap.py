@@ -41,6 +41,7 @@ def shrinks(corpus: str):
 
 TABLE = Table(
   name="lexinvariant-gap",
+  runs="lexinvariant-chars",
   title="Perplexity by context position, standard and lexinvariant",
   rows=[STANDARD_PROSE, LEXINVARIANT_PROSE, STANDARD_CODE, LEXINVARIANT_CODE],
   columns=[

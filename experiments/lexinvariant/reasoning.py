@@ -39,6 +39,7 @@ def better(corpus: str):
 
 TABLE = Table(
   name="lexinvariant-reasoning",
+  runs="lexinvariant-chars",
   title="LookUp and Permutation in context, exact match, per cent",
   rows=[STANDARD_PROSE, LEXINVARIANT_PROSE, STANDARD_CODE, LEXINVARIANT_CODE],
   columns=[

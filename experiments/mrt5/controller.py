@@ -22,6 +22,7 @@ EVALUATED = "deleted in evaluation (%)"
 
 TABLE = Table(
   name="mrt5-controller",
+  runs="mrt5-diagnostic",
   title="MrT5: deletion rate and the controller's target",
   rows=[
     dataclasses.replace(

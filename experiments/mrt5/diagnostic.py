@@ -33,10 +33,8 @@ def controlled(target: float):
 
 
 #: A second target for a model that has met its first one: few steps, so the integral has a larger
-#: gain. Scale smoke only: it begins with what `vowel_target` has left in that scale's default work
-#: folder, at seed 0.
+#: gain. Steps are those of scale smoke.
 THEN_30 = {
-  "train.init_from": "runs/mrt5-diagnostic/smoke/vowel_target/seed0",
   "train.steps": 800,
   "schedule.warmup_steps": 50,
   "objective.delay": 0,
@@ -75,6 +73,7 @@ def rows():
         "vowel_then_30",
         CONFIG,
         data | THEN_30,
+        begins_from="vowel_target",
         label="vowel: MrT5, target 30 %, begun from the row at 18 %",
       )
     yield Row(

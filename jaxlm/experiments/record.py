@@ -43,10 +43,11 @@ def made_by() -> dict:
 
 
 def command_line() -> str:
-  """The command of this process, with paths from the repository's root."""
+  """The command of this process. Absolute paths are from the repository's root, or the last name of a
+  path outside."""
   name = pathlib.Path(sys.argv[0]).name
   started = "jaxlm" if name in ("jaxlm", "cli.py") else f"python {_relative(sys.argv[0])}"
-  return " ".join([started, *map(shlex.quote, sys.argv[1:])])
+  return " ".join([started, *(shlex.quote(_shown(word)) for word in sys.argv[1:])])
 
 
 def cpu_model() -> str:
@@ -117,7 +118,9 @@ def total(records: Sequence[Mapping], key: str) -> float | None:
 
 def stale(records: Sequence[Mapping]) -> str:
   """Why a row that was trained with these records cannot be made again from the current history,
-  or ''."""
+  or ''. Outside a repository nothing is known, and nothing is stale."""
+  if not is_ancestor("HEAD"):
+    return ""
   if not records:
     return "its training was not recorded"
   for revision in dict.fromkeys(record["revision"] for record in records):
@@ -149,6 +152,11 @@ def _finished(run_folder) -> bool:
 def _relative(path: str) -> str:
   path = pathlib.Path(path).resolve()
   return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def _shown(word: str) -> str:
+  flag, equals, path = word.rpartition("=")
+  return f"{flag}{equals}{_relative(path)}" if path.startswith("/") else word
 
 
 def _write(path: pathlib.Path, value) -> None:

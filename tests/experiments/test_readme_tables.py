@@ -10,6 +10,8 @@ import re
 import pytest
 
 from jaxlm.experiments import record
+from jaxlm.experiments.reproduce import pages
+from jaxlm.experiments.reproduce.command import declared
 from jaxlm.experiments.reproduce.readme import MARKED, fill, table
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -70,6 +72,13 @@ def test_a_number_of_three_decimals_in_the_text_is_in_a_json(page):
     if digits > 4:  # arXiv 2507.23083
       continue
     assert any(round(x, digits) == float(found) for x in of_folder(page.parent)), found
+
+
+def test_reproduction_md_is_what_the_tables_json_say():
+  page = pages.markdown(pages.collect(declared()[0], ROOT))
+  assert page == (ROOT / "REPRODUCTION.md").read_text(), (
+    "run: jaxlm reproduce --scale smoke --report"
+  )
 
 
 def test_every_result_was_made_at_a_revision_that_can_be_checked_out():

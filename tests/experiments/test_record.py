@@ -53,6 +53,11 @@ def test_a_row_is_stale_if_its_revision_cannot_be_checked_out_from_here():
   assert record.stale([]) == "its training was not recorded"
 
 
+def test_outside_a_repository_nothing_is_stale(monkeypatch):
+  monkeypatch.setattr(record, "is_ancestor", lambda revision: False)
+  assert record.stale([{"revision": "unknown"}]) == record.stale([]) == ""
+
+
 def test_the_trace_of_the_loss_is_thinned(tmp_path):
   assert record.loss_trace(tmp_path) == {}
   lines = [json.dumps({"step": i, "loss": 1 / i}) for i in range(1, 201)]

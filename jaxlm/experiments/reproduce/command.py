@@ -29,11 +29,12 @@ def main(argv: list[str]) -> int:
   if args.seeds is not None and args.seeds < 1:
     raise ConfigError(f"--seeds={args.seeds}: at least one seed is needed")
   only = [name for given in args.only for name in given.split(",")]
-  items, scripts = declared()
-  items = queue.chosen(items, only)
-  scripts = [s for s in scripts if not only or s.name in only or s.name.split("/")[0] in only]
+  all_items, all_scripts = declared()
+  found = queue.chosen([*all_items, *all_scripts], only)
+  items = [each for each in found if isinstance(each, queue.Item)]
+  scripts = [each for each in found if isinstance(each, queue.Script)]
   tables = {item.script: load(str(ROOT / item.script)) for item in items}
-  if not any(args.scale in table.scales for table in tables.values()):
+  if items and not any(args.scale in table.scales for table in tables.values()):
     raise ConfigError(f"--scale={args.scale}: no table that was asked for has this scale")
   items = [item for item in items if args.scale in tables[item.script].scales]
   runs = pathlib.Path(expand(args.runs))
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
 
   if args.list:
     _say_left(waiting(), args.scale)
-    for each in [*declared()[0], *declared()[1]]:
+    for each in [*all_items, *all_scripts]:
       if each.needs:
         print(f"left out unless named: {each.name}: {each.needs}")
     return 0
@@ -55,10 +56,10 @@ def main(argv: list[str]) -> int:
     pages.require_clean(args.draft)
   failed = {} if args.report else _run(waiting, tables, args, runs)
   if not args.report:
-    _run_scripts([s for s in scripts if not s.needs])
+    _run_scripts(scripts)
   _say_left(waiting(), args.scale)
   if not args.no_report:
-    written = pages.write(declared()[0], runs, args.scale, into=expand(args.into))
+    written = pages.write(all_items, runs, args.scale, into=expand(args.into))
     print("written: " + ", ".join(map(str, written)))
   return 1 if failed else 0
 
@@ -109,7 +110,10 @@ def _run(waiting, tables, args, runs) -> dict:
 
 def _run_scripts(scripts) -> None:
   for script in scripts:
-    if (ROOT / script.output).exists():
+    missing = [folder for folder in script.reads if not (ROOT / folder).exists()]
+    if missing:
+      print(f"{script.name}: left out, {missing[0]} is not there")
+    if missing or (ROOT / script.output).exists():
       continue
     print(f"{script.name}: {script.command}", flush=True)
     subprocess.run([sys.executable, *script.command.split()[1:]], cwd=ROOT, check=False)

@@ -47,11 +47,13 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-  """A figure that is no table: a command, and the file that says it was made."""
+  """A figure that is no table: a command, and the file that says it was made. reads: run folders
+  that the command asks for, from the repository's root."""
 
   name: str
   command: str
   output: str
+  reads: Sequence[str] = ()
   needs: str = ""
 
 
@@ -68,15 +70,19 @@ def workdir(runs, table: Table, scale: str) -> pathlib.Path:
   return pathlib.Path(runs) / (table.runs or table.name) / scale
 
 
-def chosen(items: Sequence[Item], only: Sequence[str]) -> list[Item]:
-  """The items that `only` names, by item or by paper; all that need nothing if it is empty."""
+def chosen(declared: Sequence[Item | Script], only: Sequence[str]) -> list[Item | Script]:
+  """What `only` names, by its name or by its paper; all that needs nothing if it is empty."""
   if not only:
-    return [item for item in items if not item.needs]
-  known = sorted({item.name for item in items} | {item.name.split("/")[0] for item in items})
+    return [each for each in declared if not each.needs]
+  known = sorted({each.name for each in declared} | {paper(each) for each in declared})
   for name in only:
     if name not in known:
-      raise ConfigError(f"--only={name}: no such table; {nearest(name, known)}")
-  return [item for item in items if item.name in only or item.name.split("/")[0] in only]
+      raise ConfigError(f"--only={name}: no such table or figure; {nearest(name, known)}")
+  return [each for each in declared if each.name in only or paper(each) in only]
+
+
+def paper(each: Item | Script) -> str:
+  return each.name.split("/")[0]
 
 
 def left(item: Item, table: Table, scale: str, runs, seeds: int | None = None) -> list[Unit]:
