@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -160,7 +161,9 @@ def upload(local: pathlib.Path, path: str) -> None:
     return
   target = pathlib.Path(path)
   target.parent.mkdir(parents=True, exist_ok=True)
-  os.replace(local, target)
+  part = target.with_name(f"{target.name}.part-{uuid.uuid4().hex}")
+  shutil.move(local, part)  # from another file system it is a copy
+  part.replace(target)
 
 
 @contextlib.contextmanager
