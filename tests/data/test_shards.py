@@ -165,18 +165,18 @@ def test_a_bucket_and_a_disk_give_the_same_batches_and_evaluation_reads_every_ta
 
 def test_an_epoch_of_lanes_is_every_block_once_and_the_next_has_another_order(store):
   windows = Windows(ShardedStore(store, "train"), 8)
-  lanes = Lanes(windows, 4, seed=0)
+  lanes = Lanes(windows, 7, seed=0)
   assert lanes.rows > 1
   count = lanes.blocks * lanes.rows
   assert len(windows) - count < lanes.rows
-  assert lanes.blocks % 4, "the lanes end their epoch apart"
+  assert lanes.blocks % 7, "the lanes end their epoch apart"
 
   def epoch(number):
     """The rows of an epoch, in the order of its blocks."""
     slots = range(number * lanes.blocks, (number + 1) * lanes.blocks)
-    for turn, lane in (divmod(slot, 4) for slot in slots):
+    for turn, lane in (divmod(slot, 7) for slot in slots):
       for place in range(lanes.rows):
-        yield lanes[(turn * lanes.rows + place) * 4 + lane]["tokens"].tobytes()
+        yield lanes[(turn * lanes.rows + place) * 7 + lane]["tokens"].tobytes()
 
   first, second = list(epoch(0)), list(epoch(1))
   assert sorted(first) == sorted(windows[i]["tokens"].tobytes() for i in range(count))
