@@ -18,6 +18,7 @@ COMMANDS = {
     "jaxlm.preflight.command",
     "compile for a TPU slice that is not there: memory, FLOPs, collectives",
   ),
+  "kernels": ("jaxlm.kernels.command", "which implementation each op uses, and why not others"),
   "verify": ("jaxlm.interop.verify", "compare with the official implementations' arrays"),
   "convert": ("jaxlm.interop.convert", "weights of other libraries in and out"),
   "data": ("jaxlm.data.command", "prepare corpora and look at batches"),

@@ -25,6 +25,7 @@ MAY_IMPORT = {
   "checkpoint": {"models", "data", "parallel"},  # trained models on disk, for all who read them
   "training": {
     "checkpoint",
+    "kernels",  # its log says which implementations they take
     "objectives",
     "models",
     "parallel",

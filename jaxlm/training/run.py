@@ -25,11 +25,13 @@ from jaxlm.checkpoint.steps import Checkpoints
 from jaxlm.config import ConfigError
 from jaxlm.evaluation.flops import traced_flops, train_flops_per_token
 from jaxlm.evaluation.perplexity import at_length, evaluate_lengths
+from jaxlm.kernels.choices import recorded as recorded_choices
+from jaxlm.kernels.choices import summary
 from jaxlm.parallel.agree import from_first
 from jaxlm.parallel.chips import peak_flops
 from jaxlm.parallel.cpu import keep_memory
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
-from jaxlm.parallel.place import host_rows, placer
+from jaxlm.parallel.place import batch_sharding, host_rows, placer
 from jaxlm.parallel.rules import unsharded
 from jaxlm.parallel.start import require_same, several
 from jaxlm.training.config import RunConfig, check, load_config, resolved, run_config
@@ -159,6 +161,8 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
     writer = Writer(folder, step) if first else None
     for line in [*opened.lines, *lines, *opening_lines(program, folder, step)]:
       display.say(line)
+    if step < cfg.train.steps:
+      display.say(implementations(program, example, bucket, frozen))
     report = Report(program, display, writer, hosts, peak_tokens, frozen)
     same = {"config": resolved(cfg), "revision": revision(), "hosts": hosts}
     if recorded:
@@ -473,6 +477,18 @@ def opening_lines(program: Program, folder, step: int) -> list[str]:
   for name, num_bytes in unsharded(program.state.params, shardings):
     lines.append(f"parameter {name} ({count(num_bytes)}B) is held in full by every device")
   return lines
+
+
+def implementations(program: Program, example, bucket: int, frozen) -> str:
+  """The line that says which implementation each op of the train step takes.
+
+  The trace that it needs is the one that the first step then uses.
+  """
+  place = batch_sharding(program.mesh)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), example)
+  with recorded_choices() as choices:
+    program.trace(batch, bucket, frozen)
+  return f"implementations: {summary(choices) or 'no op of jaxlm.kernels'}"
 
 
 def evaluated(folder, step: int) -> bool:

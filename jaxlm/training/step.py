@@ -73,6 +73,15 @@ class Program:
     """Calls and traces happen inside."""
     return sharding_context(self.mesh)
 
+  def trace(self, batch, bucket: int, frozen=None):
+    """Traces the train step of a bucket and neither compiles nor runs it; a call of the same shapes
+    that follows does not trace it again. batch: abstract, global, with shardings. frozen: as of
+    `step`."""
+    bucketed = self.buckets and self.cfg.objective.bucketed_training
+    with self.context():
+      options = {"bucket": self.buckets[bucket]} if bucketed else {}
+      self.step.trace(self.state, batch, frozen, **options)
+
 
 def build_program(
   cfg: RunConfig,

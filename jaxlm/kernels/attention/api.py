@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxlm.kernels.attention import blocks, cudnn, pallas_tpu, reference, splash, xla
 from jaxlm.kernels.attention.reference import Rule, Sight
+from jaxlm.kernels.choices import note
 
 _supports = {
   "reference": lambda *args: None,
@@ -96,6 +97,16 @@ def attention(
   reason = _supports[impl](q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
   if reason is not None:
     raise NotImplementedError(f"attention implementation {impl!r}: {reason}")
+  note(
+    "attention",
+    impl,
+    {"q": q_BTNH, "k": k_BSKH},
+    named=implementation is not None,
+    refused=lambda: {
+      fused: _supports[fused](q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
+      for fused in ("splash", "cudnn", "pallas")
+    },
+  )
   if impl == "splash":
     return splash.attention(q_BTNH, k_BSKH, v_BSKF, q_segment_ids_BT, rule, spec)
   if impl == "cudnn":

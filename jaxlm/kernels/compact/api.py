@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlm.kernels.choices import note
 from jaxlm.kernels.compact import reference, xla
 
 IMPLEMENTATIONS = {"reference": reference, "xla": xla}
@@ -46,6 +47,7 @@ def compact(keep_BT, capacity: int, *, implementation: str | None = None) -> Com
     )
   if keep_BT.dtype != bool:
     raise TypeError(f"keep is {keep_BT.dtype}, wanted bool: a threshold belongs to the caller")
+  note("compact", implementation or "xla", {"keep": keep_BT}, named=implementation is not None)
   return Compaction(*_module(implementation).compact(keep_BT, capacity))
 
 

@@ -4,6 +4,7 @@ already holds.
 
 import jax.numpy as jnp
 
+from jaxlm.kernels.choices import note
 from jaxlm.kernels.delta_rule import reference, xla
 
 IMPLEMENTATIONS = ("xla", "reference")
@@ -53,6 +54,7 @@ def delta_rule(
     )
   if chunk < 1:
     raise ValueError(f"chunk {chunk} of the delta rule is not positive; 64 is usual")
+  note("delta_rule", name, {"q": q_BTNH, "v": v_BTNE}, named=implementation is not None)
   acc = jnp.promote_types(q_BTNH.dtype, jnp.float32)
   state = (
     jnp.zeros((B, N, H, E), acc) if initial_state_BNHE is None else initial_state_BNHE.astype(acc)

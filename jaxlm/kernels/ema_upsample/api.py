@@ -5,6 +5,7 @@ Axes: B batch, T position, C chunks (capacity), D d_model.
 
 import jax.numpy as jnp
 
+from jaxlm.kernels.choices import note
 from jaxlm.kernels.compact import Compaction
 from jaxlm.kernels.ema_upsample import reference, xla
 
@@ -33,6 +34,7 @@ def ema_upsample(
   if initial_BD is None:
     initial_BD = jnp.zeros((x_BCD.shape[0], x_BCD.shape[2]), jnp.float32)
   initial_BD = initial_BD.astype(jnp.float32)
+  note("ema_upsample", implementation or "xla", {"x": x_BCD}, named=implementation is not None)
   if implementation in (None, "xla"):
     return xla.ema_upsample(x_BCD, p_BC, decay_BC, initial_BD, compaction)
   if implementation == "reference":

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from jaxlm.kernels.choices import note
 from jaxlm.kernels.fast_weight_chunk import reference, xla
 from jaxlm.kernels.fast_weight_chunk.rule import (
   MATRICES,
@@ -71,6 +72,7 @@ def fast_weight_chunk(
     )
   _check(weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, rule)
   weights, eta = tuple(weights), tuple(eta)
+  note("fast_weight_chunk", name, {"q": q_BNTH, "w": weights[0]}, named=implementation is not None)
   if isinstance(schedule, Causal):
     if state is not None:
       raise ValueError(

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxlm.kernels.choices import note
 from jaxlm.kernels.gla import reference, xla
 
 IMPLEMENTATIONS = ("xla", "reference")
@@ -51,6 +52,7 @@ def gla(
     raise ValueError(
       f"chunk {chunk} of gla is not a multiple of {xla.BLOCK}; use {-(-chunk // xla.BLOCK) * xla.BLOCK}"
     )
+  note("gla", name, {"q": q_BTNH, "v": v_BTNE}, named=implementation is not None)
   acc = jnp.promote_types(q_BTNH.dtype, jnp.float32)
   state = (
     jnp.zeros((B, N, H, E), acc) if initial_state_BNHE is None else initial_state_BNHE.astype(acc)

@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxlm.kernels.choices import note
 from jaxlm.kernels.compact import compact, gather, scatter
 from jaxlm.kernels.linear_cross_entropy import blocks, pallas_op, reference, rows, sharded, xla
 from jaxlm.kernels.pallas_support import vmem_bytes
@@ -73,6 +74,7 @@ def linear_cross_entropy(
   if implementation in (None, "pallas"):
     kernel = _kernel(h_BTD, w_VD, implementation, spec, w_spec)
     if kernel is not None:
+      _note("pallas", h_BTD, w_VD, implementation, spec, w_spec)
       log_prob_BT, log_z_BT = _by_kernel(
         kernel, h_BTD, w_VD, bias_V, targets_BT, where_BT, softcap, mesh.size <= 1
       )
@@ -113,7 +115,9 @@ def linear_cross_entropy(
   devices = max(1, mesh.size if spec is None else split)
   sizes = blocks.CPU if target_platform() == "cpu" else blocks.ACCELERATOR
   small = chunk is None and 4 * B * T * V <= sizes.dense_bytes * devices
-  if implementation == "reference" or (implementation is None and small and split == 1):
+  dense = implementation == "reference" or (implementation is None and small and split == 1)
+  _note("reference" if dense else "xla", h_BTD, w_VD, implementation, spec, w_spec)
+  if dense:
     log_prob_BT, log_z_BT = reference.linear_cross_entropy(
       h_BTD, w_VD, bias_V, targets_BT, softcap=softcap
     )
@@ -138,6 +142,23 @@ def linear_cross_entropy(
   return log_z_BT if targets_BT is None else (log_prob_BT, log_z_BT)
 
 
+def _tiles(w_VD) -> blocks.Tiles:
+  kind = target_device_kind()
+  return blocks.tiles(kind, w_VD.shape[1], w_VD.dtype.itemsize, vmem_bytes(kind))
+
+
+def _note(taken, h_BTD, w_VD, implementation, spec, w_spec):
+  note(
+    "linear_cross_entropy",
+    taken,
+    {"h": h_BTD, "w": w_VD},
+    named=implementation is not None,
+    refused=lambda: {
+      "pallas": pallas_op.supports(h_BTD, w_VD, target_device_kind(), _tiles(w_VD), spec, w_spec)
+    },
+  )
+
+
 def _kernel(h_BTD, w_VD, implementation, spec, w_spec):
   """The TPU kernels as a function, or None where they are not the choice; refused where named and
   not supported.
@@ -146,7 +167,7 @@ def _kernel(h_BTD, w_VD, implementation, spec, w_spec):
   devices = max(1, jax.sharding.get_abstract_mesh().size)
   if implementation is None and not blocks.prefers_pallas(kind, D, B * T * w_VD.shape[0] / devices):
     return None
-  tiles = blocks.tiles(kind, D, w_VD.dtype.itemsize, vmem_bytes(kind))
+  tiles = _tiles(w_VD)
   reason = pallas_op.supports(h_BTD, w_VD, kind, tiles, spec, w_spec)
   if reason is None:
     return functools.partial(pallas_op.linear_cross_entropy, tiles=tiles, spec=spec, w_spec=w_spec)
@@ -199,6 +220,7 @@ def _counted(
         **specs,
       )
     )
+  _note("xla", h_BTD, w_VD, implementation, specs.get("spec"), specs.get("w_spec"))
   order, front = _in_front(where_BT)
   tile = sizes.tile if chunk is None else None
   chunk = blocks.chunk_length(1, B * T, V, 1, sizes) if chunk is None else chunk * B

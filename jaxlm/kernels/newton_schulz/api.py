@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxlm.kernels.choices import note
 from jaxlm.kernels.newton_schulz import reference, xla
 
 # Five distinct steps: the language model and the bidirectional example.
@@ -52,6 +53,7 @@ def newton_schulz(g_MN, coefficients=LANGUAGE, *, dtype=None, implementation=Non
     raise NotImplementedError(
       f"newton_schulz has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}"
     )
+  note("newton_schulz", name, {"g": g_MN}, named=implementation is not None)
   fn = IMPLEMENTATIONS[name]
   return fn(g_MN.astype(dtype or g_MN.dtype), tuple(map(tuple, coefficients)), EPS).astype(
     jnp.result_type(g_MN)

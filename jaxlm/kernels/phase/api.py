@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxlm.kernels.choices import note
 from jaxlm.kernels.phase import reference, xla
 from jaxlm.kernels.phase.circle import turn, wrap
 
@@ -59,6 +60,7 @@ def cumulative_phase(
   spec is not needed.
   """
   impl = _implementation(implementation)
+  note("phase", implementation or "xla", {"log_f": log_f_BTK}, named=implementation is not None)
   log_f_BTK, mask_BT, initial_BKP = _operands(log_f_BTK, num_pairs, increments_mask_BT, initial_BKP)
   options = dict(num_pairs=num_pairs, ladder_start=ladder_start, inclusive=inclusive, chunk=chunk)
   if not _time_is_sharded(spec):
@@ -105,6 +107,7 @@ def carope_rotate(
   log_f).
   """
   impl = _implementation(implementation)
+  note("phase", implementation or "xla", {"q": q_BTNH}, named=implementation is not None)
   num_pairs = rotary_dim // 2
   log_f_BTK, mask_BT, initial_BKP = _operands(log_f_BTK, num_pairs, increments_mask_BT, initial_BKP)
   options = dict(num_pairs=num_pairs, ladder_start=ladder_start, inclusive=inclusive, chunk=chunk)

@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxlm.kernels.choices import note
 from jaxlm.kernels.platform import target_device_kind, target_platform
 from jaxlm.kernels.random_head import blocks, pallas_tpu, reference, sharded, xla
 from jaxlm.kernels.random_head.reference import effective, segment_seeds
@@ -65,6 +66,7 @@ def random_head(
     )
   noise_scale = jax.lax.stop_gradient(jnp.asarray(noise_scale, jnp.float32))
   if implementation == "reference":
+    note("random_head", "reference", {"h": h_BTD}, named=True)
     log_z_BT = reference.log_z(
       h_BTD,
       seed_B2,
@@ -87,16 +89,29 @@ def random_head(
     def size(axes):
       return math.prod(mesh.shape[n] for n in axes or ())
 
-    by_kernel = implementation in (None, "pallas") and _by_kernel(
+    why_not = functools.partial(
+      _why_not,
       h_BTD,
-      vocab_size,
       law,
       embed_VD is not None,
       size(spec[0]),
       size(spec[1]),
       bool(vocab_axes),
       mesh,
-      implementation == "pallas",
+    )
+    by_kernel = implementation == "pallas" or (
+      implementation is None
+      and blocks.prefers_pallas(target_device_kind(), vocab_size, embed_VD is not None)
+      and why_not() is None
+    )
+    if implementation == "pallas" and why_not() is not None:
+      raise NotImplementedError(f"random_head implementation 'pallas': {why_not()}")
+    note(
+      "random_head",
+      "pallas" if by_kernel else "xla",
+      {"h": h_BTD},
+      named=implementation is not None,
+      refused=lambda: {"pallas": why_not()},
     )
     # A CPU multiplies matrices faster than stacks of them, so there sequences follow each other.
     one_by_one = (
@@ -134,33 +149,18 @@ def random_head(
   return target_BT - log_z_BT, log_z_BT
 
 
-def _by_kernel(
-  h_BTD,
-  vocab_size: int,
-  law,
-  with_embed: bool,
-  batch_shards: int,
-  time_shards: int,
-  shared: bool,
-  mesh,
-  named: bool,
-) -> bool:
-  """Whether the TPU kernels are the choice; refused where named and not supported."""
+def _why_not(
+  h_BTD, law, with_embed: bool, batch_shards: int, time_shards: int, shared: bool, mesh
+) -> str | None:
+  """None, or the sentence that says why the TPU kernels cannot be used. shared: the vocabulary is."""
   B, T, D = h_BTD.shape
-  kind = target_device_kind()
-  if not named and not blocks.prefers_pallas(kind, vocab_size, with_embed):
-    return False
   if mesh.size > 1 and batch_shards == time_shards == 1 and not shared:
-    reason = f"on a mesh of {mesh.size} devices it needs spec or vocab_spec: kernels are not partitioned by the compiler"
-  elif B % batch_shards or T % time_shards:
-    reason = (
-      f"batch {B} and length {T} are not divisible by {batch_shards} and {time_shards} devices"
-    )
-  else:
-    reason = pallas_tpu.supports(T // time_shards, D, h_BTD.dtype, law, with_embed, kind)
-  if named and reason is not None:
-    raise NotImplementedError(f"random_head implementation 'pallas': {reason}")
-  return reason is None
+    return f"on a mesh of {mesh.size} devices it needs spec or vocab_spec: kernels are not partitioned by the compiler"
+  if B % batch_shards or T % time_shards:
+    return f"batch {B} and length {T} are not divisible by {batch_shards} and {time_shards} devices"
+  return pallas_tpu.supports(
+    T // time_shards, D, h_BTD.dtype, law, with_embed, target_device_kind()
+  )
 
 
 def random_logits(h_BTD, seed_B2, *, vocab_size: int, law: str = "gaussian", segment_ids_BT=None):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlm.kernels.choices import note
 from jaxlm.kernels.route import reference, xla
 
 
@@ -36,6 +37,7 @@ def route(
   if previous_BD is None:
     previous_BD = jnp.zeros_like(x_BTD[:, 0])
   previous_BD = previous_BD.astype(x_BTD.dtype)
+  note("route", implementation or "xla", {"x": x_BTD}, named=implementation is not None)
   if implementation in (None, "xla"):
     cos_BT = xla.cosine(previous_BD, x_BTD, w_q_DE, w_k_DE)
   elif implementation == "reference":

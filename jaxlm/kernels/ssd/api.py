@@ -5,6 +5,7 @@ Axes: B batch, T time, N heads, H head_dim, K groups of heads that share B and C
 
 import jax.numpy as jnp
 
+from jaxlm.kernels.choices import note
 from jaxlm.kernels.platform import target_platform
 from jaxlm.kernels.ssd import blocks, reference, xla
 
@@ -55,6 +56,7 @@ def ssd(
     raise NotImplementedError(
       f"ssd has no implementation {implementation!r}; known: reference, xla"
     )
+  note("ssd", implementation or "xla", {"x": x_BTNH, "b": b_BTKE}, named=implementation is not None)
   if d_N is not None:
     y_BTNH += d_N[None, None, :, None] * x_BTNH.astype(jnp.float32)
   return y_BTNH.astype(x_BTNH.dtype), state_BNHE

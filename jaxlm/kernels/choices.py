@@ -1,0 +1,75 @@
+"""Which implementation each op takes: the ops say it while they are traced, and whoever asks listens.
+
+`jaxlm kernels` and the log of a training run read it. Nobody listens otherwise, and nothing is
+computed then.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+_heard: contextvars.ContextVar[list | None] = contextvars.ContextVar("choices", default=None)
+
+SLOWER = (
+  "it is supported; it is not the default for these shapes on this device (kernels/README.md)"
+)
+
+
+class Choice(NamedTuple):
+  """What one call of an op took. arguments: names, dtypes and shapes. named: it was asked for by
+  name. refused: (other implementation, sentence that says why it was not taken)."""
+
+  op: str
+  implementation: str
+  arguments: str
+  named: bool
+  refused: tuple[tuple[str, str], ...]
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Choice]]:
+  """Within it every op that is traced adds its choice to the list, equal ones once.
+
+  A function whose trace is cached by jax.jit is not traced again, and says nothing.
+  """
+  heard: list[Choice] = []
+  token = _heard.set(heard)
+  try:
+    yield heard
+  finally:
+    _heard.reset(token)
+
+
+def note(
+  op: str,
+  implementation: str,
+  arrays: Mapping[str, Any],
+  *,
+  named: bool = False,
+  refused: Callable[[], Mapping[str, str | None]] = dict,
+) -> None:
+  """An op says what it takes. refused() gives for each other implementation the sentence of its
+  `supports`, None where it is supported and its table does not prefer it; it is called only if
+  somebody listens."""
+  heard = _heard.get()
+  if heard is None:
+    return
+  others = {} if named else refused()
+  choice = Choice(
+    op,
+    implementation,
+    ", ".join(f"{name} {x.dtype} {tuple(x.shape)}" for name, x in arrays.items()),
+    named,
+    tuple((name, reason or SLOWER) for name, reason in others.items() if name != implementation),
+  )
+  if choice not in heard:
+    heard.append(choice)
+
+
+def summary(choices: list[Choice]) -> str:
+  """'attention splash, phase pallas and xla': every op with all that it takes."""
+  taken: dict[str, set[str]] = {}
+  for choice in choices:
+    taken.setdefault(choice.op, set()).add(choice.implementation)
+  return ", ".join(f"{op} {' and '.join(sorted(names))}" for op, names in sorted(taken.items()))
