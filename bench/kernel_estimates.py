@@ -147,6 +147,61 @@ def random_head(form, shape, struct, chip):
   return [Program(jax.value_and_grad(loss), args, B * V / (b * W))]
 
 
+def phase(form, shape, struct, chip):
+  """shape: B, T, N, K, H of a device; b: sequences that are simulated. Rotation of q and k, and the
+  gradients of q, k and log f."""
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.kernels.phase import carope_rotate
+
+  B, T, N, K, H = (shape[k] for k in "BTNKH")
+  b = min(B, shape["b"])
+  q, k = struct((b, T, N, H), jnp.bfloat16), struct((b, T, K, H), jnp.bfloat16)
+  if form == "pallas":
+    return _phase_kernels(q, k, struct, chip, B, b)
+
+  def fn(q, k, log_f, dq, dk):
+    def turn(q, k, log_f):
+      return carope_rotate(q, k, log_f, rotary_dim=H, implementation="xla")[:2]
+
+    out, pull = jax.vjp(turn, q, k, log_f)
+    return out, pull((dq, dk))
+
+  return [Program(fn, (q, k, struct((b, T, K), jnp.float32), q, k), B / b)]
+
+
+def _phase_kernels(q, k, struct, chip, B, b):
+  import jax.numpy as jnp
+
+  from jaxlm.kernels.pallas_support import vmem_bytes
+  from jaxlm.kernels.phase import blocks, pallas_kernels
+
+  (_, T, N, H), K, kind = q.shape, k.shape[2], chip.device_kind
+  tokens = blocks.tokens(kind, T, N * H, K * H, 2, vmem_bytes(kind))
+  channels = pallas_kernels.Channels(N, K, H, H, "half", 0, True, blocks.columns(H), tokens)
+  wide = [struct((b, T, heads * H), jnp.bfloat16) for heads in (N, K)]
+  rows = struct((b, channels.table_rows, T), jnp.float32)
+  end, carries = (
+    struct((b, 1, K * H), jnp.float32),
+    struct((b, T // tokens, 1, K * H), jnp.float32),
+  )
+
+  def forward(q, k, rows, initial):
+    return pallas_kernels.forward(channels, q, k, rows, None, initial)
+
+  def backward(q, k, rows, carries, dq, dk, end):
+    return pallas_kernels.backward(channels, q, k, rows, None, carries, dq, dk, end)
+
+  def bytes_of(backward):
+    return pallas_kernels.cost(channels, B, T, 2, backward).bytes_accessed
+
+  return [
+    Program(forward, (*wide, rows, end), B / b, bytes_of(False)),
+    Program(backward, (*wide, rows, carries, *wide, end), B / b, bytes_of(True)),
+  ]
+
+
 OPS = {
   "linear_cross_entropy": (
     linear_cross_entropy,
@@ -165,6 +220,14 @@ OPS = {
       "32,768 words": dict(B=8, T=512, V=32_768, D=1024, V_sim=1024),
     },
     2,
+  ),
+  "phase": (
+    phase,
+    {
+      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, b=2),
+      "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, b=1),
+    },
+    None,
   ),
 }
 
@@ -243,9 +306,12 @@ def simulate(text: str, folder: Path):
 
 
 def floor(op: str, shape: str, chip) -> float:
-  """Seconds of the products alone at the chip's peak."""
+  """Seconds of the products alone at the chip's peak; where the op has none, of what it must read
+  and write."""
   _, shapes, products = OPS[op]
   s = shapes[shape]
+  if products is None:  # q and k in and out; and their gradients and themselves
+    return 5 * 2 * s["B"] * s["T"] * (s["N"] + s["K"]) * s["H"] / chip.hbm_bandwidth
   return products * 2 * s["B"] * s["T"] * s["V"] * s["D"] / chip.peak_flops
 
 

@@ -10,19 +10,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.kernels.choices import note
-from jaxlm.kernels.phase import reference, xla
+from jaxlm.kernels.phase import blocks, pallas_tpu, reference, xla
 from jaxlm.kernels.phase.circle import turn, wrap
+from jaxlm.kernels.platform import target_device_kind
 
-_IMPLEMENTATIONS = {"reference": reference, "xla": xla}
+_IMPLEMENTATIONS = {"reference": reference, "xla": xla, "pallas": pallas_tpu}
 CHUNK = 32
+ONLY_ROTATES = 'the kernel turns queries and keys and writes no phases; use implementation="xla"'
 
 
-def _implementation(name: str | None):
+def _checked(name: str | None) -> str | None:
   if name is not None and name not in _IMPLEMENTATIONS:
     raise NotImplementedError(
       f"phase implementation {name!r} does not exist; known: {', '.join(_IMPLEMENTATIONS)}"
     )
-  return _IMPLEMENTATIONS[name or "xla"]
+  return name
 
 
 def _operands(log_f_BTK, num_pairs, mask_BT, initial_BKP):
@@ -59,8 +61,17 @@ def cumulative_phase(
   sums its part and the parts are joined by `shard_prefix`; otherwise the compiler partitions and
   spec is not needed.
   """
-  impl = _implementation(implementation)
-  note("phase", implementation or "xla", {"log_f": log_f_BTK}, named=implementation is not None)
+  name = _checked(implementation) or "xla"
+  if name == "pallas":
+    raise NotImplementedError(f"phase implementation 'pallas': {ONLY_ROTATES}")
+  note(
+    "phase",
+    name,
+    {"log_f": log_f_BTK},
+    named=implementation is not None,
+    refused=lambda: {"pallas": ONLY_ROTATES},
+  )
+  impl = _IMPLEMENTATIONS[name]
   log_f_BTK, mask_BT, initial_BKP = _operands(log_f_BTK, num_pairs, increments_mask_BT, initial_BKP)
   options = dict(num_pairs=num_pairs, ladder_start=ladder_start, inclusive=inclusive, chunk=chunk)
   if not _time_is_sharded(spec):
@@ -106,20 +117,41 @@ def carope_rotate(
   everything between is float32. The other arguments are those of `cumulative_phase` (spec: of
   log_f).
   """
-  impl = _implementation(implementation)
-  note("phase", implementation or "xla", {"q": q_BTNH}, named=implementation is not None)
+  name = _checked(implementation)
+  why_not = functools.partial(
+    pallas_tpu.supports, q_BTNH, k_BTKH, rotary_dim, segment_ids_BT, spec
+  )
+  if name == "pallas" and why_not() is not None:
+    raise NotImplementedError(f"phase implementation 'pallas': {why_not()}")
+  if name is None:
+    preferred = blocks.prefers_pallas(target_device_kind(), q_BTNH.shape[1])
+    name = "pallas" if preferred and why_not() is None else "xla"
+  note(
+    "phase",
+    name,
+    {"q": q_BTNH, "k": k_BTKH},
+    named=implementation is not None,
+    refused=lambda: {"pallas": why_not()},
+  )
+  impl, by_kernel = _IMPLEMENTATIONS[name], name == "pallas"
   num_pairs = rotary_dim // 2
   log_f_BTK, mask_BT, initial_BKP = _operands(log_f_BTK, num_pairs, increments_mask_BT, initial_BKP)
   options = dict(num_pairs=num_pairs, ladder_start=ladder_start, inclusive=inclusive, chunk=chunk)
   turning = dict(rotary_dim=rotary_dim, layout=layout)
-  if not _time_is_sharded(spec):
+  time_is_sharded = _time_is_sharded(spec)
+  if time_is_sharded:
+    _refuse_segments(segment_ids_BT)
+  elif not by_kernel or jax.sharding.get_abstract_mesh().size <= 1:
     return impl.carope_rotate(
       q_BTNH, k_BTKH, log_f_BTK, mask_BT, segment_ids_BT, initial_BKP, **turning, **options
     )
-  _refuse_segments(segment_ids_BT)
-  batch, time, heads = (*spec, None, None)[:3]
+  batch, time, heads = (*spec, None, None, None)[:3]
 
-  def part(q_BTNH, k_BTKH, log_f_BTK, mask_BT, initial_BKP):
+  def part(q_BTNH, k_BTKH, log_f_BTK, mask_BT, segment_ids_BT, initial_BKP):
+    if not time_is_sharded:
+      return impl.carope_rotate(
+        q_BTNH, k_BTKH, log_f_BTK, mask_BT, segment_ids_BT, initial_BKP, **turning, **options
+      )
     initial, final = _shard_ends(log_f_BTK, mask_BT, initial_BKP, time, options)
     q, k, _ = impl.carope_rotate(
       q_BTNH, k_BTKH, log_f_BTK, mask_BT, None, initial, **turning, **options
@@ -134,12 +166,13 @@ def carope_rotate(
       specs["phase"],
       specs["log_f"],
       None if mask_BT is None else specs["mask"],
+      None if segment_ids_BT is None else specs["mask"],
       specs["state"],
     ),
     out_specs=(specs["phase"], specs["phase"], specs["state"]),
     check_vma=False,
   )
-  return run(q_BTNH, k_BTKH, log_f_BTK, mask_BT, initial_BKP)
+  return run(q_BTNH, k_BTKH, log_f_BTK, mask_BT, segment_ids_BT, initial_BKP)
 
 
 def rotate(x_BTNH, cos, sin, *, layout: str = "half", rotary_dim: int | None = None):
