@@ -179,12 +179,12 @@ def _phase_kernels(q, k, struct, chip, B, b):
 
   (_, T, N, H), K, kind = q.shape, k.shape[2], chip.device_kind
   tokens = blocks.tokens(kind, T, N * H, K * H, 2, vmem_bytes(kind))
-  channels = pallas_kernels.Channels(N, K, H, H, "half", 0, True, blocks.columns(H), tokens)
+  channels = pallas_kernels.Channels(N, K, H, 0, True, tokens)
   wide = [struct((b, T, heads * H), jnp.bfloat16) for heads in (N, K)]
   rows = struct((b, channels.table_rows, T), jnp.float32)
   end, carries = (
-    struct((b, 1, K * H), jnp.float32),
-    struct((b, T // tokens, 1, K * H), jnp.float32),
+    struct((b, 1, K * H // 2), jnp.float32),
+    struct((b, T // tokens, 1, K * H // 2), jnp.float32),
   )
 
   def forward(q, k, rows, initial):
@@ -224,7 +224,7 @@ OPS = {
   "phase": (
     phase,
     {
-      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, b=2),
+      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, b=1),
       "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, b=1),
     },
     None,

@@ -118,9 +118,7 @@ def carope_rotate(
   log_f).
   """
   name = _checked(implementation)
-  why_not = functools.partial(
-    pallas_tpu.supports, q_BTNH, k_BTKH, rotary_dim, segment_ids_BT, spec
-  )
+  why_not = functools.partial(pallas_tpu.supports, q_BTNH, k_BTKH, rotary_dim, layout, spec)
   if name == "pallas" and why_not() is not None:
     raise NotImplementedError(f"phase implementation 'pallas': {why_not()}")
   if name is None:

@@ -1,7 +1,5 @@
 """Tiles of the TPU kernels, and where they are the default."""
 
-import math
-
 from jaxlm.kernels.pallas_support import LANES, SPILLS, round_up
 
 #: Tokens that are summed by one product with a triangle: the width of the matrix unit. The phase
@@ -12,32 +10,27 @@ STEP = 128
 #: libtpu 0.0.52).
 TOKENS = {"": 512}
 
-#: Widest group of channels in which a channel finds its partner.
-MOST_COLUMNS = 512
+#: Their pairs divide a register of 128 lanes, or are one.
+HEAD_DIMS = (32, 64, 128, 256)
 
 #: Device kinds where the kernels are the default: where the estimate of every shape of shapes.py is
 #: at least 1.3 times the XLA form's (kernels/README.md).
 PREFERRED: tuple[str, ...] = ()
 
 
-def columns(head_dim: int) -> int:
-  """Channels that are turned at a time: whole heads, and whole registers of 128 lanes."""
-  return math.lcm(head_dim, LANES)
-
-
-def vmem_bytes(tokens: int, width: int, kv_width: int, itemsize: int, columns: int) -> int:
+def vmem_bytes(tokens: int, width: int, kv_width: int, itemsize: int) -> int:
   """On-chip bytes of a step of the backward kernel: six blocks of q and k twice (one is used while
-  the next is on its way), and what is kept of a group of columns. width: channels of all query
-  heads, kv_width: of all kv heads."""
+  the next is on its way), and what is kept of 128 pairs. width: channels of all query heads,
+  kv_width: of all kv heads."""
   moved = 2 * 3 * tokens * (width + kv_width) * itemsize
-  kept = 12 * 4 * tokens * columns
+  kept = 16 * 4 * tokens * LANES
   return int(SPILLS * (moved + kept))
 
 
 def tokens(device_kind: str, T: int, width: int, kv_width: int, itemsize: int, room: int) -> int:
   """The table's tokens of a block, no more than T, halved until a block fits into `room` bytes."""
   found = min(TOKENS.get(device_kind, TOKENS[""]), round_up(T, STEP))
-  while found > STEP and vmem_bytes(found, width, kv_width, itemsize, LANES) > room:
+  while found > STEP and vmem_bytes(found, width, kv_width, itemsize) > room:
     found = max(STEP, found // 2 // STEP * STEP)
   return found
 

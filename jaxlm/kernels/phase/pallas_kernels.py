@@ -1,20 +1,21 @@
 """Accumulated phases and the rotation by them as two Pallas TPU kernels.
 
 Axes: B batch, T time, S tokens summed at a time, E rows of the exponents' table, N query heads, K kv
-heads, W channels turned at a time, L channels of all kv heads (K head_dim), M of all query heads.
+heads, L pairs of all kv heads (K head_dim / 2), Y pairs of one group (128), X channels of one unit,
+M channels of all query heads.
 
 Tokens lie in sublanes and the channels of all heads in lanes, as a projection makes them: nothing is
-transposed. Each channel computes the phase of its pair, twice in all: what it costs is less than
-spreading sines over lanes. What moves between lanes and between tokens is a product:
+transposed. Sums over tokens and changes of lanes are products:
 
-  exponent_SW = rows^T table      i log f, and -10,000 where a token adds nothing: exp of it is 0
-  local_SW    = triangle exp(exponent)
-  partner_SW  = x swap            -x2 at the first channel of a pair, x1 at the second
+  exponent_SY = rows^T table      i log f, and -10,000 where a token adds nothing: exp of it is 0
+  local_SY    = triangle exp(exponent)
+  partner_SX  = x swap            -x2 at the first channel of a pair, x1 at the second
   y = x cos phi + partner(x) sin phi;   dx = dy cos phi - partner(dy) sin phi
-  G = dy partner(y),  R_t = sum_{m >= t} G_m,  d log f_t = sum_channels i exp(exponent) R_t
+  G = fold(dy partner(y)),  R_t = sum_{m >= t} G_m,  d log f_t = sum_pairs i exp(exponent) R_t
 
 One factor of each such product is 0, 1, -1 or a small whole number. It is exact in bfloat16, so that
-the other in three bfloat16 parts gives a float32 product in three passes of the matrix unit.
+the other in three bfloat16 parts gives a float32 product in three passes of the matrix unit. Cosines
+are computed once per pair and spread to both of its channels by rolls; `fold` is the transpose.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxlm.kernels.pallas_support import on_tpu, round_up
+from jaxlm.kernels.pallas_support import LANES, on_tpu, round_up
 from jaxlm.kernels.phase.blocks import STEP
 from jaxlm.kernels.phase.circle import HI, LO, sincos
 
@@ -38,68 +39,64 @@ START, CARRIED, BEHIND = 0, 1, 2  # rows of `segment`
 
 @dataclasses.dataclass(frozen=True)
 class Channels:
-  """The static side: heads and the pairs of their channels. columns: channels turned at a time, a
-  multiple of head_dim."""
+  """The static side: heads, the pairs (first half, second half) of their channels, tokens of a block."""
 
   num_heads: int
   num_kv_heads: int
   head_dim: int
-  rotary_dim: int
-  layout: str
   ladder_start: int
   inclusive: bool
-  columns: int
   tokens: int
 
   @property
-  def kv_width(self) -> int:
-    return self.num_kv_heads * self.head_dim
+  def pairs(self) -> int:
+    return self.head_dim // 2
+
+  @property
+  def num_pairs(self) -> int:
+    """Of all kv heads."""
+    return self.num_kv_heads * self.pairs
 
   @property
   def group(self) -> int:
+    """Query heads of a kv head."""
     return self.num_heads // self.num_kv_heads
 
   @property
+  def unit(self) -> int:
+    """Channels that are turned at a time: whole heads, and whole registers."""
+    return max(self.head_dim, LANES)
+
+  @property
   def table_rows(self) -> int:
-    return round_up(self.num_kv_heads + 2, 16)
-
-  def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(is turned, pair, is its first, partner) of each channel of a head."""
-    c, P = np.arange(self.head_dim), self.rotary_dim // 2
-    if self.layout == "half":
-      first, pair = c < P, c % P
-      partner = np.where(first, c + P, c - P)
-    else:
-      first, pair = c % 2 == 0, c // 2
-      partner = c ^ 1
-    return c < self.rotary_dim, pair, first, partner
-
-  def first_channels(self) -> np.ndarray:
-    """(P,) the channel of a head that is the first of each pair."""
-    turned, pair, first, _ = self.pairs()
-    at = np.flatnonzero(turned & first)
-    return at[np.argsort(pair[at])]
-
-  def second_channels(self) -> np.ndarray:
-    return self.pairs()[3][self.first_channels()]
+    return round_up(self.num_kv_heads + 1, 16)
 
   def table(self) -> np.ndarray:
-    """(E, L): the power of each channel in its head's row; 1 in row K, what a token adds nothing
-    by; 1 in row K + 1 where a channel is not turned."""
-    turned, pair, _, _ = self.pairs()
-    out = np.zeros((self.table_rows, self.num_kv_heads, self.head_dim), np.float32)
+    """(E, L): the power of each pair in its head's row; 1 in row K, what a token adds nothing by."""
+    out = np.zeros((self.table_rows, self.num_kv_heads, self.pairs), np.float32)
     for k in range(self.num_kv_heads):
-      out[k, k] = np.where(turned, self.ladder_start + pair, 0)
+      out[k, k] = self.ladder_start + np.arange(self.pairs)
     out[self.num_kv_heads] = 1
-    out[self.num_kv_heads + 1] = ~turned
     return out.reshape(self.table_rows, -1)
 
   def swap(self) -> np.ndarray:
-    """(W, W): x swap is -x2 at a first channel and x1 at a second one, 0 where nothing is turned."""
-    turned, _, first, partner = self.pairs()
-    out, at = np.zeros((self.head_dim, self.head_dim), np.float32), np.flatnonzero(turned)
-    out[partner[at], at] = np.where(first[at], -1, 1)
-    return np.kron(np.eye(self.columns // self.head_dim, dtype=np.float32), out)
+    """(X, X): x swap is -x2 at a first channel and x1 at a second one."""
+    P = self.pairs
+    one = np.kron(np.array([[0, 1], [-1, 0]], np.float32), np.eye(P, dtype=np.float32))
+    return np.kron(np.eye(self.unit // self.head_dim, dtype=np.float32), one)
+
+  def moves(self) -> list[dict[int, list[int]]]:
+    """For each half of the 256 channels of a group of 128 pairs: {roll: stretches of channels that
+    then have their pair}."""
+    stretch = min(self.pairs, LANES)
+    out = []
+    for half in range(2):
+      shifts: dict[int, list[int]] = {}
+      for s in range(LANES // stretch):
+        source = (half * (LANES // stretch) + s) // 2
+        shifts.setdefault((s - source) * stretch % LANES, []).append(s)
+      out.append(shifts)
+    return out
 
 
 def _parts(x):
@@ -128,12 +125,12 @@ def _product(a, b, dimensions):
   return low + middle + high
 
 
-def _partner(x, swap_WW):
+def _partner(x, swap_XX):
   """-x2 at first and x1 at second channels, float32."""
   if x.dtype == jnp.float32:
-    return _product(x, swap_WW, NN)
+    return _product(x, swap_XX, NN)
   return jax.lax.dot_general(
-    x, swap_WW, NN, precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32
+    x, swap_XX, NN, precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32
   )
 
 
@@ -162,45 +159,81 @@ def _segment(ref, rows):
   return row_8S, row_8S.T
 
 
-def _kept(value_1W, segment, row: int):
+def _kept(value_1Y, segment, row: int):
   """What was carried here, at the tokens whose segment it belongs to: (1, W), or (S, W)."""
-  return value_1W if segment is None else segment[1][:, row : row + 1] * value_1W
+  return value_1Y if segment is None else segment[1][:, row : row + 1] * value_1Y
+
+
+def _spread(channels: Channels, x_SY):
+  """(S, 256): what belongs to a pair at both of its channels."""
+  stretch = min(channels.pairs, LANES)
+  of = jax.lax.broadcasted_iota(jnp.int32, x_SY.shape, 1) // stretch
+  halves, rolled = [], {}
+  for shifts in channels.moves():
+    out = None
+    for shift, stretches in shifts.items():
+      if shift not in rolled:
+        rolled[shift] = pltpu.roll(x_SY, shift, 1) if shift else x_SY
+      out = rolled[shift] if out is None else jnp.where(_among(of, stretches), rolled[shift], out)
+    halves.append(out)
+  return jnp.concatenate(halves, axis=1)
+
+
+def _fold(channels: Channels, x_SZ):
+  """The transpose of _spread: the sum over both channels of each pair."""
+  stretch = min(channels.pairs, LANES)
+  of = jax.lax.broadcasted_iota(jnp.int32, (x_SZ.shape[0], LANES), 1) // stretch
+  by_shift: dict[int, list] = {}
+  for half, shifts in enumerate(channels.moves()):
+    x = x_SZ[:, half * LANES : (half + 1) * LANES]
+    for shift, stretches in shifts.items():
+      whole = len(stretches) * stretch == LANES
+      by_shift.setdefault(shift, []).append(
+        x if whole else jnp.where(_among(of, stretches), x, 0.0)
+      )
+  total = None
+  for shift, terms in by_shift.items():
+    term = functools.reduce(jnp.add, terms)
+    term = pltpu.roll(term, LANES - shift, 1) if shift else term
+    total = term if total is None else total + term
+  return total
+
+
+def _among(of, stretches):
+  return functools.reduce(jnp.logical_or, (of == s for s in stretches))
 
 
 def _groups(channels: Channels, body):
-  """body(group of columns, its first channel among those of the kv heads)."""
-  num = channels.kv_width // channels.columns
-
-  def run(n, _):
-    body(pl.multiple_of(n * channels.columns, channels.columns))
-
-  jax.lax.fori_loop(0, num, run, None)
-
-
-def _at(start, size):
-  return pl.ds(start, size)
-
-
-def _query_columns(channels: Channels, start, g: int):
-  """Channels of the g-th query head that turns by the kv head whose channels begin at `start`."""
-  return pl.ds(
-    pl.multiple_of(start * channels.group + g * channels.columns, channels.columns),
-    channels.columns,
+  """body(first pair) for every group of 128 pairs."""
+  jax.lax.fori_loop(
+    0,
+    channels.num_pairs // LANES,
+    lambda n, _: body(pl.multiple_of(n * LANES, LANES)),
+    None,
   )
 
 
-def _steps(channels: Channels, rows_ref, table_WE, rows):
-  """f^i of the tokens `rows`, (S, W)."""
-  return jnp.exp(_product(rows_ref[0, :, rows], table_WE, TN))
+def _units(channels: Channels, start):
+  """(channels within the group's 256, of k, [of the query heads]) of each unit of a group."""
+  X, G = channels.unit, channels.group
+  for at in range(0, 2 * LANES, X):
+    k = 2 * start + at
+    queries = [pl.ds(pl.multiple_of(k * G + g * X, X), X) for g in range(G)]
+    yield slice(at, at + X), pl.ds(pl.multiple_of(k, X), X), queries
 
 
-def _turn(x, cos_SW, sin_SW, swap_WW, dtype):
-  return (x.astype(jnp.float32) * cos_SW + _partner(x, swap_WW) * sin_SW).astype(dtype)
+def _steps(rows_ref, table_EY, rows):
+  """f^i of the tokens `rows`, (S, Y)."""
+  return jnp.exp(_product(rows_ref[0, :, rows], table_EY, TN))
+
+
+def _turn(x, cos_SX, sin_SX, swap_XX, dtype):
+  return (x.astype(jnp.float32) * cos_SX + _partner(x, swap_XX) * sin_SX).astype(dtype)
 
 
 def _forward_body(channels: Channels, refs: dict):
   j, last = pl.program_id(1), pl.num_programs(1) - 1
-  carry, swap_WW = refs["carry"], refs["swap"][...]
+  carry, swap_XX = refs["carry"], refs["swap"][...]
 
   @pl.when(j == 0)
   def _():
@@ -211,43 +244,42 @@ def _forward_body(channels: Channels, refs: dict):
   segments = [_segment(refs.get("segment"), rows) for rows in blocks]
   plain = None if segments[0] is not None else _triangle(channels.inclusive, False, None)
 
-  def columns(start):
-    here = pl.ds(start, channels.columns)
-    table_EW, carried_1W = refs["table"][:, here], carry[:, here]
+  def pairs(start):
+    here = pl.ds(start, LANES)
+    table_EY, carried_1Y = refs["table"][:, here], carry[:, here]
     for rows, segment in zip(blocks, segments):
-      step_SW = _steps(channels, refs["rows"], table_EW, rows)
+      step_SY = _steps(refs["rows"], table_EY, rows)
       triangle = plain if segment is None else _triangle(channels.inclusive, False, segment)
-      local_SW = _product(triangle, step_SW, NN)
-      sin_SW, cos_SW = sincos(_wrap(local_SW + _kept(carried_1W, segment, CARRIED)))
-      for g in range(channels.group):
-        q_here = _query_columns(channels, start, g)
-        refs["q_out"][0, rows, q_here] = _turn(
-          refs["q"][0, rows, q_here], cos_SW, sin_SW, swap_WW, refs["q_out"].dtype
-        )
-      refs["k_out"][0, rows, here] = _turn(
-        refs["k"][0, rows, here], cos_SW, sin_SW, swap_WW, refs["k_out"].dtype
-      )
-      carried_1W = _after(channels, local_SW, step_SW, carried_1W, segment)
-    carry[:, here] = carried_1W
+      local_SY = _product(triangle, step_SY, NN)
+      sin_SY, cos_SY = sincos(_wrap(local_SY + _kept(carried_1Y, segment, CARRIED)))
+      sin_SZ, cos_SZ = _spread(channels, sin_SY), _spread(channels, cos_SY)
+      for unit, of_k, of_q in _units(channels, start):
+        for name, at in [("k", of_k), *(("q", at) for at in of_q)]:
+          out = refs[name + "_out"]
+          out[0, rows, at] = _turn(
+            refs[name][0, rows, at], cos_SZ[:, unit], sin_SZ[:, unit], swap_XX, out.dtype
+          )
+      carried_1Y = _after(channels, local_SY, step_SY, carried_1Y, segment)
+    carry[:, here] = carried_1Y
 
-  _groups(channels, columns)
+  _groups(channels, pairs)
 
   @pl.when(j == last)
   def _():
     refs["final"][0] = carry[...]
 
 
-def _after(channels: Channels, local_SW, step_SW, carried_1W, segment):
+def _after(channels: Channels, local_SY, step_SY, carried_1Y, segment):
   """The phase after the last token, wrapped."""
-  total_1W = local_SW[STEP - 1 :]
+  total_1Y = local_SY[STEP - 1 :]
   if not channels.inclusive:
-    total_1W += step_SW[STEP - 1 :]
-  return _wrap(total_1W + _kept(carried_1W, segment, CARRIED)[-1:])
+    total_1Y += step_SY[STEP - 1 :]
+  return _wrap(total_1Y + _kept(carried_1Y, segment, CARRIED)[-1:])
 
 
 def _backward_body(channels: Channels, refs: dict):
   j, last = pl.program_id(1), pl.num_programs(1) - 1
-  behind, swap_WW = refs["behind"], refs["swap"][...]
+  behind, swap_XX = refs["behind"], refs["swap"][...]
 
   @pl.when(j == 0)
   def _():
@@ -261,51 +293,53 @@ def _backward_body(channels: Channels, refs: dict):
     plain = [_triangle(channels.inclusive, reverse, None) for reverse in (False, True)]
 
   def triangle(segment, reverse):
-    return (
-      plain[reverse] if segment is None else _triangle(channels.inclusive, reverse, segment)
-    )
+    return plain[reverse] if segment is None else _triangle(channels.inclusive, reverse, segment)
 
-  def columns(start):
-    here = pl.ds(start, channels.columns)
-    table_EW, carried_1W = refs["table"][:, here], refs["carries"][0, 0, :, here]
+  def pairs(start):
+    here = pl.ds(start, LANES)
+    table_EY, carried_1Y = refs["table"][:, here], refs["carries"][0, 0, :, here]
     known = []
     for rows, segment in zip(blocks, segments):
-      step_SW = _steps(channels, refs["rows"], table_EW, rows)
-      local_SW = _product(triangle(segment, False), step_SW, NN)
-      phase_SW = _wrap(local_SW + _kept(carried_1W, segment, CARRIED))
-      known.append((step_SW, *sincos(phase_SW)))
-      carried_1W = _after(channels, local_SW, step_SW, carried_1W, segment)
-    behind_1W = behind[:, here]
-    for rows, segment, (step_SW, sin_SW, cos_SW) in reversed(
-      list(zip(blocks, segments, known))
-    ):
-      G_SW = _pull_turn(refs, "k", rows, here, cos_SW, sin_SW, swap_WW)
-      for g in range(channels.group):
-        q_here = _query_columns(channels, start, g)
-        G_SW += _pull_turn(refs, "q", rows, q_here, cos_SW, sin_SW, swap_WW)
-      local_SW = _product(triangle(segment, True), G_SW, NN)
-      R_SW = local_SW + _kept(behind_1W, segment, BEHIND)
-      refs["d_rows"][0, :, rows] += _product(table_EW, step_SW * R_SW, NT)
-      total_1W = local_SW[:1] if channels.inclusive else local_SW[:1] + G_SW[:1]
-      behind_1W = total_1W + _kept(behind_1W, segment, BEHIND)[:1]
-    behind[:, here] = behind_1W
+      step_SY = _steps(refs["rows"], table_EY, rows)
+      local_SY = _product(triangle(segment, False), step_SY, NN)
+      phase_SY = _wrap(local_SY + _kept(carried_1Y, segment, CARRIED))
+      known.append((step_SY, *sincos(phase_SY)))
+      carried_1Y = _after(channels, local_SY, step_SY, carried_1Y, segment)
+    behind_1Y = behind[:, here]
+    for rows, segment, (step_SY, sin_SY, cos_SY) in reversed(list(zip(blocks, segments, known))):
+      sin_SZ, cos_SZ = _spread(channels, sin_SY), _spread(channels, cos_SY)
+      G_units = []
+      for unit, of_k, of_q in _units(channels, start):
+        parts = [
+          _pull_turn(refs, name, rows, at, cos_SZ[:, unit], sin_SZ[:, unit], swap_XX)
+          for name, at in [("k", of_k), *(("q", at) for at in of_q)]
+        ]
+        G_units.append(functools.reduce(jnp.add, parts))
+      G_SY = _fold(channels, jnp.concatenate(G_units, axis=1))
+      local_SY = _product(triangle(segment, True), G_SY, NN)
+      R_SY = local_SY + _kept(behind_1Y, segment, BEHIND)
+      refs["d_rows"][0, :, rows] += _product(table_EY, step_SY * R_SY, NT)
+      total_1Y = local_SY[:1] if channels.inclusive else local_SY[:1] + G_SY[:1]
+      behind_1Y = total_1Y + _kept(behind_1Y, segment, BEHIND)[:1]
+    behind[:, here] = behind_1Y
 
-  _groups(channels, columns)
+  _groups(channels, pairs)
 
   @pl.when(j == last)
   def _():
     refs["d_initial"][0] = behind[...]
 
 
-def _pull_turn(refs, name: str, rows, here, cos_SW, sin_SW, swap_WW):
-  """Writes the gradient of q or k; returns that of the phase."""
-  dy, y = refs[f"d_{name}"][0, rows, here], refs[name][0, rows, here]
-  out = refs[f"d_{name}_out"]
-  out[0, rows, here] = _turn(dy, cos_SW, -sin_SW, swap_WW, out.dtype)
-  return dy.astype(jnp.float32) * _partner(y, swap_WW)
+def _pull_turn(refs, name: str, rows, at, cos_SX, sin_SX, swap_XX):
+  """Writes the gradient of q or k; returns that of the phase at both channels of each pair."""
+  dy, y, out = refs["d_" + name][0, rows, at], refs[name][0, rows, at], refs[f"d_{name}_out"]
+  out[0, rows, at] = _turn(dy, cos_SX, -sin_SX, swap_XX, out.dtype)
+  return dy.astype(jnp.float32) * _partner(y, swap_XX)
 
 
-def _call(body, channels: Channels, name: str, ins: dict, outs: dict, scratch: str, cost, back: bool):
+def _call(
+  body, channels: Channels, name: str, ins: dict, outs: dict, scratch: str, cost, back: bool
+):
   """One pallas_call over (batch, blocks of tokens). ins, outs: (array, kind); kinds: "tokens" (B, T,
   width), "rows" (B, E or 8, T), "block" (B, blocks, 1, L), "row" (B, 1, L), "table" (whole)."""
   B, T, _ = ins["q"][0].shape
@@ -333,7 +367,7 @@ def _call(body, channels: Channels, name: str, ins: dict, outs: dict, scratch: s
     in_specs=[spec(*entry) for entry in ins.values()],
     out_specs=[spec(*entry) for entry in outs.values()],
     out_shape=[array for array, _ in outs.values()],
-    scratch_shapes=[pltpu.VMEM((1, channels.kv_width), jnp.float32)],
+    scratch_shapes=[pltpu.VMEM((1, channels.num_pairs), jnp.float32)],
     cost_estimate=cost,
     name=name,
     **on_tpu("parallel", "arbitrary"),
@@ -343,10 +377,10 @@ def _call(body, channels: Channels, name: str, ins: dict, outs: dict, scratch: s
 
 def cost(channels: Channels, B: int, T: int, itemsize: int, backward: bool) -> pl.CostEstimate:
   """Bytes: q and k once, and out once; the rows. flops: of the products with triangle and swap."""
-  L, M = channels.kv_width, channels.num_heads * channels.head_dim
+  L, width = channels.num_pairs, (channels.num_heads + channels.num_kv_heads) * channels.head_dim
   sums = 2 * 3 * B * T * L * (STEP + 2 * channels.table_rows)
-  swaps = 2 * B * T * (L + M) * channels.columns
-  moved = B * T * (L + M) * itemsize
+  swaps = 2 * B * T * width * channels.unit
+  moved = B * T * width * itemsize
   return pl.CostEstimate(
     flops=(2 * sums + 2 * swaps) if backward else sums + swaps,
     transcendentals=B * T * L,
@@ -356,7 +390,10 @@ def cost(channels: Channels, B: int, T: int, itemsize: int, backward: bool) -> p
 
 
 def _constants(channels: Channels) -> dict:
-  table, swap = jnp.asarray(channels.table(), jnp.bfloat16), jnp.asarray(channels.swap(), jnp.bfloat16)
+  table, swap = (
+    jnp.asarray(channels.table(), jnp.bfloat16),
+    jnp.asarray(channels.swap(), jnp.bfloat16),
+  )
   return dict(table=(table, "table"), swap=(swap, "table"))
 
 
@@ -364,20 +401,20 @@ def _struct(shape, dtype=jnp.float32):
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def forward(channels: Channels, q_BTM, k_BTL, rows_BET, segment_B8T, initial_B1L):
+def forward(channels: Channels, q_BTM, k_BTF, rows_BET, segment_B8T, initial_B1L):
   """(q and k turned, carries before every block (B, blocks, 1, L), final_B1L). T: whole blocks."""
-  B, T, L = k_BTL.shape
+  (B, T, _), L = k_BTF.shape, channels.num_pairs
   out = _call(
     _forward_body,
     channels,
     "phase_forward",
-    dict(q=(q_BTM, "tokens"), k=(k_BTL, "tokens"), rows=(rows_BET, "rows"))
+    dict(q=(q_BTM, "tokens"), k=(k_BTF, "tokens"), rows=(rows_BET, "rows"))
     | ({} if segment_B8T is None else dict(segment=(segment_B8T, "rows")))
     | dict(initial=(initial_B1L, "row"))
     | _constants(channels),
     dict(
       q_out=(_struct(q_BTM.shape, q_BTM.dtype), "tokens"),
-      k_out=(_struct(k_BTL.shape, k_BTL.dtype), "tokens"),
+      k_out=(_struct(k_BTF.shape, k_BTF.dtype), "tokens"),
       carries=(_struct((B, T // channels.tokens, 1, L)), "block"),
       final=(_struct((B, 1, L)), "row"),
     ),
@@ -389,19 +426,19 @@ def forward(channels: Channels, q_BTM, k_BTL, rows_BET, segment_B8T, initial_B1L
 
 
 def backward(
-  channels: Channels, q_BTM, k_BTL, rows_BET, segment_B8T, carries, dq_BTM, dk_BTL, d_final_B1L
+  channels: Channels, q_BTM, k_BTF, rows_BET, segment_B8T, carries, dq_BTM, dk_BTF, d_final_B1L
 ):
-  """(dq_BTM, dk_BTL, d_rows_BET, d_initial_B1L). q, k: as turned; dq, dk: of them."""
-  B, T, L = k_BTL.shape
+  """(dq_BTM, dk_BTF, d_rows_BET, d_initial_B1L). q, k: as turned; dq, dk: of them."""
+  (B, T, _), L = k_BTF.shape, channels.num_pairs
   out = _call(
     _backward_body,
     channels,
     "phase_backward",
     dict(
       q=(q_BTM, "tokens"),
-      k=(k_BTL, "tokens"),
+      k=(k_BTF, "tokens"),
       d_q=(dq_BTM, "tokens"),
-      d_k=(dk_BTL, "tokens"),
+      d_k=(dk_BTF, "tokens"),
       rows=(rows_BET, "rows"),
       carries=(carries, "block"),
       d_final=(d_final_B1L, "row"),
@@ -410,7 +447,7 @@ def backward(
     | _constants(channels),
     dict(
       d_q_out=(_struct(q_BTM.shape, q_BTM.dtype), "tokens"),
-      d_k_out=(_struct(k_BTL.shape, k_BTL.dtype), "tokens"),
+      d_k_out=(_struct(k_BTF.shape, k_BTF.dtype), "tokens"),
       d_rows=(_struct(rows_BET.shape), "rows"),
       d_initial=(_struct((B, 1, L)), "row"),
     ),

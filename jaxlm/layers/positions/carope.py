@@ -65,6 +65,7 @@ class CARoPE(Position):
   Neither changes
     a valid output in exact arithmetic; both keep phases small.
   decay_kernel: W receives weight decay (c never does).
+  implementation: of the kernel that turns q and k; None = best for the platform.
   """
 
   freq_source: Literal["attn_input", "token_embedding"] = "attn_input"
@@ -78,6 +79,7 @@ class CARoPE(Position):
   mask_increments: bool = True
   reset_on_segment: bool = False
   ladder: Ladder = Ladder()
+  implementation: Literal["reference", "xla", "pallas"] | None = None
 
   def __post_init__(self):
     if self.share_across_layers and self.freq_source != "token_embedding":
@@ -174,6 +176,7 @@ class CARoPE(Position):
       self.log_frequency(module, heads, source_BTD),
       rotary_dim=self.rotary_dim(heads),
       layout=layout,
+      implementation=self.implementation,
       **self._sum_options(context, state),
     )
     return Encoded(q_BTNH, k_BTKH, (), state)
