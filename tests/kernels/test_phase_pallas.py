@@ -38,7 +38,7 @@ def inputs(B, T, N, K, H, dtype=jnp.float32, masked=False):
 def definition(a, mask, segments, start, inclusive):
   """[q, k, final, dq, dk, dlog_f, dinitial] in float64; gradients by the chain rule, token by token."""
   a = {name: np.asarray(x, np.float64) for name, x in a.items()}
-  (B, T, N, H), K = a["q"].shape, a["k"].shape[2]
+  (B, T, _, H), K = a["q"].shape, a["k"].shape[2]
   P = H // 2
   ladder = start + np.arange(P)
   step = np.exp(a["log_f"][..., None] * ladder) * (
