@@ -310,7 +310,10 @@ class Stage(nn.Module):
     slots = compact(chosen.boundary_BT, capacities[0] if capacities else rows * T)
 
     # The inner network, on the chunks.
-    chunks_BCD = nn.with_logical_constraint(gather(h_BTD, slots), ("batch", "chunk", "embed_act"))
+    spec = nn.logical_to_mesh_axes(("batch", "chunk", "embed_act"))
+    chunks_BCD = nn.with_logical_constraint(
+      gather(h_BTD, slots, spec=spec), ("batch", "chunk", "embed_act")
+    )
     self.sow("intermediates", "chunks", chunks_BCD)
     chunk_context = inner_context(outer, slots, old.count_B)
     inner = Stage(cfg, s + 1, name="inner")
@@ -365,6 +368,7 @@ class Stage(nn.Module):
       smooth=cfg.join.smooth,
       confident=cfg.join.confident,
       own_BT=own_BT,
+      spec=spec,
     )
     y_BTD = y_BTD.reshape(residual_BTD.shape)
     self.sow("intermediates", "dechunked", y_BTD)
