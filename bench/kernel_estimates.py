@@ -148,18 +148,21 @@ def random_head(form, shape, struct, chip):
 
 
 def phase(form, shape, struct, chip):
-  """shape: B, T, N, K, H of a device; b: sequences that are simulated. Rotation of q and k, and the
-  gradients of q, k and log f."""
+  """shape: B, T, N, K, H of a device; b: sequences that are simulated, heads: of one, of the XLA form. Rotation
+  of q and k, and the gradients of q, k and log f."""
   import jax
   import jax.numpy as jnp
 
   from jaxlm.kernels.phase import carope_rotate
 
   B, T, N, K, H = (shape[k] for k in "BTNKH")
-  b = min(B, shape["b"])
+  b = min(B, shape["b"] if form == "pallas" else 1)
   q, k = struct((b, T, N, H), jnp.bfloat16), struct((b, T, K, H), jnp.bfloat16)
   if form == "pallas":
     return _phase_kernels(q, k, struct, chip, B, b)
+
+  few = shape["heads"]
+  q = k = struct((b, T, few, H), jnp.bfloat16)
 
   def fn(q, k, log_f, dq, dk):
     def turn(q, k, log_f):
@@ -168,7 +171,7 @@ def phase(form, shape, struct, chip):
     out, pull = jax.vjp(turn, q, k, log_f)
     return out, pull((dq, dk))
 
-  return [Program(fn, (q, k, struct((b, T, K), jnp.float32), q, k), B / b)]
+  return [Program(fn, (q, k, struct((b, T, few), jnp.float32), q, k), B * K / (b * few))]
 
 
 def _phase_kernels(q, k, struct, chip, B, b):
@@ -412,6 +415,106 @@ def fast_weight_chunk(form, shape, struct, chip):
   ]
 
 
+def _every_few(T, C):
+  """(Compaction, path through the tiles) as constants: every T / C-th position begins a chunk.
+
+  The simulator aborts on the transfer of numbers that the program computes.
+  """
+  import numpy as np
+
+  from jaxlm.kernels.compact import Compaction
+  from jaxlm.kernels.compact.blocks import POSITIONS, SLOTS
+  from jaxlm.kernels.compact.paths import path
+
+  rank = (np.arange(T) * C // T)[None].astype(np.int32)
+  keep = np.diff(rank, prepend=-1) > 0
+  source, count = np.flatnonzero(keep[0])[None].astype(np.int32), np.array([C], np.int32)
+  slots = Compaction(source, np.ones((1, C), bool), rank, keep, count, count > C)
+  return slots, path(rank, POSITIONS, SLOTS, C // SLOTS, np)
+
+
+def ema_upsample(form, shape, struct, chip):
+  """shape: B, T, C, D of a device; T_sim, C_sim: of what is simulated, one row. Both directions."""
+  import jax.numpy as jnp
+
+  from jaxlm.kernels.compact.blocks import channels
+  from jaxlm.kernels.ema_upsample import pallas_tpu as kernels
+  from jaxlm.kernels.ema_upsample import xla
+
+  B, T, C, D = (shape[k] for k in "BTCD")
+  t, c = shape["T_sim"], shape["C_sim"]
+  (slots, path), scale, f32 = _every_few(t, c), B * T / t, jnp.float32
+  x, dy, edge = struct((1, c, D), jnp.bfloat16), struct((1, t, D), f32), struct((1, 1, D), f32)
+  if form == "pallas":
+    sizes = kernels.Sizes(1, t, c, D, channels(D))
+    scalars = dict(zip(("position", "slot"), (p.reshape(-1) for p in path)))
+    number, carries = struct((1, 8, c), f32), struct((1, sizes.tiles[1], 1, D), f32)
+
+    def forward(x, number, initial):
+      return kernels.forward(sizes, scalars, x, number, slots.rank_BT[:, None], initial)
+
+    def backward(x, number, carries, dy, d_last):
+      return kernels.backward(
+        sizes, scalars, x, number, slots.rank_BT[:, None], carries, dy, d_last
+      )
+
+    whole = kernels.Sizes(B, T, C, D, channels(D))
+    moved = [kernels.cost(whole, 2, back).bytes_accessed for back in (False, True)]
+    return [
+      Program(forward, (x, number, edge), scale, moved[0]),
+      Program(backward, (x, number, carries, dy, edge), scale, moved[1]),
+    ]
+
+  # The profile of its gathers aborts: they are counted as what they read and write, below the truth.
+  row, numbers = struct((1, D), f32), struct((1, c), f32)
+
+  def smooth(x, p, decay, initial):
+    return xla.recur(decay, p[..., None] * x.astype(f32), initial)
+
+  def pull(decay, dy, last):
+    return xla.recur_transpose(decay, dy, last)
+
+  def sums(x, p, h, before):
+    return (p[..., None] * h).astype(x.dtype), jnp.sum(h * x, -1), jnp.sum(h * before, -1)
+
+  chunks = struct((1, c, D), f32)
+  return [
+    Program(smooth, (x, numbers, numbers, row), scale),
+    Program(pull, (struct((1, t), f32), dy, row), scale),
+    Program(sums, (x, numbers, chunks, chunks), scale),
+    Program(None, (), 1.0, 4 * B * D * (C + T) + 4 * B * D * 2 * C),
+  ]
+
+
+def compact(form, shape, struct, chip):
+  """shape: as of ema_upsample. gather and its gradient, which is scatter."""
+  import jax.numpy as jnp
+  import numpy as np
+
+  from jaxlm.kernels.compact import pallas_tpu
+  from jaxlm.kernels.compact.blocks import channels
+
+  B, T, C, D = (shape[k] for k in "BTCD")
+  t, c = shape["T_sim"], shape["C_sim"]
+  (slots, path), scale = _every_few(t, c), B * T / t
+  x, dy = struct((1, t, D), jnp.bfloat16), struct((1, c, D), jnp.bfloat16)
+  if form == "pallas":
+    sizes, here = (
+      pallas_tpu.Sizes(1, t, c, D, channels(D)),
+      np.where(slots.kept_BT, slots.rank_BT, -1)[:, None],
+    )
+    moved = pallas_tpu.cost(pallas_tpu.Sizes(B, T, C, D, channels(D)), 2).bytes_accessed
+    return [
+      Program(lambda x: pallas_tpu.move(sizes, x, here, path, True), (x,), scale, moved),
+      Program(lambda y: pallas_tpu.move(sizes, y, here, path, False), (dy,), scale, moved),
+    ]
+
+  raise SystemExit("no estimate: the profile of XLA's gathers aborts")
+
+
+#: Ops without products, whose floor is the bytes that they must read and write.
+MOVES = ("phase", "ema_upsample", "compact")
+
 OPS = {
   "linear_cross_entropy": (
     linear_cross_entropy,
@@ -434,10 +537,26 @@ OPS = {
   "phase": (
     phase,
     {
-      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, b=1),
-      "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, b=1),
+      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, b=4, heads=4),
+      "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, b=1, heads=4),
     },
-    None,
+    lambda s: 5 * 2 * s["B"] * s["T"] * (s["N"] + s["K"]) * s["H"],
+  ),
+  "ema_upsample": (
+    ema_upsample,
+    {
+      "H-Net, 1 stage": dict(B=1, T=8192, C=3072, D=1024, T_sim=1024, C_sim=384),
+      "H-Net, inner stage": dict(B=1, T=3072, C=1024, D=1536, T_sim=768, C_sim=256),
+    },
+    lambda s: s["B"] * s["D"] * (8 * s["T"] + 6 * s["C"]),
+  ),
+  "compact": (
+    compact,
+    {
+      "H-Net, 1 stage": dict(B=1, T=8192, C=3072, D=1024, T_sim=1024, C_sim=384),
+      "H-Net, inner stage": dict(B=1, T=3072, C=1024, D=1536, T_sim=768, C_sim=256),
+    },
+    lambda s: s["B"] * s["D"] * 4 * (s["T"] + s["C"]),
   ),
   "ssd": (
     ssd,
@@ -561,8 +680,8 @@ def floor(op: str, shape: str, chip) -> float:
   and write."""
   _, shapes, products = OPS[op]
   s = shapes[shape]
-  if products is None:  # q and k in and out; and their gradients and themselves
-    return 5 * 2 * s["B"] * s["T"] * (s["N"] + s["K"]) * s["H"] / chip.hbm_bandwidth
+  if op in MOVES:  # bytes
+    return products(s) / chip.hbm_bandwidth
   flops = products(s) if callable(products) else products * 2 * s["B"] * s["T"] * s["V"] * s["D"]
   return flops / chip.peak_flops
 

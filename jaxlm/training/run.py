@@ -166,7 +166,7 @@ def _train(
       if line:
         display.say(line)
     if step < cfg.train.steps:
-      display.say(implementations(program, shapes, bucket))
+      display.say(implementations(program, shapes, bucket, frozen))
     report = Report(program, display, writer, index, hosts, peak_tokens, frozen)
     same = {"config": resolved(cfg), "revision": revision(), "hosts": hosts}
     if recorded:
@@ -383,7 +383,7 @@ def opening_lines(program: Program, folder, step: int) -> list[str]:
   return lines
 
 
-def implementations(program: Program, shapes, bucket: int) -> str:
+def implementations(program: Program, shapes, bucket: int, frozen) -> str:
   """The line that says which implementation each op of the train step takes.
 
   The trace that it needs is the one that the first step then uses.
@@ -391,7 +391,7 @@ def implementations(program: Program, shapes, bucket: int) -> str:
   place = batch_sharding(program.mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
   with recorded() as choices:
-    program.trace(batch, bucket)
+    program.trace(batch, bucket, frozen)
   return f"implementations: {summary(choices) or 'no op of jaxlm.kernels'}"
 
 

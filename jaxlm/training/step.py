@@ -73,17 +73,14 @@ class Program:
     """Calls and traces happen inside."""
     return sharding_context(self.mesh)
 
-  def trace(self, batch, bucket: int):
+  def trace(self, batch, bucket: int, frozen=None):
     """Traces the train step of a bucket and neither compiles nor runs it; a call of the same shapes
-    that follows does not trace it again. batch: abstract, global, with shardings."""
+    that follows does not trace it again. batch: abstract, global, with shardings. frozen: as of
+    `step`."""
     bucketed = self.buckets and self.cfg.objective.bucketed_training
     with self.context():
-      self.step.trace(
-        self.state,
-        batch,
-        self.frozen or None,
-        **({"bucket": self.buckets[bucket]} if bucketed else {}),
-      )
+      options = {"bucket": self.buckets[bucket]} if bucketed else {}
+      self.step.trace(self.state, batch, frozen, **options)
 
 
 def build_program(
