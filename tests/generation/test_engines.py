@@ -119,6 +119,14 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence(make, said):
   assert said in str(error.value)
 
 
+def test_infilling_passes_a_command_s_choices_on_to_the_engine_that_fills():
+  data = PassageData(source="mini:en", seq_len=64, batch_size=2, form="masked_diffusion")
+  engine = ENGINES.cls("infilling").from_command(DIFFUSION, data, Options(temperature=0.5))
+  assert engine.through == MaskedDiffusionEngine(
+    DIFFUSION, data.special_tokens, unmasking=Sampling(0.5)
+  )
+
+
 WARM = Sampling(temperature=1.5)
 ENGINES_TO_RUN = {
   "left_to_right": LeftToRight(DECODER, WARM, stops=(3,)),
