@@ -148,18 +148,21 @@ def random_head(form, shape, struct, chip):
 
 
 def phase(form, shape, struct, chip):
-  """shape: B, T, N, K, H of a device; b: sequences that are simulated. Rotation of q and k, and the
-  gradients of q, k and log f."""
+  """shape: B, T, N, K, H of a device; b: sequences that are simulated, heads: of one, of the XLA form. Rotation
+  of q and k, and the gradients of q, k and log f."""
   import jax
   import jax.numpy as jnp
 
   from jaxlm.kernels.phase import carope_rotate
 
   B, T, N, K, H = (shape[k] for k in "BTNKH")
-  b = min(B, shape["b"])
+  b = min(B, shape["b"] if form == "pallas" else 1)
   q, k = struct((b, T, N, H), jnp.bfloat16), struct((b, T, K, H), jnp.bfloat16)
   if form == "pallas":
     return _phase_kernels(q, k, struct, chip, B, b)
+
+  few = shape["heads"]
+  q = k = struct((b, T, few, H), jnp.bfloat16)
 
   def fn(q, k, log_f, dq, dk):
     def turn(q, k, log_f):
@@ -168,7 +171,7 @@ def phase(form, shape, struct, chip):
     out, pull = jax.vjp(turn, q, k, log_f)
     return out, pull((dq, dk))
 
-  return [Program(fn, (q, k, struct((b, T, K), jnp.float32), q, k), B / b)]
+  return [Program(fn, (q, k, struct((b, T, few), jnp.float32), q, k), B * K / (b * few))]
 
 
 def _phase_kernels(q, k, struct, chip, B, b):
@@ -202,6 +205,316 @@ def _phase_kernels(q, k, struct, chip, B, b):
   ]
 
 
+def ssd(form, shape, struct, chip):
+  """shape: B, T, N, H, K, E of a device. One row of N_sim heads and two chunks of the XLA form is
+  simulated; states, resets and the skip included.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.kernels import chunked_recurrence
+  from jaxlm.kernels.ssd import blocks, pallas_tpu
+  from jaxlm.kernels.ssd import ssd as op
+
+  B, T, N, H, K, E = (shape[k] for k in "BTNHKE")
+  t, n = 512, shape["N_sim"]
+  bf16, f32 = jnp.bfloat16, jnp.float32
+  # The two cores of a v5p share the rows: two of them are simulated, and take the time of one.
+  b = min(B, 2) if chip.name == "v5p" else 1
+  scale = B * T * N / (b * t * n)
+  if form == "pallas":
+    found = blocks.pallas_blocks(chip.device_kind)
+    G = found.heads(n, K, H)
+    call = pallas_tpu.call(G, n // G, K, H, E, found.chunk)
+    operands = (
+      struct((b, t, n * H), bf16),
+      struct((b, n // G, G, t), f32),
+      struct((b, n // G, G, t), f32),
+      struct((b, t, K * E), bf16),
+      struct((b, t, K * E), bf16),
+      struct((n // G, G, 1), f32),
+    )
+    state = struct((b, n * H, E), f32)
+    starts = struct((b, t // found.chunk, n * H, E), f32)
+
+    def forward(operands, state):
+      return chunked_recurrence.forward(call, operands, state, with_starts=True)
+
+    def backward(operands, starts, dy, d_state):
+      return chunked_recurrence.backward(call, operands, starts, dy, d_state)
+
+    return [
+      Program(forward, (operands, state), scale),
+      Program(backward, (operands, starts, operands[0], state), scale),
+    ]
+
+  def fn(x, dt, a, b_, c, d, state, reset):
+    def loss(*args):
+      *rest, d, state = args
+      y, state = op(*rest, d_N=d, initial_state_BNHE=state, reset_BT=reset, implementation="xla")
+      return jnp.sum(y.astype(f32)) + jnp.sum(state)
+
+    return jax.value_and_grad(loss, range(7))(x, dt, a, b_, c, d, state)
+
+  args = (
+    struct((b, t, n, H), bf16),
+    struct((b, t, n), f32),
+    struct((n,), f32),
+    struct((b, t, K, E), bf16),
+    struct((b, t, K, E), bf16),
+    struct((n,), f32),
+    struct((b, n, H, E), f32),
+    struct((b, t), jnp.bool_),
+  )
+  return [Program(fn, args, scale)]
+
+
+def linear_recurrence(form, shape, struct, chip):
+  """shape: B, T, N, H, E of a device; gated: a delta rule with decays, None: gla. One row of N_sim
+  heads is simulated, from and to states, with segments.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.kernels import chunked_recurrence
+  from jaxlm.kernels.delta_rule import blocks as delta_blocks
+  from jaxlm.kernels.delta_rule import delta_rule
+  from jaxlm.kernels.delta_rule import pallas_tpu as delta_pallas
+  from jaxlm.kernels.gla import blocks, gla, pallas_tpu
+
+  B, T, N, H, E = (shape[k] for k in "BTNHE")
+  t, n, gated = 256, shape["N_sim"], shape.get("gated")
+  bf16, f32 = jnp.bfloat16, jnp.float32
+  b = 2 if chip.name == "v5p" else 1  # its two cores share the rows
+  scale = B * T * N / (b * t * n)
+  q, v, row, per_head, state = (
+    struct(s, d)
+    for s, d in (
+      ((b, t, n, H), bf16),
+      ((b, t, n, E), bf16),
+      ((b, t, n, H), f32),
+      ((b, t, n), f32),
+      ((b, n, H, E), f32),
+    )
+  )
+  if form == "pallas":
+    found = (blocks if gated is None else delta_blocks).pallas_blocks(chip.device_kind)
+    G = found.heads(n, H, E)
+    call = (pallas_tpu if gated is None else delta_pallas).call(
+      G, n // G, H, E, found.chunk, H**-0.5
+    )
+
+    def flat(x):
+      return struct((b, t, n * x.shape[3]), x.dtype)
+
+    rows = struct((b, n // G, G, t), f32)
+    operands = (flat(q), flat(q), flat(v)) + ((flat(row),) if gated is None else (rows, rows))
+    flat_state = struct((b, n * H, E), f32)
+    starts = struct((b, t // found.chunk, n * H, E), f32)
+
+    def forward(operands, state):
+      return chunked_recurrence.forward(call, operands, state, with_starts=True)
+
+    def backward(operands, starts, do, d_state):
+      return chunked_recurrence.backward(call, operands, starts, do, d_state)
+
+    return [
+      Program(forward, (operands, flat_state), scale),
+      Program(backward, (operands, starts, flat(v), flat_state), scale),
+    ]
+
+  def fn(state, ids, *args):
+    def loss(state, *args):
+      op = gla if gated is None else delta_rule
+      o, state = op(*args, initial_state_BNHE=state, segment_ids_BT=ids, implementation="xla")
+      return jnp.sum(o.astype(f32)) + jnp.sum(state)
+
+    return jax.value_and_grad(loss, range(len(args) + 1))(state, *args)
+
+  numbers = (row,) if gated is None else (per_head, per_head) if gated else (per_head,)
+  return [Program(fn, (state, struct((b, t), jnp.int32), q, q, v, *numbers), scale)]
+
+
+def newton_schulz(form, shape, struct, chip):
+  """shape: L matrices (M, N) of a device; L_sim: of them that are simulated."""
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.kernels.newton_schulz import LANGUAGE, VIEWS, pallas_tpu
+  from jaxlm.kernels.newton_schulz import newton_schulz as op
+
+  L, M, N = (shape[k] for k in "LMN")
+  steps = (VIEWS,) * 5 if shape["kind"] == "views" else LANGUAGE
+  g = struct((shape["L_sim"], M, N), jnp.bfloat16)
+
+  def forward(g):
+    return op(g, steps, implementation=form)
+
+  def backward(g, ct):
+    return jax.vjp(forward, g)[1](ct)
+
+  bytes = [None, None]
+  if form == "pallas":
+    bytes = [pallas_tpu.cost(L, M, N, 2, 5, back).bytes_accessed for back in (False, True)]
+  scale = L / shape["L_sim"]
+  return [Program(forward, (g,), scale, bytes[0]), Program(backward, (g, g), scale, bytes[1])]
+
+
+def fast_weight_chunk(form, shape, struct, chip):
+  """shape: B, N, H, F, C of a device and one chunk; G_sim, C_sim: of the B N fast weights and of the
+  tokens those that are simulated; loading and turning a weight counts too often in both forms.
+
+  The inner gradient and the reading, forward and backward; what surrounds them (momentum, Newton-Schulz,
+  the rescaled rows) is the same in both forms.
+  """
+  import jax.numpy as jnp
+
+  from jaxlm.kernels.fast_weight_chunk import blocks, pallas_kernels, xla
+  from jaxlm.kernels.pallas_support import vmem_bytes
+
+  B, N, H, F, C = (shape[k] for k in "BNHFC")
+  G, few, bf16, kind = (
+    shape["G_sim"],
+    shape["C_sim"],
+    jnp.bfloat16,
+    chip.device_kind,
+  )
+  scale = B * N * C / (G * few)
+  sizes = [(F, H), (H, F), (F, H)]
+  if form == "pallas":
+    tiles = blocks.tiles(kind, C, F, H, 2, vmem_bytes(kind))
+    how = dict(low=jnp.dtype(bf16), tiles=tiles)
+    w = tuple(struct((G, *size), jnp.float32) for size in sizes)
+    x, eta = struct((G, few, H), bf16), struct((G, 3, few), jnp.float32)
+
+    def bytes(products, arrays):
+      return pallas_kernels.cost(products, B * N, C, F, H, 2, tiles, arrays).bytes_accessed
+
+    return [
+      Program(lambda *a: pallas_kernels.step(*a, **how), (w, x, x, eta), scale, bytes(6, 2)),
+      Program(lambda *a: pallas_kernels.read(*a, **how), (w, x), scale, bytes(3, 2)),
+      Program(
+        lambda *a: pallas_kernels.step_back(*a, **how), (w, w, x, x, eta), scale, bytes(15, 4)
+      ),
+      Program(lambda *a: pallas_kernels.read_back(*a, **how), (w, x, x), scale, bytes(8, 3)),
+    ]
+  w = tuple(struct((1, G, *size), jnp.float32) for size in sizes)
+  x, eta = struct((1, G, few, H), bf16), (struct((1, G, few, 1), jnp.float32),) * 3
+
+  def step_back(w, ct, k, v, eta):
+    return xla._backward("bfloat16", (w, k, v, eta), ct)
+
+  def read_back(w, q, ct):
+    return xla._read_backward("bfloat16", (w, q), ct.astype(jnp.float32))
+
+  return [
+    Program(lambda *a: xla._swiglu_step("bfloat16", *a), (w, x, x, eta), scale),
+    Program(lambda *a: xla._swiglu_read("bfloat16", *a).astype(bf16), (w, x), scale),
+    Program(step_back, (w, w, x, x, eta), scale),
+    Program(read_back, (w, x, x), scale),
+  ]
+
+
+def _every_few(T, C):
+  """(Compaction, path through the tiles) as constants: every T / C-th position begins a chunk.
+
+  The simulator aborts on the transfer of numbers that the program computes.
+  """
+  import numpy as np
+
+  from jaxlm.kernels.compact import Compaction
+  from jaxlm.kernels.compact.blocks import POSITIONS, SLOTS
+  from jaxlm.kernels.compact.paths import path
+
+  rank = (np.arange(T) * C // T)[None].astype(np.int32)
+  keep = np.diff(rank, prepend=-1) > 0
+  source, count = np.flatnonzero(keep[0])[None].astype(np.int32), np.array([C], np.int32)
+  slots = Compaction(source, np.ones((1, C), bool), rank, keep, count, count > C)
+  return slots, path(rank, POSITIONS, SLOTS, C // SLOTS, np)
+
+
+def ema_upsample(form, shape, struct, chip):
+  """shape: B, T, C, D of a device; T_sim, C_sim: of what is simulated, one row. Both directions."""
+  import jax.numpy as jnp
+
+  from jaxlm.kernels.compact.blocks import channels
+  from jaxlm.kernels.ema_upsample import pallas_tpu as kernels
+  from jaxlm.kernels.ema_upsample import xla
+
+  B, T, C, D = (shape[k] for k in "BTCD")
+  t, c = shape["T_sim"], shape["C_sim"]
+  (slots, path), scale, f32 = _every_few(t, c), B * T / t, jnp.float32
+  x, dy, edge = struct((1, c, D), jnp.bfloat16), struct((1, t, D), f32), struct((1, 1, D), f32)
+  if form == "pallas":
+    sizes = kernels.Sizes(1, t, c, D, channels(D))
+    scalars = dict(zip(("position", "slot"), (p.reshape(-1) for p in path)))
+    number, carries = struct((1, 8, c), f32), struct((1, sizes.tiles[1], 1, D), f32)
+
+    def forward(x, number, initial):
+      return kernels.forward(sizes, scalars, x, number, slots.rank_BT[:, None], initial)
+
+    def backward(x, number, carries, dy, d_last):
+      return kernels.backward(
+        sizes, scalars, x, number, slots.rank_BT[:, None], carries, dy, d_last
+      )
+
+    whole = kernels.Sizes(B, T, C, D, channels(D))
+    moved = [kernels.cost(whole, 2, back).bytes_accessed for back in (False, True)]
+    return [
+      Program(forward, (x, number, edge), scale, moved[0]),
+      Program(backward, (x, number, carries, dy, edge), scale, moved[1]),
+    ]
+
+  # The profile of its gathers aborts: they are counted as what they read and write, below the truth.
+  row, numbers = struct((1, D), f32), struct((1, c), f32)
+
+  def smooth(x, p, decay, initial):
+    return xla.recur(decay, p[..., None] * x.astype(f32), initial)
+
+  def pull(decay, dy, last):
+    return xla.recur_transpose(decay, dy, last)
+
+  def sums(x, p, h, before):
+    return (p[..., None] * h).astype(x.dtype), jnp.sum(h * x, -1), jnp.sum(h * before, -1)
+
+  chunks = struct((1, c, D), f32)
+  return [
+    Program(smooth, (x, numbers, numbers, row), scale),
+    Program(pull, (struct((1, t), f32), dy, row), scale),
+    Program(sums, (x, numbers, chunks, chunks), scale),
+    Program(None, (), 1.0, 4 * B * D * (C + T) + 4 * B * D * 2 * C),
+  ]
+
+
+def compact(form, shape, struct, chip):
+  """shape: as of ema_upsample. gather and its gradient, which is scatter."""
+  import jax.numpy as jnp
+  import numpy as np
+
+  from jaxlm.kernels.compact import pallas_tpu
+  from jaxlm.kernels.compact.blocks import channels
+
+  B, T, C, D = (shape[k] for k in "BTCD")
+  t, c = shape["T_sim"], shape["C_sim"]
+  (slots, path), scale = _every_few(t, c), B * T / t
+  x, dy = struct((1, t, D), jnp.bfloat16), struct((1, c, D), jnp.bfloat16)
+  if form == "pallas":
+    sizes, here = (
+      pallas_tpu.Sizes(1, t, c, D, channels(D)),
+      np.where(slots.kept_BT, slots.rank_BT, -1)[:, None],
+    )
+    moved = pallas_tpu.cost(pallas_tpu.Sizes(B, T, C, D, channels(D)), 2).bytes_accessed
+    return [
+      Program(lambda x: pallas_tpu.move(sizes, x, here, path, True), (x,), scale, moved),
+      Program(lambda y: pallas_tpu.move(sizes, y, here, path, False), (dy,), scale, moved),
+    ]
+
+  raise SystemExit("no estimate: the profile of XLA's gathers aborts")
+
+
+#: Ops without products, whose floor is the bytes that they must read and write.
+MOVES = ("phase", "ema_upsample", "compact")
+
 OPS = {
   "linear_cross_entropy": (
     linear_cross_entropy,
@@ -224,10 +537,67 @@ OPS = {
   "phase": (
     phase,
     {
-      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, b=1),
-      "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, b=1),
+      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, b=4, heads=4),
+      "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, b=1, heads=4),
     },
-    None,
+    lambda s: 5 * 2 * s["B"] * s["T"] * (s["N"] + s["K"]) * s["H"],
+  ),
+  "ema_upsample": (
+    ema_upsample,
+    {
+      "H-Net, 1 stage": dict(B=1, T=8192, C=3072, D=1024, T_sim=1024, C_sim=384),
+      "H-Net, inner stage": dict(B=1, T=3072, C=1024, D=1536, T_sim=768, C_sim=256),
+    },
+    lambda s: s["B"] * s["D"] * (8 * s["T"] + 6 * s["C"]),
+  ),
+  "compact": (
+    compact,
+    {
+      "H-Net, 1 stage": dict(B=1, T=8192, C=3072, D=1024, T_sim=1024, C_sim=384),
+      "H-Net, inner stage": dict(B=1, T=3072, C=1024, D=1536, T_sim=768, C_sim=256),
+    },
+    lambda s: s["B"] * s["D"] * 4 * (s["T"] + s["C"]),
+  ),
+  "ssd": (
+    ssd,
+    {
+      "hnet_1stage_L encoder": dict(B=1, T=8192, N=32, H=64, K=1, E=128, N_sim=8),
+      "hnet_2stage_XL stage 1 encoder": dict(B=1, T=6144, N=48, H=64, K=1, E=128, N_sim=8),
+    },
+    lambda s: 2 * 3 * s["B"] * s["T"] * s["N"] * s["H"] * (2 * s["E"] + 256),
+  ),
+  "gla": (
+    linear_recurrence,
+    {"lact_760m": dict(B=1, T=32_768, N=4, H=384, E=384, N_sim=1)},
+    lambda s: 2 * 3 * s["B"] * s["T"] * s["N"] * (2 * s["H"] * s["E"] + 64 * (s["H"] + s["E"])),
+  ),
+  "delta_rule": (
+    linear_recurrence,
+    {
+      "lact_760m": dict(B=1, T=32_768, N=12, H=128, E=128, N_sim=2, gated=False),
+      "lact_760m, gated": dict(B=1, T=32_768, N=12, H=128, E=128, N_sim=2, gated=True),
+    },
+    lambda s: (
+      2 * 3 * s["B"] * s["T"] * s["N"] * (3 * s["H"] * s["E"] + 64 * (2 * s["H"] + 2 * s["E"]))
+    ),
+  ),
+  "newton_schulz": (
+    newton_schulz,
+    {
+      "lact_760m, a chunk": dict(L=12, M=384, N=384, kind="language", L_sim=2),
+      "lact_3b, a chunk": dict(L=12, M=768, N=768, kind="language", L_sim=2),
+      "view synthesis": dict(L=24, M=768, N=1536, kind="views", L_sim=1),
+    },
+    lambda s: 2 * 5 * s["L"] * s["M"] ** 2 * (5 * s["N"] + 2 * s["M"]),
+  ),
+  "fast_weight_chunk": (
+    fast_weight_chunk,
+    {
+      "lact_760m": dict(B=1, N=4, H=384, F=384, C=2048, G_sim=2, C_sim=1024),
+      "lact_3b": dict(B=1, N=4, H=768, F=768, C=4096, G_sim=2, C_sim=1024),
+      "view synthesis": dict(B=8, N=1, H=768, F=1536, C=8192, G_sim=2, C_sim=1024),
+    },
+    lambda s: 32 * 2 * s["B"] * s["N"] * s["C"] * s["F"] * s["H"],
   ),
 }
 
@@ -310,9 +680,10 @@ def floor(op: str, shape: str, chip) -> float:
   and write."""
   _, shapes, products = OPS[op]
   s = shapes[shape]
-  if products is None:  # q and k in and out; and their gradients and themselves
-    return 5 * 2 * s["B"] * s["T"] * (s["N"] + s["K"]) * s["H"] / chip.hbm_bandwidth
-  return products * 2 * s["B"] * s["T"] * s["V"] * s["D"] / chip.peak_flops
+  if op in MOVES:  # bytes
+    return products(s) / chip.hbm_bandwidth
+  flops = products(s) if callable(products) else products * 2 * s["B"] * s["T"] * s["V"] * s["D"]
+  return flops / chip.peak_flops
 
 
 def table(op: str, results: dict) -> str:

@@ -12,6 +12,8 @@ os.environ["XLA_FLAGS"] = (
 # without the CPU compiler's dear passes it takes a third less. Processes that tests start inherit
 # it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Runs of tests keep no compiled programs, unless their caller has named a folder for them.
+os.environ.setdefault("JAXLM_COMPILATION_CACHE", "off")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # parallel compile tests share one libtpu
 
 import jax

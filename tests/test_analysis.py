@@ -14,7 +14,8 @@ import pytest
 from jaxlm.analysis import Edit, edits, intervene, observe, record, sites
 from jaxlm.checkpoint.opening import Opened
 from jaxlm.config import ConfigError
-from jaxlm.kernels.attention import attention, attention_weights
+from jaxlm.kernels.attention import KeyBias, LinearBias, attention, attention_weights
+from jaxlm.layers.attention_statistics import attention_statistics
 from jaxlm.training.config import load_config, run_config
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -239,7 +240,9 @@ def test_attention_is_read_and_set_by_one_call_each(name):
     "mrt5": [f"decoder/attention/{x}" for x in ("attention", "v", "heads")],
     "lact": ("attention", "v", "attended"),
   }.get(name, ("attention", "v", "heads"))
-  plain = observe(model, batch, attention, values, out)
+  columns = f"{attention}_columns"
+  plain = observe(model, batch, attention, columns, values, out)
+  np.testing.assert_allclose(plain[columns][0], plain[attention][0].sum(2), atol=1e-5)
   first_S = jnp.zeros(plain[attention][0].shape[-1]).at[0].set(1)
   same = intervene(model, batch, {(attention, 0): Edit(value=plain[attention][0])}, out)
   np.testing.assert_allclose(same[out][0], plain[out][0], atol=1e-5)
@@ -250,6 +253,26 @@ def test_attention_is_read_and_set_by_one_call_each(name):
     found[out][0], jnp.broadcast_to(v_BTNH[:, :1], v_BTNH.shape), atol=1e-5
   )
   assert float(jnp.abs(found["output"] - plain["output"]).max()) > 1e-4
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_statistics_in_blocks_are_those_of_the_whole_matrix(biased):
+  q, k = (jax.random.normal(jax.random.key(i), (2, 9, n, 4)) for i, n in enumerate((4, 2)))
+  ids = jnp.asarray([[1] * 5 + [2] * 4, [1] * 7 + [0] * 2])
+  steps_BTN = jax.random.uniform(jax.random.key(3), (2, 9, 4))
+  rule = dict(
+    window=6,
+    q_segment_ids_BT=ids,
+    bias=(LinearBias(jnp.arange(4.0)), KeyBias(steps_BTN, steps_BTN)) if biased else None,
+  )
+  p_BNTS = attention_weights(q, k, **rule)
+  found = attention_statistics(q, k, block=4, **rule)
+  np.testing.assert_allclose(found.columns_BNS, p_BNTS.sum(2), atol=1e-5)
+  np.testing.assert_allclose(found.largest_BNT, p_BNTS.max(-1), atol=1e-6)
+  entropy_BNT = -jnp.where(p_BNTS > 0, p_BNTS * jnp.log(jnp.where(p_BNTS > 0, p_BNTS, 1)), 0).sum(
+    -1
+  )
+  np.testing.assert_allclose(found.entropy_BNT, entropy_BNT, atol=1e-5)
 
 
 def test_the_page_lists_every_site_of_every_family():
@@ -271,6 +294,8 @@ def test_a_wrong_site_or_layer_is_answered_with_the_right_ones():
   cfg, _, _ = given("decoder")
   with pytest.raises(ConfigError, match="did you mean 'heads'"):
     edits(cfg, {("head", 0): Edit(scale=0.0)})
+  with pytest.raises(ConfigError, match="edit 'attention' instead"):
+    edits(cfg, {("attention_columns", 0): Edit(scale=0.0)})
   with pytest.raises(ConfigError, match="there are layers 0 .. 2"):
     edits(cfg, {("heads", 3): Edit(scale=0.0)})
   with pytest.raises(ConfigError, match="decoder/cross/heads"):

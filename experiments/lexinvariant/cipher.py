@@ -12,14 +12,9 @@ accuracy"; 99.6 % "via probing" is a third party's account, and which probe, spl
 text length are unknown to us: no cell of the paper is printed.
 """
 
-import pathlib
-import sys
-
+from experiments.lexinvariant.characters import LEXINVARIANT_PROSE, SCALES, STANDARD_PROSE
+from experiments.lexinvariant.decipher import deciphered
 from jaxlm.experiments import Column, Figure, Scale, Table
-from jaxlm.experiments.decipher import deciphered
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from characters import LEXINVARIANT_PROSE, SCALES, STANDARD_PROSE  # noqa: E402
 
 # A model that has to decipher 128 characters learns to count them first. Of the text's 28 commonest
 # characters (others are one unknown) there is less to learn, and a window of 256 shows most of them.

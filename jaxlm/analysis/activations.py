@@ -20,21 +20,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, nearest
-from jaxlm.layers.taps import Edit
+from jaxlm.layers.taps import STATISTICS, Edit
 from jaxlm.models.base import ModelConfig, abstract_params
 
-ATTENTION = "attention"
 #: Taps that share their name with a module are stored under another.
-SHOWN = {"embedded": "embed"}
+SHOWN = {"embedded": "embed", "weights": "attention"}
 
 
 class Place(NamedTuple):
-  """Where a tap's values lie: the path in the collection, and the layers of the leading axis; None:
-  not stacked.
+  """Where a tap's values lie: the collection, the path in it, and the layers of the leading axis;
+  None: not stacked.
   """
 
   path: tuple[str, ...]
   layers: tuple[int, ...] | None
+  collection: str = "intermediates"
 
 
 def sites(cfg: ModelConfig) -> dict[str, int | None]:
@@ -62,12 +62,13 @@ def record(
 
   def run(params, arguments, edits):
     variables = {"params": params} | ({"edits": edits} if edits else {})
-    collections = ["intermediates"] + ["attention"] * any(
-      p.path[-1] == "weights" for ps in wanted.values() for p in ps
+    asked = {part.collection for parts in wanted.values() for part in parts}
+    out, kept = cfg.build().apply(
+      variables, *arguments, mutable=sorted({"intermediates"} | asked), **options
     )
-    out, kept = cfg.build().apply(variables, *arguments, mutable=collections, **options)
-    kept = {**kept.get("intermediates", {}), ATTENTION: kept.get("attention", {})}
-    return {name: [_at(kept, part) for part in parts] for name, parts in wanted.items()}, out
+    return {
+      name: [_at(kept[part.collection], part) for part in parts] for name, parts in wanted.items()
+    }, out
 
   found, out = jax.jit(run)(params, arguments, edits or {})
   return {name: _by_layer(parts, found[name]) for name, parts in wanted.items()} | {"output": out}
@@ -87,13 +88,15 @@ def edits(cfg: ModelConfig, changes: Mapping[Any, Edit]) -> dict:
   tree: dict = {}
   for site, by_layer in by_site.items():
     for part in _found(cfg, site):
+      if part.collection == STATISTICS:
+        raise ConfigError(f"{site!r} is a sum over the attention weights; edit 'attention' instead")
       edit = (
         by_layer[None]
         if part.layers is None
         else _stacked(site, by_layer, part.layers, _count(cfg, site))
       )
       if edit is not None:
-        _put(tree, part.path[part.path[0] == ATTENTION :], edit)
+        _put(tree, part.path, edit)
   return tree
 
 
@@ -156,21 +159,25 @@ def _places(cfg: ModelConfig) -> dict[str, list[Place]]:
 
   def run(params, arguments):
     return cfg.build().apply(
-      {"params": params}, *arguments, mutable=["intermediates", "taps", "attention"]
+      {"params": params}, *arguments, mutable=["intermediates", "taps", "attention", STATISTICS]
     )[1]
 
   kept = jax.eval_shape(run, params, arguments)
   parts = [(name, part) for name, stack in cfg.stacks.items() for part in stack]
   out: dict[str, list[Place]] = {}
-  for collection, prefix in (("taps", ()), ("attention", (ATTENTION,))):
+  for collection in ("taps", "attention", STATISTICS):
     for path, _ in jax.tree_util.tree_leaves_with_path(kept.get(collection, {})):
       path = tuple(str(key.key) for key in path if hasattr(key, "key"))
       found = next(
         ((name, part) for name, part in parts if path[: len(part.path)] == part.path), None
       )
       inside = path if found is None else (found[0], *path[len(found[1].path) :])
-      inside = (*inside[:-1], ATTENTION if prefix else SHOWN.get(inside[-1], inside[-1]))
-      place = Place((*prefix, *path), None if found is None else found[1].layers)
+      inside = (*inside[:-1], SHOWN.get(inside[-1], inside[-1]))
+      place = Place(
+        path,
+        None if found is None else found[1].layers,
+        "intermediates" if collection == "taps" else collection,
+      )
       if place not in out.setdefault("/".join(inside), []):
         out["/".join(inside)].append(place)
   return out

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from jaxlm.config import nearest
 from jaxlm.data.errors import DataError
+from jaxlm.data.files import local_copy
 
 READ_AHEAD = "readahead_buffer_size:16777216"  # bytes
 
@@ -20,10 +21,11 @@ def read_records(paths: list[str], feature: str | None = None) -> Iterator[bytes
     try:
       # In sequence, so that each group of records is decoded once: a call with indices decodes
       # every group that it touches.
-      reader = array_record_module.ArrayRecordReader(str(path), READ_AHEAD)
-      for number in range(reader.num_records()):
-        yield text_of(reader.read(), feature, f"{path}, record {number}")
-      reader.close()
+      with local_copy(str(path)) as local:
+        reader = array_record_module.ArrayRecordReader(local, READ_AHEAD)
+        for number in range(reader.num_records()):
+          yield text_of(reader.read(), feature, f"{path}, record {number}")
+        reader.close()
     except (RuntimeError, ValueError, IndexError) as error:
       if isinstance(error, DataError):
         raise

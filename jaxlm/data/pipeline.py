@@ -38,7 +38,8 @@ def batches(
   equal-shaped rows.
 
   repeat: for ever, whole batches, a new order each epoch; otherwise once, the last batch filled up
-  with rows of weight 0, so that all hosts have the same number. transform: (row, rng) -> row, rng a
+  with rows of weight 0, so that all hosts have the same number. num_workers: processes that read
+  ahead; a single pass is read by threads, since processes take longer to start. transform: (row, rng) -> row, rng a
   function of seed and place in the
   stream (corruption, masking). limit: batches at most. fingerprint: what a saved position may be
   resumed on. rows_per_group: neighbouring rows of the source that stay together, whatever the order
@@ -63,7 +64,9 @@ def batches(
   if rows_per_group > 1:
     data = data.map(ungrouped)
   stamp = {"batch_size": batch_size, "seed": seed, "data": fingerprint}
-  return Batches(data if limit is None else data[:limit], stamp, num_workers, stream)
+  return Batches(
+    data if limit is None else data[:limit], stamp, num_workers if repeat else 0, stream
+  )
 
 
 class Groups:
@@ -106,6 +109,11 @@ def seeded(row: dict, rng: np.random.Generator) -> dict:
   return row | {"sequence_seeds": rng.integers(0, 2**32, size=2, dtype=np.uint32)}
 
 
+def example(dataset: grain.IterDataset) -> dict:
+  """A batch of a data set, to see its shapes."""
+  return dataset.example() if isinstance(dataset, Batches) else next(iter(dataset))
+
+
 def check_sizes(
   batch_size: int, process_index: int = 0, process_count: int = 1, rows_per_group: int = 1
 ) -> None:
@@ -137,6 +145,10 @@ class Batches(grain.IterDataset):
 
   def __iter__(self) -> "BatchIterator":
     return BatchIterator(self)
+
+  def example(self) -> dict:
+    """The first batch, read here: no thread or process is started."""
+    return self.data[0]
 
   def start_at(self, step: int) -> grain.MapDataset:
     return self.data[step:] if step else self.data

@@ -10,37 +10,45 @@ side empty, each is cut by position as well. A corpus that grows out of this is 
 was held out may be trained on then. To decide for good, write {split} into the pattern.
 """
 
+import contextlib
 import glob
 import gzip
+import io
 import json
 import os
-import pathlib
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from jaxlm.config import nearest
 from jaxlm.data.digests import file_digest
 from jaxlm.data.errors import DataError
+from jaxlm.data.files import is_url, open_file, read_bytes, read_range, size
 from jaxlm.data.splits import MIN_DOCUMENTS, SPLITS, cut_by_position, split_of, split_of_digest
 from jaxlm.paths import expand
 
 # A tenth of such a file is some sentences, enough to hold out. Lines are many, and better whole
 # unless they hold books.
 LONG_FILE, LONG_LINE = 1 << 12, 1 << 16
-JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+JSON_LINES = tuple(
+  f"{name}{packed}" for packed in ("", ".gz", ".zst") for name in (".jsonl", ".ndjson")
+)
 #: First bytes of files that are no text -> what they are and what to do.
 MAGIC = {
   b"\x1f\x8b": (
     "compressed by gzip",
     "unpack it (gunzip), or name it .jsonl.gz if its lines are JSON",
   ),
-  b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it (unzstd)"),
+  b"\x28\xb5\x2f\xfd": (
+    "compressed by zstd",
+    "unpack it (unzstd), or name it .jsonl.zst if its lines are JSON",
+  ),
   b"BZh": ("compressed by bzip2", "unpack it (bunzip2)"),
   b"\xfd7zXZ\x00": ("compressed by xz", "unpack it (unxz)"),
   b"PK\x03\x04": ("a zip archive", "unpack it"),
-  b"PAR1": ("a Parquet table", "write its text column as .jsonl"),
-  b"ARROW1": ("an Arrow table", "write its text column as .jsonl"),
+  b"PAR1": ("a Parquet table", "read it with 'parquet:'"),
+  b"ARROW1": ("an Arrow table", "read the folder that holds it with 'hf:'"),
   b"%PDF-": ("a PDF document", "extract its text"),
   b"\x04\x22\x4d\x18": ("compressed by lz4", "unpack it (unlz4)"),
   b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
@@ -94,14 +102,14 @@ def _sources(paths: list[str], text: bool, column: str | None) -> Iterator[str |
   for path in paths:
     if text and (column is not None or json_ending(path)):
       yield from filter(None, json_lines(path, column or "text"))
-    elif os.path.getsize(path):
+    elif size(path):
       yield path
 
 
 def _read(source: str | bytes, text: bool) -> bytes:
   if isinstance(source, bytes):
     return source
-  return read_text(source) if text else pathlib.Path(source).read_bytes()
+  return read_text(source) if text else read_bytes(source)
 
 
 def _side(source: str | bytes, text: bool) -> str | None:
@@ -111,16 +119,13 @@ def _side(source: str | bytes, text: bool) -> str | None:
   if text and _has_mark(source):
     document = read_text(source)
     return side_of(document) if len(document) < LONG_FILE else None
-  return (
-    split_of_digest(file_digest(source), small=True)
-    if os.path.getsize(source) < LONG_FILE
-    else None
-  )
+  if is_url(source):  # what a store says of a file need not be its SHA-256
+    return side_of(_read(source, text)) if size(source) < LONG_FILE else None
+  return split_of_digest(file_digest(source), small=True) if size(source) < LONG_FILE else None
 
 
 def _has_mark(path: str) -> bool:
-  with open(path, "rb") as file:
-    return file.read(len(BOM)) == BOM
+  return read_range(path, 0, len(BOM)) == BOM
 
 
 def enough(sides: Iterator[str | None]) -> bool:
@@ -138,7 +143,7 @@ def enough(sides: Iterator[str | None]) -> bool:
 
 def read_text(path: str) -> bytes:
   """UTF-8 without a byte-order mark. Anything else is refused with what it is."""
-  raw = pathlib.Path(path).read_bytes()
+  raw = read_bytes(path)
   check_magic(path, raw[:300])
   raw = raw.removeprefix(BOM)
   try:
@@ -158,21 +163,26 @@ def read_text(path: str) -> bytes:
 
 def check_magic(path: str, start: bytes) -> None:
   """Refuses a file whose first bytes are those of another format."""
+  if found := described(start):
+    what, remedy = found
+    raise DataError(
+      f"{path} is not text, it is {what}; {remedy}, or read its bytes as they are with 'bytes:{path}'"
+    )
+
+
+def described(start: bytes) -> tuple[str, str] | None:
+  """(what a file with these first bytes is, what to do with it); None where it may be text."""
   found = [magic for magic in MAGIC if start.startswith(magic)]
   if found:
-    what, remedy = MAGIC[max(found, key=len)]
-  elif start[257:262] == b"ustar":
-    what, remedy = "a tar archive", "unpack it (tar -xf)"
-  elif start.count(0) * 4 > len(start):
-    what, remedy = (
+    return MAGIC[max(found, key=len)]
+  if start[257:262] == b"ustar":
+    return "a tar archive", "unpack it (tar -xf)"
+  if start.count(0) * 4 > len(start):
+    return (
       "binary, or UTF-16 without a mark, for it holds zero bytes",
       "convert it (iconv -f UTF-16LE -t UTF-8)",
     )
-  else:
-    return
-  raise DataError(
-    f"{path} is not text, it is {what}; {remedy}, or read its bytes as they are with 'bytes:{path}'"
-  )
+  return None
 
 
 def _json_of(raw: bytes) -> str:
@@ -214,20 +224,63 @@ def json_lines(path: str, column: str) -> Iterator[bytes]:
           yield from _of_list(path, line + lines.read(), column)
         elif line.strip():
           yield _text_of(f"{path}, line {number}", path, _parsed(line), line, column)
-  except (gzip.BadGzipFile, EOFError, OSError) as error:
+  except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
     if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
       raise
     raise DataError(f"{path} is not a whole gzip file ({error}); fetch it again") from None
 
 
-def _unpacked(path: str) -> BinaryIO:
-  """The lines of a file, through gzip where its content says so, whatever its name."""
-  with open(path, "rb") as file:
-    start = file.read(300)
-  if start.startswith(b"\x1f\x8b"):
-    return gzip.open(path, "rb")
-  check_magic(path, start)
-  return open(path, "rb")
+@contextlib.contextmanager
+def _unpacked(path: str) -> Iterator[BinaryIO]:
+  """The lines of a file, through gzip or zstd where its content says so, whatever its name."""
+  start = read_range(path, 0, 300)
+  packed = start.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"))
+  if not packed:
+    check_magic(path, start)
+  with contextlib.ExitStack() as stack:
+    file = stack.enter_context(open_file(path))
+    if start.startswith(b"\x1f\x8b"):
+      file = stack.enter_context(gzip.open(file, "rb"))
+    elif packed:
+      file = io.BufferedReader(Unzstd(path, file), 1 << 20)
+    yield file
+
+
+class Unzstd(io.RawIOBase):
+  """The bytes of a zstd file. DataError where it is damaged or ends early."""
+
+  def __init__(self, path: str, file: BinaryIO):
+    try:
+      import zstandard
+    except ImportError:
+      raise DataError(
+        f"{path} is compressed by zstd, which needs a package (pip install 'jaxlm[zstd]'); or unpack it (unzstd)"
+      ) from None
+    self.path, self.file, self.zstd = path, file, zstandard
+    self.frame, self.ready = None, b""
+
+  def readable(self):
+    return True
+
+  def readinto(self, buffer):
+    while not self.ready:
+      if self.frame is not None and self.frame.eof:
+        rest, self.frame = self.frame.unused_data, None
+      else:
+        rest = b""
+      packed = rest or self.file.read(1 << 18)
+      if not packed:
+        if self.frame is not None:
+          raise DataError(f"{self.path} is not a whole zstd file (it ends early); fetch it again")
+        return 0
+      self.frame = self.frame or self.zstd.ZstdDecompressor().decompressobj()
+      try:
+        self.ready = self.frame.decompress(packed)
+      except self.zstd.ZstdError as error:
+        raise DataError(f"{self.path} is not a whole zstd file ({error}); fetch it again") from None
+    count = min(len(buffer), len(self.ready))
+    buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+    return count
 
 
 def _of_list(path: str, raw: bytes, column: str) -> Iterator[bytes]:
@@ -273,6 +326,8 @@ def with_column(pattern: str) -> tuple[str, str | None]:
     return pattern, None
   for split in SPLITS:
     path = expand(pattern.replace("{split}", split))
+    if is_url(path):
+      return start, column or None
     if os.path.lexists(path) or next(glob.iglob(path, recursive=True), None):
       return pattern, None
   return start, column or None

@@ -43,8 +43,12 @@ class Windows:
     return self.length
 
   def __getitem__(self, index: int) -> Row:
+    return row_of(self.store, *self.span(index), self.seq_len)
+
+  def span(self, index: int) -> tuple[int, int]:
+    """First token of row `index`, and the one behind its last target."""
     start = int(index) * self.seq_len
-    return _row(self.store, [(start, start + self.seq_len + 1)], self.seq_len)
+    return start, start + self.seq_len + 1
 
 
 class Packed:
@@ -135,6 +139,11 @@ def first_fit(lengths: np.ndarray, seq_len: int, open_rows: int = OPEN_ROWS) -> 
     room[k] -= length
   # Rows that were opened and never used vanish.
   return np.unique(out, return_inverse=True)[1]
+
+
+def row_of(store, start: int, stop: int, seq_len: int) -> Row:
+  """tokens[start:stop] of a store as a row of one segment."""
+  return _row(store, [(start, stop)], seq_len)
 
 
 def _row(store: TokenStore, spans: list[tuple[int, int]], seq_len: int) -> Row:

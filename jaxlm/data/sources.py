@@ -3,12 +3,17 @@ documents in order.
 
   mini:moby_dick           embedded (`jaxlm.data.mini`)
   text:books/**/*.txt      UTF-8 files, a document each; text:books is all files below that folder
-  text:dump/*.jsonl#body   JSON lines, also .jsonl.gz: a document each, the string in column `body` (default `text`)
+  text:dump/*.jsonl#body   JSON lines, also .jsonl.gz and .jsonl.zst: a document each, the string in column `body` (default `text`)
   text:data.json#output    with a column also a file that is one list of objects
   bytes:genome.bin         files of any bytes
   array_record:c4/{split}-*.array_record    records of bytes, or tf.train.Examples with a feature `text`; another one behind #
+  parquet:fineweb/*.parquet#text            Parquet files, a document each row (extra `parquet`)
+  hf:folder#text           what `Dataset.save_to_disk` of Hugging Face's `datasets` has written
+  store:gs://bucket/tokens                  tokens, made by `jaxlm data tokenize` (`jaxlm.data.shards`)
   tfds:lm1b  tfds:wiki40b/en#text           prepared TFDS data, after # the feature
   prepared:prose-small     made by `jaxlm data prepare prose-small`
+
+Files may be behind an address, `text:gs://bucket/dump/*.jsonl.gz`, of any scheme that fsspec knows.
 
 {split} in a pattern stands for train, validation or test. Without it a document is on the side that
 the hash of its text names, 5 % each for validation and test; of text: and bytes:, long files, and
@@ -26,7 +31,7 @@ from collections.abc import Callable, Iterator
 
 from jaxlm import json_text
 from jaxlm.config import nearest
-from jaxlm.data import plain_files
+from jaxlm.data import files, plain_files, tables
 from jaxlm.data.array_records import read_records
 from jaxlm.data.digests import file_digest
 from jaxlm.data.errors import DataError
@@ -88,7 +93,7 @@ def _files(source: str, pattern: str) -> Corpus:
     raise DataError(
       f"data.source = {source!r}: no file matches; the path is relative to {os.getcwd()}"
     )
-  if not any(map(os.path.getsize, paths)):
+  if not any(map(files.size, paths)):
     raise DataError(
       f"data.source = {source!r}: the corpus is empty ({len(paths)} file(s) of 0 bytes)"
     )
@@ -98,8 +103,20 @@ def _files(source: str, pattern: str) -> Corpus:
 
 
 def _array_record(source: str, pattern: str) -> Corpus:
+  return _records(source, pattern, "**/*.array_record*", read_records)
+
+
+def _parquet(source: str, pattern: str) -> Corpus:
+  def rows(paths, column):
+    return (text for path in paths for text in tables.parquet_column(path, column or "text"))
+
+  return _records(source, pattern, "**/*.parquet", rows)
+
+
+def _records(source: str, pattern: str, inside: str, read) -> Corpus:
+  """Files of records, a document each. read: (paths, column) -> the documents in order."""
   pattern, feature = plain_files.with_column(pattern)
-  whole, inside = "{split}" not in pattern, "**/*.array_record*"
+  whole = "{split}" not in pattern
   by_split = (
     {SPLITS[0]: _matching(source, pattern, inside)} if whole else _by_split(source, pattern, inside)
   )
@@ -109,14 +126,14 @@ def _array_record(source: str, pattern: str) -> Corpus:
     )
   fingerprint = _fingerprint(source, by_split, feature)
   if not whole:
-    return Corpus(source, fingerprint, lambda split: read_records(by_split[split], feature))
+    return Corpus(source, fingerprint, lambda split: read(by_split[split], feature))
   # Records carry no name: their text is the key, so copies stay together and files may be added.
   return Corpus(
     source,
     fingerprint,
     lambda split: (
       record
-      for record in read_records(by_split[SPLITS[0]], feature)
+      for record in read(by_split[SPLITS[0]], feature)
       if plain_files.side_of(record) == split
     ),
   )
@@ -171,6 +188,12 @@ def _tfds(source: str, rest: str) -> Corpus:
   for path in sorted(pathlib.Path(builder.data_dir).glob("*.array_record*")):
     digest.update(file_digest(path).encode())
 
+  return Corpus(source, digest.hexdigest(), carved(rows, held_out))
+
+
+def carved(rows, held_out: list[str]) -> Callable[[str], Iterator[bytes]]:
+  """split -> documents of a data set with the splits `held_out`; the others are carved from train."""
+
   def documents(split: str) -> Iterator[bytes]:
     # `train` keeps out what is carved from it for the splits that the data set does not have.
     if split in held_out and (split != "train" or len(held_out) == len(SPLITS)):
@@ -181,7 +204,45 @@ def _tfds(source: str, rest: str) -> Corpus:
       if (side := plain_files.side_of(text)) == split or (split == "train" and side in held_out)
     )
 
-  return Corpus(source, digest.hexdigest(), documents)
+  return documents
+
+
+def _hugging_face(source: str, rest: str) -> Corpus:
+  """A Dataset that was saved to disk, or a DatasetDict of a folder per split."""
+  folder, _, column = rest.partition("#")
+  folder, column = folder.rstrip("/"), column or "text"
+  if not files.is_url(folder):
+    folder = expand(folder)
+
+  def parts(at: str) -> list[str]:
+    try:
+      found = json.loads(files.read_bytes(files.join(at, "state.json")))
+      return [files.join(at, entry["filename"]) for entry in found["_data_files"]]
+    except (OSError, DataError):
+      return []
+    except (ValueError, KeyError, TypeError):
+      raise DataError(f"{at}/state.json is damaged; save the data set again") from None
+
+  by_split = {split: parts(files.join(folder, split)) for split in SPLITS}
+  if not by_split["train"]:
+    by_split = {"train": parts(folder)}
+  if not by_split["train"]:
+    raise DataError(
+      f"data.source = {source!r}: {folder} is no data set that was saved to disk, nor a folder of splits with `train` "
+      f"(each holds state.json and .arrow files, written by `dataset.save_to_disk(folder)`)"
+    )
+
+  def rows(split: str) -> Iterator[bytes]:
+    return (text for path in by_split[split] for text in tables.arrow_column(path, column))
+
+  held_out = [split for split, paths in by_split.items() if paths]
+  return Corpus(source, _fingerprint(source, by_split, column), carved(rows, held_out))
+
+
+def _store(source: str, rest: str) -> Corpus:
+  raise DataError(
+    f"data.source = {source!r} holds tokens and no text; only data.kind = 'text' reads it"
+  )
 
 
 def _prepared(source: str, name: str) -> Corpus:
@@ -211,6 +272,9 @@ SCHEMES = {
   "text": _files,
   "bytes": _files,
   "array_record": _array_record,
+  "parquet": _parquet,
+  "hf": _hugging_face,
+  "store": _store,
   "tfds": _tfds,
   "prepared": _prepared,
 }
@@ -224,7 +288,8 @@ def _by_split(source: str, pattern: str, inside: str = "**/*") -> dict[str, list
   )
   for split, paths in by_split.items():
     for path in paths:
-      other = seen.setdefault(os.path.realpath(path), split)
+      real = path if files.is_url(path) else os.path.realpath(path)
+      other = seen.setdefault(real, split)
       if other != split and other == "train":
         raise DataError(
           f"data.source = {source!r}: {path} is in the splits {other} and {split}; write a pattern that tells them "
@@ -238,6 +303,11 @@ def _matching(source: str, pattern: str, inside: str = "**/*") -> list[str]:
   written, `[v2]` and `*` in its names included; of a folder, the files `inside` it are taken. A
   path without wildcards must exist."""
   pattern = expand(pattern)
+  if files.is_url(pattern):
+    found = files.matching(pattern, inside)
+    if not found:
+      raise DataError(f"data.source = {source!r}: no file matches {pattern}")
+    return found
   if os.path.isdir(pattern):
     os.listdir(pattern)  # a folder that may not be read says so
     found = glob.glob(os.path.join(glob.escape(pattern), inside), recursive=True)

@@ -12,8 +12,10 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.data.base import DataConfig
 from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
+from jaxlm.data.lanes import InOrder, Lanes
 from jaxlm.data.pipeline import batches, seeded
 from jaxlm.data.rows import Packed, Windows
+from jaxlm.data.shards import ShardedStore, folder_of, is_store, store_tokenizer
 from jaxlm.data.sources import open_corpus
 from jaxlm.data.splits import check_split
 from jaxlm.data.store import TokenStore, token_store
@@ -65,14 +67,19 @@ class TextData(DataConfig):
 
   def load_tokenizer(self) -> Tokenizer:
     """The tokenizer; one that is trained here reads the train split the first time."""
+    if is_store(self.source):
+      return store_tokenizer(folder_of(self.source), self.tokenizer)
     corpus = open_corpus(self.source)
     return self.tokenizer.load(
       lambda: corpus.documents("train"), corpus.fingerprint, data_dir() / "tokenizers"
     )
 
-  def store(self, split: str) -> TokenStore:
-    """All tokens of a split, from the cache or tokenised now."""
+  def store(self, split: str) -> TokenStore | ShardedStore:
+    """All tokens of a split: of a store, from the cache, or tokenised now."""
     check_split(split)
+    if is_store(self.source):
+      self.load_tokenizer()  # another one is refused
+      return ShardedStore(folder_of(self.source), split)
     return token_store(
       open_corpus(self.source), split, self.load_tokenizer(), data_dir() / "tokens"
     )
@@ -92,11 +99,18 @@ class TextData(DataConfig):
       rows = Packed(store, self.seq_len, seed=seed if repeat and self.shuffle else None)
     else:
       rows = Windows(store, self.seq_len, whole=repeat)
+    lanes = (
+      self.shuffle and repeat and isinstance(store, ShardedStore) and self.packing == "windows"
+    )
+    if lanes:
+      rows = Lanes(rows, self.batch_size, seed)
+    elif isinstance(store, ShardedStore) and self.packing == "windows":
+      rows = InOrder(rows)
     return batches(
       rows,
       batch_size=self.batch_size,
       seed=seed,
-      shuffle=self.shuffle and repeat,
+      shuffle=self.shuffle and repeat and not lanes,
       repeat=repeat,
       process_index=process_index,
       process_count=process_count,

@@ -182,13 +182,15 @@ def evaluate_lengths(
   process_count: int = 1,
   place: Callable | None = None,
   num_tables: int = 1,
+  build: Callable | None = None,
 ) -> list[Evaluation]:
   """One Evaluation per length, over the same text: each is cut into windows of its own length.
 
   data: a data config with `seq_len`, `batch_size` and `build`; batches keep its number of tokens.
   num_tokens: score only the first so many tokens, rounded down to whole windows of the longest
   length, so that every length scores the same ones; None: the whole split. Batches are a multiple
-  of the ways in which the context mesh splits them.
+  of the ways in which the context mesh splits them. build: data config -> its batches, for a caller
+  that evaluates often and keeps them.
   """
   if num_tokens is not None:
     num_tokens = max(num_tokens // max(lengths), 1) * max(lengths)
@@ -196,8 +198,12 @@ def evaluate_lengths(
   ways = math.lcm(math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES), process_count)
   for length in lengths:
     windows = at_length(data, length, ways)
-    batches = windows.build(
-      split, seed=seed, process_index=process_index, process_count=process_count, repeat=False
+    batches = (
+      build(windows)
+      if build is not None
+      else windows.build(
+        split, seed=seed, process_index=process_index, process_count=process_count, repeat=False
+      )
     )
     out.append(
       evaluate(

@@ -207,6 +207,12 @@ class Engine:
     refuse_options(cls, options, ("slot_top_k", "slot_top_p", "stop_threshold"))
     return {"sampling": options.sampling(default_temperature=0.8)}
 
+  @classmethod
+  def from_command(cls, model, data, options: Options) -> "Engine":
+    """The engine for a model trained on data, as a command line wants it."""
+    chosen = cls.from_options(options)
+    return cls(model, **cls.from_data(data) | chosen)
+
   def decode_batch(self, params, batch: Batch) -> tuple[list[Row], int]:
     """(the rows in order, forward passes). Prompts hold at least one token of the vocabulary."""
     raise NotImplementedError(f"{type(self).__name__} decodes nothing")

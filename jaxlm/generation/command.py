@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
   options = Options(
     **{name: value for name, value in vars(args).items() if name in Options._fields}
   )
-  return _continue(cfg, args, cls, cls.from_options(options))
+  return _continue(cfg, args, cls.from_command(cfg.model, cfg.data, options))
 
 
 def _encodes(text: str) -> bool:
@@ -111,12 +111,10 @@ def _encodes(text: str) -> bool:
   return True
 
 
-def _continue(cfg, args, cls, fields) -> int:
-  """cls: of the engine; fields: of it, chosen by flags."""
+def _continue(cfg, args, engine) -> int:
   from jaxlm.checkpoint.opening import open_model
   from jaxlm.data.base import FramedDataConfig
 
-  engine = cls(cfg.model, **cls.from_data(cfg.data) | fields)
   params = open_model(args.run, model=cfg.model, step=args.step, ema=args.ema).params
   if isinstance(cfg.data, FramedDataConfig):
     from jaxlm.generation.forms_command import generate

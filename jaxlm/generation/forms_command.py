@@ -172,6 +172,8 @@ def _grow(cfg, engine: Engine, params, begun: Prompt, args) -> int:
           console.print(text, soft_wrap=True)
       start, last = time.perf_counter(), snapshot
     live.update(shown(last.sequence, None), refresh=True)
+  if not console.is_terminal:  # a live display ends its last line in a terminal only
+    console.line()
   count = len(last.sequence) - len(begun)
   rate = seconds if timed else None
   per_pass = count / max(last.passes, 1)

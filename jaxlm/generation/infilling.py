@@ -13,7 +13,7 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.data.infilling import Gapped, insertion_prompt, masked_prompt
 from jaxlm.generation.answers import Answering
-from jaxlm.generation.base import Batch, Engine, Prompt, Row, engine_for
+from jaxlm.generation.base import Batch, Engine, Prompt, Row, engine_class, engine_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Infilling(Engine):
   @classmethod
   def from_data(cls, data):
     return {"ids": data.special_tokens}
+
+  @classmethod
+  def from_command(cls, model, data, options):
+    through = engine_class(model, form=data.batch_form).from_command(model, data, options)
+    return cls(model, data.special_tokens, through)
 
   def decode_batch(self, params, batch: Batch):
     prompts = self._inner_prompts(batch.prompts)

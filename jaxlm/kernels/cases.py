@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.kernels import attention, phase, ssd
+from jaxlm.kernels import attention, compact, ema_upsample, phase, ssd
 from jaxlm.kernels.attention import shapes as attention_shapes
+from jaxlm.kernels.ema_upsample import shapes as chunk_shapes
 from jaxlm.kernels.phase import shapes as phase_shapes
 from jaxlm.kernels.ssd import shapes as ssd_shapes
 
@@ -32,7 +33,7 @@ def cases() -> Iterator[Case]:
   for name in ("CAROPE_SMALL", "MRT5_SMALL", "LEXINVARIANT"):
     q, k = _qkv(attention_shapes.__dict__[name])
     yield f"attention {name}", attention.attention, (q, k, k)
-  for name in ("CAROPE_SMALL", "CAROPE_REDUCED"):
+  for name in ("CAROPE_SMALL", "CAROPE_REDUCED", "LONG_ROWS"):
     shape = phase_shapes.__dict__[name]
     q, k = _qkv(shape)
     log_f = _struct(*k.shape[:3], dtype=jnp.float32)
@@ -47,4 +48,16 @@ def cases() -> Iterator[Case]:
       f"ssd {name}",
       ssd.ssd,
       (_struct(B, T, N, H), _struct(B, T, N, dtype=f32), _struct(N, dtype=f32), b, b),
+    )
+  for name in ("HNET_1STAGE", "HNET_2STAGE"):
+    B, T, C, D = chunk_shapes.__dict__[name]
+
+    def chunks(keep, h, p, C=C):
+      slots = compact.compact(keep, C)
+      return ema_upsample.ema_upsample(compact.gather(h, slots), p, slots)
+
+    yield (
+      f"chunks {name}",
+      chunks,
+      (_struct(B, T, dtype=bool), _struct(B, T, D), _struct(B, C, dtype=jnp.float32)),
     )

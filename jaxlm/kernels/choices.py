@@ -6,7 +6,7 @@ computed then.
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 _heard: contextvars.ContextVar[list | None] = contextvars.ContextVar("choices", default=None)
@@ -65,6 +65,30 @@ def note(
   )
   if choice not in heard:
     heard.append(choice)
+
+
+def choose(
+  op: str,
+  named: str | None,
+  known: Iterable[str],
+  arrays: Mapping[str, Any],
+  *,
+  preferred: bool,
+  reason: Callable[[], str | None],
+) -> str:
+  """The implementation of an op with a Pallas kernel for TPUs: `named`; else "pallas" where it is
+  preferred and supported; else "xla". It is noted.
+
+  reason(): why the kernel does not support these arguments, None where it does. NotImplementedError
+  where a name is not known, or where the kernel is named and not supported.
+  """
+  if named not in (None, *known):
+    raise NotImplementedError(f"{op} has no implementation {named!r}; it has {', '.join(known)}")
+  name = named or ("pallas" if preferred and reason() is None else "xla")
+  if name == "pallas" and (refused := reason()) is not None:
+    raise NotImplementedError(f"{op} implementation 'pallas': {refused}")
+  note(op, name, arrays, named=named is not None, refused=lambda: {"pallas": reason()})
+  return name
 
 
 def summary(choices: list[Choice]) -> str:

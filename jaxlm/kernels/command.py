@@ -67,8 +67,9 @@ def _of_config(cfg, devices) -> list:
   from jaxlm.kernels.choices import recorded
   from jaxlm.parallel.mesh import make_mesh
   from jaxlm.parallel.place import batch_sharding
-  from jaxlm.preflight.compile import abstract_batch
+  from jaxlm.preflight.compile import abstract_batch, abstract_special_tokens
   from jaxlm.training.config import check
+  from jaxlm.training.frozen import frozen_configs
   from jaxlm.training.step import build_program
 
   check(cfg, devices.size)
@@ -77,9 +78,15 @@ def _of_config(cfg, devices) -> list:
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
     for name, x in abstract_batch(cfg).items()
   }
-  program = build_program(cfg, mesh, batch)
+  program = build_program(
+    cfg,
+    mesh,
+    batch,
+    frozen=frozen_configs(cfg),
+    special_tokens=abstract_special_tokens(cfg),
+  )
   with recorded() as choices:
-    program.trace(batch, -1)
+    program.trace(batch, -1, program.frozen)
   return [("train", choice) for choice in choices]
 
 

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxlm.kernels.attention import attention, attention_weights
-from jaxlm.layers.taps import wants_attention
+from jaxlm.layers.attention_statistics import attention_statistics
+from jaxlm.layers.taps import STATISTICS, wants_attention
 
 
 def attend(module: nn.Module, q_BTNH, k_BSKH, v_BSKH, *, implementation=None, **rule):
@@ -15,8 +16,12 @@ def attend(module: nn.Module, q_BTNH, k_BSKH, v_BSKH, *, implementation=None, **
 
   The weights p, float32 (B, N, T, S), are computed whole only where they are asked for: recorded as
   `weights` where the collection `attention` is mutable, changed where `edits` holds an edit of
-  them. The output is then the sum of v with the changed p.
+  them. The output is then the sum of v with the changed p. `attention_statistics` records sums by
+  column and row (of the unchanged p), block by block.
   """
+  if module.is_mutable_collection(STATISTICS) and not module.is_initializing():
+    for name, x in attention_statistics(q_BTNH, k_BSKH, **rule)._asdict().items():
+      module.sow(STATISTICS, f"attention_{name.split('_')[0]}", x)
   edited = module.has_variable("edits", "weights")
   if edited or wants_attention(module):
     p_BNTS = attention_weights(q_BTNH, k_BSKH, **rule)

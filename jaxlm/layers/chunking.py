@@ -100,16 +100,20 @@ def dechunk(
   smooth: bool = True,
   confident: bool = True,
   own_BT=None,
+  spec=None,
 ):
   """y_t = STE(c_t) zb_{rank_t}, zb_j = P_j z_j + (1 - P_j) zb_{j-1}. Returns (y_BTD, last zb_BD),
   float32.
 
   smooth False: zb = z. confident False: without STE(c). Both are ablations of the paper. own_BT:
-  bool, y is 0 where not (`reads_its_own`); None: everywhere.
+  bool, y is 0 where not (`reads_its_own`); None: everywhere. spec: PartitionSpec of z under the
+  context mesh.
   """
   p_BC = gather(decision.p_BT, compaction)
   p_BC = jnp.clip(p_BC, LOWEST_WEIGHT, 1 - LOWEST_WEIGHT) if smooth else jnp.ones_like(p_BC)
-  y_BTD, last_BD = ema_upsample(z_BCD, p_BC, compaction, reset_BC=reset_BC, initial_BD=initial_BD)
+  y_BTD, last_BD = ema_upsample(
+    z_BCD, p_BC, compaction, reset_BC=reset_BC, initial_BD=initial_BD, spec=spec
+  )
   if own_BT is not None:
     y_BTD = jnp.where(own_BT[..., None], y_BTD, 0)
   if confident:

@@ -79,6 +79,7 @@ class FastWeightConfig:
   documents: 'isolated' starts again with every document of a packed row and learns nothing from
   padding; 'shared' runs
     one state through the whole row, as the official code does.
+  implementation: of the kernel; None = best for the platform.
   """
 
   num_heads: Count = 4
@@ -91,6 +92,7 @@ class FastWeightConfig:
   base_rate: Positive = 0.001
   update: UpdateConfig = UpdateConfig()
   documents: Literal["isolated", "shared"] = "isolated"
+  implementation: Literal["xla", "pallas"] | None = None
 
   def __post_init__(self):
     if self.network not in MATRICES:
@@ -187,6 +189,7 @@ class Memory(nn.Module):
       schedule=Causal(cfg.chunk),
       rule=rule,
       segment_ids_BT=ids_BT,
+      implementation=cfg.implementation,
       spec=spec,
     )
     return o_BNTH, None

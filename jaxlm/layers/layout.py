@@ -1,8 +1,8 @@
 """The layout grammar of H-Net (`docs/specs/hnet.md` section 2).
 
 A layout is `<letter><count>` repeated: m Mamba-2, M Mamba-2 with MLP, t attention, T attention with
-MLP; `runs [stage] runs` for a stage around another. In the place of Mamba-2 and of attention a stage
-may have any other mixer (`layers.isotropic`).
+MLP; `runs [stage] runs` for a stage around another. In the place of Mamba-2 a stage may have any
+other mixer (`layers.isotropic`).
 """
 
 import re

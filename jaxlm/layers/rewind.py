@@ -162,16 +162,14 @@ def walk(step, state, inputs, valid_BT, axis: int = 1):
 
   (kept, _), late = jax.lax.scan(one, (kept, now), (jax.tree.map(columns, inputs), late_BT.T))
 
-  def join(whole, y):  # y: (tokens, B, ...)
-    y = jnp.moveaxis(y, 0, 1)
-    if whole is None:
-      return jnp.moveaxis(y, 1, axis)
+  def place(y, whole_BT):  # y: (tokens, B, ...)
     at_BT = jnp.where(late_BT, column_BT, T)  # T lies outside and is dropped
-    return jnp.moveaxis(jnp.moveaxis(whole, axis, 1).at[row_B1, at_BT].set(y, mode="drop"), 1, axis)
+    whole_BT = whole_BT.at[row_B1, at_BT].set(jnp.moveaxis(y, 0, 1), mode="drop")
+    return jnp.moveaxis(whole_BT, 1, axis)
 
   if early is None:
-    return jax.tree.map(lambda y: join(None, y), late), kept
-  return jax.tree.map(join, early, late), kept
+    return jax.tree.map(lambda y: place(y, jnp.zeros((B, T, *y.shape[2:]), y.dtype)), late), kept
+  return jax.tree.map(lambda x, y: place(y, jnp.moveaxis(x, axis, 1)), early, late), kept
 
 
 def last_valid(x_BT_, valid_BT, state):

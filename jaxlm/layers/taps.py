@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+#: Of the attention weights, by column and row: recorded, not edited.
+STATISTICS = "attention_statistics"
 #: Collections whose values have a leading layers axis under `nn.scan`, with that axis.
-STACKED = {"params": 0, "intermediates": 0, "edits": 0, "attention": 0, "taps": 0}
+STACKED = {"params": 0, "intermediates": 0, "edits": 0, "attention": 0, "taps": 0, STATISTICS: 0}
 
 
 @struct.dataclass

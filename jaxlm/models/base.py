@@ -4,6 +4,7 @@ guessing.
 Axes: B batch, T time.
 """
 
+import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -68,6 +69,13 @@ class ModelConfig:
 
   def check(self, cfg) -> None:
     """Raises ConfigError for what does not fit the other sections of `cfg` (a RunConfig)."""
+
+  def rolled(self) -> "ModelConfig":
+    """The same model with its layers in loops (`unroll` = 1): the same parameters from the same key,
+    and the least to compile.
+    """
+    named = {field.name for field in dataclasses.fields(self)}
+    return dataclasses.replace(self, unroll=1) if "unroll" in named else self
 
   def build(self) -> nn.Module:
     raise NotImplementedError(f"{type(self).__name__} builds no module")

@@ -68,7 +68,7 @@ class JoinConfig:
   residual: a float32 projection of the encoder's output, or that output itself (SpaceByte).
   rows_per_buffer: neighbouring rows of the batch whose chunks share one buffer, told apart by
   segment ids. With the
-    rows of a device, less slack suffices, since totals spread less than rows (section 16).
+    rows of a device, less headroom suffices, since totals spread less than rows (section 16).
   """
 
   smooth: bool = True
@@ -339,7 +339,10 @@ class Stage(nn.Module):
     slots = compact(chosen.boundary_BT, capacities[0] if capacities else rows * T)
 
     # The inner network, on the chunks.
-    chunks_BCD = nn.with_logical_constraint(gather(h_BTD, slots), ("batch", "chunk", "embed_act"))
+    spec = nn.logical_to_mesh_axes(("batch", "chunk", "embed_act"))
+    chunks_BCD = nn.with_logical_constraint(
+      gather(h_BTD, slots, spec=spec), ("batch", "chunk", "embed_act")
+    )
     chunks_BCD = tap(self, "chunks", chunks_BCD)
     chunk_context = inner_context(outer, slots, latest(old.count_B))
     inner = Stage(cfg, s + 1, name="inner")
@@ -394,6 +397,7 @@ class Stage(nn.Module):
       smooth=cfg.join.smooth,
       confident=cfg.join.confident,
       own_BT=own_BT,
+      spec=spec,
     )
     y_BTD = y_BTD.reshape(residual_BTD.shape)
     if isinstance(old.last_BD, Trail):  # y is the zb of every position: STE(c) is 1

@@ -10,6 +10,7 @@ from jaxlm import json_text
 from jaxlm.checkpoint.json_files import write_text
 from jaxlm.checkpoint.locations import folder_path
 from jaxlm.config import ConfigError
+from jaxlm.training.events import EventFile
 from jaxlm.training.mirror import Mirror
 
 JSONL, EVENTS, CURVES = "metrics.jsonl", "events", "curves.png"
@@ -45,22 +46,18 @@ class Writer:
   """
 
   def __init__(self, workdir, step: int):
-    from tensorboardX import SummaryWriter
-
     self.mirror = Mirror(workdir)
     path = self.mirror.local / JSONL
     kept = [record for record in read(workdir) if record["step"] <= step]
     write_text(folder_path(path), "".join(json_text.dumps(record) + "\n" for record in kept))
     self.file = open(path, "a", buffering=1)
-    self.events = SummaryWriter(
-      str(self.mirror.local / EVENTS), purge_step=step + 1 if step else None
-    )
+    self.events = EventFile(self.mirror.local / EVENTS, purge_step=step + 1 if step else None)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     self.file.write(json_text.dumps({"step": step, **values}) + "\n")
     for name, value in values.items():
       if math.isfinite(value):
-        self.events.add_scalar(name, value, step)
+        self.events.scalar(name, value, step)
     if self.mirror.due():
       self.upload()
 

@@ -16,15 +16,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxlm.checkpoint.errors import CheckpointError
 from jaxlm.checkpoint.json_files import write_json
 from jaxlm.checkpoint.opening import initial_params
 from jaxlm.checkpoint.steps import Checkpoints
 from jaxlm.config import ConfigError
+from jaxlm.data.pipeline import example
 from jaxlm.evaluation.flops import traced_flops, train_flops_per_token
-from jaxlm.evaluation.perplexity import at_length, evaluate_lengths
 from jaxlm.kernels.choices import recorded, summary
 from jaxlm.parallel.agree import from_first
 from jaxlm.parallel.chips import peak_flops
@@ -33,7 +32,9 @@ from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.parallel.place import batch_sharding, host_rows, placer
 from jaxlm.parallel.rules import unsharded
 from jaxlm.parallel.start import require_same, several
+from jaxlm.training.compilation_cache import CompilationCache, keep_programs
 from jaxlm.training.config import RunConfig, check, load_config, resolved, run_config
+from jaxlm.training.evaluating import EvaluationSplit, check_evaluation, evaluate
 from jaxlm.training.frozen import frozen_record, of_frozen, open_frozen, recorded_in
 from jaxlm.training.loop import BucketOverflow, NonFinite, StopSignal, run_steps, written
 from jaxlm.training.metrics import Writer, read
@@ -104,31 +105,34 @@ def train(
       )
     cfg, devices = dataclasses.replace(cfg, mesh=MeshConfig()), devices[:1]
   check(cfg, len(devices))
+  cache = keep_programs(workdir)
   with (
     open_folder(workdir, cfg, new=new, take_over=take_over) as opened,
     jax.debug_nans(cfg.train.debug),
   ):
-    return _train(cfg, make_mesh(cfg.mesh, devices), opened, quiet)
+    return _train(cfg, make_mesh(cfg.mesh, devices), opened, cache, quiet)
 
 
-def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
+def _train(
+  cfg: RunConfig, mesh, opened: OpenFolder, cache: CompilationCache, quiet: bool
+) -> Result:
   folder = opened.folder
   first = jax.process_index() == 0
   index, hosts = host_rows(mesh)
   dataset = cfg.data.build(
     "train", seed=cfg.seed, process_index=index, process_count=hosts, repeat=True
   )
-  example = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype), next(iter(dataset))
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((x.shape[0] * hosts, *x.shape[1:]), x.dtype), example(dataset)
   )
   iterator, place = iter(dataset), placer(mesh)
   recorded = frozen_record(cfg, recorded_in(folder))
   if several():
     owner = opened.lock and opened.lock.token
-    require_same(of_data(iterator, example, folder, owner) | of_frozen(recorded))
+    require_same(of_data(iterator, shapes, folder, owner) | of_frozen(recorded))
   check_evaluation(cfg, hosts)
   models, frozen = open_frozen(cfg, mesh, recorded)
-  program = build_program(cfg, mesh, example, frozen=models)
+  program = build_program(cfg, mesh, shapes, frozen=models)
   peak_tokens = peak_tokens_per_s(cfg, mesh, models)
   had_checkpoints = from_first((folder / "checkpoints").exists())
   with (
@@ -158,11 +162,12 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
     step = int(state.step)
     display = Display(cfg.train.steps, step, quiet=quiet or not first)
     writer = Writer(folder, step) if first else None
-    for line in [*opened.lines, *lines, *opening_lines(program, folder, step)]:
-      display.say(line)
+    for line in [cache.warning, *opened.lines, *lines, *opening_lines(program, folder, step)]:
+      if line:
+        display.say(line)
     if step < cfg.train.steps:
-      display.say(implementations(program, example, bucket))
-    report = Report(program, display, writer, hosts, peak_tokens, frozen)
+      display.say(implementations(program, shapes, bucket, frozen))
+    report = Report(program, display, writer, index, hosts, peak_tokens, frozen)
     same = {"config": resolved(cfg), "revision": revision(), "hosts": hosts}
     if recorded:
       same["frozen"] = recorded
@@ -171,6 +176,8 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
       return same | {"bucket": bucket}
 
     def on_step(step, state, bucket) -> bool:
+      if cache.folder and (line := cache.line()):
+        display.say(line)
       save = cfg.train.save_every and step % cfg.train.save_every == 0
       if save and not int(
         state.skipped_in_row
@@ -181,7 +188,7 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
         saved.save(step, state, iterator, note(bucket))
       evaluate = cfg.eval.every and step % cfg.eval.every == 0 and step != cfg.train.steps
       if evaluate:
-        report.evaluation(step, state, place, index, bucket)
+        report.evaluation(step, state, place, bucket)
       return bool(save or evaluate)
 
     try:
@@ -201,7 +208,7 @@ def _train(cfg: RunConfig, mesh, opened: OpenFolder, quiet: bool) -> Result:
       opened.check()
       saved.save(step, state, iterator, note(bucket), rotate=not int(state.skipped_in_row))
       if not early and not from_first(evaluated(folder, step)):
-        report.evaluation(step, state, place, index, bucket)
+        report.evaluation(step, state, place, bucket)
       saved.wait()
     except (NonFinite, BucketOverflow, FloatingPointError) as error:
       with contextlib.suppress(CheckpointError):
@@ -269,37 +276,6 @@ def too_many_skipped(skipped: int, steps: int, limit: float) -> str | None:
   )
 
 
-def check_evaluation(cfg: RunConfig, hosts: int) -> None:
-  """Refuses an evaluation that would fail once the model is trained.
-
-  Of its split only the start is read.
-  """
-  refused = None
-  if cfg.eval.lengths and cfg.model.scores != "next_token":
-    raise ConfigError(
-      f"eval.lengths = {cfg.eval.lengths}: the perplexity at a length is of models of the next token, and "
-      f"this one scores {cfg.model.scores}; leave eval.lengths out"
-    )
-  if jax.process_index() == 0:
-    try:
-      for data in (cfg.data, *(at_length(cfg.data, length, hosts) for length in cfg.eval.lengths)):
-        batches = data.build(
-          cfg.eval.split, seed=cfg.seed, process_index=0, process_count=hosts, repeat=False
-        )
-        if not any(np.any(batch["loss_weights"]) for batch in batches):
-          refused = (
-            f"eval.split = {cfg.eval.split!r} has no target to score at length {data.seq_len}, so that the run "
-            f"could not be evaluated; choose another split or more text"
-            + (", or a shorter length in eval.lengths" if data is not cfg.data else "")
-          )
-          break
-    except ConfigError as error:
-      refused = str(error) if "eval" in str(error) else f"eval.split = {cfg.eval.split!r}: {error}"
-  refused = from_first(refused)
-  if refused:
-    raise ConfigError(refused)
-
-
 def begin(program: Program):
   """The state of a new run: initialised, or with the parameters that train.init_from holds."""
   state, source = program.init(), program.cfg.train.init_from
@@ -355,12 +331,14 @@ class Report:
     program: Program,
     display: Display,
     writer: Writer | None,
+    index: int,
     hosts: int,
     peak_tokens: float | None,
     frozen: Mapping[str, Any],
   ):
     self.frozen = frozen
-    self.program, self.display, self.writer, self.hosts = program, display, writer, hosts
+    self.program, self.display, self.writer = program, display, writer
+    self.split = EvaluationSplit(program.cfg, index, hosts)
     self.cfg, self.last, self.step, self.start = program.cfg, {}, None, time.perf_counter()
     self.tokens = self.cfg.data.batch_size * self.cfg.data.seq_len
     self.peak_tokens = peak_tokens
@@ -376,11 +354,9 @@ class Report:
     left = None if seconds is None else (self.cfg.train.steps - step) * seconds
     self.display.update(step, values, left)
 
-  def evaluation(self, step: int, state, place, index: int, bucket: int) -> None:
+  def evaluation(self, step: int, state, place, bucket: int) -> None:
     params = state.params if state.ema is None else state.ema
-    values = evaluate(
-      self.program, params, state.objective, place, index, self.hosts, bucket, self.frozen
-    )
+    values = evaluate(self.program, params, state.objective, place, self.split, bucket, self.frozen)
     if values:
       self._write(step, values)
       self.display.say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
@@ -389,77 +365,6 @@ class Report:
     self.last |= values
     if self.writer:
       self.writer.write(step, values)
-
-
-def evaluate(
-  program: Program,
-  params,
-  objective_state,
-  place,
-  index: int,
-  hosts: int,
-  bucket: int,
-  frozen: Mapping[str, Any] | None = None,
-) -> dict[str, float]:
-  """{'eval/loss': ...}: the objective on the evaluation split, and perplexity at each of
-  eval.lengths.
-  """
-  cfg, totals, tokens = program.cfg, {}, 0
-  dataset = cfg.data.build(
-    cfg.eval.split, seed=cfg.seed, process_index=index, process_count=hosts, repeat=False
-  )
-  rows = cfg.data.batch_size // hosts
-  if program.buckets and not cfg.objective.bucketed_training:
-    bucket = 0  # training says nothing about it: up from the smallest
-  for batch in dataset:
-    here = jax.tree.leaves(batch)[0].shape[0]
-    if here < rows:  # the last batch is filled up with rows that weigh nothing
-      batch = {k: np.concatenate([v, np.repeat(v[-1:], rows - here, 0)]) for k, v in batch.items()}
-      batch["loss_weights"] = batch["loss_weights"] * (np.arange(rows) < here)[:, None].astype(
-        np.float32
-      )
-    metrics, bucket = _eval_batch(program, params, place(batch), objective_state, bucket, frozen)
-    for name, pair in metrics.items():
-      total = totals.get(name, (0.0, 0.0))
-      totals[name] = (total[0] + float(pair.sum), total[1] + float(pair.weight))
-    tokens += cfg.data.batch_size * cfg.data.seq_len
-    if cfg.eval.num_tokens is not None and tokens >= cfg.eval.num_tokens:
-      break
-  values = {f"eval/{name}": total / max(weight, 1e-9) for name, (total, weight) in totals.items()}
-  if cfg.eval.lengths:
-    for found in evaluate_lengths(
-      cfg.model,
-      params,
-      cfg.data,
-      cfg.eval.lengths,
-      split=cfg.eval.split,
-      num_tokens=cfg.eval.num_tokens,
-      seed=cfg.seed,
-      process_index=index,
-      process_count=hosts,
-      place=place,
-      num_tables=cfg.eval.num_tables,
-    ):
-      if found.tokens:
-        values[f"eval/perplexity@{found.length}"] = found.perplexity
-  return values
-
-
-def _eval_batch(program: Program, params, batch, objective_state, bucket: int, frozen):
-  while True:
-    chosen = program.buckets[bucket] if program.buckets else None
-    metrics, fitted = jax.device_get(
-      program.evaluate(params, batch, objective_state, frozen, bucket=chosen)
-    )
-    if fitted is None or fitted.overflow <= 0:
-      return metrics, bucket
-    last = len(program.buckets) - 1
-    if bucket == last:
-      raise BucketOverflow(
-        f"the largest bucket {chosen} of the objective overflows in evaluation; give it a larger one "
-        f"(objective.capacities)"
-      )
-    bucket = max(bucket + 1, int(fitted.bucket))
 
 
 def opening_lines(program: Program, folder, step: int) -> list[str]:
@@ -478,15 +383,15 @@ def opening_lines(program: Program, folder, step: int) -> list[str]:
   return lines
 
 
-def implementations(program: Program, example, bucket: int) -> str:
+def implementations(program: Program, shapes, bucket: int, frozen) -> str:
   """The line that says which implementation each op of the train step takes.
 
   The trace that it needs is the one that the first step then uses.
   """
   place = batch_sharding(program.mesh)
-  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), example)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
   with recorded() as choices:
-    program.trace(batch, bucket)
+    program.trace(batch, bucket, frozen)
   return f"implementations: {summary(choices) or 'no op of jaxlm.kernels'}"
 
 

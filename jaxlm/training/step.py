@@ -73,17 +73,14 @@ class Program:
     """Calls and traces happen inside."""
     return sharding_context(self.mesh)
 
-  def trace(self, batch, bucket: int):
+  def trace(self, batch, bucket: int, frozen=None):
     """Traces the train step of a bucket and neither compiles nor runs it; a call of the same shapes
-    that follows does not trace it again. batch: abstract, global, with shardings."""
+    that follows does not trace it again. batch: abstract, global, with shardings. frozen: as of
+    `step`."""
     bucketed = self.buckets and self.cfg.objective.bucketed_training
     with self.context():
-      self.step.trace(
-        self.state,
-        batch,
-        self.frozen or None,
-        **({"bucket": self.buckets[bucket]} if bucketed else {}),
-      )
+      options = {"bucket": self.buckets[bucket]} if bucketed else {}
+      self.step.trace(self.state, batch, frozen, **options)
 
 
 def build_program(
@@ -102,7 +99,7 @@ def build_program(
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
   def init_boxed():
-    return base.init(cfg.model, jax.random.fold_in(jax.random.key(cfg.seed), INIT), batch)
+    return base.init(cfg.model.rolled(), jax.random.fold_in(jax.random.key(cfg.seed), INIT), batch)
 
   def init_params():
     params = nn.unbox(init_boxed())
@@ -171,10 +168,19 @@ def build_program(
     axes,
     buckets,
     {name: abstract_params(model, mesh) for name, model in frozen.items()},
-    jax.jit(init, out_shardings=state_shardings),
+    jax.jit(init, out_shardings=state_shardings, compiler_options=options | run_once(mesh)),
     step,
     evaluate,
   )
+
+
+def run_once(mesh) -> dict[str, int]:
+  """Compiler options for a program that runs once: on a CPU, the first level of LLVM, which compiles
+  faster and rounds alike.
+  """
+  if mesh.devices.flat[0].platform != "cpu" or jax.config.read("jax_disable_most_optimizations"):
+    return {}
+  return {"xla_backend_optimization_level": 1}
 
 
 def objective_reads(cfg: RunConfig, frozen: Mapping[str, Any], special_tokens=None):

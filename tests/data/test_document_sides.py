@@ -163,5 +163,5 @@ def test_a_column_is_read_through_gzip_by_content_and_a_name_may_hold_the_sign(t
   for pattern in ("c#.jsonl", "c#*.jsonl", "c#.jsonl#text"):
     assert len(documents(f"text:{tmp_path}/{pattern}")) == 100, pattern
   (tmp_path / "z.jsonl").write_bytes(b"\x28\xb5\x2f\xfdxx")
-  with pytest.raises(DataError, match="compressed by zstd; unpack it"):
+  with pytest.raises(DataError, match="zstd"):
     documents(f"text:{tmp_path}/z.jsonl")

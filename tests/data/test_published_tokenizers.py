@@ -409,7 +409,7 @@ def test_passages_have_their_own_bytes_and_no_frame(tmp_path, monkeypatch):
 
 def test_generate_feeds_the_ids_of_the_library_and_stops_at_the_end(folder, monkeypatch, capsys):
   from jaxlm.generation import command
-  from jaxlm.generation.base import Generations, Row
+  from jaxlm.generation.base import Generations, Options, Row
   from jaxlm.generation.left_to_right import LeftToRight
 
   path, tokenizer, _, ends = folder
@@ -437,7 +437,7 @@ def test_generate_feeds_the_ids_of_the_library_and_stops_at_the_end(folder, monk
     max_new_tokens=1,
     seed=0,
   )
-  assert command._continue(cfg, args, LeftToRight, {}) == 0
+  assert command._continue(cfg, args, LeftToRight.from_command(cfg.model, cfg.data, Options())) == 0
   assert fed["prompts"] == [tokenizer.encode(text).ids for text in args.prompt]
   assert {tokenizer.token_to_id(name) for name in ends} <= set(fed["stops"])
   capsys.readouterr()

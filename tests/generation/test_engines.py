@@ -60,8 +60,8 @@ def test_data_decide_between_two_engines_of_one_model_and_name_the_special_ids()
   for form in ("insertion", "insertion_transformer", "masked_diffusion"):
     model = DIFFUSION if form == "masked_diffusion" else INSERTION
     engine = engine_for(model, data=data(form))
-    assert engine.form == form and engine.ids == data(form).ids
-  assert engine_for(DECODER, data=data("causal")).stops == (data("causal").ids.eos,)
+    assert engine.form == form and engine.ids == data(form).special_tokens
+  assert engine_for(DECODER, data=data("causal")).stops == (data("causal").special_tokens.eos,)
   bytes_ = TextData(source="mini:en", seq_len=8, batch_size=1)
   assert engine_for(DECODER, data=bytes_).stops == tuple(bytes_.load_tokenizer().stops)
 
@@ -117,6 +117,14 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence(make, said):
   with pytest.raises(ConfigError) as error:
     make()
   assert said in str(error.value)
+
+
+def test_infilling_passes_a_command_s_choices_on_to_the_engine_that_fills():
+  data = PassageData(source="mini:en", seq_len=64, batch_size=2, form="masked_diffusion")
+  engine = ENGINES.cls("infilling").from_command(DIFFUSION, data, Options(temperature=0.5))
+  assert engine.through == MaskedDiffusionEngine(
+    DIFFUSION, data.special_tokens, unmasking=Sampling(0.5)
+  )
 
 
 WARM = Sampling(temperature=1.5)

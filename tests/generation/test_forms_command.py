@@ -42,7 +42,7 @@ def test_insertions_go_where_the_gaps_are_and_without_one_to_the_end(prompt, giv
 def test_a_gap_of_unknown_length_is_refused_for_other_forms():
   with pytest.raises(ConfigError, match="form is 'causal'"):
     frame(text("causal"), "a ___ b", 5)
-  assert frame(text("causal"), "ab", 5).tokens == [text().ids.bos, 97, 98]
+  assert frame(text("causal"), "ab", 5).tokens == [text().special_tokens.bos, 97, 98]
 
 
 def test_a_task_without_a_prompt_shows_a_test_problem_and_refuses_words():

@@ -154,6 +154,7 @@ def test_a_listed_schedule_continues_a_state():
   close(got, want, 2**-14)
 
 
+@pytest.mark.slow
 def test_documents_are_those_of_the_xla_form():
   args = inputs(2, 1, 40, 8, 8)
   ids = jnp.asarray([[1] * 22 + [2] * 15 + [0] * 3, [1] * 40], jnp.int32)
@@ -171,6 +172,7 @@ def test_chunks_that_teach_nothing_leave_muon_finite():
   assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(out))
 
 
+@pytest.mark.slow
 def test_two_cores_neither_race_nor_read_what_is_not_there():
   args = inputs(1, 2, 150, 8, 130)[:5]
   ct = cotangents(args)

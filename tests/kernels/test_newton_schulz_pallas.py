@@ -94,7 +94,7 @@ def test_bfloat16_is_as_near_to_the_definition_as_the_xla_form_and_keeps_the_cal
 
   assert got[0].dtype == got[1].dtype == jnp.float32
   for x, y, exact in zip(got, plain, want):
-    # Both are a few per cent off (docs/specs/lact.md, 2.8); the kernel rounds less often. Half as
+    # Both are a few per cent off (docs/specs/lact.md, section 2); the kernel rounds less often. Half as
     # much again is left to chance.
     assert 0 < error(x, exact) < 1.5 * error(y, exact) < 0.3
 

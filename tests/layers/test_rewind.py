@@ -149,9 +149,10 @@ def test_a_layer_that_goes_back_never_went_on(name):
   np.testing.assert_array_equal(got, want)
 
 
-def test_a_walk_over_many_tokens_is_that_of_its_pieces():
+@pytest.mark.parametrize("T", [11, BACK])
+def test_a_walk_is_that_of_its_pieces(T):
   """A recurrence whose state is the sum of its inputs: exact in float32."""
-  rng, T = np.random.default_rng(0), 11
+  rng = np.random.default_rng(0)
   x_BTF = jnp.asarray(rng.integers(-9, 9, (3, T, 2)), jnp.float32)
   valid_BT = (first(T, [T, 3, 0]) != 0).at[1, 0].set(False)  # padding may stand anywhere
 

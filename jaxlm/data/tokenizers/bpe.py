@@ -21,6 +21,7 @@ from jaxlm.data.tokenizers.cuts import may_be_cut, spells_exactly
 from jaxlm.data.tokenizers.failures import answered
 from jaxlm.data.tokenizers.letters import for_documents
 from jaxlm.data.tokenizers.marks import COMPANIONS, Marks, declared_specials, read_marks
+from jaxlm.data.tokenizers.words import WordEncoder, encodes_words
 from jaxlm.paths import expand
 from jaxlm.ranges import Range
 
@@ -175,6 +176,27 @@ class BPETokenizer(Tokenizer):
 
   def encode_batch(self, texts):
     texts = list(map(_text, texts))
+    if self._words is None:
+      return self._encode_texts(texts)
+    with answered("the tokenizer"):
+      found = self._words(texts)
+    left = [i for i, ids in enumerate(found) if ids is None]
+    for i, ids in zip(left, self._encode_texts([texts[i] for i in left])):
+      found[i] = ids
+    return found
+
+  @functools.cached_property
+  def _words(self) -> WordEncoder | None:
+    """None where a text is not encoded word by word."""
+    if not encodes_words(json.loads(self._documents.to_str())):
+      return None
+    return WordEncoder(
+      lambda words: [
+        e.ids for e in self._documents.encode_batch_fast(words, add_special_tokens=False)
+      ]
+    )
+
+  def _encode_texts(self, texts: list[str]) -> list[np.ndarray]:
     return self._whole(
       texts,
       lambda pieces: [

@@ -7,10 +7,11 @@ texts are encoded whole.
 
 #: Patterns that split words in published files; in each a line's end between letters is a word of
 #: its own.
-PATTERNS = {
-  # GPT-2
+GPT2 = {
   r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
   r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+}
+PATTERNS = GPT2 | {
   # Llama 3 and cl100k, Qwen 2 and 3
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -20,7 +21,7 @@ PATTERNS = {
 def may_be_cut(described: dict) -> bool:
   """described: the contents of a tokenizer.json."""
   normalizer = described.get("normalizer")
-  steps = _steps(described.get("pre_tokenizer"), "pretokenizers")
+  steps = steps_of(described.get("pre_tokenizer"), "pretokenizers")
   return (
     described["model"].get("type") == "BPE"
     and not described["model"].get("dropout")
@@ -36,7 +37,7 @@ def spells_exactly(described: dict, letters: set[str]) -> bool:
 
   letters: those that stand for the 256 bytes.
   """
-  steps, model = _steps(described.get("pre_tokenizer"), "pretokenizers"), described["model"]
+  steps, model = steps_of(described.get("pre_tokenizer"), "pretokenizers"), described["model"]
   return (
     model.get("type") == "BPE"
     and described.get("normalizer") is None
@@ -50,11 +51,12 @@ def spells_exactly(described: dict, letters: set[str]) -> bool:
   )
 
 
-def _steps(part: dict | None, name: str) -> list[dict]:
+def steps_of(part: dict | None, name: str) -> list[dict]:
+  """The steps of a part of a tokenizer.json, those of sequences in a row."""
   if part is None:
     return []
   return (
-    [step for inner in part[name] for step in _steps(inner, name)]
+    [step for inner in part[name] for step in steps_of(inner, name)]
     if part["type"] == "Sequence"
     else [part]
   )

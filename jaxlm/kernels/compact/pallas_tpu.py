@@ -5,6 +5,7 @@ Axes: B batch, T position, C slot, D channels; Q positions and S slots of a tile
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -53,7 +54,7 @@ def exact_product(a, x, contract):
   return dot(low) + dot(middle) + dot(high)
 
 
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
   """The static side of a call, padded. width: channels of a tile."""
 
   B: int
@@ -80,7 +81,7 @@ def _edges(path_ref, count: int):
   return here, (step == 0) | (before != here), (step == count - 1) | (after != here)
 
 
-def _body(sizes: _Sizes, to_slots: bool, position_ref, slot_ref, x_ref, rank_ref, out_ref, total):
+def _body(sizes: Sizes, to_slots: bool, position_ref, slot_ref, x_ref, rank_ref, out_ref, total):
   _, enters, leaves = _edges(slot_ref if to_slots else position_ref, sizes.steps)
   slot = slot_ref[pl.program_id(0) * sizes.steps + pl.program_id(2)]
   rank_1Q = rank_ref[0]
@@ -115,14 +116,21 @@ def cost(sizes, itemsize: int) -> pl.CostEstimate:
 def _move(x_BAD, rank_BT, moved_BT, capacity: int, to_slots: bool):
   """rank_BT: that the path follows; moved_BT: bool, positions that exchange."""
   T, D = rank_BT.shape[1], x_BAD.shape[2]
-  sizes = _Sizes(
+  sizes = Sizes(
     x_BAD.shape[0], round_up(T, POSITIONS), round_up(capacity, SLOTS), D, blocks.channels(D)
   )
   rank_BT = jnp.pad(rank_BT, ((0, 0), (0, sizes.T - T)), mode="edge")
   moved_BT = jnp.pad(moved_BT, ((0, 0), (0, sizes.T - T)))
+  paths = path(rank_BT, POSITIONS, SLOTS, sizes.tiles[1])
   whole = sizes.T if to_slots else sizes.C
   x_BAD = jnp.pad(x_BAD, ((0, 0), (0, whole - x_BAD.shape[1]), (0, 0)))
-  paths = path(rank_BT, POSITIONS, SLOTS, sizes.tiles[1])
+  out = move(sizes, x_BAD, jnp.where(moved_BT, rank_BT, -1)[:, None], paths, to_slots)
+  return out[:, : capacity if to_slots else T]
+
+
+def move(sizes: Sizes, x_BAD, rank_B1T, paths, to_slots: bool):
+  """The kernel on padded arguments. rank_B1T: -1 where a position exchanges nothing. paths: of
+  `paths.path`."""
 
   def spec(block, which: int, axis: int):
     def index(b, w, s, *path):
@@ -134,21 +142,20 @@ def _move(x_BAD, rank_BT, moved_BT, capacity: int, to_slots: bool):
   position = spec((1, POSITIONS, sizes.width), 0, 1)
   slot = spec((1, SLOTS, sizes.width), 1, 1)
   rows = sizes.C if to_slots else sizes.T
-  out = pl.pallas_call(
+  return pl.pallas_call(
     functools.partial(_body, sizes, to_slots),
     name="rows_to_slots" if to_slots else "rows_to_positions",
-    out_shape=jax.ShapeDtypeStruct((sizes.B, rows, D), x_BAD.dtype),
+    out_shape=jax.ShapeDtypeStruct((sizes.B, rows, sizes.D), x_BAD.dtype),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
-      grid=(sizes.B, D // sizes.width, sizes.steps),
+      grid=(sizes.B, sizes.D // sizes.width, sizes.steps),
       in_specs=[position if to_slots else slot, spec((1, 1, POSITIONS), 0, 2)],
       out_specs=slot if to_slots else position,
       scratch_shapes=[pltpu.VMEM((SLOTS if to_slots else POSITIONS, sizes.width), jnp.float32)],
     ),
     cost_estimate=cost(sizes, x_BAD.dtype.itemsize),
     **on_tpu("parallel", "parallel", "arbitrary"),
-  )(*(p.reshape(-1) for p in paths), x_BAD, jnp.where(moved_BT, rank_BT, -1)[:, None])
-  return out[:, : capacity if to_slots else T]
+  )(*(p.reshape(-1) for p in paths), x_BAD, rank_B1T)
 
 
 def to_slots(x_BTD, rank_BT, moved_BT, capacity: int):
@@ -179,18 +186,23 @@ def supports(x, spec=None) -> str | None:
     return (
       f'{width} channels need {need >> 20} MiB on chip, of {most >> 20}; use implementation="xla"'
     )
-  return whole_rows(spec)
+  return whole_rows(x, spec)
 
 
-def whole_rows(spec) -> str | None:
-  """None, or the sentence that says that spec shares positions or channels among devices."""
+def whole_rows(x, spec) -> str | None:
+  """None, or the sentence that says that spec shares positions or channels of x among devices, or
+  that its batch does not divide over them."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.size <= 1 or spec is None:
     return None
-  for what, names in zip(("positions", "channels"), (*spec, None, None)[1:3]):
-    for name in () if names is None else (names,) if isinstance(names, str) else names:
-      if mesh.shape.get(name, 1) > 1:
-        return f'spec {spec} shares {what} over mesh axis {name!r}; use mesh.{name}=1 or implementation="xla"'
+  shards = []
+  for names in (*spec, None, None, None)[:3]:
+    names = () if names is None else (names,) if isinstance(names, str) else names
+    shards.append(math.prod(mesh.shape.get(name, 1) for name in names))
+  if max(shards[1:]) > 1:
+    return f'spec {spec} shares a row among devices, and a kernel needs it whole; use implementation="xla"'
+  if x.shape[0] % shards[0]:
+    return f'{x.shape[0]} rows do not divide over {shards[0]} devices; use implementation="xla"'
   return None
 
 

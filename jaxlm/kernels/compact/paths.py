@@ -16,19 +16,19 @@ def num_steps(num_position_tiles: int, num_slot_tiles: int) -> int:
   return num_position_tiles + num_slot_tiles - 1
 
 
-def path(rank_BT, positions: int, slots: int, num_slot_tiles: int):
+def path(rank_BT, positions: int, slots: int, num_slot_tiles: int, xp=jnp):
   """(position tile, slot tile) of every step, int32 (B, S). Both do not fall, and one of them rises
   by 1 at each step.
 
   rank_BT: int32, does not fall along T, -1 before the first; T is a multiple of `positions`, the
-  size of a tile. slots: the size of a tile of slots.
+  size of a tile. slots: the size of a tile of slots. xp: jnp or np.
   """
   B, T = rank_BT.shape
   num_tiles = T // positions
-  last_BO = jnp.maximum(rank_BT[:, positions - 1 :: positions], 0)
-  high_BO = jnp.minimum(last_BO // slots, num_slot_tiles - 1)
+  last_BO = xp.maximum(rank_BT[:, positions - 1 :: positions], 0)
+  high_BO = xp.minimum(last_BO // slots, num_slot_tiles - 1)
   # Tile o is left after step o + hi_o; the last one is never left.
-  left_BO = high_BO + jnp.arange(num_tiles, dtype=jnp.int32)[None]
-  step_S = jnp.arange(num_steps(num_tiles, num_slot_tiles), dtype=jnp.int32)
-  position_BS = jnp.sum(left_BO[:, None, :-1] < step_S[None, :, None], axis=2, dtype=jnp.int32)
+  left_BO = high_BO + xp.arange(num_tiles, dtype="int32")[None]
+  step_S = xp.arange(num_steps(num_tiles, num_slot_tiles), dtype="int32")
+  position_BS = xp.sum(left_BO[:, None, :-1] < step_S[None, :, None], axis=2, dtype="int32")
   return position_BS, step_S[None] - position_BS

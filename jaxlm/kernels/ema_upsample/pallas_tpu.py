@@ -50,7 +50,7 @@ def supports(x, spec=None) -> str | None:
   need, most = blocks.vmem_bytes(width, 4), vmem_bytes(target_device_kind())
   if need > most:
     return f'd_model {x.shape[2]} needs {need >> 20} MiB on chip, of {most >> 20}; use implementation="xla"'
-  return whole_rows(spec)
+  return whole_rows(x, spec)
 
 
 class Sizes(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.kernels.choices import note
+from jaxlm.kernels.choices import choose, note
 from jaxlm.kernels.fast_weight_chunk import blocks, pallas_tpu, reference, xla
 from jaxlm.kernels.fast_weight_chunk.rule import (
   MATRICES,
@@ -116,22 +116,15 @@ def fast_weight_chunk(
 
 def _by_kernel(rule, weights, q_BNTH, eta, most: int, implementation, spec) -> bool:
   """Whether the TPU kernels are the choice; refused where named and not supported."""
-
-  def reason():
-    return pallas_tpu.supports(rule, q_BNTH, weights[0].shape[-2], most, eta, spec)
-
-  preferred = implementation is None and target_device_kind() in blocks.PREFERRED
-  kernel = implementation == "pallas" or (preferred and reason() is None)
-  if kernel and (refused := reason()) is not None:
-    raise NotImplementedError(f"fast_weight_chunk implementation 'pallas': {refused}")
-  note(
+  name = choose(
     "fast_weight_chunk",
-    "pallas" if kernel else "xla",
+    implementation,
+    IMPLEMENTATIONS,
     {"q": q_BNTH, "w": weights[0]},
-    named=implementation is not None,
-    refused=lambda: {"pallas": reason()},
+    preferred=target_device_kind() in blocks.PREFERRED,
+    reason=lambda: pallas_tpu.supports(rule, q_BNTH, weights[0].shape[-2], most, eta, spec),
   )
-  return kernel
+  return name == "pallas"
 
 
 def _listed(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items, spec):

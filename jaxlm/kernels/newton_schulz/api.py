@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxlm.kernels.choices import note
+from jaxlm.kernels.choices import choose
 from jaxlm.kernels.newton_schulz import blocks, pallas_tpu, reference, xla
 from jaxlm.kernels.platform import target_device_kind
 
@@ -52,26 +52,14 @@ def newton_schulz(g_MN, coefficients=LANGUAGE, *, dtype=None, implementation=Non
   """
   if g_MN.ndim < 2:
     raise ValueError(f"newton_schulz wants matrices (..., M, N), got shape {g_MN.shape}")
-  if implementation not in (None, *IMPLEMENTATIONS):
-    raise NotImplementedError(
-      f"newton_schulz has no implementation {implementation!r}; it has {', '.join(IMPLEMENTATIONS)}"
-    )
   g, steps = g_MN.astype(dtype or g_MN.dtype), tuple(map(tuple, coefficients))
-
-  def reason():
-    return pallas_tpu.supports(g.shape, g.dtype, len(steps), spec)
-
-  name = implementation
-  if name is None:
-    name = "pallas" if target_device_kind() in blocks.PREFERRED and reason() is None else "xla"
-  if name == "pallas" and (refused := reason()) is not None:
-    raise NotImplementedError(f"newton_schulz implementation 'pallas': {refused}")
-  note(
+  name = choose(
     "newton_schulz",
-    name,
+    implementation,
+    IMPLEMENTATIONS,
     {"g": g_MN},
-    named=implementation is not None,
-    refused=lambda: {"pallas": reason()},
+    preferred=target_device_kind() in blocks.PREFERRED,
+    reason=lambda: pallas_tpu.supports(g.shape, g.dtype, len(steps), spec),
   )
   if name == "reference":
     x_MN = reference.newton_schulz(g, steps, EPS)

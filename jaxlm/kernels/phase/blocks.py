@@ -15,7 +15,7 @@ HEAD_DIMS = (32, 64, 128, 256)
 
 #: Device kinds where the kernels are the default: where the estimate of every shape of shapes.py is
 #: at least 1.3 times the XLA form's (kernels/README.md).
-PREFERRED: tuple[str, ...] = ()
+PREFERRED: tuple[str, ...] = ("TPU v5 lite",)
 
 
 def vmem_bytes(tokens: int, width: int, kv_width: int, itemsize: int) -> int:

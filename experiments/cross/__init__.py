@@ -1,0 +1,1 @@
+"""Parts of one paper in the model of another."""

@@ -1,0 +1,87 @@
+"""What the attention weights look like, without the whole matrix: block by block of queries.
+
+Axes: B batch, T queries, Q queries of a block, S keys, N heads.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.kernels.attention import attention_weights
+
+
+class Statistics(NamedTuple):
+  """Of the weights p, float32. columns_BNS: sum_i p_ij, how much a key is looked at by all queries.
+  entropy_BNT: -sum_j p_ij log p_ij, in nats. largest_BNT: max_j p_ij.
+  """
+
+  columns_BNS: jax.Array
+  entropy_BNT: jax.Array
+  largest_BNT: jax.Array
+
+
+def attention_statistics(
+  q_BTNH,
+  k_BSKH,
+  *,
+  block: int = 128,
+  bias=None,
+  q_index_BT=None,
+  kv_index_BS=None,
+  q_segment_ids_BT=None,
+  kv_segment_ids_BS=None,
+  **rule,
+) -> Statistics:
+  """Statistics of `attention_weights` of the same arguments, in memory of B N block S.
+
+  A query that sees no key has weights 0, and so no entropy and nothing largest.
+  """
+  (B, T, _, _), S = q_BTNH.shape, k_BSKH.shape[1]
+  block = min(block, T)
+  padded = -(-T // block) * block
+  if kv_segment_ids_BS is None:
+    kv_segment_ids_BS = (
+      jnp.ones((B, S), jnp.int32) if q_segment_ids_BT is None else q_segment_ids_BT
+    )
+  if q_segment_ids_BT is None:
+    # Keys of segment 0 are seen by nobody; of the others, all are alike to these queries.
+    kv_segment_ids_BS = (kv_segment_ids_BS != 0).astype(jnp.int32)
+    q_segment_ids_BT = jnp.ones((B, T), jnp.int32)
+
+  def count(index, length):
+    return jnp.arange(length, dtype=jnp.int32)[None] if index is None else index
+
+  def pad(x, value=0):
+    return jnp.pad(x, ((0, 0), (0, padded - T)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
+
+  q_BTNH, q_segments_BT = pad(q_BTNH), pad(q_segment_ids_BT, -1)  # of a segment that no key has
+  i_BT, j_BS = pad(count(q_index_BT, T)), count(kv_index_BS, S)
+  biases = () if bias is None else tuple(bias) if isinstance(bias, (tuple, list)) else (bias,)
+  biases = tuple(b.pad_queries(padded) for b in biases)
+
+  def step(columns_BNS, n):
+    def cut(x):
+      return jax.lax.dynamic_slice_in_dim(x, n * block, block, axis=1)
+
+    p_BNQS = attention_weights(
+      cut(q_BTNH),
+      k_BSKH,
+      q_index_BT=cut(i_BT),
+      kv_index_BS=j_BS,
+      q_segment_ids_BT=cut(q_segments_BT),
+      kv_segment_ids_BS=kv_segment_ids_BS,
+      bias=tuple(b.cut(n * block, block, 0, S) for b in biases),
+      **rule,
+    )
+    entropy_BNQ = -jnp.sum(jax.scipy.special.xlogy(p_BNQS, p_BNQS), axis=-1)
+    return columns_BNS + jnp.sum(p_BNQS, axis=2), (entropy_BNQ, jnp.max(p_BNQS, axis=-1))
+
+  columns_BNS, rows = jax.lax.scan(
+    step, jnp.zeros((B, q_BTNH.shape[2], S), jnp.float32), jnp.arange(padded // block)
+  )
+
+  def join(x):
+    return jnp.moveaxis(x, 0, 2).reshape(B, -1, padded)[:, :, :T]
+
+  return Statistics(columns_BNS, *map(join, rows))

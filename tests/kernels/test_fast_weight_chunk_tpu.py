@@ -1,0 +1,89 @@
+"""The TPU kernels of fast_weight_chunk compiled for TPUs that are not there, forward and backward."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from topologies import ONE_CHIP, mesh_of
+
+from jaxlm.kernels.fast_weight_chunk import Causal, Rule, fast_weight_chunk, view_synthesis
+from jaxlm.kernels.fast_weight_chunk.shapes import PAPER
+
+pytestmark = pytest.mark.compile
+
+
+def lowered(mesh, B, N, T, H, F, schedule, spec=(None, None, None), **options):
+  def place(shape, dtype, spec):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+
+  weights = tuple(place((B, N, *s), jnp.float32, spec[:2]) for s in ((F, H), (H, F), (F, H)))
+  x = place((B, N, T, H), jnp.bfloat16, spec)
+  eta = (place((B, N, T, 1), jnp.float32, spec),) * 3
+
+  def loss(weights, q, k, v, eta):
+    o, _ = fast_weight_chunk(
+      weights,
+      q,
+      k,
+      v,
+      eta,
+      schedule=schedule,
+      rule=Rule(dtype="bfloat16"),
+      spec=P(*spec),
+      **options,
+    )
+    return jnp.sum(o.astype(jnp.float32))
+
+  with jax.set_mesh(mesh):
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3, 4))).lower(weights, x, x, x, eta)
+
+
+def kernels(program) -> int:
+  return program.as_text().count("@tpu_custom_call")
+
+
+@pytest.mark.parametrize("chip", ONE_CHIP)
+@pytest.mark.parametrize("case", PAPER)
+def test_the_kernels_compile_at_the_papers_widths(chip, case):
+  """One update and one reading of a chunk, as view synthesis has them: the four kernels once each."""
+  B, N, H, F, C = PAPER[case]
+  program = lowered(
+    mesh_of(ONE_CHIP[chip], data=1),
+    B,
+    N,
+    C,
+    H,
+    F,
+    view_synthesis(C, C),
+    implementation="pallas",
+  )
+  assert kernels(program) >= 4
+  program.compile()
+
+
+def test_on_a_mesh_each_device_has_its_rows_heads_and_tokens():
+  program = lowered(
+    mesh_of("v5e:2x4", fsdp=2, tensor=2, sequence=2),
+    2,
+    2,
+    600,
+    192,
+    320,
+    Causal(256),
+    ("fsdp", "tensor", "sequence"),
+    implementation="pallas",
+  )
+  assert kernels(program) >= 4
+  text = program.compile().as_text()
+  assert "all-reduce" in text  # of the steps, over the devices that share a chunk's tokens
+  assert "all-gather" not in text
+
+
+def test_the_default_is_the_tables_choice():
+  from jaxlm.kernels.fast_weight_chunk.blocks import PREFERRED
+  from jaxlm.preflight.chips import CHIPS
+
+  for chip, topology in ONE_CHIP.items():
+    program = lowered(mesh_of(topology, data=1), 1, 1, 256, 128, 128, Causal(128))
+    assert (kernels(program) > 0) == (CHIPS[chip].device_kind in PREFERRED)
