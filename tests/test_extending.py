@@ -142,7 +142,7 @@ def test_the_objective_is_next_token_at_epsilon_0(tmp_path):
   assert smoothed.metrics["objective"] != smoothed.metrics["loss"]
 
 
-STARS = dict(kind="star_graphs", family="tiny", batch_size=8, rows=64, eval_rows=8, seq_len=None)
+STARS = dict(kind="star_graphs", family="tiny", batch_size=64, rows=640, eval_rows=8, seq_len=None)
 WIDE = dict(vocab_size=20)
 
 
@@ -167,7 +167,7 @@ def test_the_objective_with_a_frozen_reference_prefers_the_better_answer(tmp_pat
   whole, parts = preference("whole"), preference("parts", accumulation=4)
   np.testing.assert_allclose(parts.metrics["loss"], whole.metrics["loss"], rtol=1e-5)
   assert preference("later", 30).metrics["loss"] < 0.5
-  with pytest.raises(ConfigError, match="x 2 rows that belong together = 16"):
+  with pytest.raises(ConfigError, match="x 2 rows that belong together = 128"):
     preference("split", accumulation=8)
   with pytest.raises(ConfigError, match="reads batches of form 'answer_pairs'"):
     trained(tmp_path / "x", objective=dict(kind="preference", reference=reference))

@@ -35,11 +35,11 @@ class Front(NamedTuple):
 
 
 class TwoPrograms:
-  """Exact for every input: the back program is compiled once per capacity of the ladder, which ends
+  """Exact for every input: the back program is compiled once per capacity of a few, which end
   at rows * L.
 
   rows: sequences that share a buffer. multiple: capacities are multiples of it. For one process;
-  training on several has the ladder of `jaxlm.objectives.ladder`, whose choice follows from
+  training on several has the buckets of `jaxlm.objectives.buckets`, whose choice follows from
   globally reduced metrics.
   """
 

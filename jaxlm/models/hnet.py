@@ -68,7 +68,7 @@ class JoinConfig:
   residual: a float32 projection of the encoder's output, or that output itself (SpaceByte).
   rows_per_buffer: neighbouring rows of the batch whose chunks share one buffer, told apart by
   segment ids. With the
-    rows of a device, less slack suffices, since totals spread less than rows (section 16).
+    rows of a device, less headroom suffices, since totals spread less than rows (section 16).
   """
 
   smooth: bool = True

@@ -33,8 +33,9 @@ def frozen_configs(cfg: RunConfig) -> dict[str, Any]:
 def frozen_record(cfg: RunConfig, before: Record) -> Record:
   """Step and checksum of each frozen model. before: what this run recorded, {} of a new one.
 
-  ConfigError where a model is not there, or is not the one that the run began with.
+  ConfigError where a model is not there, cannot serve, or is not the one that the run began with.
   """
+  frozen_configs(cfg)
   return {
     name: _record_of(name, trained, before.get(name))
     for name, trained in cfg.objective.frozen.items()

@@ -3,6 +3,7 @@ a resume, or a sentence.
 """
 
 import dataclasses
+import re
 import shutil
 
 import jax
@@ -116,9 +117,7 @@ def test_a_teacher_that_cannot_serve_is_refused_in_one_sentence(
 
   with pytest.raises(ConfigError) as error:
     run(tmp_path / "run", **student(teacher, **named(changes)))
-  assert pytest.importorskip("re").search(
-    message, str(error.value).replace(str(teacher), "TEACHER")
-  )
+  assert re.search(message, str(error.value).replace(str(teacher), "TEACHER"))
   assert "\n" not in str(error.value)
 
 
