@@ -9,14 +9,10 @@ frequency learns differs much from seed to seed, so that three seeds do not deci
 """
 
 import dataclasses
-import pathlib
-import sys
 
+from experiments.carope import table1
+from experiments.carope.table1 import DOUBLE, QUADRUPLE, TRAIN
 from jaxlm.experiments import Column
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import table1  # noqa: E402
-from table1 import DOUBLE, QUADRUPLE, TRAIN  # noqa: E402
 
 CONTROLS = {
   "rope": "RoPE",

@@ -11,7 +11,7 @@ the order of theirs. The texts are the first words of the Universal Declaration 
 come with jaxlm. The second shows, of each run on its own validation text, the share of words with a
 boundary so many bytes from
 their first letter. The numbers: F1 with words of running text in three conventions
-(`jaxlm.experiments.chunks`), and of random words without spaces between them, whose starts are
+(`experiments.hnet.chunks`), and of random words without spaces between them, whose starts are
 known, at first letters and at the letters before those, each beside that of random cuts.
 """
 
@@ -74,7 +74,7 @@ def route(cfg, params, texts: list[bytes]):
 
 def measure(run: str, texts: list[bytes], num_rows: int = 256):
   """({name: numbers}, routes on the texts) of one run."""
-  from jaxlm.experiments.chunks import alignment, f1, shifts, stages_on_validation
+  from experiments.hnet.chunks import alignment, f1, shifts, stages_on_validation
 
   cfg, params = open_run(run)
   together, starts = spaceless(200)

@@ -10,8 +10,9 @@ compression ratio fluctuates.
 import pathlib
 import sys
 
-from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step
 from jaxlm.experiments.chunks import bits_and_chunks
+
+from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from hnet_scales import PAPER, RECIPE, SMALL  # noqa: E402

@@ -10,8 +10,9 @@ of the paper's appendix B.
 import pathlib
 import sys
 
-from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step, paper
 from jaxlm.experiments.chunks import bits_and_chunks
+
+from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step, paper
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from hnet_scales import RECIPE, SMALL, paper_configs  # noqa: E402

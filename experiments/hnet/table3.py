@@ -11,8 +11,9 @@ beside them.
 import pathlib
 import sys
 
-from jaxlm.experiments import Column, Row, Scale, Table
 from jaxlm.experiments.perturb import PERTURBATIONS, bits_under_noise
+
+from jaxlm.experiments import Column, Row, Scale, Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from hnet_scales import RECIPE, SMALL, paper_configs  # noqa: E402

@@ -14,8 +14,9 @@ import pathlib
 import sys
 import sysconfig
 
-from jaxlm.experiments import Column, Row, Scale, Table, paper
 from jaxlm.experiments.chunks import bits_and_chunks
+
+from jaxlm.experiments import Column, Row, Scale, Table, paper
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from hnet_scales import PAPER, SMALL, at_paper  # noqa: E402

@@ -10,8 +10,8 @@ MFLOP a base, the Transformer 0.710, Mamba-2 0.664; at `small` 0.841, 0.877 and 
 has them at the compression that was measured.
 """
 
+from experiments.hnet.chunks import bits_and_chunks
 from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step, paper
-from jaxlm.experiments.chunks import bits_and_chunks
 from jaxlm.experiments.measures import all_of, perplexity_at
 
 TINY = "configs/hnet/tiny.py"

@@ -8,8 +8,8 @@ the paper the second is better by 0.005 bits per byte (arXiv 2507.07955v2, Table
 is worse.
 """
 
+from experiments.hnet.chunks import bits_and_chunks
 from jaxlm.experiments import Column, Row, Scale, Table, paper
-from jaxlm.experiments.chunks import bits_and_chunks
 
 TINY, BPB = "configs/hnet/tiny.py", "bits per byte"
 LABELS = {

@@ -9,15 +9,10 @@ of the documents and, from outside, the trigram model of pocketsphinx
 (`pip install 'jaxlm[bench]'`). A likelihood alone says little: short and repeated texts are likely.
 """
 
-import pathlib
-import sys
-
+from experiments.ilm.text_rows import ROWS, RUNS, SCALES, main_judge, sampling, trigram
+from experiments.ilm.texts import generated_texts
 from jaxlm.experiments import Column, Table, paper
-from jaxlm.experiments.texts import generated_texts
 from jaxlm.experiments.verdict import ascending
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from text_rows import ROWS, RUNS, SCALES, main_judge, sampling, trigram  # noqa: E402
 
 NLL, LENGTH, ENTROPY = "NLL per token", "length", "entropy"
 NUM_TEXTS = 200

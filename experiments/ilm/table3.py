@@ -9,14 +9,9 @@ mask for every removed token, so it knows each gap's length; insertion knows onl
 Models and work folder are table 2's: what one has trained the other measures.
 """
 
-import pathlib
-import sys
-
+from experiments.ilm.text_rows import ROWS, RUNS, SCALES, main_judge, sampling, trigram
+from experiments.ilm.texts import filled_texts
 from jaxlm.experiments import Column, Table, paper
-from jaxlm.experiments.texts import filled_texts
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from text_rows import ROWS, RUNS, SCALES, main_judge, sampling, trigram  # noqa: E402
 
 NUM_TEXTS = 200
 KINDS = {

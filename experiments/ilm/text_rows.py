@@ -3,8 +3,8 @@
 import os
 from collections.abc import Callable
 
+from experiments.ilm.texts import trained_beside
 from jaxlm.experiments import Row, Scale
-from jaxlm.experiments.texts import trained_beside
 
 CONFIG = "configs/ilm/text.py"
 RUNS = "ilm-text"  # work folder: runs/ilm-text/<scale>

@@ -8,8 +8,8 @@ our own generator (`paper` needs the original data, see configs/ilm/zebra.py), s
 order of the rows can be compared.
 """
 
+from experiments.ilm.facts import facts_right
 from jaxlm.experiments import Column, Row, Scale, Table, paper
-from jaxlm.experiments.facts import facts_right
 
 CONFIG, SMOKE_LEN = "configs/ilm/zebra.py", 72
 EXACT, SET, IOU = "whole answer", "equal sets of facts", "overlap of facts (IoU)"

@@ -8,15 +8,10 @@ table of the row's own (smoke), or a few hundred random words (small). Past the 
 only a memory can help.
 """
 
-import pathlib
-import sys
-
+from experiments.lact.recall import loss_by_position
+from experiments.lact.rows import LABELS, MANY_KEYS, MICRO, SMALL, row
 from jaxlm.experiments import Column, Figure, Scale, Table
-from jaxlm.experiments.recall import loss_by_position
 from jaxlm.experiments.verdict import ascending
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from rows import LABELS, MANY_KEYS, MICRO, SMALL, row  # noqa: E402
 
 CONFIG = MICRO
 

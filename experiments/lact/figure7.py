@@ -10,15 +10,10 @@ for linear, so that half of SwiGLU's is still 1.5 of linear's. The paper's "even
 state", which needs an expansion below 1/3, is not tested.
 """
 
-import pathlib
-import sys
-
+from experiments.lact.recall import loss_by_position
+from experiments.lact.rows import MANY_KEYS, MICRO, SMALL, at_scale, mixers
 from jaxlm.experiments import Column, Row, Scale, Table
-from jaxlm.experiments.recall import loss_by_position
 from jaxlm.experiments.verdict import ascending
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from rows import MANY_KEYS, MICRO, SMALL, at_scale, mixers  # noqa: E402
 
 
 def fast(update=None, **fields):

@@ -8,15 +8,10 @@ scales train on needles themselves: their numbers say whether a memory works bey
 what a language model would score.
 """
 
-import pathlib
-import sys
-
+from experiments.lact.recall import answers_found
+from experiments.lact.rows import LABELS, SMALL, row
 from jaxlm.experiments import Column, Scale, Table, paper
-from jaxlm.experiments.recall import answers_found
 from jaxlm.experiments.verdict import ascending
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from rows import LABELS, SMALL, row  # noqa: E402
 
 CONFIG = "configs/lact/needles.py"
 # The paper's lengths and, under the same column, ours: at smoke the shortest is inside the window.

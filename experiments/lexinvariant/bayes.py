@@ -10,8 +10,8 @@ posterior also says how much of a cipher can be known at all: the yardstick of a
 the model's states. The paper has the theorem and no such experiment: every number here is ours.
 """
 
+from experiments.lexinvariant.mixture import above_exact_mixture
 from jaxlm.experiments import Column, Figure, Row, Scale, Table
-from jaxlm.experiments.mixture import above_exact_mixture
 from jaxlm.experiments.verdict import ascending
 
 CONFIG = "configs/lexinvariant/bigram.py"

@@ -12,14 +12,9 @@ accuracy"; 99.6 % "via probing" is a third party's account, and which probe, spl
 text length are unknown to us: no cell of the paper is printed.
 """
 
-import pathlib
-import sys
-
+from experiments.lexinvariant.characters import LEXINVARIANT_PROSE, SCALES, STANDARD_PROSE
+from experiments.lexinvariant.decipher import deciphered
 from jaxlm.experiments import Column, Figure, Table
-from jaxlm.experiments.decipher import deciphered
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from characters import LEXINVARIANT_PROSE, SCALES, STANDARD_PROSE  # noqa: E402
 
 TABLE = Table(
   name="lexinvariant-cipher",

@@ -11,14 +11,15 @@ tokens; its values by cell are not known to us, so the paper's column does not e
 converges faster than prose is the paper's by a third party's account (spec, section 4).
 """
 
-import pathlib
-import sys
-
+from experiments.lexinvariant.characters import (
+  LEXINVARIANT_CODE,
+  LEXINVARIANT_PROSE,
+  SCALES,
+  STANDARD_CODE,
+  STANDARD_PROSE,
+)
 from jaxlm.experiments import Column, Figure, Table
 from jaxlm.experiments.measures import loss_in
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from characters import LEXINVARIANT_CODE, LEXINVARIANT_PROSE, SCALES, STANDARD_CODE, STANDARD_PROSE  # noqa: E402
 
 FIRST, LAST, ALL = "first sixteenth", "last quarter", "whole window"
 

@@ -10,14 +10,15 @@ times better accuracy on average than the standard model, and its formats and ce
 us.
 """
 
-import pathlib
-import sys
-
+from experiments.lexinvariant.characters import (
+  LEXINVARIANT_CODE,
+  LEXINVARIANT_PROSE,
+  SCALES,
+  STANDARD_CODE,
+  STANDARD_PROSE,
+)
+from experiments.lexinvariant.in_context import reasoning
 from jaxlm.experiments import Column, Table
-from jaxlm.experiments.in_context import reasoning
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from characters import LEXINVARIANT_CODE, LEXINVARIANT_PROSE, SCALES, STANDARD_CODE, STANDARD_PROSE  # noqa: E402
 
 EXACT = [
   ("LookUp", "exact@lookup"),

@@ -10,15 +10,10 @@ shipped: this is the reduced form of docs/specs/lexinvariant.md, section 6, and 
 paper stands beside it.
 """
 
-import pathlib
-import sys
-
+from experiments.lexinvariant.characters import CODE, SCALES, row
+from experiments.lexinvariant.in_context import reasoning
 from jaxlm.experiments import Column, Figure, Table
-from jaxlm.experiments.in_context import reasoning
 from jaxlm.experiments.measures import all_of, loss_in
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from characters import CODE, SCALES, row  # noqa: E402
 
 SHARES = (0.0, 0.1, 0.2, 0.5, 1.0)
 name = "p{:g}".format

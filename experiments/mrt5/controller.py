@@ -9,13 +9,9 @@ section 3): err = target - rate; p <- 0.9 p + 0.1 k_p err; i <- i + k_i err; alp
 """
 
 import dataclasses
-import pathlib
-import sys
 
+from experiments.mrt5 import diagnostic
 from jaxlm.experiments import Column, Figure, Table
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import diagnostic  # noqa: E402
 
 TARGETS = {"vowel_target": 0.18, "vowel_target_30": 0.30, "vowel_then_30": 0.30}
 EVALUATED = "deleted in evaluation (%)"

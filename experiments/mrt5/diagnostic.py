@@ -8,8 +8,8 @@ Rows with a target are ours: the controller instead of a fixed alpha. A width is
 batches of the widest row's kept tokens (the paper's batches have 128 rows).
 """
 
+from experiments.mrt5.deletion import deletion
 from jaxlm.experiments import Column, Row, Scale, Table, paper
-from jaxlm.experiments.deletion import deletion
 
 CONFIG = "configs/mrt5/smoke.py"  # each scale names its own
 TASKS = {

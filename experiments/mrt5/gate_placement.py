@@ -7,13 +7,9 @@ The paper shows a figure only and chooses 3 (arXiv 2410.20771; docs/specs/mrt5.m
 early gate knows less and saves more.
 """
 
-import pathlib
-import sys
+import span_corruption as spans  # noqa: E402
 
 from jaxlm.experiments import Column, Row, Table
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import span_corruption as spans  # noqa: E402
 
 LAYERS = (1, 2, 3, 4, 5)
 

@@ -8,8 +8,8 @@ do not depend on it. The paper's runtimes are of trained models at their own del
 (span_corruption.py).
 """
 
+from experiments.mrt5.deletion import capacity_cost
 from jaxlm.experiments import Column, Row, Scale, Table
-from jaxlm.experiments.deletion import capacity_cost
 from jaxlm.experiments.verdict import Exact, ascending
 
 CONFIG = "configs/mrt5/span_corruption.py"

@@ -10,8 +10,8 @@ and is the claim. Ours: CPU time per example of a forward pass, tokens deleted h
 target token, sentinels and end included.
 """
 
+from experiments.mrt5.deletion import deletion
 from jaxlm.experiments import Column, Row, Scale, Table, paper
-from jaxlm.experiments.deletion import deletion
 
 CONFIG = "configs/mrt5/span_corruption.py"
 BITS, REDUCTION, RUNTIME = "bits per byte", "sequence reduction", "runtime"

@@ -8,14 +8,9 @@ Source: Kallini et al., "MrT5", arXiv 2410.20771, evaluation notebooks (docs/spe
 from scratch (configs/mrt5/spelling.py), so only the claims compare.
 """
 
-import pathlib
-import sys
-
+from experiments.mrt5.deletion import deletion
+from experiments.mrt5.models import rows
 from jaxlm.experiments import Column, Scale, Table, paper
-from jaxlm.experiments.deletion import deletion
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from models import rows  # noqa: E402
 
 CONFIG = "configs/mrt5/spelling.py"
 SEARCH = {

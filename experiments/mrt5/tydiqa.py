@@ -8,14 +8,9 @@ Source: Kallini et al., "MrT5", arXiv 2410.20771, evaluation notebooks (docs/spe
 sets train.init_from (configs/mrt5/finetune.py).
 """
 
-import pathlib
-import sys
-
+from experiments.mrt5.deletion import answers
+from experiments.mrt5.models import rows
 from jaxlm.experiments import Column, Scale, Table, paper
-from jaxlm.experiments.deletion import answers
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from models import rows  # noqa: E402
 
 EXACT, F1, REDUCTION, RUNTIME = "exact match", "F1", "reduction", "runtime"
 PUBLISHED = {

@@ -32,10 +32,8 @@ def load(path: str) -> Table:
   file = pathlib.Path(path)
   if not file.is_file():
     raise ConfigError(f"no table script {path!r}")
-  spec = util.spec_from_file_location(f"jaxlm_table_{file.stem}", file)
-  module = util.module_from_spec(spec)
   try:
-    spec.loader.exec_module(module)
+    module = module_of(file)
   except (SyntaxError, ImportError, NameError) as error:
     raise ConfigError(
       f"table script {path} does not run: {type(error).__name__}: {error}"
@@ -44,6 +42,34 @@ def load(path: str) -> Table:
   if not isinstance(table, Table):
     raise ConfigError(f"{path} declares no TABLE = jaxlm.experiments.Table(...)")
   return table
+
+
+def module_of(file: pathlib.Path):
+  """The module of a script, run. One that lies in a package imports its neighbours by the package's
+  name, from wherever it is run.
+  """
+  folders = []
+  for folder in file.resolve().parents:
+    if not (folder / "__init__.py").is_file():
+      break
+    folders.insert(0, folder)
+  for depth in range(len(folders)):
+    name = ".".join(folder.name for folder in folders[: depth + 1])
+    known = sys.modules.get(name)
+    if known is None or str(folders[depth]) not in known.__path__:
+      _executed(name, folders[depth] / "__init__.py", [str(folders[depth])])
+  return _executed(
+    ".".join([*(folder.name for folder in folders), f"jaxlm_table_{file.stem}"]), file
+  )
+
+
+def _executed(name: str, file: pathlib.Path, search: list[str] | None = None):
+  spec = util.spec_from_file_location(name, file, submodule_search_locations=search)
+  module = util.module_from_spec(spec)
+  if search is not None:  # a package, which others import from
+    sys.modules[name] = module
+  spec.loader.exec_module(module)
+  return module
 
 
 def run_table(table: Table, argv: Sequence[str] | None = None) -> int:

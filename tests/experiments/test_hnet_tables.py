@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from jaxlm.experiments.chunks import (
+from experiments.hnet.chunks import (
   alignment,
   fluctuation,
   shifts,
@@ -16,8 +16,8 @@ from jaxlm.experiments.chunks import (
   spaces_before_words,
   word_starts,
 )
+from experiments.hnet.perturb import PERTURBATIONS
 from jaxlm.experiments.command import load
-from jaxlm.experiments.perturb import PERTURBATIONS
 from jaxlm.experiments.runner import resolve
 from jaxlm.layers.routers import space_like
 from jaxlm.models.hnet_rules import forward_flops
@@ -25,9 +25,7 @@ from jaxlm.training.config import run_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = sorted(
-  p
-  for p in (ROOT / "experiments" / "hnet").glob("*.py")
-  if p.stem not in ("boundaries", "hnet_scales")
+  p for p in (ROOT / "experiments" / "hnet").glob("*.py") if "\nTABLE = " in p.read_text()
 )
 
 

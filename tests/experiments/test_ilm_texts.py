@@ -8,9 +8,9 @@ import pathlib
 
 import pytest
 
+from experiments.ilm.texts import trained_beside
 from jaxlm.config import ConfigError
 from jaxlm.experiments.runner import resolve
-from jaxlm.experiments.texts import trained_beside
 from jaxlm.training.config import run_config
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "ilm"

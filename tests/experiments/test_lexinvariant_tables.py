@@ -64,7 +64,7 @@ def test_a_trained_model_comes_down_to_the_exact_mixture_from_above(tmp_path):
   """docs/specs/lexinvariant.md, section 9, test 10: two symbols and few steps;
   results/bayes-smoke.md goes on longer.
   """
-  from jaxlm.experiments.mixture import above_exact_mixture
+  from experiments.lexinvariant.mixture import above_exact_mixture
   from jaxlm.experiments.table import Trained
   from jaxlm.training.run import train
 
@@ -102,7 +102,7 @@ def test_the_reasoning_measure_asks_for_the_tokens_behind_the_prompt(tmp_path, m
   """
   import jax
 
-  from jaxlm.experiments.in_context import reasoning
+  from experiments.lexinvariant.in_context import reasoning
   from jaxlm.experiments.table import Trained
 
   monkeypatch.setenv("JAXLM_DATA", str(tmp_path))
