@@ -7,15 +7,9 @@ Source: arXiv 2507.07955v2, Figure 7 (curves, no table): removing smoothing is w
 compression ratio fluctuates.
 """
 
-import pathlib
-import sys
-
-from jaxlm.experiments.chunks import bits_and_chunks
-
+from experiments.hnet.chunks import bits_and_chunks
+from experiments.hnet.hnet_scales import PAPER, RECIPE, SMALL
 from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from hnet_scales import PAPER, RECIPE, SMALL  # noqa: E402
 
 TINY = "configs/hnet/tiny.py:1stage"
 

@@ -7,15 +7,9 @@ Source: arXiv 2507.07955v2, Figure 8 (curves, no table): m4-m4 is best, T2-T2 wo
 halve both.
 """
 
-import pathlib
-import sys
-
-from jaxlm.experiments.chunks import bits_and_chunks
-
+from experiments.hnet.chunks import bits_and_chunks
+from experiments.hnet.hnet_scales import PAPER, RECIPE, SMALL, at_paper
 from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from hnet_scales import PAPER, RECIPE, SMALL, at_paper  # noqa: E402
 
 TINY = "configs/hnet/tiny.py:1stage"
 LAYOUTS = {"1stage": "m2 [T4] m2", "m-T": "m2 [T4] T1", "T-m": "T1 [T4] m2", "T-T": "T1 [T4] T1"}

@@ -7,15 +7,9 @@ Source: Hwang, Wang and Gu, "Dynamic Chunking for End-to-End Hierarchical Sequen
 of the paper's appendix B.
 """
 
-import pathlib
-import sys
-
-from jaxlm.experiments.chunks import bits_and_chunks
-
+from experiments.hnet.chunks import bits_and_chunks
+from experiments.hnet.hnet_scales import RECIPE, SMALL, paper_configs
 from jaxlm.experiments import Column, Figure, Row, Scale, Table, by_step, paper
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from hnet_scales import RECIPE, SMALL, paper_configs  # noqa: E402
 
 TINY = "configs/hnet/tiny.py"
 LABELS = {
@@ -35,7 +29,7 @@ ROWS = [Row(name, f"{TINY}:{name}", label=label) for name, label in LABELS.items
 BPB, CHUNK = "bits per byte", "bytes per chunk"
 # SpaceByte's rule counts the byte after a word, punctuation and line breaks included; blanks before
 # words only, and how
-# to read all three: `jaxlm.experiments.chunks.alignment`, README.md.
+# to read all three: `experiments.hnet.chunks.alignment`, README.md.
 RULE, BLANKS, LETTERS = "F1, SpaceByte's rule", "F1, blank before a word", "F1, first letter"
 
 TABLE = Table(

@@ -8,15 +8,9 @@ the same validation text, clean and perturbed by the same rules, so no number of
 beside them.
 """
 
-import pathlib
-import sys
-
-from jaxlm.experiments.perturb import PERTURBATIONS, bits_under_noise
-
+from experiments.hnet.hnet_scales import RECIPE, SMALL, paper_configs
+from experiments.hnet.perturb import PERTURBATIONS, bits_under_noise
 from jaxlm.experiments import Column, Row, Scale, Table
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from hnet_scales import RECIPE, SMALL, paper_configs  # noqa: E402
 
 TINY = "configs/hnet/tiny.py"
 ROWS = {

@@ -10,16 +10,11 @@ that the rows cost the same within 8 % of H-Net (2-stage) at its target, by the 
 test).
 """
 
-import pathlib
-import sys
 import sysconfig
 
-from jaxlm.experiments.chunks import bits_and_chunks
-
+from experiments.hnet.chunks import bits_and_chunks
+from experiments.hnet.hnet_scales import PAPER, SMALL, at_paper
 from jaxlm.experiments import Column, Row, Scale, Table, paper
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from hnet_scales import PAPER, SMALL, at_paper  # noqa: E402
 
 TINY = "configs/hnet/tiny.py"
 TEXTS = {"zh": "prepared:chinese-verse", "code": f"text:{sysconfig.get_path('stdlib')}/*.py"}
