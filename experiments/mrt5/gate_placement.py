@@ -7,8 +7,7 @@ The paper shows a figure only and chooses 3 (arXiv 2410.20771; docs/specs/mrt5.m
 early gate knows less and saves more.
 """
 
-import span_corruption as spans  # noqa: E402
-
+from experiments.mrt5 import span_corruption as spans
 from jaxlm.experiments import Column, Row, Table
 
 LAYERS = (1, 2, 3, 4, 5)

@@ -1,0 +1,1 @@
+"""Tables that put parts of one paper into the model of another."""
