@@ -5,7 +5,7 @@ from jaxlm.kernels.pallas_support import LANES
 
 #: Device kinds where the kernels are the default: where their estimate is at least 1.3 times the XLA
 #: form's at every shape of shapes.py (kernels/README.md).
-PREFERRED: tuple[str, ...] = ("TPU v5 lite",)
+PREFERRED: tuple[str, ...] = ("TPU v5 lite", "TPU v6 lite")
 
 
 def prefers_pallas(device_kind: str, T: int, D: int) -> bool:
