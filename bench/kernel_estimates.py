@@ -148,7 +148,7 @@ def random_head(form, shape, struct, chip):
 
 
 def phase(form, shape, struct, chip):
-  """shape: B, T, N, K, H of a device; b: sequences that are simulated, heads: of one, of the XLA form. Rotation
+  """shape: B, T, N, K, H of a device; rows: sequences that are simulated, heads: of one, of the XLA form. Rotation
   of q and k, and the gradients of q, k and log f."""
   import jax
   import jax.numpy as jnp
@@ -156,7 +156,7 @@ def phase(form, shape, struct, chip):
   from jaxlm.kernels.phase import carope_rotate
 
   B, T, N, K, H = (shape[k] for k in "BTNKH")
-  b = min(B, shape["b"] if form == "pallas" else 1)
+  b = min(B, shape["rows"] if form == "pallas" else 1)
   q, k = struct((b, T, N, H), jnp.bfloat16), struct((b, T, K, H), jnp.bfloat16)
   if form == "pallas":
     return _phase_kernels(q, k, struct, chip, B, b)
@@ -537,8 +537,8 @@ OPS = {
   "phase": (
     phase,
     {
-      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, b=4, heads=4),
-      "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, b=1, heads=4),
+      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, rows=4, heads=4),
+      "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, rows=1, heads=4),
     },
     lambda s: 5 * 2 * s["B"] * s["T"] * (s["N"] + s["K"]) * s["H"],
   ),
