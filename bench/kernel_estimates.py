@@ -202,6 +202,136 @@ def _phase_kernels(q, k, struct, chip, B, b):
   ]
 
 
+def ssd(form, shape, struct, chip):
+  """shape: B, T, N, H, K, E of a device. One row of N_sim heads and two chunks of the XLA form is
+  simulated; states, resets and the skip included.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.kernels import chunked_recurrence
+  from jaxlm.kernels.ssd import blocks, pallas_tpu
+  from jaxlm.kernels.ssd import ssd as op
+
+  B, T, N, H, K, E = (shape[k] for k in "BTNHKE")
+  t, n = 512, shape["N_sim"]
+  bf16, f32 = jnp.bfloat16, jnp.float32
+  # The two cores of a v5p share the rows: two of them are simulated, and take the time of one.
+  b = min(B, 2) if chip.name == "v5p" else 1
+  scale = B * T * N / (b * t * n)
+  if form == "pallas":
+    found = blocks.pallas_blocks(chip.device_kind)
+    G = found.heads(n, K, H)
+    call = pallas_tpu.call(G, n // G, K, H, E, found.chunk)
+    operands = (
+      struct((b, t, n * H), bf16),
+      struct((b, n // G, G, t), f32),
+      struct((b, n // G, G, t), f32),
+      struct((b, t, K * E), bf16),
+      struct((b, t, K * E), bf16),
+      struct((n // G, G, 1), f32),
+    )
+    state = struct((b, n * H, E), f32)
+    starts = struct((b, t // found.chunk, n * H, E), f32)
+
+    def forward(operands, state):
+      return chunked_recurrence.forward(call, operands, state, with_starts=True)
+
+    def backward(operands, starts, dy, d_state):
+      return chunked_recurrence.backward(call, operands, starts, dy, d_state)
+
+    return [
+      Program(forward, (operands, state), scale),
+      Program(backward, (operands, starts, operands[0], state), scale),
+    ]
+
+  def fn(x, dt, a, b_, c, d, state, reset):
+    def loss(*args):
+      *rest, d, state = args
+      y, state = op(*rest, d_N=d, initial_state_BNHE=state, reset_BT=reset, implementation="xla")
+      return jnp.sum(y.astype(f32)) + jnp.sum(state)
+
+    return jax.value_and_grad(loss, range(7))(x, dt, a, b_, c, d, state)
+
+  args = (
+    struct((b, t, n, H), bf16),
+    struct((b, t, n), f32),
+    struct((n,), f32),
+    struct((b, t, K, E), bf16),
+    struct((b, t, K, E), bf16),
+    struct((n,), f32),
+    struct((b, n, H, E), f32),
+    struct((b, t), jnp.bool_),
+  )
+  return [Program(fn, args, scale)]
+
+
+def linear_recurrence(form, shape, struct, chip):
+  """shape: B, T, N, H, E of a device; gated: a delta rule with decays, None: gla. One row of N_sim
+  heads is simulated, from and to states, with segments.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.kernels import chunked_recurrence
+  from jaxlm.kernels.delta_rule import blocks as delta_blocks
+  from jaxlm.kernels.delta_rule import delta_rule
+  from jaxlm.kernels.delta_rule import pallas_tpu as delta_pallas
+  from jaxlm.kernels.gla import blocks, gla, pallas_tpu
+
+  B, T, N, H, E = (shape[k] for k in "BTNHE")
+  t, n, gated = 256, shape["N_sim"], shape.get("gated")
+  bf16, f32 = jnp.bfloat16, jnp.float32
+  b = 2 if chip.name == "v5p" else 1  # its two cores share the rows
+  scale = B * T * N / (b * t * n)
+  q, v, row, per_head, state = (
+    struct(s, d)
+    for s, d in (
+      ((b, t, n, H), bf16),
+      ((b, t, n, E), bf16),
+      ((b, t, n, H), f32),
+      ((b, t, n), f32),
+      ((b, n, H, E), f32),
+    )
+  )
+  if form == "pallas":
+    found = (blocks if gated is None else delta_blocks).pallas_blocks(chip.device_kind)
+    G = found.heads(n, H, E)
+    call = (pallas_tpu if gated is None else delta_pallas).call(
+      G, n // G, H, E, found.chunk, H**-0.5
+    )
+
+    def flat(x):
+      return struct((b, t, n * x.shape[3]), x.dtype)
+
+    rows = struct((b, n // G, G, t), f32)
+    operands = (flat(q), flat(q), flat(v)) + ((flat(row),) if gated is None else (rows, rows))
+    flat_state = struct((b, n * H, E), f32)
+    starts = struct((b, t // found.chunk, n * H, E), f32)
+
+    def forward(operands, state):
+      return chunked_recurrence.forward(call, operands, state, with_starts=True)
+
+    def backward(operands, starts, do, d_state):
+      return chunked_recurrence.backward(call, operands, starts, do, d_state)
+
+    return [
+      Program(forward, (operands, flat_state), scale),
+      Program(backward, (operands, starts, flat(v), flat_state), scale),
+    ]
+
+  def fn(state, ids, *args):
+    def loss(state, *args):
+      op = gla if gated is None else delta_rule
+      o, state = op(*args, initial_state_BNHE=state, segment_ids_BT=ids, implementation="xla")
+      return jnp.sum(o.astype(f32)) + jnp.sum(state)
+
+    return jax.value_and_grad(loss, range(len(args) + 1))(state, *args)
+
+  numbers = (row,) if gated is None else (per_head, per_head) if gated else (per_head,)
+  return [Program(fn, (state, struct((b, t), jnp.int32), q, q, v, *numbers), scale)]
+
+
 OPS = {
   "linear_cross_entropy": (
     linear_cross_entropy,
@@ -228,6 +358,29 @@ OPS = {
       "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, b=1),
     },
     None,
+  ),
+  "ssd": (
+    ssd,
+    {
+      "hnet_1stage_L encoder": dict(B=1, T=8192, N=32, H=64, K=1, E=128, N_sim=8),
+      "hnet_2stage_XL stage 1 encoder": dict(B=1, T=6144, N=48, H=64, K=1, E=128, N_sim=8),
+    },
+    lambda s: 2 * 3 * s["B"] * s["T"] * s["N"] * s["H"] * (2 * s["E"] + 256),
+  ),
+  "gla": (
+    linear_recurrence,
+    {"lact_760m": dict(B=1, T=32_768, N=4, H=384, E=384, N_sim=1)},
+    lambda s: 2 * 3 * s["B"] * s["T"] * s["N"] * (2 * s["H"] * s["E"] + 64 * (s["H"] + s["E"])),
+  ),
+  "delta_rule": (
+    linear_recurrence,
+    {
+      "lact_760m": dict(B=1, T=32_768, N=12, H=128, E=128, N_sim=2, gated=False),
+      "lact_760m, gated": dict(B=1, T=32_768, N=12, H=128, E=128, N_sim=2, gated=True),
+    },
+    lambda s: (
+      2 * 3 * s["B"] * s["T"] * s["N"] * (3 * s["H"] * s["E"] + 64 * (2 * s["H"] + 2 * s["E"]))
+    ),
   ),
 }
 
@@ -312,7 +465,8 @@ def floor(op: str, shape: str, chip) -> float:
   s = shapes[shape]
   if products is None:  # q and k in and out; and their gradients and themselves
     return 5 * 2 * s["B"] * s["T"] * (s["N"] + s["K"]) * s["H"] / chip.hbm_bandwidth
-  return products * 2 * s["B"] * s["T"] * s["V"] * s["D"] / chip.peak_flops
+  flops = products(s) if callable(products) else products * 2 * s["B"] * s["T"] * s["V"] * s["D"]
+  return flops / chip.peak_flops
 
 
 def table(op: str, results: dict) -> str:

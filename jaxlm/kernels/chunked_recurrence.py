@@ -29,16 +29,23 @@ LANES = pallas_support.LANES
 LAYOUTS = ("wide", "group", "row", "head")
 
 
-def heads_per_block(num_heads: int, num_groups: int, width: int, channels: int) -> int | None:
-  """The most heads of one group whose `width` channels each are at most `channels` (or one head)
-  and whole registers of 128; all heads need not be. None: there is no such number.
+def heads_per_block(
+  num_heads: int, num_groups: int, widths: tuple[int, ...], channels: int
+) -> int | None:
+  """The most heads of one group that have at most `channels` of the widest operand (or one head) and
+  whole registers of 128 of every operand; all heads need not. None: there is no such number.
   """
   each = num_heads // num_groups
   for G in range(each, 0, -1):
-    whole = G * width % LANES == 0 or G == num_heads
-    if each % G == 0 and whole and (G * width <= channels or G == 1):
+    whole = G == num_heads or not any(G * width % LANES for width in widths)
+    if each % G == 0 and whole and (G * max(widths) <= channels or G == 1):
       return G
   return None
+
+
+def begins(segment_ids_BT):
+  """Where a segment begins that does not stand first in its row."""
+  return jnp.pad(segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (1, 0)))
 
 
 def names(part) -> tuple[str, ...]:
@@ -295,3 +302,24 @@ def _recurrence_bwd(call, residuals, cotangents):
 
 
 recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
+
+
+def over_mesh(fn, arguments, layouts: str, results: str, spec):
+  """fn(*arguments) under shard_map. layouts, results: a letter per array, "w" (B, T, N, ...), "g"
+  (B, T, one for all heads, ...), "s" (B, N, ...), "n" (N); spec: of "w".
+  """
+  if spec is None or jax.sharding.get_abstract_mesh().size <= 1:
+    return fn(*arguments)
+  batch, _, heads = (names(part) or None for part in (*spec, None, None, None)[:3])
+  places = {
+    "w": jax.P(batch, None, heads),
+    "g": jax.P(batch),
+    "s": jax.P(batch, heads),
+    "n": jax.P(heads),
+  }
+  return jax.shard_map(
+    fn,
+    in_specs=tuple(places[k] for k in layouts),
+    out_specs=tuple(places[k] for k in results),
+    check_vma=False,
+  )(*arguments)

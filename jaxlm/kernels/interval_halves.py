@@ -9,7 +9,7 @@ and the same for all pairs of two neighbouring blocks of 2^l positions, so that
                                                   near_l[Q] = sum_{m <= t <= Q} v_t.
 
 A decay is then a product of a number of R and a number of Q, and what is summed over pairs of level
-l is a matrix product of scaled rows, masked by `level_mask`. Nothing is subtracted: a token that
+l is a matrix product of scaled rows, masked by `pair_levels`. Nothing is subtracted: a token that
 forgets all costs no other pair a digit, and the gradient of v_t is a sum over pairs that span t.
 """
 
@@ -32,18 +32,22 @@ def upper_half(shape, level: int, axis: int):
   return (position & (1 << level)) != 0
 
 
-def level_mask(size: int, level: int):
-  """(R, Q): pairs R < Q whose highest differing bit is `level`."""
-  r = jax.lax.broadcasted_iota(jnp.int32, (size, size), 0)
-  q = jax.lax.broadcasted_iota(jnp.int32, (size, size), 1)
-  return ((r ^ q) >> level == 1) & (q > r)
+def pair_levels(size: int):
+  """(size, size) int32: the highest bit in which two positions differ, negative where they are one."""
+  one, other = (jax.lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
+  as_float = (one ^ other).astype(jnp.float32)  # its exponent is the highest bit
+  return (jax.lax.bitcast_convert_type(as_float, jnp.int32) >> 23) - 127
 
 
-def level_mask_both(size: int, level: int):
-  """Pairs, in either order, whose highest differing bit is `level`."""
-  r = jax.lax.broadcasted_iota(jnp.int32, (size, size), 0)
-  q = jax.lax.broadcasted_iota(jnp.int32, (size, size), 1)
-  return (r ^ q) >> level == 1
+def below(size: int):
+  """(Q, R): R < Q."""
+  row, column = (jax.lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
+  return row > column
+
+
+def eye(size: int):
+  row, column = (jax.lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
+  return row == column
 
 
 def _neighbour(v, level: int, axis: int):

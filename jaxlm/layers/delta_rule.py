@@ -37,7 +37,7 @@ class DeltaRuleConfig(Mixer):
   d_conv: Count = 4
   norm_eps: NonNegative = 1e-5
   chunk: Count = 64
-  implementation: Literal["xla", "reference"] | None = None
+  implementation: Literal["xla", "reference", "pallas"] | None = None
 
   gated = False  # not a field: the class says it
 
@@ -160,6 +160,7 @@ class DeltaRule(nn.Module):
         implementation=cfg.implementation,
         initial_state_BNHE=state_BNHE,
         segment_ids_BT=ids_BT,
+        spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)),
       )
 
     inputs = q_BTNH, k_BTNH, v_BTNE, beta_BTN, decay_BTN

@@ -39,7 +39,7 @@ class GLAConfig(Mixer):
   decay_temperature: Positive = 16.0
   norm_eps: NonNegative = 1e-5
   chunk: Count = 64
-  implementation: Literal["xla", "reference"] | None = None
+  implementation: Literal["xla", "reference", "pallas"] | None = None
 
   def __post_init__(self):
     if self.chunk % BLOCK:
@@ -116,6 +116,7 @@ class GLA(nn.Module):
         segment_ids_BT=ids_BT,
         chunk=cfg.chunk,
         implementation=cfg.implementation,
+        spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)),
       )
 
     valid_BT = None if state is None else context.segment_ids_BT != 0

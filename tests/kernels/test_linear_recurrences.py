@@ -124,7 +124,9 @@ def test_wrong_calls_say_what_to_change():
     gla(a["q"], a["k"], a["v"], a["decay"], chunk=20)
   with pytest.raises(ValueError, match="log_decay"):
     gla(a["q"], a["k"], a["v"], a["decay"][..., :1])
-  with pytest.raises(NotImplementedError, match="pallas"):
+  with pytest.raises(NotImplementedError, match="the kernel needs a TPU"):
     delta_rule(a["q"], a["k"], a["v"], a["beta"], implementation="pallas")
+  with pytest.raises(NotImplementedError, match="'triton'; it has reference, xla, pallas"):
+    gla(a["q"], a["k"], a["v"], a["decay"], implementation="triton")
   with pytest.raises(ValueError, match="initial state"):
     delta_rule(a["q"], a["k"], a["v"], a["beta"], initial_state_BNHE=a["state"][:1])

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from pallas_recurrence import assert_close, compiled_once, in_float64, with_gradients
 
 from jaxlm.kernels import pallas_support
-from jaxlm.kernels.ssd import blocks, ssd
+from jaxlm.kernels.ssd import blocks, pallas_tpu, ssd
 
 B, N, H, K, E, Q = 2, 4, 16, 1, 8, 4
 __all__ = ["compiled_once"]
@@ -190,8 +190,8 @@ def test_what_is_not_supported_is_refused_with_the_reason():
   with pallas_support.interpreted():
     with pytest.raises(NotImplementedError, match="head_dim 6 is not a multiple of 16"):
       run({"x_BTNH": arguments["x_BTNH"][..., :6]})
-    with pytest.raises(NotImplementedError, match="chunk 24 is not a power of two of at least 128"):
-      run(chunk=24)
+    with pytest.raises(NotImplementedError, match="needs 1[0-9]* MiB on chip"):
+      run({k: jnp.zeros((2, 4, 1, 2**15)) for k in ("b_BTKE", "c_BTKE")})
     with pytest.raises(NotImplementedError, match="three float32 or three bfloat16"):
       run({"x_BTNH": arguments["x_BTNH"].astype(jnp.bfloat16)})
     with pytest.raises(NotImplementedError, match="state size 8 of 2 groups"):
@@ -203,3 +203,6 @@ def test_what_is_not_supported_is_refused_with_the_reason():
         run(spec=P("data"))
       with pytest.raises(NotImplementedError, match="shards time over data"):
         run(spec=P(None, "data"))
+    sizes = (jnp.asarray(arguments[k]) for k in ("x_BTNH", "b_BTKE", "c_BTKE"))
+    wrong = pallas_tpu.supports(*sizes, "TPU v5", blocks.Blocks(chunk=24, channels=512))
+    assert wrong == "chunk 24 is not a power of two of at least 128; use chunk 128"

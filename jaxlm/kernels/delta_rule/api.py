@@ -5,9 +5,10 @@ already holds.
 import jax.numpy as jnp
 
 from jaxlm.kernels.choices import note
-from jaxlm.kernels.delta_rule import reference, xla
+from jaxlm.kernels.delta_rule import blocks, pallas_tpu, reference, xla
+from jaxlm.kernels.platform import target_device_kind
 
-IMPLEMENTATIONS = ("xla", "reference")
+IMPLEMENTATIONS = ("reference", "xla", "pallas")
 
 
 def delta_rule(
@@ -22,6 +23,7 @@ def delta_rule(
   scale=None,
   chunk=64,
   implementation=None,
+  spec=None,
 ):
   """S <- e^{a_t} S; S_t = S + k_t (beta_t (v_t - S^T k_t))^T; o_t = scale S_t^T q_t. Returns
   (o_BTNE in v's dtype, S_T).
@@ -33,12 +35,17 @@ def delta_rule(
   segment_ids_BT: int32; S starts again from zeros where the id changes. The initial state belongs
   to the first
     token's segment, the final one to the last token's.
+  chunk: tokens that are computed together; "pallas" has its own (blocks.py).
   Differentiable. The gradient keeps one state per chunk and recomputes the rest.
+  implementation: None, "reference", "xla", "pallas" (TPU kernels, whose products are of v's dtype,
+  and of float32 where the triangle is inverted). None takes "pallas" where it is supported and
+  blocks.py says that it is faster.
+  spec: PartitionSpec of q under the context mesh (batch, None, heads, None), for "pallas", which the
+  compiler does not partition.
   """
-  name = implementation or "xla"
-  if name not in IMPLEMENTATIONS:
+  if implementation not in (None, *IMPLEMENTATIONS):
     raise NotImplementedError(
-      f"delta_rule has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}"
+      f"delta_rule has no implementation {implementation!r}; it has {', '.join(IMPLEMENTATIONS)}"
     )
   B, T, N, H = q_BTNH.shape
   E = v_BTNE.shape[-1]
@@ -54,20 +61,40 @@ def delta_rule(
     )
   if chunk < 1:
     raise ValueError(f"chunk {chunk} of the delta rule is not positive; 64 is usual")
-  note("delta_rule", name, {"q": q_BTNH, "v": v_BTNE}, named=implementation is not None)
   acc = jnp.promote_types(q_BTNH.dtype, jnp.float32)
   state = (
     jnp.zeros((B, N, H, E), acc) if initial_state_BNHE is None else initial_state_BNHE.astype(acc)
   )
   if state.shape != (B, N, H, E):
     raise ValueError(f"initial state {state.shape}, wanted {(B, N, H, E)}")
+  scale, kind = H**-0.5 if scale is None else scale, target_device_kind()
+  tiles = blocks.pallas_blocks(kind)
+
+  def reason():
+    return pallas_tpu.supports(q_BTNH, v_BTNE, kind, tiles, spec)
+
+  name = implementation
+  if name is None:
+    name = "pallas" if blocks.prefers_pallas(kind) and reason() is None else "xla"
+  if name == "pallas" and reason() is not None:
+    raise NotImplementedError(f"delta_rule implementation 'pallas': {reason()}")
+  note(
+    "delta_rule",
+    name,
+    {"q": q_BTNH, "v": v_BTNE},
+    named=implementation is not None,
+    refused=lambda: {"pallas": reason()},
+  )
+  if name == "pallas":
+    arrays = q_BTNH, k_BTNH, v_BTNE, beta_BTN, log_decay_BTN, state, segment_ids_BT, scale
+    return pallas_tpu.delta_rule(*arrays, blocks=tiles, spec=spec)
   ids_BT = jnp.ones((B, T), jnp.int32) if segment_ids_BT is None else segment_ids_BT
 
   def cast(x):
     return x.astype(acc)
 
   args = (
-    cast(q_BTNH) * (H**-0.5 if scale is None else scale),
+    cast(q_BTNH) * scale,
     cast(k_BTNH),
     cast(v_BTNE),
     cast(beta_BTN),

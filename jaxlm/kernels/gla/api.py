@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 
 from jaxlm.kernels.choices import note
-from jaxlm.kernels.gla import reference, xla
+from jaxlm.kernels.gla import blocks, pallas_tpu, reference, xla
+from jaxlm.kernels.platform import target_device_kind
 
-IMPLEMENTATIONS = ("xla", "reference")
+IMPLEMENTATIONS = ("reference", "xla", "pallas")
 
 
 def gla(
@@ -19,6 +20,7 @@ def gla(
   scale=None,
   chunk=64,
   implementation=None,
+  spec=None,
 ):
   """S_t = diag(exp a_t) S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t. Returns (o_BTNE in v's dtype,
   S_T).
@@ -30,12 +32,16 @@ def gla(
   to the first
     token's segment, the final one to the last token's.
   chunk: tokens that are computed together; a multiple of 16, or the sequence is one chunk shorter
-  than that. Differentiable. The gradient keeps one state per chunk and recomputes the rest.
+  than that; "pallas" has its own (blocks.py). Differentiable. The gradient keeps one state per chunk
+  and recomputes the rest.
+  implementation: None, "reference", "xla", "pallas" (TPU kernels, whose products are of v's dtype).
+  None takes "pallas" where it is supported and blocks.py says that it is faster.
+  spec: PartitionSpec of q under the context mesh (batch, None, heads, None), for "pallas", which the
+  compiler does not partition.
   """
-  name = implementation or "xla"
-  if name not in IMPLEMENTATIONS:
+  if implementation not in (None, *IMPLEMENTATIONS):
     raise NotImplementedError(
-      f"gla has no implementation {name!r}; it has {', '.join(IMPLEMENTATIONS)}"
+      f"gla has no implementation {implementation!r}; it has {', '.join(IMPLEMENTATIONS)}"
     )
   B, T, N, H = q_BTNH.shape
   E = v_BTNE.shape[-1]
@@ -52,15 +58,35 @@ def gla(
     raise ValueError(
       f"chunk {chunk} of gla is not a multiple of {xla.BLOCK}; use {-(-chunk // xla.BLOCK) * xla.BLOCK}"
     )
-  note("gla", name, {"q": q_BTNH, "v": v_BTNE}, named=implementation is not None)
   acc = jnp.promote_types(q_BTNH.dtype, jnp.float32)
   state = (
     jnp.zeros((B, N, H, E), acc) if initial_state_BNHE is None else initial_state_BNHE.astype(acc)
   )
   if state.shape != (B, N, H, E):
     raise ValueError(f"initial state {state.shape}, wanted {(B, N, H, E)}")
+  scale, kind = H**-0.5 if scale is None else scale, target_device_kind()
+  tiles = blocks.pallas_blocks(kind)
+
+  def reason():
+    return pallas_tpu.supports(q_BTNH, v_BTNE, kind, tiles, spec)
+
+  name = implementation
+  if name is None:
+    name = "pallas" if blocks.prefers_pallas(kind) and reason() is None else "xla"
+  if name == "pallas" and reason() is not None:
+    raise NotImplementedError(f"gla implementation 'pallas': {reason()}")
+  note(
+    "gla",
+    name,
+    {"q": q_BTNH, "v": v_BTNE},
+    named=implementation is not None,
+    refused=lambda: {"pallas": reason()},
+  )
+  if name == "pallas":
+    arrays = q_BTNH, k_BTNH, v_BTNE, log_decay_BTNH, state, segment_ids_BT, scale
+    return pallas_tpu.gla(*arrays, blocks=tiles, spec=spec)
   ids_BT = jnp.ones((B, T), jnp.int32) if segment_ids_BT is None else segment_ids_BT
-  q_BTNH = q_BTNH.astype(acc) * (H**-0.5 if scale is None else scale)
+  q_BTNH = q_BTNH.astype(acc) * scale
   args = (q_BTNH, k_BTNH.astype(acc), v_BTNE.astype(acc), log_decay_BTNH.astype(acc), state, ids_BT)
   if name == "reference":
     o_BTNE, state = reference.gla(*args)

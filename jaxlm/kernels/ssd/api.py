@@ -3,8 +3,6 @@
 Axes: B batch, T time, N heads, H head_dim, K groups of heads that share B and C, E state size.
 """
 
-import dataclasses
-
 import jax.numpy as jnp
 
 from jaxlm.kernels.choices import note
@@ -35,7 +33,7 @@ def ssd(
   dt: >= 0, after softplus and bias; a token with dt = 0 leaves the state as it was. a: < 0.
   Head n reads group n // (N / K). initial_state: (B, N, H, E), zero if absent.
   reset_BT: bool, the state is zeroed *before* token t (the first token of a document).
-  chunk: tokens that are computed together; the result does not depend on it. T: any; it must not be
+  chunk: tokens per block of the XLA form; the result does not depend on it. T: any; it must not be
   sharded. Differentiable in all but reset. Mamba-2 (arXiv 2405.21060); `docs/specs/hnet.md` section
   5.
   implementation: None, "reference", "xla", "pallas" (TPU kernels). None takes "pallas" where it is
@@ -59,7 +57,6 @@ def ssd(
   arguments = x_BTNH, dt_BTN * a_N[None, None], dt_BTN, b_BTKE, c_BTKE, initial_state_BNHE, reset_BT
   kind = target_device_kind()
   tiles = blocks.pallas_blocks(kind)
-  tiles = dataclasses.replace(tiles, chunk=chunk) if chunk else tiles
 
   def reason():
     return pallas_tpu.supports(x_BTNH, b_BTKE, c_BTKE, kind, tiles, spec)

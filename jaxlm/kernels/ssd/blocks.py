@@ -28,7 +28,7 @@ class Blocks:
   channels: int
 
   def heads(self, num_heads: int, num_groups: int, head_dim: int) -> int | None:
-    return heads_per_block(num_heads, num_groups, head_dim, self.channels)
+    return heads_per_block(num_heads, num_groups, (head_dim,), self.channels)
 
   def bytes(self, channels: int, state_dim: int, itemsize: int) -> int:
     """On-chip bytes of the backward kernel: x, dy and dx twice (one is used while the next is on

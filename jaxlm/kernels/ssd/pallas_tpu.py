@@ -23,14 +23,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.kernels import chunked_recurrence, pallas_support
-from jaxlm.kernels.chunked_recurrence import Call, Rule, names, shards, why_not_split
+from jaxlm.kernels.chunked_recurrence import Call, Rule, shards, why_not_split
 from jaxlm.kernels.interval_halves import (
   FLOOR,
-  level_mask,
-  level_mask_both,
+  below,
+  eye,
   near_sums,
   near_sums_transposed,
   num_levels,
+  pair_levels,
   upper_half,
 )
 from jaxlm.kernels.pallas_support import LANES, dot
@@ -90,12 +91,6 @@ def _turned(v_QF, G: int):
   return _heads(v_QF.astype(jnp.float32).T, G)
 
 
-def _eye(Q: int):
-  return jax.lax.broadcasted_iota(jnp.int32, (Q, Q), 0) == jax.lax.broadcasted_iota(
-    jnp.int32, (Q, Q), 1
-  )
-
-
 def _forward(operands, s_FE):
   x_QF, dt_GQ, log_a_GQ, b_QE, c_QE, d_G1 = operands
   (G, Q), dtype = dt_GQ.shape, x_QF.dtype
@@ -103,12 +98,13 @@ def _forward(operands, s_FE):
   x = _turned(x_QF, G)
   u = x * dt_GQ[:, None]
   score_RQ = dot(b_QE, c_QE, (1, 1))
-  own_1Q = jnp.sum(jnp.where(_eye(Q), score_RQ, 0.0), 0, keepdims=True)
+  own_1Q = jnp.sum(jnp.where(eye(Q), score_RQ, 0.0), 0, keepdims=True)
   y = x * (dt_GQ * own_1Q + d_G1)[:, None]
   y += _heads(dot(s_FE.astype(dtype), c_QE, (1, 1)), G) * jnp.exp(start_GQ)[:, None]
+  level_RQ = jnp.where(below(Q), -1, pair_levels(Q))
   for level in range(num_levels(Q)):
     e = jnp.exp(near[level])[:, None]
-    w_RQ = jnp.where(level_mask(Q, level), score_RQ, 0.0).astype(dtype)
+    w_RQ = jnp.where(level_RQ == level, score_RQ, 0.0).astype(dtype)
     y += _heads(dot(_flat(u * e).astype(dtype), w_RQ, (1, 0)), G) * e
   keep_G1 = jnp.exp(start_GQ[:, Q - 1 :])
   s_FE = _flat(_heads(s_FE, G) * keep_G1[:, None])
@@ -123,13 +119,13 @@ def _backward(operands, s_FE, dy_QF, ds_FE):
   x, dy = _turned(x_QF, G), _turned(dy_QF, G)
   u = x * dt_GQ[:, None]
   score_RQ = dot(b_QE, c_QE, (1, 1))
-  eye = _eye(Q)
-  own_1Q = jnp.sum(jnp.where(eye, score_RQ, 0.0), 0, keepdims=True)
+  diagonal, under = eye(Q), below(Q)
+  own_1Q = jnp.sum(jnp.where(diagonal, score_RQ, 0.0), 0, keepdims=True)
   # A token's own: y = (dt own + d) x.
   each_GQ = jnp.sum(dy * x, 1)
   ddt_GQ = own_1Q * each_GQ
   dx = dy * (dt_GQ * own_1Q + d_G1)[:, None]
-  dscore = jnp.where(eye, jnp.sum(dt_GQ * each_GQ, 0, keepdims=True), 0.0)
+  dscore = jnp.where(diagonal, jnp.sum(dt_GQ * each_GQ, 0, keepdims=True), 0.0)
   # What was read of the old state, and what was written to the new one.
   s, ds = s_FE.astype(dtype), ds_FE.astype(dtype)
   in_GHQ, out_GHQ = dy * jnp.exp(start_GQ)[:, None], u * jnp.exp(end_GQ)[:, None]
@@ -144,14 +140,11 @@ def _backward(operands, s_FE, dy_QF, ds_FE):
   dstart_GQ += jnp.where(last, through_G1, 0.0)
   ds_in_FE = _flat(_heads(ds_FE, G) * keep_G1[:, None]) + dot(in_FQ, c_QE, (1, 0))
   dc_QE, db_QE = dot(in_FQ, s, (0, 0)), dot(out_FQ, ds, (0, 0))
-  both_RQ = jnp.where(
-    jax.lax.broadcasted_iota(jnp.int32, (Q, Q), 0) < jax.lax.broadcasted_iota(jnp.int32, (Q, Q), 1),
-    score_RQ,
-    score_RQ.T,
-  )
+  both_RQ = jnp.where(under, score_RQ.T, score_RQ)
+  levels = pair_levels(Q)
   dnear = []
   for level in range(num_levels(Q)):
-    mask, upper_1Q = level_mask_both(Q, level), upper_half((1, Q), level, 1)
+    mask, upper_1Q = levels == level, upper_half((1, Q), level, 1)
     e_GQ = jnp.exp(near[level])
     z = jnp.where(upper_1Q, dy, u) * e_GQ[:, None]
     z_FQ = _flat(z).astype(dtype)
@@ -161,9 +154,8 @@ def _backward(operands, s_FE, dy_QF, ds_FE):
     du += out * jnp.where(upper_1Q, 0.0, e_GQ)[:, None]
     dscore += jnp.where(mask, dot(z_FQ, z_FQ, (0, 0)), 0.0)
   # dscore is symmetric; on and below the diagonal it is (Q, R), on and above (R, Q).
-  row, column = (jax.lax.broadcasted_iota(jnp.int32, (Q, Q), i) for i in (0, 1))
-  dc_QE += dot(jnp.where(row >= column, dscore, 0.0).astype(dtype), b_QE, (1, 0))
-  db_QE += dot(jnp.where(row <= column, dscore, 0.0).astype(dtype), c_QE, (1, 0))
+  dc_QE += dot(jnp.where(under | diagonal, dscore, 0.0).astype(dtype), b_QE, (1, 0))
+  db_QE += dot(jnp.where(under, 0.0, dscore).astype(dtype), c_QE, (1, 0))
   ddt_GQ += jnp.sum(du * x, 1)
   dx += du * dt_GQ[:, None]
   dlog_a_GQ = near_sums_transposed(dnear, dstart_GQ, dend_GQ, 1)
@@ -197,18 +189,8 @@ def ssd(
     d_N.astype(jnp.float32),
   )
   run = functools.partial(_on_device, blocks=blocks)
-  if spec is None or jax.sharding.get_abstract_mesh().size <= 1:
-    return run(*arguments)
-  batch, _, heads = (names(part) or None for part in (*spec, None, None, None)[:3])
-  wide, row = jax.P(batch, None, heads, None), jax.P(batch, None, heads)
-  group = wide if b_BTKE.shape[2] > 1 else jax.P(batch, None, None, None)
-  state = jax.P(batch, heads, None, None)
-  return jax.shard_map(
-    run,
-    in_specs=(wide, row, row, group, group, state, jax.P(heads)),
-    out_specs=(wide, state),
-    check_vma=False,
-  )(*arguments)
+  group = "w" if b_BTKE.shape[2] > 1 else "g"
+  return chunked_recurrence.over_mesh(run, arguments, f"www{group}{group}sn", "ws", spec)
 
 
 def _on_device(x_BTNH, log_a_BTN, dt_BTN, b_BTKE, c_BTKE, state_BNHE, d_N, *, blocks: Blocks):
