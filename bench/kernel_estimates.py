@@ -267,8 +267,8 @@ def ssd(form, shape, struct, chip):
 
 
 def linear_recurrence(form, shape, struct, chip):
-  """shape: B, T, N, H, E of a device; gated: a delta rule with decays, None: gla. One row of N_sim
-  heads is simulated, from and to states, with segments.
+  """shape: B, T, N, H, E of a device; gated: a delta rule with decays, None: gla. One row of a block
+  of heads, or N_sim heads of the XLA form, is simulated, from and to states, with segments.
   """
   import jax
   import jax.numpy as jnp
@@ -280,7 +280,9 @@ def linear_recurrence(form, shape, struct, chip):
   from jaxlm.kernels.gla import blocks, gla, pallas_tpu
 
   B, T, N, H, E = (shape[k] for k in "BTNHE")
-  t, n, gated = 256, shape["N_sim"], shape.get("gated")
+  t, gated = 256, shape.get("gated")
+  found = (blocks if gated is None else delta_blocks).pallas_blocks(chip.device_kind)
+  n = found.heads(N, H, E) if form == "pallas" else shape["N_sim"]
   bf16, f32 = jnp.bfloat16, jnp.float32
   b = 2 if chip.name == "v5p" else 1  # its two cores share the rows
   scale = B * T * N / (b * t * n)
@@ -295,8 +297,7 @@ def linear_recurrence(form, shape, struct, chip):
     )
   )
   if form == "pallas":
-    found = (blocks if gated is None else delta_blocks).pallas_blocks(chip.device_kind)
-    G = found.heads(n, H, E)
+    G = n
     call = (pallas_tpu if gated is None else delta_pallas).call(
       G, n // G, H, E, found.chunk, H**-0.5
     )
