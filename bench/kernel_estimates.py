@@ -270,8 +270,8 @@ def ssd(form, shape, struct, chip):
 
 
 def linear_recurrence(form, shape, struct, chip):
-  """shape: B, T, N, H, E of a device; gated: a delta rule with decays, None: gla. One row of N_sim
-  heads is simulated, from and to states, with segments.
+  """shape: B, T, N, H, E of a device; gated: a delta rule with decays, None: gla. One row of a block
+  of heads, or N_sim heads of the XLA form, is simulated, from and to states, with segments.
   """
   import jax
   import jax.numpy as jnp
@@ -283,7 +283,9 @@ def linear_recurrence(form, shape, struct, chip):
   from jaxlm.kernels.gla import blocks, gla, pallas_tpu
 
   B, T, N, H, E = (shape[k] for k in "BTNHE")
-  t, n, gated = 256, shape["N_sim"], shape.get("gated")
+  t, gated = 256, shape.get("gated")
+  found = (blocks if gated is None else delta_blocks).pallas_blocks(chip.device_kind)
+  n = found.heads(N, H, E) if form == "pallas" else shape["N_sim"]
   bf16, f32 = jnp.bfloat16, jnp.float32
   b = 2 if chip.name == "v5p" else 1  # its two cores share the rows
   scale = B * T * N / (b * t * n)
@@ -298,8 +300,7 @@ def linear_recurrence(form, shape, struct, chip):
     )
   )
   if form == "pallas":
-    found = (blocks if gated is None else delta_blocks).pallas_blocks(chip.device_kind)
-    G = found.heads(n, H, E)
+    G = n
     call = (pallas_tpu if gated is None else delta_pallas).call(
       G, n // G, H, E, found.chunk, H**-0.5
     )
@@ -598,6 +599,29 @@ OPS = {
       "view synthesis": dict(B=8, N=1, H=768, F=1536, C=8192, G_sim=2, C_sim=1024),
     },
     lambda s: 32 * 2 * s["B"] * s["N"] * s["C"] * s["F"] * s["H"],
+  ),
+  "ssd": (
+    ssd,
+    {
+      "hnet_1stage_L encoder": dict(B=1, T=8192, N=32, H=64, K=1, E=128, N_sim=8),
+      "hnet_2stage_XL stage 1 encoder": dict(B=1, T=6144, N=48, H=64, K=1, E=128, N_sim=8),
+    },
+    lambda s: 2 * 3 * s["B"] * s["T"] * s["N"] * s["H"] * (2 * s["E"] + 256),
+  ),
+  "gla": (
+    linear_recurrence,
+    {"lact_760m": dict(B=1, T=32_768, N=4, H=384, E=384, N_sim=1)},
+    lambda s: 2 * 3 * s["B"] * s["T"] * s["N"] * (2 * s["H"] * s["E"] + 64 * (s["H"] + s["E"])),
+  ),
+  "delta_rule": (
+    linear_recurrence,
+    {
+      "lact_760m": dict(B=1, T=32_768, N=12, H=128, E=128, N_sim=2, gated=False),
+      "lact_760m, gated": dict(B=1, T=32_768, N=12, H=128, E=128, N_sim=2, gated=True),
+    },
+    lambda s: (
+      2 * 3 * s["B"] * s["T"] * s["N"] * (3 * s["H"] * s["E"] + 64 * (2 * s["H"] + 2 * s["E"]))
+    ),
   ),
 }
 

@@ -161,6 +161,7 @@ class DeltaRule(nn.Module):
         spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)),
         initial_state_BNHE=state_BNHE,
         segment_ids_BT=ids_BT,
+        spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)),
       )
 
     inputs = q_BTNH, k_BTNH, v_BTNE, beta_BTN, decay_BTN
