@@ -115,9 +115,10 @@ def _by_kernel(rule, weights, q_BNTH, eta, most: int, implementation, spec) -> b
   """Whether the TPU kernels are the choice; refused where named and not supported."""
   if implementation == "xla":
     return False
-  if implementation is None and target_device_kind() not in blocks.PREFERRED:
+  F, H = weights[0].shape[-2:]
+  if implementation is None and not blocks.prefers_pallas(target_device_kind(), H, F):
     return False
-  reason = pallas_tpu.supports(rule, q_BNTH, weights[0].shape[-2], most, eta, spec)
+  reason = pallas_tpu.supports(rule, q_BNTH, F, most, eta, spec)
   if reason is not None and implementation == "pallas":
     raise NotImplementedError(f"fast_weight_chunk implementation 'pallas': {reason}")
   return reason is None
