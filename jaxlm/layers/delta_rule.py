@@ -158,7 +158,6 @@ class DeltaRule(nn.Module):
         decay_BTN,
         chunk=cfg.chunk,
         implementation=cfg.implementation,
-        spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)),
         initial_state_BNHE=state_BNHE,
         segment_ids_BT=ids_BT,
         spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)),
