@@ -600,29 +600,6 @@ OPS = {
     },
     lambda s: 32 * 2 * s["B"] * s["N"] * s["C"] * s["F"] * s["H"],
   ),
-  "ssd": (
-    ssd,
-    {
-      "hnet_1stage_L encoder": dict(B=1, T=8192, N=32, H=64, K=1, E=128, N_sim=8),
-      "hnet_2stage_XL stage 1 encoder": dict(B=1, T=6144, N=48, H=64, K=1, E=128, N_sim=8),
-    },
-    lambda s: 2 * 3 * s["B"] * s["T"] * s["N"] * s["H"] * (2 * s["E"] + 256),
-  ),
-  "gla": (
-    linear_recurrence,
-    {"lact_760m": dict(B=1, T=32_768, N=4, H=384, E=384, N_sim=1)},
-    lambda s: 2 * 3 * s["B"] * s["T"] * s["N"] * (2 * s["H"] * s["E"] + 64 * (s["H"] + s["E"])),
-  ),
-  "delta_rule": (
-    linear_recurrence,
-    {
-      "lact_760m": dict(B=1, T=32_768, N=12, H=128, E=128, N_sim=2, gated=False),
-      "lact_760m, gated": dict(B=1, T=32_768, N=12, H=128, E=128, N_sim=2, gated=True),
-    },
-    lambda s: (
-      2 * 3 * s["B"] * s["T"] * s["N"] * (3 * s["H"] * s["E"] + 64 * (2 * s["H"] + 2 * s["E"]))
-    ),
-  ),
 }
 
 

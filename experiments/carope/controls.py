@@ -11,20 +11,8 @@ frequency learns differs much from seed to seed, so that three seeds do not deci
 import dataclasses
 
 from experiments.carope import table1
-from experiments.carope.table1 import DOUBLE, QUADRUPLE, TRAIN
+from experiments.carope.table1 import CONTROLS, DOUBLE, QUADRUPLE, TRAIN, beats
 from jaxlm.experiments import Column
-
-CONTROLS = {
-  "rope": "RoPE",
-  "rope_large_base": "RoPE with the large base",
-  "learned_f": "a learned constant frequency",
-  "ntk": "RoPE stretched by NTK, untrained",
-  "yarn": "RoPE stretched by YaRN, untrained",
-}
-
-
-def beats(control: str, length: str):
-  return lambda t: t[control, length] - t["carope", length]
 
 
 TABLE = dataclasses.replace(

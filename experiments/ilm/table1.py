@@ -25,6 +25,9 @@ STARS = {"easy": (20, 36, 8), "medium": (20, 44, 10), "hard": (56, 136, 200)}
 PAPER_TASKS = ("easy", "medium", "hard")
 
 
+LEARNED = dict(kind="learned", max_len=40)
+
+
 def network(
   d_model: int,
   num_layers: int,
@@ -36,8 +39,7 @@ def network(
 ):
   """Override of `model`, whatever its kind.
 
-  rope: fields of a rotation of part of each head; the models that can then learn absolute positions
-  too.
+  rope: fields of a rotation of part of each head; all models then learn absolute positions too.
   """
 
   def change(config):
@@ -53,14 +55,14 @@ def network(
       return (
         model
         | dict(num_heads=num_heads, d_cond=d_cond)
-        | ({"position": rotation} if rotation else {})
+        | ({"position": rotation, "absolute": dict(LEARNED)} if rotation else {})
       )
     mixer = dict(model["mixer"], num_heads=num_heads)
     if rotation is None:
       return model | dict(mixer=mixer)
     return model | dict(
       mixer=mixer | dict(position=rotation),
-      position=dict(kind="learned", max_len=40),
+      position=dict(LEARNED),
       unroll=num_layers,
     )
 
@@ -69,9 +71,10 @@ def network(
 
 def with_room(model: dict, seq_len: int) -> dict:
   """The model with a table of learned positions, where it has one, of the sequence and four more."""
-  if model.get("position", {}).get("kind") != "learned":
-    return dict(model)
-  return dict(model, position=dict(model["position"], max_len=seq_len + 4))
+  table = dict(LEARNED, max_len=seq_len + 4)
+  return {
+    k: table if k in ("position", "absolute") and v == LEARNED else v for k, v in model.items()
+  }
 
 
 def star(family: str):
@@ -128,8 +131,8 @@ SMALL = network(384, 4, 6, 2304, 96, dtype="bfloat16") | {
 }
 SCALES = {
   "smoke": Scale(
-    "3 layers, d_model 64, 2 heads of 32 of which 8 rotate, Muon, 5,000 steps of 64 graphs in every row. All but masked "
-    "diffusion also learn absolute positions",
+    "3 layers, d_model 64, 2 heads of 32 of which 8 rotate, Muon, learned absolute positions, 5,000 steps of 64 graphs: in "
+    "every row",
     num_seeds=3,
     overrides=network(SMOKE_WIDTH, 3, 2, 256, 32, rope=dict(theta=100.0, rotary_dim=8))
     | {

@@ -22,7 +22,7 @@ from jaxlm.layers.lexinvariant import check_embedding
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import LayerNormConfig
-from jaxlm.layers.positions import POSITIONS
+from jaxlm.layers.positions import POSITIONS, NoPosition
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.layers.stack import scan_layers
 from jaxlm.layers.taps import tap
@@ -38,8 +38,9 @@ SINUSOIDS = 256
 @checked
 class MaskedDiffusionConfig(ModelConfig):
   """residual: "official" overwrites the residual stream with the modulated norm before attention,
-  as the release does; "corrected" keeps it. d_cond: width of the conditioning. loss_chunk: as of
-  the decoder."""
+  as the release does; "corrected" keeps it. d_cond: width of the conditioning. position: of the
+  attention. absolute: added to the embedding; the release has none. loss_chunk: as of the decoder.
+  """
 
   scores: ClassVar[str] = "masked_tokens"
 
@@ -50,6 +51,7 @@ class MaskedDiffusionConfig(ModelConfig):
   d_cond: Count = 128
   mlp: MLPConfig = MLPConfig(activation="relu", use_bias=True)
   position: Annotated[object, POSITIONS] = RoPE()
+  absolute: Annotated[object, POSITIONS] = NoPosition()
   embedding: Annotated[object, EMBEDDINGS] = EmbeddingConfig()
   residual: Literal["official", "corrected"] = "official"
   dtype: Dtype = "float32"
@@ -77,7 +79,8 @@ class MaskedDiffusionConfig(ModelConfig):
 
   @property
   def max_len(self) -> int | None:
-    return self.position.max_positions
+    lengths = (self.position.max_positions, self.absolute.max_positions)
+    return min((n for n in lengths if n is not None), default=None)
 
   def inputs(self, batch) -> tuple:
     """Tokens and one noise level per row."""
@@ -142,6 +145,14 @@ class NoiseEmbedding(nn.Module):
     return jax.nn.silu(dense(jax.nn.silu(dense(x_BE, "in", SINUSOIDS)), "out", C))
 
 
+class AbsolutePosition(nn.Module):
+  cfg: MaskedDiffusionConfig
+
+  @nn.compact
+  def __call__(self, x_BTD, context):
+    return self.cfg.absolute.add(self, x_BTD, context)
+
+
 class FinalNorm(nn.Module):
   cfg: MaskedDiffusionConfig
 
@@ -160,6 +171,7 @@ class MaskedDiffusionNetwork(nn.Module):
   def setup(self):
     cfg = self.cfg
     self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
+    self.absolute = AbsolutePosition(cfg)
     self.noise = NoiseEmbedding(cfg)
     self.blocks = scan_layers(AdaptiveBlock, cfg.num_layers, (nn.broadcast, nn.broadcast))(cfg)
     self.final_norm = FinalNorm(cfg)
@@ -189,6 +201,7 @@ class MaskedDiffusionNetwork(nn.Module):
       key_segment_ids_BT=keys,
     )
     c_BC = self.noise(sigma_B)
-    x_BTD = tap(self, "embedded", self.embed.encode(tokens_BT, context))
+    x_BTD = self.absolute(self.embed.encode(tokens_BT, context), context)
+    x_BTD = tap(self, "embedded", x_BTD)
     x_BTD, _ = self.blocks(x_BTD, context, c_BC)
     return tap(self, "final", self.final_norm(x_BTD, c_BC)), context

@@ -75,7 +75,9 @@ def test_a_number_of_three_decimals_in_the_text_is_in_a_json(page):
 
 
 def test_reproduction_md_is_what_the_tables_json_say():
-  page = pages.markdown(pages.collect(declared()[0], ROOT))
+  papers = pages.collect(declared()[0], ROOT)
+  assert len({paper["name"] for paper in papers}) == len(papers) == 7
+  page = pages.markdown(papers)
   assert page == (ROOT / "REPRODUCTION.md").read_text(), (
     "run: jaxlm reproduce --scale smoke --report"
   )

@@ -133,7 +133,7 @@ def test_the_queue_forgets_what_is_finished(measured):
 
 def test_the_page_judges_from_the_json_alone_and_drops_other_configurations(measured):
   item, table, path = measured
-  pages.write([item], path / "runs", "smoke", into=path)
+  pages.write([item], path / "runs", "smoke", into=path, declared=[item])
   page = (path / "REPRODUCTION.md").read_text()
   assert re.search(
     r"\| fast is better \| (not )?shown \(\+0.\d+; .* \| not run \| no such scale \|", page
@@ -151,7 +151,7 @@ def test_the_page_judges_from_the_json_alone_and_drops_other_configurations(meas
 def test_the_html_shows_claim_ours_theirs_and_verdict(measured):
   pytest.importorskip("jinja2")
   item, _, path = measured
-  pages.write([item], path / "runs", "smoke", into=path)
+  pages.write([item], path / "runs", "smoke", into=path, declared=[item])
   web = (path / "docs" / "reproduction.html").read_text()
   assert "fast is better" in web and "fast, loss: 0.3611 ± 0.127" in web
   assert "fast, loss: 0.5</li>" in web and "jaxlm table t.py" in web

@@ -59,7 +59,13 @@ def main(argv: list[str]) -> int:
     _run_scripts(scripts)
   _say_left(waiting(), args.scale)
   if not args.no_report:
-    written = pages.write(all_items, runs, args.scale, into=expand(args.into))
+    written = pages.write(
+      items if only else all_items,
+      runs,
+      args.scale,
+      into=expand(args.into),
+      declared=all_items,
+    )
     print("written: " + ", ".join(map(str, written)))
   return 1 if failed else 0
 
@@ -93,8 +99,9 @@ def _run(waiting, tables, args, runs) -> dict:
     unit = ahead[0]
     table = tables[unit.item.script]
     minutes = sum(each.item.minutes for each in ahead)
+    estimate = f", about {_time(minutes)} of one core" if args.scale == "smoke" else ""
     print(
-      f"{unit.item.name}, {unit.row}, seed {unit.seed}: {len(ahead)} rows are left, about {_time(minutes)} of one core",
+      f"{unit.item.name}, {unit.row}, seed {unit.seed}: {len(ahead)} rows are left{estimate}",
       flush=True,
     )
     found = runner.run_rows(
@@ -120,17 +127,22 @@ def _run_scripts(scripts) -> None:
 
 
 def _say_left(waiting, scale: str) -> None:
+  """Estimates are known of scale smoke only."""
+
+  def about(minutes):
+    return f", about {_time(minutes)} of one core" if scale == "smoke" else ""
+
   total = 0.0
   for item, units in waiting:
     minutes = item.minutes * len(units)
     total += minutes
-    rows = len({unit.row for unit in units})
-    seeds = len({unit.seed for unit in units})
+    rows, seeds = len({unit.row for unit in units}), len({unit.seed for unit in units})
     print(
-      f"{item.name:28} {len(units):4} of rows x seeds left ({rows} rows, {seeds} seeds), about {_time(minutes)}, value {item.value:g}"
+      f"{item.name:28} {len(units):4} left ({rows} rows, {seeds} seeds){about(minutes)}, value {item.value:g}"
     )
-  estimate = f"about {_time(total)} of one core at scale smoke" if total else "nothing"
-  print(f"left at scale {scale}: {estimate}")
+  print(
+    f"left at scale {scale}: {sum(len(units) for _, units in waiting)} rows x seeds{about(total)}"
+  )
 
 
 def _time(minutes: float) -> str:

@@ -41,8 +41,11 @@ def require_clean(draft: bool) -> None:
     )
 
 
-def write(items: Sequence[queue.Item], runs, scale: str, *, into) -> list[pathlib.Path]:
-  """Writes the reports of all tables that have a result at `scale`, then the overall pages."""
+def write(
+  items: Sequence[queue.Item], runs, scale: str, *, into, declared: Sequence[queue.Item]
+) -> list[pathlib.Path]:
+  """Writes the reports of the items' tables that have a result at `scale`, then the overall pages of
+  all that are declared."""
   into, written = pathlib.Path(into), []
   for item in {item.script: item for item in items}.values():
     table = load(str(ROOT / item.script))
@@ -52,7 +55,7 @@ def write(items: Sequence[queue.Item], runs, scale: str, *, into) -> list[pathli
     found = measured(table, scale, stem, queue.workdir(runs, table, scale))
     if found:
       written += write_table(table, scale, found, stem)
-  return [*written, *write_readmes(into), *write_overview(items, into)]
+  return [*written, *write_readmes(into), *write_overview(declared, into)]
 
 
 def write_readmes(into) -> list[pathlib.Path]:
@@ -171,7 +174,7 @@ def collect(items: Sequence[queue.Item], into) -> list[dict]:
         summaries[scale] = json.loads(path.read_text())
     paper = papers.setdefault(name, {"name": name, "title": PAPERS.get(name, name), "tables": []})
     paper["tables"].append(_table(item, table, summaries))
-  return [papers[name] for name in [*PAPERS, *papers] if name in papers and papers[name]["tables"]]
+  return [papers[name] for name in dict.fromkeys([*PAPERS, *papers]) if name in papers]
 
 
 def _table(item: queue.Item, table: Table, summaries: Mapping[str, dict]) -> dict:
@@ -215,7 +218,7 @@ def _table(item: queue.Item, table: Table, summaries: Mapping[str, dict]) -> dic
     "revisions": trained,
     "commands": commands[:3],
     "machines": sorted({report.machine(s) for run in runs for s in run["training"]}),
-    "core_minutes": _core_minutes(runs),
+    "core_minutes": _core_minutes(smoke["rows"]) if smoke else None,
     "draft": bool(smoke and smoke["draft"]),
     "run": f"jaxlm reproduce --scale smoke --only {item.name}",
   }
@@ -283,9 +286,16 @@ def _verdict(table: Table, scale: str, found: Mapping | None) -> str:
   return found["verdict"]
 
 
-def _core_minutes(runs: Sequence[Mapping]) -> float | None:
-  parts = [record.total([*run["training"], run["evaluation"]], "core_s") for run in runs]
-  return round(sum(p for p in parts if p is not None) / 60, 1) if parts else None
+def _core_minutes(rows: Sequence[Mapping]) -> float | None:
+  """Core time of all training and evaluation that is known; a row that trains nothing counts its
+  evaluation."""
+  parts = [
+    record.total([*(run["training"] if row["trained"] else ()), run["evaluation"]], "core_s")
+    for row in rows
+    for run in row["runs"].values()
+  ]
+  known = [part for part in parts if part is not None]
+  return round(sum(known) / 60, 1) if known else None
 
 
 def markdown(papers: Sequence[Mapping]) -> str:
