@@ -14,7 +14,6 @@ from experiments.carope import table1
 from experiments.carope.table1 import CONTROLS, DOUBLE, QUADRUPLE, TRAIN, beats
 from jaxlm.experiments import Column
 
-
 TABLE = dataclasses.replace(
   table1.TABLE,
   name="carope-controls",
