@@ -148,7 +148,7 @@ def random_head(form, shape, struct, chip):
 
 
 def phase(form, shape, struct, chip):
-  """shape: B, T, N, K, H of a device; b: sequences that are simulated, heads: of one, of the XLA form. Rotation
+  """shape: B, T, N, K, H of a device; rows: sequences that are simulated, heads: of one, of the XLA form. Rotation
   of q and k, and the gradients of q, k and log f."""
   import jax
   import jax.numpy as jnp
@@ -156,7 +156,7 @@ def phase(form, shape, struct, chip):
   from jaxlm.kernels.phase import carope_rotate
 
   B, T, N, K, H = (shape[k] for k in "BTNKH")
-  b = min(B, shape["b"] if form == "pallas" else 1)
+  b = min(B, shape["rows"] if form == "pallas" else 1)
   q, k = struct((b, T, N, H), jnp.bfloat16), struct((b, T, K, H), jnp.bfloat16)
   if form == "pallas":
     return _phase_kernels(q, k, struct, chip, B, b)
@@ -270,8 +270,8 @@ def ssd(form, shape, struct, chip):
 
 
 def linear_recurrence(form, shape, struct, chip):
-  """shape: B, T, N, H, E of a device; gated: a delta rule with decays, None: gla. One row of N_sim
-  heads is simulated, from and to states, with segments.
+  """shape: B, T, N, H, E of a device; gated: a delta rule with decays, None: gla. One row of a block
+  of heads, or N_sim heads of the XLA form, is simulated, from and to states, with segments.
   """
   import jax
   import jax.numpy as jnp
@@ -283,7 +283,9 @@ def linear_recurrence(form, shape, struct, chip):
   from jaxlm.kernels.gla import blocks, gla, pallas_tpu
 
   B, T, N, H, E = (shape[k] for k in "BTNHE")
-  t, n, gated = 256, shape["N_sim"], shape.get("gated")
+  t, gated = 256, shape.get("gated")
+  found = (blocks if gated is None else delta_blocks).pallas_blocks(chip.device_kind)
+  n = found.heads(N, H, E) if form == "pallas" else shape["N_sim"]
   bf16, f32 = jnp.bfloat16, jnp.float32
   b = 2 if chip.name == "v5p" else 1  # its two cores share the rows
   scale = B * T * N / (b * t * n)
@@ -298,8 +300,7 @@ def linear_recurrence(form, shape, struct, chip):
     )
   )
   if form == "pallas":
-    found = (blocks if gated is None else delta_blocks).pallas_blocks(chip.device_kind)
-    G = found.heads(n, H, E)
+    G = n
     call = (pallas_tpu if gated is None else delta_pallas).call(
       G, n // G, H, E, found.chunk, H**-0.5
     )
@@ -537,8 +538,8 @@ OPS = {
   "phase": (
     phase,
     {
-      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, b=4, heads=4),
-      "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, b=1, heads=4),
+      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, rows=4, heads=4),
+      "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, rows=1, heads=4),
     },
     lambda s: 5 * 2 * s["B"] * s["T"] * (s["N"] + s["K"]) * s["H"],
   ),

@@ -1,1 +1,1 @@
-"""Parts of one paper in the model of another."""
+"""Tables that put parts of one paper into the model of another."""

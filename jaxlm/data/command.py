@@ -26,10 +26,12 @@ Stopping is safe at any time: the same command goes on. Files go to $JAXLM_DATA,
 
 @command("jaxlm data")
 def main(argv: list[str]) -> int:
-  from jaxlm.training.config import parse_flags
+  spec, overrides = None, {}
+  if argv[:1] == ["tokenize"]:  # the others need no JAX
+    from jaxlm.training.config import parse_flags
 
-  spec, overrides, argv = parse_flags(argv)
-  parser = Parser("jaxlm data", description=USAGE, example="jaxlm data list", others=CONFIG)
+    spec, overrides, argv = parse_flags(argv)
+  parser = Parser("jaxlm data", description=USAGE, example="jaxlm data list")
   actions = parser.add_subparsers(
     dest="action",
     required=True,
@@ -60,8 +62,6 @@ def main(argv: list[str]) -> int:
       )
       sub.add_argument("--quiet", action="store_true", help="no progress bar")
   args = parser.parse_args(argv)
-  if spec is not None and args.action != "tokenize":
-    raise ConfigError(f"jaxlm data {args.action} takes no --config")
   folder = data_dir(None if args.action in ("tokenize", "check") else args.data_dir)
   try:
     if args.action == "tokenize":

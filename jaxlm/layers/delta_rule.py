@@ -158,9 +158,9 @@ class DeltaRule(nn.Module):
         decay_BTN,
         chunk=cfg.chunk,
         implementation=cfg.implementation,
-        spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)),
         initial_state_BNHE=state_BNHE,
         segment_ids_BT=ids_BT,
+        spec=nn.logical_to_mesh_axes(("batch", None, "heads", None)),
       )
 
     inputs = q_BTNH, k_BTNH, v_BTNE, beta_BTN, decay_BTN

@@ -80,10 +80,8 @@ def test_on_a_mesh_each_device_has_its_rows_heads_and_tokens():
   assert "all-gather" not in text
 
 
-def test_the_default_is_the_tables_choice():
-  from jaxlm.kernels.fast_weight_chunk.blocks import PREFERRED
-  from jaxlm.preflight.chips import CHIPS
-
-  for chip, topology in ONE_CHIP.items():
-    program = lowered(mesh_of(topology, data=1), 1, 1, 256, 128, 128, Causal(128))
-    assert (kernels(program) > 0) == (CHIPS[chip].device_kind in PREFERRED)
+@pytest.mark.parametrize("chip, chosen", [("v5e", False), ("v5p", False), ("v6e", True)])
+def test_they_are_the_default_where_their_estimate_is_better(chip, chosen):
+  mesh = mesh_of(ONE_CHIP[chip], data=1)
+  assert (kernels(lowered(mesh, 1, 1, 256, 384, 384, Causal(128))) > 0) == chosen
+  assert kernels(lowered(mesh, 1, 1, 256, 128, 128, Causal(128))) == 0

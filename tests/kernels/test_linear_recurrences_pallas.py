@@ -136,6 +136,7 @@ def test_an_inverse_of_a_whole_chunk_of_repeated_keys_is_exact():
   np.testing.assert_allclose(inverses([jnp.asarray(link)])[0], want, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gla", "gated"])
 @pytest.mark.usefixtures("compiled_once")
 def test_bfloat16_products_are_near_the_float64_recurrence(kind):

@@ -33,6 +33,12 @@ def by_kernel(g, ct, steps, dtype=None, spec=None):
   return out, pull(ct)[0]
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def by_xla(g, ct, steps):
+  out, pull = jax.vjp(lambda g: newton_schulz(g, steps, dtype="bfloat16", implementation="xla"), g)
+  return out, pull(ct)[0]
+
+
 def matrices(*shape):
   rng = np.random.default_rng(0)
   return [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2)]
@@ -49,8 +55,7 @@ def close(got, want, tolerance, size=0.0):
   "shape, kind, steps",
   [
     ((2, 1, 130, 257), "language", 2),  # two blocks of a symmetric product, wide, odd
-    ((1, 7, 3), "views", 3),  # tall
-    ((1, 1), "language", 1),
+    ((1, 7, 3), "views", 1),  # tall
     ((2, 3, 3), "views", 0),
   ],
   ids=str,
@@ -62,47 +67,33 @@ def test_the_kernels_are_the_definition_with_their_gradient(shape, kind, steps):
     out, gbar = by_kernel(g, ct, triples)
   want, want_gbar = definition(g, ct, triples)
   # Float32: a step sums M or N terms (2^-24 each, some 2^-19 of the largest) and may enlarge an
-  # error by its slope, at most 4; three steps in a row do not reach 2^-15. The gradient passes each
-  # step once more, and its part along G cancels, all of it at 1 x 1.
+  # error by its slope, at most 4; two steps in a row do not reach 2^-15. The gradient passes each
+  # step once more, and its part along G cancels.
   close(out, want, 2**-15)
   close(gbar, want_gbar, 2**-13, size=np.abs(ct).max() / np.linalg.norm(g[0]))
 
 
 def test_bfloat16_is_as_near_to_the_definition_as_the_xla_form_and_keeps_the_callers_dtype():
   g, ct = matrices(2, 24, 40)
-  steps = coefficients("language")
-  want = definition(g, ct, steps)
+  steps = coefficients("language", 1)
   with pallas_support.interpreted():
     got = by_kernel(g, ct, steps, "bfloat16")
-  plain = jax.jit(
-    lambda g, ct: [
-      f(x)
-      for x, f in zip(
-        (g, ct),
-        (
-          lambda g: newton_schulz(g, steps, dtype="bfloat16", implementation="xla"),
-          lambda ct: jax.vjp(
-            lambda g: newton_schulz(g, steps, dtype="bfloat16", implementation="xla"), g
-          )[1](ct)[0],
-        ),
-      )
-    ]
-  )(g, ct)
+  plain, want = by_xla(g, ct, steps), definition(g, ct, steps)
 
   def error(x, want):
     return np.linalg.norm(np.asarray(x, np.float64) - want) / np.linalg.norm(want)
 
   assert got[0].dtype == got[1].dtype == jnp.float32
   for x, y, exact in zip(got, plain, want):
-    # Both are a few per cent off (docs/specs/lact.md, section 2); the kernel rounds less often. Half as
-    # much again is left to chance.
-    assert 0 < error(x, exact) < 1.5 * error(y, exact) < 0.3
+    # A step rounds some five times to 2^-9 of the size; the kernel rounds less often than the XLA
+    # form. Half as much again is left to chance.
+    assert 0 < error(x, exact) < 1.5 * error(y, exact) < 0.1
 
 
 def test_zero_matrices_stay_zero_with_a_finite_gradient():
   g, ct = matrices(2, 5, 6)
   with pallas_support.interpreted():
-    out, gbar = by_kernel(g.at[0].set(0.0), ct, coefficients("language", 2))
+    out, gbar = by_kernel(g.at[0].set(0.0), ct, coefficients("language", 1))
   assert not out[0].any() and out[1].any()
   assert bool(jnp.isfinite(gbar).all())
 

@@ -29,8 +29,8 @@ def definition(x_BTNH, dt_BTN, a_N, b_BTKE, c_BTKE, d_N, initial_state_BNHE, res
   def step(s, token):
     x, dt, b, c, reset = token
     s = jnp.where(reset[:, None, None, None], 0, s) * jnp.exp(dt * a_N[None])[..., None, None]
-    s = s + (dt[..., None] * x)[..., None] * jnp.repeat(b, N // b.shape[1], 1)[:, :, None]
-    return s, jnp.einsum("bnhe,bne->bnh", s, jnp.repeat(c, N // c.shape[1], 1)) + d_N[
+    s = s + (dt[..., None] * x)[..., None] * jnp.repeat(b, x.shape[1] // b.shape[1], 1)[:, :, None]
+    return s, jnp.einsum("bnhe,bne->bnh", s, jnp.repeat(c, x.shape[1] // c.shape[1], 1)) + d_N[
       None, :, None
     ] * x
 
@@ -86,7 +86,9 @@ def both(arguments, reset=None, **options):
 FLOAT32 = 5e-6
 
 
-@pytest.mark.parametrize("T", [1, Q - 1, Q + 1])
+@pytest.mark.parametrize(
+  "T", [Q + 1, *(pytest.param(T, marks=pytest.mark.slow) for T in (1, Q - 1, 3 * Q))]
+)
 @pytest.mark.usefixtures("compiled_once")
 def test_the_kernels_are_the_recurrence_with_its_gradients(T):
   reset = np.random.default_rng(2).random((B, T)) < 0.3  # some documents have one token
@@ -156,6 +158,7 @@ def test_bfloat16_gradients_of_fast_decays_are_not_rounding_noise():
   assert error < 2e-2, error
 
 
+@pytest.mark.slow
 def test_two_groups_on_a_mesh_that_shares_rows_and_heads():
   arguments = inputs(Q + 1, groups=2, state_dim=128)
   mesh = jax.make_mesh((2, 2, 2), ("data", "tensor", "idle"), axis_types=(AxisType.Auto,) * 3)
@@ -171,10 +174,10 @@ def test_two_groups_on_a_mesh_that_shares_rows_and_heads():
 
 
 def test_two_cores_neither_race_nor_read_what_is_not_there(monkeypatch):
-  monkeypatch.setitem(blocks.BLOCKS, "", blocks.Blocks(chunk=2, channels=32))
-  monkeypatch.setattr("jaxlm.kernels.chunked_recurrence.LANES", 32)  # two blocks of two heads
+  monkeypatch.setitem(blocks.BLOCKS, "", blocks.Blocks(chunk=2, channels=H))
+  monkeypatch.setattr("jaxlm.kernels.chunked_recurrence.LANES", H)  # two blocks of one head
   with every_detector():
-    got, want = both(inputs(3))
+    got, want = both(inputs(3, heads=2))
     jax.block_until_ready(got)
   assert_close(got, want, FLOAT32)
 

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
-STEPS, SAVE_EVERY = 24, 4
+STEPS, SAVE_EVERY = 16, 4
 CONFIG = f"""
 import ml_collections as mlc
 
@@ -191,7 +192,8 @@ def test_everything_in_a_bucket_survives_a_killed_host(bucket):
 
   said = finished(bucket.train("killed"))
   assert "resuming from step" in said
-  assert "gs://jaxlm/runs/xla (hits), 0 compiled" in said, said
+  # Those that took long to compile: training, evaluation, the initial state, ..
+  assert re.search(r"[3-9] read from gs://jaxlm/runs/xla \(hits\)", said), said
   whole, killed = final_state(bucket, "whole"), final_state(bucket, "killed")
   assert whole.keys() == killed.keys() and len(whole) > 10
   for name, value in whole.items():

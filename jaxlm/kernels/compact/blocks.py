@@ -7,8 +7,8 @@ POSITIONS, SLOTS = 128, 128
 #: Most channels of a tile.
 CHANNELS = 1024
 
-#: Device kinds where the kernels are the default: where their estimate is at least 1.3 times the XLA
-#: form's at every shape of shapes.py (kernels/README.md).
+#: Device kinds where the kernels are the default: none, as long as XLA's gathers cannot be estimated
+#: (kernels/README.md).
 PREFERRED: tuple[str, ...] = ()
 
 

@@ -18,11 +18,13 @@ class Blocks:
 
   def bytes(self, G: int, H: int, E: int, itemsize: int) -> int:
     """On-chip bytes of the backward kernel: operands and gradients twice (one is used while the next
-    is on its way), states, and squares of the chunk: some twenty of the head at hand.
+    is on its way), states, and squares of the chunk: twelve of the head at hand and six of each.
     """
     Q = self.chunk
     moved = 2 * (Q * G * itemsize * (4 * H + 3 * E) + 3 * 4 * G * H * E)
-    return int(SPILLS * (moved + 4 * 4 * G * H * E + 8 * 4 * Q * (H + E) + 20 * 4 * Q * Q))
+    return int(
+      SPILLS * (moved + 4 * 4 * G * H * E + 8 * 4 * Q * (H + E) + (12 + 6 * G) * 4 * Q * Q)
+    )
 
 
 #: By device kind, chosen by the compiler's estimate (bench/kernel_estimates.py, libtpu 0.0.52).

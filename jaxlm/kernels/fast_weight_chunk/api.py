@@ -116,13 +116,14 @@ def fast_weight_chunk(
 
 def _by_kernel(rule, weights, q_BNTH, eta, most: int, implementation, spec) -> bool:
   """Whether the TPU kernels are the choice; refused where named and not supported."""
+  F, H = weights[0].shape[-2:]
   name = choose(
     "fast_weight_chunk",
     implementation,
     IMPLEMENTATIONS,
     {"q": q_BNTH, "w": weights[0]},
-    preferred=target_device_kind() in blocks.PREFERRED,
-    reason=lambda: pallas_tpu.supports(rule, q_BNTH, weights[0].shape[-2], most, eta, spec),
+    preferred=blocks.prefers_pallas(target_device_kind(), H, F),
+    reason=lambda: pallas_tpu.supports(rule, q_BNTH, F, most, eta, spec),
   )
   return name == "pallas"
 

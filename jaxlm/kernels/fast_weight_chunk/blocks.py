@@ -4,9 +4,9 @@ import dataclasses
 
 from jaxlm.kernels.pallas_support import LANES, SPILLS, round_up
 
-#: Device kinds where the kernels are the default: where their estimate is at least 1.3 times the XLA
-#: form's (kernels/README.md).
-PREFERRED = ()
+#: Device kinds, and head widths for which the kernels are the default there: their estimate is at
+#: least 1.3 times the XLA form's (kernels/README.md). Other widths were not estimated.
+PREFERRED = {"TPU v6 lite": (384,)}
 
 #: Tokens of a tile by device kind, the first that fits: adding to the sums of a tile and its first
 #: stretch, which no product hides, cost the same whatever its size.
@@ -21,6 +21,10 @@ class Tiles:
 
   tokens: int
   parts: int
+
+
+def prefers_pallas(device_kind: str, H: int, F: int) -> bool:
+  return H == F and H in PREFERRED.get(device_kind, ())
 
 
 def stretch(Q: int) -> int:

@@ -60,7 +60,10 @@ def _chunk(q_BNCH, k_BNCH, v_BNCE, a_BNCH, state_BNHE, ids_BC, owner_B):
   )  # [g, j]: blocks j + 1 .. g - 1, -inf if j >= g
   far_BNGJSH = jnp.exp(down_BNGSH[:, :, None] + jnp.moveaxis(gap_BNHGG, 2, 4)[:, :, :, :, None])
   across = jnp.einsum("bngih,bngjsh->bngijs", q * jnp.exp(up_BNGSH), k[:, :, None] * far_BNGJSH)
-  scores = across.at[:, :, jnp.arange(G), :, jnp.arange(G)].add(jnp.moveaxis(diagonal_BNGSS, 2, 0))
+  same_G1G1 = jnp.eye(G, dtype=bool)[
+    :, None, :, None
+  ]  # a sum and no scatter, which is slow on a TPU
+  scores = across + jnp.where(same_G1G1[None, None], diagonal_BNGSS[:, :, :, :, None], 0)
   scores_BNCC = scores.reshape(*scores.shape[:2], C, C) * (
     ids_BC[:, None, :, None] == ids_BC[:, None, None]
   )

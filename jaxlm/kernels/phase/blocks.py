@@ -13,9 +13,9 @@ TOKENS = {"": 512}
 #: Their pairs divide a register of 128 lanes, or are one.
 HEAD_DIMS = (32, 64, 128, 256)
 
-#: Device kinds where the kernels are the default: where the estimate of every shape of shapes.py is
-#: at least 1.3 times the XLA form's (kernels/README.md).
-PREFERRED: tuple[str, ...] = ("TPU v5 lite",)
+#: Device kinds where the kernels are the default: where the XLA form takes at least 1.3 times as long
+#: at CAROPE_SMALL by the compiler's estimate (kernels/README.md).
+PREFERRED: tuple[str, ...] = ("TPU v5 lite", "TPU v5", "TPU v6 lite")
 
 
 def vmem_bytes(tokens: int, width: int, kv_width: int, itemsize: int) -> int:
