@@ -538,8 +538,8 @@ OPS = {
   "phase": (
     phase,
     {
-      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, rows=4, heads=4),
-      "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, rows=1, heads=4),
+      "CARoPE Small": dict(B=32, T=512, N=12, K=12, H=64, rows=4, heads=12),
+      "CARoPE Small, rows of 8,192": dict(B=2, T=8192, N=12, K=12, H=64, rows=1, heads=12),
     },
     lambda s: 5 * 2 * s["B"] * s["T"] * (s["N"] + s["K"]) * s["H"],
   ),

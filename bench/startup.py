@@ -98,8 +98,8 @@ def measured(tree: pathlib.Path, config: str) -> dict[str, tuple[float, float, f
     found = {"cold": start("one", lambda run: records(run) >= 1)}
     found["warm"] = start("two", lambda run: records(run) >= 1)
     start("three", lambda run: (run / "checkpoints/5/_CHECKPOINT_METADATA").exists())
-    kept = 5
-    found["restart"] = start("three", lambda run: last_is(run, kept + 1))
+    old = (runs / "three" / "metrics.jsonl").stat().st_ino  # a restart writes the file anew
+    found["restart"] = start("three", lambda run: last_is(run, 6, old))
     return found
 
 
@@ -109,9 +109,13 @@ def records(run: pathlib.Path) -> int:
   return 0
 
 
-def last_is(run: pathlib.Path, step: int) -> bool:
-  """Whether the newest record is of this step: the file was cut back to the checkpoint's."""
+def last_is(run: pathlib.Path, step: int, old: int) -> bool:
+  """Whether the newest record is of this step, in a file that is not the old one: it was cut back to
+  the checkpoint's.
+  """
   with contextlib.suppress(OSError):
+    if (run / "metrics.jsonl").stat().st_ino == old:
+      return False
     return (
       (run / "metrics.jsonl").read_bytes().rpartition(b'{"step": ')[2].startswith(b"%d," % step)
     )

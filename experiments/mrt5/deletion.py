@@ -117,7 +117,7 @@ def runtime(
     for name in ("tokens", "decoder_tokens")
   )
   key = jax.random.key(0)
-  if hasattr(cfg.model.reduction, "scale"):
+  if cfg.model.reduction is not None and cfg.model.reduction.tau is not None:
     programs = TwoPrograms(model, trained.params, multiple=multiple)
 
     def forward():

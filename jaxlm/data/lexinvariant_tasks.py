@@ -1,7 +1,7 @@
 """In-context reasoning with symbols that mean nothing: LookUp and Permutation
 (docs/specs/lexinvariant.md, section 8).
 
-Prompts are token ids; answers follow the prompt directly. Axes: B instances, K pairs, E examples, N
+Prompts are token ids; answers follow the prompt directly. Axes: B batch of instances, K pairs, E examples, N
 string length.
 """
 

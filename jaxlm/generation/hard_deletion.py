@@ -45,12 +45,12 @@ class TwoPrograms:
 
   def __init__(self, model, params, *, rows: int = 1, multiple: int = 128):
     cfg = model.cfg
-    if not hasattr(cfg.reduction, "scale"):
+    if cfg.reduction is None or cfg.reduction.tau is None:
       raise ConfigError(
         "hard deletion needs a reduction that deletes tokens: delete_gate, random or fixed"
       )
     self.model, self.params, self.rows, self.multiple = model, params, rows, multiple
-    self.threshold = getattr(cfg.reduction, "tau", cfg.reduction.scale / 2)
+    self.threshold = cfg.reduction.tau
     self.compact_positions = cfg.reduction.layer == 0
     # Parameters are arguments: closed over they would be constants of the program.
     self._jit_front = jax.jit(self._front)

@@ -5,6 +5,7 @@ Axes: B batch, L encoder length, C slots, D d_model, F hidden. docs/specs/mrt5.m
 """
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -28,6 +29,8 @@ class BoundaryPoolingConfig:
   prior: expected share of boundaries. d_ff: hidden width of the predictor. fillers_visible: slots
   of rows with fewer segments can be seen in the encoder's attention, as in the release.
   """
+
+  tau: ClassVar[None] = None  # bytes are pooled; none is deleted
 
   layer: Natural = 3
   d_ff: Count = 3584
@@ -129,6 +132,8 @@ class StridedPoolingConfig:
   """gelu(conv(norm h)), kernel = stride = rate, without padding: a tail shorter than `rate` is
   dropped (CANINE).
   """
+
+  tau: ClassVar[None] = None  # bytes are pooled; none is deleted
 
   layer: Natural = 3
   rate: Count = 4

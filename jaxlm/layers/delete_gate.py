@@ -1,11 +1,11 @@
 """Which tokens of an encoder go on: MrT5's learned delete gate, and deletion at random or by rule.
 
 A reduction is chosen by its config, registered in REDUCTIONS of `models/encoder_decoder.py`, with
-`layer` and `build(init, name) -> nn.Module`; the module answers
+`layer`, `build(init, name) -> nn.Module` and `tau`: hard deletion keeps G > tau, and None means that
+it deletes nothing. The module answers
 `(h_BLD, tokens_BL, valid_BL, mode, *, train, noise) -> Reduced`, and one that deletes tokens ends
-in `apply_gate`. A learned gate's config is a subclass of DeleteGateConfig, which regularisers, hard
-deletion in evaluation and its two programs ask for; a rule that deletes has `scale`, G of a deleted
-token, by which the two programs know it.
+in `apply_gate`. A learned gate's config is a subclass of DeleteGateConfig, which regularisers and
+hard deletion in evaluation ask for.
 
 Axes: B batch, L encoder length, C capacity, D d_model. docs/specs/mrt5.md, sections 2, 4, 6.
 """
@@ -220,6 +220,10 @@ class RandomDeletionConfig:
   probability: BelowOne = 0.5
   scale: Negative = -30.0
 
+  @property
+  def tau(self) -> float:
+    return self.scale / 2
+
   def build(self, init: float, name=None) -> nn.Module:
     return RandomDeletion(self, name=name)
 
@@ -245,7 +249,7 @@ class RandomDeletion(nn.Module):
     deleted = jnp.zeros(size, bool).at[order].set(jnp.arange(size) < number)
     gate_BL = jnp.where(deleted.reshape(tokens_BL.shape), self.cfg.scale, 0.0)
     reduced = apply_gate(
-      h_BLD, gate_BL, valid_BL, self.cfg.scale / 2, mode, compact_positions=self.cfg.layer == 0
+      h_BLD, gate_BL, valid_BL, self.cfg.tau, mode, compact_positions=self.cfg.layer == 0
     )
     return reduced._replace(extra={"number": number})
 
@@ -264,6 +268,10 @@ class FixedDeletionConfig:
   separators: tuple[Natural, ...] = SEPARATORS
   pooled_counts: bool = False
 
+  @property
+  def tau(self) -> float:
+    return self.scale / 2
+
   def build(self, init: float, name=None) -> nn.Module:
     return FixedDeletion(self, name=name)
 
@@ -279,9 +287,7 @@ class FixedDeletion(nn.Module):
     gate_BL = jnp.where(
       fixed_deletion(tokens_BL, cfg.amount, cfg.separators, cfg.pooled_counts), cfg.scale, 0.0
     )
-    return apply_gate(
-      h_BLD, gate_BL, valid_BL, cfg.scale / 2, mode, compact_positions=cfg.layer == 0
-    )
+    return apply_gate(h_BLD, gate_BL, valid_BL, cfg.tau, mode, compact_positions=cfg.layer == 0)
 
 
 def fixed_deletion(tokens_BL, amount: float, separators, pooled_counts: bool = False):

@@ -1,6 +1,6 @@
 """Normalisation of the last axis: root mean square and LayerNorm.
 
-Axes: ... any leading axes, D the normalised one.
+Axes: ... any leading axes, D the width, which is normalised.
 """
 
 import dataclasses

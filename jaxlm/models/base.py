@@ -32,6 +32,7 @@ class ModelConfig:
   float32_params: names of parameters that the model computes with in float32, whatever
   `train.gather_dtype` says.
   flops_from_trace: training FLOPs are counted in the traced forward pass, not by parameters.
+  dtype: of the computation. remat: which activations are computed again in the backward pass.
   embedding: how tokens become vectors, None for a model without a choice. tie_embeddings: the head
   is the embedding's table.
   num_chunkings: stages that shorten the sequence, of an H-Net. Configs that have these as fields
@@ -41,6 +42,8 @@ class ModelConfig:
   scores: ClassVar[str] = "next_token"
   float32_params: ClassVar[tuple[str, ...]] = ()
   flops_from_trace: ClassVar[bool] = False
+  dtype = "float32"
+  remat = "none"
   embedding = None
   tie_embeddings = False
   num_chunkings = 0

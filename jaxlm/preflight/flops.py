@@ -11,6 +11,7 @@ import dataclasses
 
 from jaxlm.evaluation.flops import parts_per_token
 from jaxlm.models.hnet import HNetConfig
+from jaxlm.objectives.next_byte import NextByte
 from jaxlm.training.config import RunConfig
 
 #: Blockwise matmul passes of an attention kernel: scores and values forward, four and three in its
@@ -96,7 +97,7 @@ def attention_flops(cfg: RunConfig, program: str, num_devices: int, bucket=None)
   """
   if program == "decode":
     return 0.0
-  remat = getattr(cfg.model, "remat", "none") != "none"
+  remat = cfg.model.remat not in (False, "none")
   passes = FORWARD if program != "train" else FORWARD * (2 if remat else 1) + BACKWARD
   one = sum(
     layer.count * 2 * layer.kernel_width * layer.computed for layer in attention_layers(cfg, bucket)
@@ -128,7 +129,7 @@ def attention_layers(cfg: RunConfig, bucket=None) -> list[Attended]:
 
 def targets(cfg: RunConfig) -> tuple[float, ...]:
   """Positions per chunk of every chunking stage."""
-  return tuple(getattr(cfg.objective, "targets", ()))
+  return tuple(cfg.objective.targets) if isinstance(cfg.objective, NextByte) else ()
 
 
 def memory_flops(model) -> float:

@@ -27,13 +27,13 @@ def wire_minimum(cfg: RunConfig, num_params: int, mesh_shape: dict[str, int]) ->
     "fsdp": 3 * micro * width * num_params / t * (f - 1) / f,
     "data": 2 * width * num_params / (t * f) * (d - 1) / d,
   }
-  act = 2 if getattr(cfg.model, "dtype", "float32") == "bfloat16" else 4
+  act = 2 if cfg.model.dtype == "bfloat16" else 4
   tokens = cfg.data.batch_size * cfg.data.seq_len / (d * f * s)
-  layers, d_model = getattr(cfg.model, "num_layers", 0), getattr(cfg.model, "d_model", 0)
-  found["tensor"] = 8 * act * tokens * d_model * layers * (t - 1) / t
-  heads = getattr(cfg.model, "heads", None)
-  if s > 1 and heads is not None:
-    found["sequence"] = (
-      3 * act * tokens * s * 2 * heads.num_kv_heads * heads.head_dim / t * layers * (s - 1) / s
-    )
+  layers = cfg.model.mixers  # of decoders and what is made of them; no others are counted
+  width = cfg.model.d_model if layers else 0
+  found["tensor"] = 8 * act * tokens * width * len(layers) * (t - 1) / t
+  heads = [h for h in (mixer.heads(width) for mixer in layers) if h is not None]
+  if s > 1 and heads:
+    widths = sum(h.num_kv_heads * h.head_dim for h in heads)
+    found["sequence"] = 3 * act * tokens * s * 2 * widths / t * (s - 1) / s
   return {axis: int(value) for axis, value in found.items() if value}

@@ -193,7 +193,7 @@ def test_what_is_not_supported_is_refused_with_the_reason():
   with pallas_support.interpreted():
     with pytest.raises(NotImplementedError, match="head_dim 6 is not a multiple of 16"):
       run({"x_BTNH": arguments["x_BTNH"][..., :6]})
-    with pytest.raises(NotImplementedError, match="needs 1[0-9]* MiB on chip"):
+    with pytest.raises(NotImplementedError, match="needs [0-9]* MiB on chip, cpu gives 14"):
       run({k: jnp.zeros((2, 4, 1, 2**15)) for k in ("b_BTKE", "c_BTKE")})
     with pytest.raises(NotImplementedError, match="three float32 or three bfloat16"):
       run({"x_BTNH": arguments["x_BTNH"].astype(jnp.bfloat16)})

@@ -30,7 +30,7 @@ BLOCKS = {"": Blocks(chunk=128, channels=256)}
 
 #: Device kinds where the kernels are the default: where their estimate is at least 1.3 times the
 #: XLA form's (kernels/README.md).
-PREFERRED: tuple[str, ...] = ()
+PREFERRED = ("TPU v5 lite", "TPU v5", "TPU v6 lite")
 
 
 def pallas_blocks(device_kind: str) -> Blocks:

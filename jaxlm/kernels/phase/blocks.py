@@ -15,7 +15,7 @@ HEAD_DIMS = (32, 64, 128, 256)
 
 #: Device kinds where the kernels are the default: where the XLA form takes at least 1.3 times as long
 #: at CAROPE_SMALL by the compiler's estimate (kernels/README.md).
-PREFERRED: tuple[str, ...] = ("TPU v5 lite", "TPU v5", "TPU v6 lite")
+PREFERRED: tuple[str, ...] = ("TPU v5 lite", "TPU v6 lite")
 
 
 def vmem_bytes(tokens: int, width: int, kv_width: int, itemsize: int) -> int:
