@@ -47,8 +47,12 @@ def test_a_pair_that_fits_traces_counts_and_decodes(case, tmp_path):
   checks.abstract_pass(checks.configured(config))
 
 
+#: H-Net and encoder-decoders trace for seconds each.
+NETWORKS = [pytest.param(case, marks=pytest.mark.slow) for case in cases.networks()]
+
+
 @pytest.mark.parametrize(
-  "case", [*cases.mixers(first=True), *cases.embeddings(), *cases.networks()], ids=ident
+  "case", [*cases.mixers(first=True), *cases.embeddings(), *NETWORKS], ids=ident
 )
 def test_a_part_is_refused_in_a_sentence_or_traces(case):
   found = checks.configured(case.config)

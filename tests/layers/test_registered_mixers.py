@@ -208,7 +208,12 @@ def test_padding_and_its_contents_change_nothing_and_get_no_gradient(stack):
 
 @pytest.mark.parametrize(
   "cuts",
-  [lambda C: (1,), lambda C: (C - 1, C, C + 1), lambda C: (C, 2 * C), lambda C: (2, 2 * C + 1)],
+  [
+    lambda C: (1,),
+    lambda C: (C - 1, C, C + 1),
+    pytest.param(lambda C: (C, 2 * C), marks=pytest.mark.slow),
+    pytest.param(lambda C: (2, 2 * C + 1), marks=pytest.mark.slow),
+  ],
   ids=["one", "around the chunk", "on chunks", "behind a chunk"],
 )
 def test_streamed_tokens_are_as_if_whole(stack, cuts):
