@@ -48,6 +48,7 @@ OBJECTIVE = {
   "masked_diffusion": {},
   "sequence_to_sequence": {},
   "view_synthesis": {},
+  "distillation": {"teacher": "runs/teacher"},
 }
 
 
