@@ -209,7 +209,7 @@ def test_padding_and_its_contents_change_nothing_and_get_no_gradient(stack):
 @pytest.mark.parametrize(
   "cuts",
   [
-    lambda C: (1,),
+    pytest.param(lambda C: (1,), marks=pytest.mark.slow),
     lambda C: (C - 1, C, C + 1),
     pytest.param(lambda C: (C, 2 * C), marks=pytest.mark.slow),
     pytest.param(lambda C: (2, 2 * C + 1), marks=pytest.mark.slow),

@@ -169,7 +169,10 @@ def test_view_synthesis_flops_are_counted_in_the_traced_pass_and_grow_with_the_l
   assert least / cfg.model.patch**2 < one < 10 * least / cfg.model.patch**2
 
 
-@pytest.mark.parametrize("file", ["ilm/star_easy.py:masked_diffusion", "lact/nvs_toy.py"])
+@pytest.mark.parametrize(
+  "file",
+  ["ilm/star_easy.py:masked_diffusion", pytest.param("lact/nvs_toy.py", marks=pytest.mark.slow)],
+)
 def test_a_run_on_a_device_of_known_peak_reports_its_utilisation(file, tmp_path, monkeypatch):
   monkeypatch.setattr("jaxlm.training.run.peak_flops", lambda kind: 1e12)
   small = {
