@@ -96,7 +96,13 @@ def concrete(arguments):  # the noise level of masked diffusion is a shape, not 
   )
 
 
-@pytest.fixture(params=FILES)
+#: The others trace and compile for ten to twenty seconds each.
+QUICK = ("decoder", "hnet", "mrt5")
+
+
+@pytest.fixture(
+  params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FILES]
+)
 def family(request):
   return request.param, *given(request.param)
 

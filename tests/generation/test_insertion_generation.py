@@ -82,6 +82,7 @@ def test_an_insertion_moves_what_lies_behind_it_and_opens_its_own_slot():
   np.testing.assert_array_equal(out.length_B, [4, 3])
 
 
+@pytest.mark.slow
 def test_growing_the_buffer_changes_nothing_and_closed_slots_stay_closed():
   inserter = Inserter(
     CONFIG, suppressed=(0, 1), pad=0, max_len=40, max_steps=38, stop_threshold=0.999

@@ -165,6 +165,7 @@ def test_on_a_mesh_gradients_of_shared_parameters_are_those_of_all_devices(inter
   near(got, want, FLOAT32)
 
 
+@pytest.mark.slow
 def test_no_race_no_read_outside_and_no_unwritten_memory_on_two_cores(interpreted):
   bias = (
     BucketBias(draw(9, 8, 2), False, 60),

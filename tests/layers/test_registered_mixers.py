@@ -107,7 +107,16 @@ class HNetStack(Stack):
     return jnp.asarray(rng.integers(0, 256, (rows, length)), jnp.int32)
 
 
-@pytest.fixture(scope="module", params=[*FIELDS, "hnet"])
+#: What others stand for: hybrid and pattern have members that are tried alone, the plain delta rule is
+#: the gated one without decay, H-Net has tests of its own.
+COSTLY = ("hybrid", "pattern", "delta_rule", "hnet")
+PARAMS = [
+  pytest.param(name, marks=pytest.mark.slow) if name in COSTLY else name
+  for name in (*FIELDS, "hnet")
+]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def stack(request):
   stack = HNetStack() if request.param == "hnet" else Stack(request.param)
   stack.chunk = KERNEL_CHUNK.get(request.param, CHUNK)
