@@ -89,7 +89,14 @@ def near(got, want):
   )  # Muon amplifies rounding
 
 
-@pytest.mark.parametrize("name", MIXERS)
+#: Without fast weights: tried with every registered mixer in test_registered_mixers.py.
+ELSEWHERE = ("gla", "delta_rule", "gated_delta_rule")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param(n, marks=pytest.mark.slow) if n in ELSEWHERE else n for n in MIXERS],
+)
 def test_ragged_prefill_then_decoding_equals_one_forward(name):
   cfg, tokens, apply, extend = decoder(name)
   want = apply(tokens, None)
