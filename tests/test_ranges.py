@@ -230,8 +230,8 @@ def test_a_range_says_what_it_holds(kind, holds, lacks, text):
   [
     (dict(kind="gla", chunk=24), "chunk = 24 of gla: wanted a multiple of 16; use 32"),
     (dict(kind="gla", implementation="cudnn"), "model.mixer.implementation = 'cudnn'"),
-    (dict(kind="mamba2", implementation="pallas"), "model.mixer.implementation = 'pallas'"),
-    (dict(kind="delta_rule", implementation="pallas"), "model.mixer.implementation = 'pallas'"),
+    (dict(kind="mamba2", implementation="splash"), "model.mixer.implementation = 'splash'"),
+    (dict(kind="delta_rule", implementation="splash"), "model.mixer.implementation = 'splash'"),
     (
       dict(kind="attention", num_heads=2, implementation="flash"),
       "model.mixer.implementation = 'flash'",
