@@ -9,7 +9,6 @@ other programs run. Every document's tokens are compared.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import resource
@@ -18,6 +17,8 @@ import tempfile
 import time
 
 import numpy as np
+
+from jaxlm import json_text
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     found = timed("word by word, one core", size, lambda: tokenizer.encode_batch(documents))
     assert all(np.array_equal(a, b) for a, b in zip(want, found))
     with open(f"{folder}/corpus.jsonl", "w") as out:
-      out.writelines(json.dumps({"text": text}) + "\n" for text in documents)
+      out.writelines(json_text.dumps({"text": text}) + "\n" for text in documents)
     command(folder, path, size, args.processes)
 
 

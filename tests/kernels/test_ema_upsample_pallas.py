@@ -103,6 +103,7 @@ def test_bfloat16_chunks_are_smoothed_in_float32():
   check(want[:2] + [got[2]] + want[3:], want, 2**-8)  # dx is rounded once
 
 
+@pytest.mark.slow
 def test_two_cores_neither_race_nor_read_what_is_not_there():
   a, c = inputs(2, 140, 40, 6, 0.2)
   with every_detector():

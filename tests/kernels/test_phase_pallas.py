@@ -158,6 +158,7 @@ def test_bfloat16_is_rounded_once_on_the_way_out():
   check(got, want, 2**-8, ["q", "k", "dq", "dk", "dlog_f", "dinitial"])
 
 
+@pytest.mark.slow
 def test_two_cores_neither_race_nor_read_what_is_not_there():
   a, mask = inputs(2, 150, 4, 4, 64, masked=True)
   segments = jnp.asarray(PACKED, jnp.int32)

@@ -142,6 +142,7 @@ def test_bfloat16_rows_are_rounded_as_the_definition_rounds_them():
   check([dh], want[2:], 2**-7)
 
 
+@pytest.mark.slow
 def test_two_cores_neither_race_nor_read_what_is_not_there():
   h, embed, targets, g = inputs(40, 150)
   with every_detector():

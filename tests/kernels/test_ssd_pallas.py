@@ -173,6 +173,7 @@ def test_two_groups_on_a_mesh_that_shares_rows_and_heads():
   assert_close(got, want, FLOAT32)
 
 
+@pytest.mark.slow
 def test_two_cores_neither_race_nor_read_what_is_not_there(monkeypatch):
   monkeypatch.setitem(blocks.BLOCKS, "", blocks.Blocks(chunk=2, channels=H))
   monkeypatch.setattr("jaxlm.kernels.chunked_recurrence.LANES", H)  # two blocks of one head
