@@ -260,7 +260,7 @@ def test_a_home_is_expanded_wherever_a_path_is_given(place, capsys):
   assert (place / "again" / "result.json").is_file() and not (place / "~").exists()
 
 
-@pytest.mark.parametrize("width", [20, None])
+@pytest.mark.parametrize("width", [pytest.param(20, marks=pytest.mark.slow), None])
 def test_figures_are_whole_at_any_width(place, width, capsys, monkeypatch):
   monkeypatch.setenv("COLUMNS", str(width)) if width else monkeypatch.delenv(
     "COLUMNS", raising=False

@@ -89,8 +89,8 @@ def near(got, want):
   )  # Muon amplifies rounding
 
 
-#: Without fast weights: tried with every registered mixer in test_registered_mixers.py.
-ELSEWHERE = ("gla", "delta_rule", "gated_delta_rule")
+#: What test_registered_mixers.py tries, and fast weights of the simplest kind.
+ELSEWHERE = ("gla", "delta_rule", "gated_delta_rule", "linear_gd")
 
 
 @pytest.mark.parametrize(

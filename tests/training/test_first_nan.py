@@ -32,7 +32,7 @@ def test_the_sentence_names_step_layer_and_line(tmp_path, monkeypatch):
   with pytest.raises(
     FloatingPointError,
     match=r"^step 1: invalid value \(nan\) encountered in log in layer blocks/log "
-    r"\(test_first_nan.py, line 26\)",
+    r"\(test_first_nan.py, line 27\)",
   ):
     train(tiny_run.config(**{"train.debug": True}), tmp_path, quiet=True)
   result = json.loads((tmp_path / "result.json").read_text())
