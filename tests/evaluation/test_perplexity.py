@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxlm.config import ConfigError
+from jaxlm.data.base import DataConfig
 from jaxlm.evaluation.perplexity import evaluate, evaluate_lengths
 from jaxlm.models.base import ModelConfig
 
@@ -51,7 +52,7 @@ class BigramConfig(ModelConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class Windows:
+class Windows(DataConfig):
   """Contiguous windows of a fixed text, the last batch short, shared among hosts by row."""
 
   seq_len: int = 8
