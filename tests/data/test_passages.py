@@ -131,4 +131,5 @@ def test_a_published_infilling_set_is_read(source, tmp_path):
   (tmp_path / "gaps.jsonl").write_text('{"tokenized_text": [5, 6, 7], "mask": [0, 1, 0]}')
   data = PassageData(source, seq_len=16, batch_size=1)
   [example] = InfillingSet(data, path=str(tmp_path / "gaps.jsonl")).examples("test", seed=0)
-  assert list(insertion_prompt(example, data.special_tokens)[0]) == [256, 257, 5, 7]
+  ids = data.special_tokens
+  assert list(insertion_prompt(example, ids)[0]) == [ids.cls, ids.bos, 5, 7]

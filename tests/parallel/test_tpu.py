@@ -43,4 +43,4 @@ def test_the_trainers_own_programs_carry_them(monkeypatch):
   cfg = run_config(load_config("configs/carope/tiny.py", {}))
   mesh = make_mesh(cfg.mesh, list(np.array(jax.devices())))
   step.build_program(cfg, mesh, abstract_batch(cfg))
-  assert seen.count({"kind": jax.devices()[0].device_kind}) == 2  # train and eval
+  assert seen.count({"kind": jax.devices()[0].device_kind}) == 3  # train, eval, init
