@@ -67,7 +67,8 @@ def tap(module: nn.Module, site: str, x: jax.Array) -> jax.Array:
   if module.has_variable("edits", site):
     x = module.get_variable("edits", site)(x)
   module.sow("intermediates", site, x)
-  module.sow("taps", site, x)  # only taps are in there: which sites there are (jaxlm.analysis)
+  if not module.is_initializing():  # where every collection but `intermediates` is mutable
+    module.sow("taps", site, x)  # only taps are in there: which sites there are (jaxlm.analysis)
   return x
 
 

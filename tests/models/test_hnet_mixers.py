@@ -71,9 +71,7 @@ def test_every_mixer_is_tried():
 @pytest.mark.parametrize(
   "kind",
   [
-    kind
-    if kind in ("lact", "gla", "gated_delta_rule")
-    else pytest.param(kind, marks=pytest.mark.slow)
+    kind if kind in ("lact", "gated_delta_rule") else pytest.param(kind, marks=pytest.mark.slow)
     for kind in FIELDS
   ],
 )

@@ -116,7 +116,14 @@ def killed(folder, number, step):
 
 
 @pytest.mark.parametrize(
-  "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda s: s.name
+  "number",
+  [
+    signal.SIGKILL,
+    signal.SIGTERM,
+    pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+  ],
+  ids=lambda s: s.name,
 )
 def test_a_process_killed_at_a_random_step_and_resumed_ends_with_bit_identical_parameters(
   number, whole, tmp_path
