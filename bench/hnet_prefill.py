@@ -3,7 +3,7 @@
   python bench/hnet_prefill.py [--width 128] [--bytes 512] [--bytes_per_chunk 5]
 
 Both read the same prompt in the generator's pieces of 64 bytes, with a pool router, one after the
-other. The first is the same model told that no piece is long enough to look (`models.hnet.LONG`).
+other. The first is the same model told that no piece is long enough to look (`models.hnet.MIN_PREFILL`).
 """
 
 import argparse
@@ -48,8 +48,8 @@ def main():
   ]
   prompt = np.random.default_rng(0).integers(0, 256, (1, args.bytes)).astype(np.int32)
   length, seconds, logits = np.asarray([args.bytes], np.int32), {}, {}
-  for name, long in (("a slot per byte", args.bytes + 1), ("few slots", hnet.LONG)):
-    hnet.LONG = long  # read when the program is traced
+  for name, long in (("a slot per byte", args.bytes + 1), ("few slots", hnet.MIN_PREFILL)):
+    hnet.MIN_PREFILL = long  # read when the program is traced
     _prefill_piece.clear_cache()
     seconds[name] = []
     for _ in range(args.rounds + 1):

@@ -26,7 +26,7 @@ MODELS = Kinds(
     "insertion": "jaxlm.models.insertion:InsertionConfig",
     "decoder": "jaxlm.models.decoder:DecoderConfig",
     "encoder_decoder": "jaxlm.models.encoder_decoder:EncoderDecoderConfig",
-    "hnet": "jaxlm.models.hnet:HNetConfig",
+    "hnet": "jaxlm.models.hnet_config:HNetConfig",
     "lact_nvs": "jaxlm.models.lact_nvs:NVSConfig",
   },
 )
