@@ -14,11 +14,11 @@ sum is a little too low.
 
 The profiled program is cut to 2 rows of 2 heads, as the profiler's time and memory grow with the
 work. At that size XLA's scores stay on the chip. So the same program is compiled, without the
-profiler, at `real` rows and heads of a device, and what it writes
-to HBM and reads back there is counted: results of fusions and the like, and operands made in the
-same computation. Arguments, slices of them and sums updated in place are not counted, so XLA's
-bytes are too low as well. `seconds` are those of the real size: the larger of cycles (scaled by
-rows times heads) / clock and bytes / bandwidth. Figures: bench/attention_estimates.json.
+profiler, at `real` rows and heads of a device, and what it writes to HBM and reads back there is
+counted: results of fusions and the like, and operands made in the same computation. Arguments,
+slices of them and sums updated in place are not counted, so XLA's bytes are too low as well.
+`seconds` are those of the real size: the larger of cycles (scaled by rows times heads) / clock and
+bytes / bandwidth. Figures: bench/attention_estimates.json.
 """
 
 import argparse

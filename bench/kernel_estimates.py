@@ -5,14 +5,12 @@ are not there.
   pallas,xla] [--shapes gpt2_small] python bench/kernel_estimates.py --write        only the tables of jaxlm/kernels/README.md, from bench/kernel_estimates.json
 
 Needs libtpu (extra `preflight`), no TPU. A figure is max(simulated cycles / clock, HBM bytes /
-bandwidth) of forward and
-backward. Cycles: libtpu's static profile of the final bundles, of kernels and of XLA's fusions
-alike, times the loops around
-them. Bytes: of kernels from their cost estimate, which counts a block as often as it is fetched; of
-XLA's programs as preflight
-counts them. Both lie below the truth: no contention, no launch, and reads and writes each get the
-whole bandwidth in the simulation. Simulated shapes are cut down along axes on which work is linear
-and scaled up again ("simulated").
+bandwidth) of forward and backward. Cycles: libtpu's static profile of the final bundles, of kernels
+and of XLA's fusions alike, times the loops around them. Bytes: of kernels from their cost estimate,
+which counts a block as often as it is fetched; of XLA's programs as preflight counts them. Both lie
+below the truth: no contention, no launch, and reads and writes each get the whole bandwidth in the
+simulation. Simulated shapes are cut down along axes on which work is linear and scaled up again
+("simulated").
 
 Every estimate is a process of its own: a profile that fails aborts it, and the flags are read when
 libtpu loads. What the simulator cannot follow would distort a figure: kernels are estimated without

@@ -5,9 +5,8 @@ recomputation.
   python bench/lact.py --only operator --chunks 16 --chunk 256 --width 64 --heads 4
 
 Every number is the median of `--rounds` runs after one to warm up; the sides of a comparison take
-turns, so that a busy
-machine disturbs both. Memory: temporary bytes of the compiled program, from the compiler; torch's
-peak is not comparable.
+turns, so that a busy machine disturbs both. Memory: temporary bytes of the compiled program, from
+the compiler; torch's peak is not comparable.
 """
 
 import argparse

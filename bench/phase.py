@@ -1,8 +1,8 @@
 """CARoPE's rotation against RoPE's with tables made beforehand: forward and backward, float32.
 
 The last columns set the difference beside the decoder block it sits in (d_model = heads * head_dim,
-MLP of four
-times the width, no attention products: the least that a block costs), both measured here.
+MLP of four times the width, no attention products: the least that a block costs), both measured
+here.
 
   python bench/phase.py [--repeats 20]
 """

@@ -5,9 +5,8 @@ docs/specs/hnet.md sections 2, 17).
   jaxlm train --config=configs/hnet/paper.py:2stage_XL --workdir=runs/hnet2
 
 [R] read in the released code and configs, [P] printed in the paper, [D] computed from its formulas,
-[mem] from memory,
-the rest ours. Data: FineWeb-Edu, 100B-token subset [P] (about 460e9 bytes [D]); joined and cut
-contiguously is ours, the release has no data pipeline.
+[mem] from memory, the rest ours. Data: FineWeb-Edu, 100B-token subset [P] (about 460e9 bytes [D]);
+joined and cut contiguously is ours, the release has no data pipeline.
 """
 
 import ml_collections as mlc

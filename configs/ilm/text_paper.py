@@ -12,8 +12,8 @@ OpenWebText: the release's default rate of 5e-4 and no warm-up of its own known 
 of the other texts; its packed rows without a stop head are not offered (spec 2.3), the stop head's
 weights are those of the authors' later xlm-core. owt-xlm: that library's recipe throughout, 1e-4
 with 2,000 steps of warm-up. Layers start as copies of one and at PyTorch's defaults, as the
-release's; masked diffusion, of which the spec says neither,
-keeps our own start. Not here: the release's dropout of 0.1, which these models do not have.
+release's; masked diffusion, of which the spec says neither, keeps our own start. Not here: the
+release's dropout of 0.1, which these models do not have.
 """
 
 import ml_collections as mlc

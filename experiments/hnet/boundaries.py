@@ -9,10 +9,9 @@ each line is one text, a cell per byte; a line at a cell's left is a boundary, t
 probability p. A character that the font lacks is shown by its bytes, and right-to-left scripts in
 the order of theirs. The texts are the first words of the Universal Declaration of Human Rights that
 come with jaxlm. The second shows, of each run on its own validation text, the share of words with a
-boundary so many bytes from
-their first letter. The numbers: F1 with words of running text in three conventions
-(`experiments.hnet.chunks`), and of random words without spaces between them, whose starts are
-known, at first letters and at the letters before those, each beside that of random cuts.
+boundary so many bytes from their first letter. The numbers: F1 with words of running text in three
+conventions (`experiments.hnet.chunks`), and of random words without spaces between them, whose
+starts are known, at first letters and at the letters before those, each beside that of random cuts.
 """
 
 import argparse

@@ -5,11 +5,11 @@ diffusion and left to right.
   experiments/ilm/results/figure6-smoke [--samples 128]
 
 --runs: folder with the trained rows of table 2 (ilm, arm, mdm and the judge, each with seed0); any
-that is absent is left out,
-the judge is needed. Points: insertion and left to right at several nuclei, masked diffusion at
-several numbers of passes. Time is of a second run with the same shapes (the first compiles), of the
-whole batch divided by its new tokens. NLL is per token under the judge, a model of the other half
-of the documents; entropy and length stand beside it, because a text that repeats itself is likely.
+that is absent is left out, the judge is needed. Points: insertion and left to right at several
+nuclei, masked diffusion at several numbers of passes. Time is of a second run with the same shapes
+(the first compiles), of the whole batch divided by its new tokens. NLL is per token under the
+judge, a model of the other half of the documents; entropy and length stand beside it, because a
+text that repeats itself is likely.
 The paper's figure has its own data, judge and device: only the picture's shape is comparable.
 """
 

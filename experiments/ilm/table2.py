@@ -5,8 +5,8 @@ length beside it.
 
 Source: Patel et al., "Insertion Language Models", arXiv 2505.05755. smoke and small read WordNet's
 definitions (`jaxlm data prepare glosses`); their judges are a jaxlm ARM trained on the other half
-of the documents and, from outside, the trigram model of pocketsphinx
-(`pip install 'jaxlm[bench]'`). A likelihood alone says little: short and repeated texts are likely.
+of the documents and, from outside, the trigram model of pocketsphinx (`pip install
+'jaxlm[bench]'`). A likelihood alone says little: short and repeated texts are likely.
 """
 
 from experiments.ilm.text_rows import ROWS, RUNS, SCALES, main_judge, sampling, trigram

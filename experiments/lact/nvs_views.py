@@ -3,9 +3,8 @@
   python experiments/lact/nvs_views.py --scale smoke|small
 
 Source: Zhang et al., "Test-Time Training Done Right", arXiv 2505.23884v1, GSO table (256 x 256, 8
-new views). The toy scenes
-share only the protocol: one model, more views, better pictures; a memory of constant size close to
-full attention.
+new views). The toy scenes share only the protocol: one model, more views, better pictures; a memory
+of constant size close to full attention.
 """
 
 import functools

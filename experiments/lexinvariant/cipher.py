@@ -4,12 +4,11 @@ the cipher of its text.
   python experiments/lexinvariant/cipher.py --scale smoke|small|paper      (or: jaxlm table experiments/lexinvariant/cipher.py …)
 
 Every text is under a substitution cipher of its own: `full` moves every character, `partial` the
-letters. Two probes read the
-last states (jaxlm.evaluation.probes): the token probe says which plain character stands at a
-position, the key probe what each cipher character seen so far stands for. The exact posterior for
-toy sources is in bayes.py. The paper (arXiv 2305.16349, abstract) infers the mapping "with high
-accuracy"; 99.6 % "via probing" is a third party's account, and which probe, split and
-text length are unknown to us: no cell of the paper is printed.
+letters. Two probes read the last states (jaxlm.evaluation.probes): the token probe says which plain
+character stands at a position, the key probe what each cipher character seen so far stands for. The
+exact posterior for toy sources is in bayes.py. The paper (arXiv 2305.16349, abstract) infers the
+mapping "with high accuracy"; 99.6 % "via probing" is a third party's account, and which probe,
+split and text length are unknown to us: no cell of the paper is printed.
 """
 
 from experiments.lexinvariant.characters import LEXINVARIANT_PROSE, SCALES, STANDARD_PROSE

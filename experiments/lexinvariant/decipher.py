@@ -17,9 +17,8 @@ def deciphered(
 
   numbers, for c in full (every character moves) and partial (letters do): token@c over all
   positions, token_last@c over the last quarter; key@c and weighted@c, of the symbols seen in the
-  whole window; common@c, what the commonest symbol
-  would give. curves: token@c by position. steps: of probe training, from the resolved
-  configuration; default 10,000.
+  whole window; common@c, what the commonest symbol would give. curves: token@c by position. steps:
+  of probe training, from the resolved configuration; default 10,000.
   """
 
   def measure(trained: Trained, overrides_at) -> Measured:

@@ -4,11 +4,11 @@ lexinvariant, prose and code.
   python experiments/lexinvariant/figure_gap.py --scale smoke|small|paper     (or: jaxlm table experiments/lexinvariant/figure_gap.py …)
 
 Code is the standard library of the running Python: `jaxlm data prepare code-py` first. Perplexities
-are per character. The
-paper (arXiv 2305.16349, abstract): over characters of the Pile, 150M parameters, the gap in
-perplexity shrinks from 9 times to less than once the standard model's average perplexity after 512
-tokens; its values by cell are not known to us, so the paper's column does not exist. That code
-converges faster than prose is the paper's by a third party's account (spec, section 4).
+are per character. The paper (arXiv 2305.16349, abstract): over characters of the Pile, 150M
+parameters, the gap in perplexity shrinks from 9 times to less than once the standard model's
+average perplexity after 512 tokens; its values by cell are not known to us, so the paper's column
+does not exist. That code converges faster than prose is the paper's by a third party's account
+(spec, section 4).
 """
 
 from experiments.lexinvariant.characters import (

@@ -5,9 +5,8 @@ p of random rows.
 
 p = 0 is the standard model, p = 1 the lexinvariant one; in between, evaluation uses learned rows
 alone. The paper's comparison (p = 0.2 improves BIG-bench by 25 %, by a third party's account of it)
-needs a 32k vocabulary and tasks that cannot be
-shipped: this is the reduced form of docs/specs/lexinvariant.md, section 6, and no number of the
-paper stands beside it.
+needs a 32k vocabulary and tasks that cannot be shipped: this is the reduced form of
+docs/specs/lexinvariant.md, section 6, and no number of the paper stands beside it.
 """
 
 from experiments.lexinvariant.characters import CODE, SCALES, row

@@ -4,8 +4,8 @@
   runs/mrt5-diagnostic/smoke]
 
 The rows are `diagnostic.py`'s rows with a target; with that table's work folder they are not
-trained again. The law (docs/specs/mrt5.md,
-section 3): err = target - rate; p <- 0.9 p + 0.1 k_p err; i <- i + k_i err; alpha = max(0, p + i).
+trained again. The law (docs/specs/mrt5.md, section 3): err = target - rate; p <- 0.9 p + 0.1 k_p
+err; i <- i + k_i err; alpha = max(0, p + i).
 """
 
 import dataclasses

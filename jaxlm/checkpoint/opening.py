@@ -28,9 +28,8 @@ class Opened:
   """A trained model. `config, params, data = open_model(folder)` takes it apart.
 
   config: the model's configuration; params: its parameters, a nested dict of arrays. step: of a
-  run's checkpoint, None for
-  a weights folder. source: the folder and step, for people. run: the whole configuration of the
-  run, {} for a weights folder.
+  run's checkpoint, None for a weights folder. source: the folder and step, for people. run: the
+  whole configuration of the run, {} for a weights folder.
   """
 
   config: Any
@@ -74,9 +73,9 @@ def open_model(
   """The model in a run folder or in a weights folder (`jaxlm convert`), its checksums compared.
 
   folder: a path or an address such as gs://bucket/run. step: of a run; None: the newest that is not
-  damaged. ema: the
-  average of the parameters. model: a config to use in place of the folder's own, for the same
-  parameters. mesh: the parameters are sharded over it by the model's rules; None: one device.
+  damaged. ema: the average of the parameters. model: a config to use in place of the folder's own,
+  for the same parameters. mesh: the parameters are sharded over it by the model's rules; None: one
+  device.
   as_stored: NumPy arrays in the types of the files, not jax arrays in those of the model. A damaged
   newer step is logged as a warning.
 

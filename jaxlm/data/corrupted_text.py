@@ -49,8 +49,7 @@ class SpanCorruptionData(DataConfig):
 
   Languages are drawn with probability proportional to size^exponent: 0 uniform (the paper), 1 as
   they are, 0.3 usual where sizes span orders of magnitude. A training row is a function of (seed,
-  index): its language, its chunk, its
-  noise. rows: of one pass, the languages in turn.
+  index): its language, its chunk, its noise. rows: of one pass, the languages in turn.
   """
 
   batch_form: ClassVar[str] = "encoder_decoder"

@@ -148,10 +148,9 @@ class PairsData(DataConfig):
 
   With V = num_values, a key that was not asked before costs ln V nats, a remembered one nothing.
   Whoever remembers p answers stays at (1 - 1/num_keys)^p ln V however long the row is, so that the
-  loss by position shows the length of a memory. An
-  answer names its key: one layer can learn to recall, where repeated words need two (the head that
-  finds the letter before, and the one that finds the same letters), which small models find only
-  after thousands of steps.
+  loss by position shows the length of a memory. An answer names its key: one layer can learn to
+  recall, where repeated words need two (the head that finds the letter before, and the one that
+  finds the same letters), which small models find only after thousands of steps.
   """
 
   seq_len: Count

@@ -49,10 +49,10 @@ class PassageData(FramedDataConfig):
   """source, tokenizer: as of "text". unit: what a row is. form: what the model's objective reads.
 
   seq_len: places of a row, special tokens included; longer passages are left out
-  (`PassageData.left_out` counts them),
-  never cut. fold: (k, n) keeps the documents of every split whose text's hash is k modulo n: (0, 2)
-  and (1, 2) have no document in common, whatever is added, so that a judge can be trained on what
-  the judged model never saw. constraint: as in `forms.corrupted`.
+  (`PassageData.left_out` counts them), never cut. fold: (k, n) keeps the documents of every split
+  whose text's hash is k modulo n: (0, 2) and (1, 2) have no document in common, whatever is added,
+  so that a judge can be trained on what the judged model never saw. constraint: as in
+  `forms.corrupted`.
   """
 
   source: str

@@ -2,9 +2,8 @@
 
 Global batch n is rows nB .. nB+B-1 of the (shuffled, repeated) stream, a pure function of (seed,
 n). Host h of P holds rows h, h + P, h + 2P, .. of each, so the hosts' rows together are the single
-host's. The iterator's state is n, the
-number of batches read: it does not know how many hosts or workers there were, and seeking costs
-nothing.
+host's. The iterator's state is n, the number of batches read: it does not know how many hosts or
+workers there were, and seeking costs nothing.
 """
 
 import functools
@@ -40,10 +39,9 @@ def batches(
   repeat: for ever, whole batches, a new order each epoch; otherwise once, the last batch filled up
   with rows of weight 0, so that all hosts have the same number. num_workers: processes that read
   ahead; a single pass is read by threads, since processes take longer to start. transform: (row, rng) -> row, rng a
-  function of seed and place in the
-  stream (corruption, masking). limit: batches at most. fingerprint: what a saved position may be
-  resumed on. rows_per_group: neighbouring rows of the source that stay together, whatever the order
-  and the number of hosts.
+  function of seed and place in the stream (corruption, masking). limit: batches at most.
+  fingerprint: what a saved position may be resumed on. rows_per_group: neighbouring rows of the
+  source that stay together, whatever the order and the number of hosts.
   """
   check_sizes(batch_size, process_index, process_count, rows_per_group)
   check_seed(seed)

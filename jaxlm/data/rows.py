@@ -57,9 +57,9 @@ class Packed:
 
   A document (its frame included) longer than T is cut into pieces of T; where the tokenizer begins
   every text with a token of its own (<s>), each piece does: it stands in place of the token that
-  ends the piece before. Pieces go, in an order drawn from `seed`
-  (None: corpus order), each into the first open row with room. The last token of a segment has no
-  target there: weight 0. Which pieces share a row is fixed; epochs shuffle rows.
+  ends the piece before. Pieces go, in an order drawn from `seed` (None: corpus order), each into
+  the first open row with room. The last token of a segment has no target there: weight 0. Which
+  pieces share a row is fixed; epochs shuffle rows.
   """
 
   def __init__(self, store: TokenStore, seq_len: int, *, seed: int | None = 0):

@@ -6,8 +6,8 @@ Axes: T time, N heads, H head_dim.
     training FLOPs / token = 3 * (2 * matmul parameters + sum over attention layers of 4 N H keys)
 
 a multiply and an add count as two; backward is twice forward. `keys` is T, or the window if it is
-shorter: as usual
-(PaLM, appendix B: 6 N + 12 L H Q T) the causal half of the score matrix is not discounted.
+shorter: as usual (PaLM, appendix B: 6 N + 12 L H Q T) the causal half of the score matrix is not
+discounted.
 """
 
 import flax.linen as nn

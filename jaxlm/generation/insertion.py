@@ -173,8 +173,7 @@ class Inserter:
   config: InsertionConfig. suppressed: ids that are never inserted (mask, eos, pad, cls, bos). pad:
   fills the buffer.
   stop_threshold: a row ends when P(stop) reaches it. max_len: tokens of a row, prompt included.
-  max_steps: forward
-  passes. force_first: the first pass always inserts.
+  max_steps: forward passes. force_first: the first pass always inserts.
   eos: of a model without stop head (Insertion Transformer): a slot is finished when EOS is its best
   token, or more probable than stop_threshold if that is set, and a row when all its slots are.
   """

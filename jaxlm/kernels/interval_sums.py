@@ -3,13 +3,12 @@
 Axes: Q, R two positions of one chunk, t a position between them; X any axes in front.
 
 The decay from R to Q is exp(sum of log a over R < t <= Q). As a difference of running sums s_Q -
-s_R it loses all its digits
-once one token before R forgets strongly: s is then large, and the difference small. Here every
-interval is added up from its
-own terms, all of one sign: within blocks of BLOCK positions by a product with a constant mask, and
-across blocks as the rest of R's block + whole blocks + the part of Q's block. Work per position
-stays linear in the chunk. The gradient, the sum of pairs that span t (R < t <= Q), is made of the
-same pieces: a pair that does not span t never enters.
+s_R it loses all its digits once one token before R forgets strongly: s is then large, and the
+difference small. Here every interval is added up from its own terms, all of one sign: within blocks
+of BLOCK positions by a product with a constant mask, and across blocks as the rest of R's block +
+whole blocks + the part of Q's block. Work per position stays linear in the chunk. The gradient, the
+sum of pairs that span t (R < t <= Q), is made of the same pieces: a pair that does not span t never
+enters.
 """
 
 import jax

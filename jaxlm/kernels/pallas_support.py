@@ -39,8 +39,7 @@ def interpreted(parameters: bool | pltpu.InterpretParams = True):
   platform, slowly.
 
   parameters: True (plain) or pltpu.InterpretParams (TPU memory, transfers and races). Not part of
-  the key of jax.jit's
-  cache: a function that was traced outside keeps its trace.
+  the key of jax.jit's cache: a function that was traced outside keeps its trace.
   """
   token = _interpret.set(parameters)
   try:

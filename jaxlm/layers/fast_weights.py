@@ -273,8 +273,8 @@ def extend(
 
   Every row's tokens are laid out in J pieces that end where its chunks end, then piece by piece:
   read, add to the running sums, and update the rows whose chunk is now full. Updating at once is
-  what the whole-sequence form does
-  lazily: its last chunk is never learned because nothing reads it.
+  what the whole-sequence form does lazily: its last chunk is never learned because nothing reads
+  it.
   """
   B, N, T, _ = q_BNTH.shape
   pieces, size = -(-(T + chunk - 1) // chunk), min(chunk, T)

@@ -94,8 +94,8 @@ class Lexicon:
   """What decides the tables of a batch's sequences.
 
   seed_B2: uint32, rows are keyed_rows(seed, token). table_BVD: rows given instead. random_BV: which
-  of them stand in
-  for learned rows. train: draw random rows also where evaluation uses learned ones.
+  of them stand in for learned rows. train: draw random rows also where evaluation uses learned
+  ones.
   """
 
   seed_B2: jax.Array | None = None

@@ -77,8 +77,8 @@ class Mixer:
   """Base of mixer configs. Override `build` and `init_state`; the rest has defaults.
 
   followed_by_mlp: False means that the block ends after the mixer (Mamba). causal: no token sees a
-  later one. window: of attention, None
-  where there is none. position: of a mixer that takes a position encoding.
+  later one. window: of attention, None where there is none. position: of a mixer that takes a
+  position encoding.
   """
 
   followed_by_mlp = True

@@ -32,8 +32,8 @@ class StageConfig:
 
   attention: of t and T (its window counts positions of this stage). mamba: of m and M, Mamba-2 or
   any other mixer, with a position of its own where it takes one. d_ff: of M and T, rounded up to a
-  multiple of 128; None = 8/3 d_model, 0 where
-  there is no M or T. router: where the next stage's chunks start; unused in the innermost.
+  multiple of 128; None = 8/3 d_model, 0 where there is no M or T. router: where the next stage's
+  chunks start; unused in the innermost.
   """
 
   d_model: Count
@@ -69,8 +69,7 @@ class HNetConfig(ModelConfig):
   level, outside in.
 
   network_norm: every stack ends with its own norm; otherwise only the outermost decoder.
-  loss_chunk, remat, unroll,
-  dtype: as in the decoder.
+  loss_chunk, remat, unroll, dtype: as in the decoder.
   """
 
   layout: object

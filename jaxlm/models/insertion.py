@@ -109,8 +109,8 @@ class InsertionNetwork(Decoder):
 
   Arguments of all: segment_ids_BT, 1 where there is a token and 0 behind them; blocked_BT, bool,
   slots known to be closed, read by slot_embedding only; key_segment_ids_BT, see Context (the packed
-  loss of the first release); lexicon,
-  see layers.lexinvariant: a row has one table, whatever its segments.
+  loss of the first release); lexicon, see layers.lexinvariant: a row has one table, whatever its
+  segments.
   """
 
   cfg: InsertionConfig

@@ -2,9 +2,9 @@
 step.
 
 Wire bytes are what one device must *receive*, for a group of n devices and a payload of P bytes
-(the full, gathered
-array): all-gather P (n-1)/n, reduce-scatter P (n-1)/n, all-reduce 2 P (n-1)/n, all-to-all P
-(n-1)/n, permute P. Asynchronous collectives that the compiler cuts into pieces share a channel id:
+(the full, gathered array): all-gather P (n-1)/n, reduce-scatter P (n-1)/n, all-reduce 2 P (n-1)/n,
+all-to-all P (n-1)/n, permute P. Asynchronous collectives that the compiler cuts into pieces share a
+channel id:
 they are counted once, at the outermost loop level where one of the pieces stands.
 """
 

@@ -1,10 +1,9 @@
 """Model FLOPs of a step, and what its attention kernels execute, both analytic.
 
 Model FLOPs = 6 x matmul parameters x tokens + 3 x attention: 4 x heads x head size for every pair
-of a query and a key
-that it may see (causal: about half of the square, less behind a window), so that the figure
-compares with published utilisations. Fast weights add what one token teaches and reads; an H-Net
-counts every stage at its target length.
+of a query and a key that it may see (causal: about half of the square, less behind a window), so
+that the figure compares with published utilisations. Fast weights add what one token teaches and
+reads; an H-Net counts every stage at its target length.
 """
 
 import dataclasses

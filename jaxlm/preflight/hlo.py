@@ -1,11 +1,10 @@
 """Reading optimised HLO text: computations, instructions, shapes. No judgement about cost here.
 
 The text is the only complete account of a program compiled for a chip that is not there. What this
-reader knows of
-its grammar: shapes with TPU layouts (`bf16[8,128]{1,0:T(8,128)(2,1)S(1)}`, S(1) = on-chip memory),
-tuple shapes with `/*index=5*/` comments, attributes that run over several lines (Pallas calls),
-computations that end with an execution thread, and the tables of file names and stack frames in
-front.
+reader knows of its grammar: shapes with TPU layouts (`bf16[8,128]{1,0:T(8,128)(2,1)S(1)}`, S(1) =
+on-chip memory), tuple shapes with `/*index=5*/` comments, attributes that run over several lines
+(Pallas calls), computations that end with an execution thread, and the tables of file names and
+stack frames in front.
 """
 
 import dataclasses

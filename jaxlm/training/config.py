@@ -46,10 +46,9 @@ class TrainConfig:
   None: never. gather_dtype: large parameters are cast before they are gathered and their gradients
   reduced in it ("bfloat16" halves the traffic of fsdp); None: float32.
   init: "own", as each parameter declares, or "torch", PyTorch's defaults (models.torch_init), with
-  all layers alike on
-  request. profile: first and last step of an XProf trace. init_from: run folder, or weights folder
-  of `jaxlm convert`, whose parameters a new run begins with (and nothing else of it). debug: one
-  device, every NaN raises where it arises, nothing asynchronous.
+  all layers alike on request. profile: first and last step of an XProf trace. init_from: run
+  folder, or weights folder of `jaxlm convert`, whose parameters a new run begins with (and nothing
+  else of it). debug: one device, every NaN raises where it arises, nothing asynchronous.
   """
 
   steps: Steps
@@ -82,8 +81,8 @@ class TrainConfig:
 @checked
 class EvalConfig:
   """every: steps, 0 is never (the end of the run always counts as one if not). num_tokens: how much
-  of the split, None
-  for all. lengths: perplexity at these lengths besides the objective's own loss at data.seq_len.
+  of the split, None for all. lengths: perplexity at these lengths besides the objective's own loss
+  at data.seq_len.
   num_tables: tables over which a lexinvariant model's probabilities are averaged there; the
   objective's own loss has one."""
 

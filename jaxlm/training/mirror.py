@@ -1,9 +1,8 @@
 """The run folder's growing files in an object store.
 
 An object store cannot append or rename; writing an object replaces it whole. So what grows
-(metrics, events, traces) is
-kept on the local disk and uploaded: before every checkpoint, so that a checkpoint's metrics are
-always there, otherwise at most once a minute, and at the end.
+(metrics, events, traces) is kept on the local disk and uploaded: before every checkpoint, so that a
+checkpoint's metrics are always there, otherwise at most once a minute, and at the end.
 """
 
 import pathlib

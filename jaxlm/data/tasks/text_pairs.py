@@ -2,9 +2,8 @@
 search. docs/specs/mrt5.md, section 8.
 
 XNLI and TyDiQA are read in the format in which they are published. The character tasks stand in for
-the suite of Huang et
-al. (2023), which is not in any package: made from word lists, misspellings and WordNet's
-definitions.
+the suite of Huang et al. (2023), which is not in any package: made from word lists, misspellings
+and WordNet's definitions.
 
 Axes: L encoder, T decoder.
 """

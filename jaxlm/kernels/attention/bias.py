@@ -185,9 +185,8 @@ class CoPE(Bias):
   """Contextual position encoding (arXiv 2405.18719; docs/specs/carope.md section 7).
 
   g_ij = sigmoid(s_ij), p_ij = min(sum_{l=j..i} g_il, P - 1), b_ij = (q_i E)[p_ij], interpolated
-  between
-  floor(p) and ceil(p). s: scaled logits. table_HP: E, (head_dim, P) shared by heads. Keys must be
-  in order. Each query needs all its keys at once, so this bias works by blocks of queries.
+  between floor(p) and ceil(p). s: scaled logits. table_HP: E, (head_dim, P) shared by heads. Keys
+  must be in order. Each query needs all its keys at once, so this bias works by blocks of queries.
   """
 
   table_HP: jax.Array

@@ -5,9 +5,8 @@ Axes: B batch, N query heads, K kv heads, H and F head sizes, T queries, S keys;
 keys of one tile; P pairs of numbers per key and query; R distances.
 
 Time is the last axis of every array, so that a head of 64 channels fills whole registers. A tile of
-scores has its keys in
-rows: what belongs to a query (maximum, sum, log-sum-exp) is then a row and is reduced and broadcast
-without crossing lanes.
+scores has its keys in rows: what belongs to a query (maximum, sum, log-sum-exp) is then a row and
+is reduced and broadcast without crossing lanes.
 
   s_jq = softcap(scale k_j.q_q) + strip_jq + sum_p (column_pq - row_pj),   MASKED where hidden
 

@@ -2,8 +2,8 @@
 
 Axes as in `rule`. Kept for the backward pass: the arguments and, per chunk, the weights at its
 start and the step (or momentum) that moved them. Everything of size (tokens, inner width) lives for
-one chunk only, and tokens are
-read and written where they lie: nothing of size (tokens, width) is copied but the results.
+one chunk only, and tokens are read and written where they lie: nothing of size (tokens, width) is
+copied but the results.
 """
 
 import functools

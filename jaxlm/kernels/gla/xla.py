@@ -3,9 +3,8 @@ inside a block.
 
 Axes: B batch, T time, N heads, H key width, E value width, C tokens of a chunk, G blocks of a
 chunk, S tokens of a block. Every exponent is a sum of log decays between two tokens, formed by
-adding and never by subtracting two
-cumulative sums: it is at most 0, so nothing overflows at any decay, and it is as exact as its own
-size.
+adding and never by subtracting two cumulative sums: it is at most 0, so nothing overflows at any
+decay, and it is as exact as its own size.
 """
 
 import jax

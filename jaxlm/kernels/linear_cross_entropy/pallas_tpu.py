@@ -9,8 +9,7 @@ log_prob and log_z:
   da^T h.
 r does not depend on g and z, so the forward kernel sums it along with log_z, as attention sums its
 values: the backward kernel computes the logits once more, for dw alone. The target stands apart
-because 1 - p_y is lost in a sum with rounded
-terms: a sure prediction would have no gradient.
+because 1 - p_y is lost in a sum with rounded terms: a sure prediction would have no gradient.
 
 Rows from `count` on are neither computed nor differentiated: their time is that of an empty grid
 step.

@@ -17,8 +17,8 @@ where a segment starts, and a carry that passes a start is dropped in the scan. 
 in another segment is added and taken away again.
 
 For the rotation, y = turn(x, phi): dx = turn(dy, -phi) and G = dy2 y1 - dy1 y2, summed over the
-heads that share
-phi. Kept for the backward pass: log f, the chunks' carries, and y, which attention keeps anyway.
+heads that share phi. Kept for the backward pass: log f, the chunks' carries, and y, which attention
+keeps anyway.
 """
 
 import functools

@@ -3,9 +3,8 @@
 Axes: B batch, T time, C tokens of a stretch, D d_model (even channels first), V vocabulary.
 
 The running sums carry sum_v p_v E[v] along, so that the gradient of log z with respect to h is
-known when the forward
-pass ends: the backward pass of random rows generates nothing. Learned rows (semi-lexinvariant) get
-theirs from a second pass.
+known when the forward pass ends: the backward pass of random rows generates nothing. Learned rows
+(semi-lexinvariant) get theirs from a second pass.
 """
 
 from typing import NamedTuple

@@ -58,8 +58,8 @@ class Total(NamedTuple):
   """A sum as a whole number and a rest in [0, 1), each (B, T, N).
 
   The bias of a pair is a difference of two sums. Whole numbers below 2^24 are subtracted without an
-  error, and rests are
-  small: so the difference is as exact at the end of a long row as at its start.
+  error, and rests are small: so the difference is as exact at the end of a long row as at its
+  start.
   """
 
   whole: jax.Array
