@@ -31,7 +31,8 @@ CONFIGS = (
   "configs/lact/micro.py",
 )
 TURN_S = 2.0
-WARM_STEPS = 20
+WARM_STEPS = 10
+LEAST_STEPS = 40
 
 
 class Side:
@@ -51,7 +52,7 @@ class Side:
     env |= {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "xla")}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, "-m", "jaxlm.cli", "train", f"--config={self.config}"]
-    command += ["--config.train.steps=1000000", "--config.train.log_every=5"]
+    command += ["--config.train.steps=1000000", "--config.train.log_every=2"]
     command += ["--config.train.save_every=1000000", "--config.eval.every=0", *self.extra]
     with open(self.folder / "out.txt", "a") as out:
       self.process = subprocess.Popen(
@@ -101,8 +102,11 @@ def compared(trees: dict[str, pathlib.Path], config: str, seconds: float, extra:
       stack.callback(side.kill)
       side.process.send_signal(signal.SIGSTOP)
     begin = {name: (side.step(), side.cpu_seconds()) for name, side in sides.items()}
-    turns = max(2, round(seconds / TURN_S))
-    for turn in range(turns):
+    turn = 0
+    while turn * TURN_S < seconds or any(
+      side.step() < begin[name][0] + LEAST_STEPS for name, side in sides.items()
+    ):
+      turn += 1
       for name in list(sides)[:: 1 if turn % 2 else -1]:
         sides[name].turn()
     found = {}
