@@ -19,10 +19,11 @@ _supports = {
 
 
 def best(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str:
-  """The platform's fused kernel where it covers the case, else dense when small, else by blocks."""
-  for fused in ("splash", "cudnn", "pallas"):
-    if fused == "pallas" and not blocks.pallas_pays(q.shape[1], k.shape[1], biases):
-      continue
+  """Ours where its estimate is better, else the platform's fused kernel where it covers the case, else
+  dense when small, else by blocks.
+  """
+  pays = blocks.pallas_pays(q.shape[1], k.shape[1], biases)
+  for fused in (*(("pallas",) if pays else ()), "splash", "cudnn"):
     if _supports[fused](q, k, v, sight, biases, rule, spec) is None:
       return fused
   return "reference" if q.shape[1] * k.shape[1] <= blocks.DENSE_SCORES else "xla"
