@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "jaxlm"
 
 # The files beside the rooms, open to all but kernels.
-OPEN = {"config", "parameter", "paths", "ranges", "json_text"}
+OPEN = {"config", "json_text", "lazy", "outside", "parameter", "paths", "ranges"}
 
 # room -> rooms it may import.
 MAY_IMPORT = {
