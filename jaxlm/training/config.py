@@ -8,11 +8,10 @@ number picks an entry of a list (`--config.model.stages.0.d_ff=256`). Changing a
 old kind that the new one does not have.
 """
 
-import ast
 import dataclasses
 import pathlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import ml_collections
@@ -170,44 +169,6 @@ def differences(old: Mapping, new: Mapping, at: str = "") -> list[tuple[str, Any
     elif a != b:
       out.append((where, a, b))
   return out
-
-
-def parse_flags(argv: Sequence[str]) -> tuple[str | None, dict[str, Any], list[str]]:
-  """(config spec, overrides, the rest) of '--config=...', '--config.a.b=value' and '--config.a.b
-  value'.
-  """
-  spec, overrides, rest = None, {}, []
-  argv = list(argv)
-  while argv:
-    flag, equals, value = argv.pop(0).partition("=")
-    if flag != "--config" and not flag.startswith("--config."):
-      rest.append(flag + equals + value)
-      continue
-    if not equals:
-      if not argv or argv[0].startswith("--"):
-        raise ConfigError(f"{flag} has no value; write {flag}=...")
-      value = argv.pop(0)
-    if flag == "--config":
-      spec = value
-    else:
-      overrides[flag.removeprefix("--config.")] = _literal(value)
-  return spec, overrides, rest
-
-
-def _literal(text: str):
-  """A Python literal where it is one ('1e-3', '(2, 4)', 'None', 'true'), else the text itself."""
-  if text in ("true", "false"):
-    return text == "true"
-  try:
-    return ast.literal_eval(text)
-  except (
-    ValueError,
-    SyntaxError,
-    TypeError,
-    MemoryError,
-    RecursionError,
-  ):  # also of what nests too deep, or cannot be a key
-    return text
 
 
 def plain(value):
