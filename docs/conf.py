@@ -13,7 +13,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))  # fmt: skip
 
-from jaxlm import __version__
+from jaxlm import __version__  # noqa: E402
 
 project, author, release = "jaxlm", "the jaxlm developers", __version__
 copyright = "the jaxlm developers, Apache License 2.0"
@@ -45,6 +45,4 @@ html_static_path = ["_site/static"]
 html_css_files = ["jaxlm.css"]
 html_theme_options = {"sidebar_hide_name": False}
 html_show_sphinx = False
-# Pages that another part of the project brings are listed by a pattern; it may match nothing.
-suppress_warnings = ["toc.empty_glob"]
 nitpicky = False

@@ -13,12 +13,17 @@ CODE = re.compile(r"`+([^`\n]+(?:\n[^`\n]+)*)`+")
 
 def escaped(text: str) -> str:
   """A paragraph with its code as literals and the rest without markup."""
-  parts, out = CODE.split(text), []
+  parts = CODE.split(text)
+  out = ""
   for number, part in enumerate(parts):
-    literal = number % 2
-    out.append(f"``{' '.join(part.split())}``" if literal else SPECIAL.sub(r"\\\1", part))
-  # A literal that touches a letter needs an escaped blank between them.
-  return re.sub(r"(``[^`]+``)(?=\w)", r"\1\\ ", re.sub(r"(?<=\w)(``[^`]+``)", r"\\ \1", "".join(out)))
+    if number % 2:
+      # A literal that touches a letter needs an escaped blank between them.
+      before = "\\ " if out[-1:].isalnum() else ""
+      after = "\\ " if parts[number + 1][:1].isalnum() else ""
+      out += f"{before}``{' '.join(part.split())}``{after}"
+    else:
+      out += SPECIAL.sub(r"\\\1", part)
+  return out
 
 
 def converted(lines: list[str]) -> list[str]:

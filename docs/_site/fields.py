@@ -1,7 +1,7 @@
 """The directive `config-fields`: the keys that a part of a configuration has, from its dataclass.
 
-  ```{config-fields} jaxlm.layers.positions.carope:CARoPE
-  ```
+```{config-fields} jaxlm.layers.positions.carope:CARoPE
+```
 """
 
 import dataclasses

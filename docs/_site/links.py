@@ -2,7 +2,8 @@
 
 A line `<!-- page: CHANGELOG.md -->` stands for the text of that file of the repository. A link to a
 file that has a page on the site leads to that page; a link to another file of the repository is a
-download. A link to nothing is a warning, and so an error of the build.
+download. A link to nothing is a warning, and so an error of the build. In a table of contents, `pods?`
+is the page pods.md where it exists.
 """
 
 import os
@@ -16,6 +17,7 @@ ROOT = DOCS.parent
 WHOLE = re.compile(r"^<!-- page: (\S+) -->$", re.MULTILINE)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+OPTIONAL = re.compile(r"^([\w/]+)\?\n", re.MULTILINE)
 EXTERNAL = re.compile(r"[a-z]+:|#|mailto:")
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,10 @@ def on_read(app, name: str, source: list[str]) -> None:
   if page.suffix != ".md":
     return
   known = app.env.jaxlm_stubs = getattr(app.env, "jaxlm_stubs", None) or stubs()
-  text = moved(source[0], page.parent, page, known)
+  text = OPTIONAL.sub(
+    lambda m: f"{m[1]}\n" if (page.parent / f"{m[1]}.md").exists() else "", source[0]
+  )
+  text = moved(text, page.parent, page, known)
 
   def whole(match) -> str:
     file = ROOT / match[1]

@@ -25,8 +25,11 @@ def numbers() -> dict:
   """{row: {column: {"mean", "spread"}}} of the rows that are drawn, and the training length."""
   saved = json.loads(SOURCE.read_text())
   rows = {row["row"]: row["cells"] for row in saved["rows"] if row["row"] in ROWS}
-  keep = lambda cell: {name: cell[name] for name in ("mean", "spread", "num_seeds")}
-  return {row: {c: keep(cells[c]) for c in COLUMNS} for row, cells in rows.items()}
+  kept = ("mean", "spread", "num_seeds")
+  return {
+    row: {column: {name: cells[column][name] for name in kept} for column in COLUMNS}
+    for row, cells in rows.items()
+  }
 
 
 def digest() -> str:
