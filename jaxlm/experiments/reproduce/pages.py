@@ -20,6 +20,8 @@ from jaxlm.experiments.verdict import sentence
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SCALES = ("smoke", "small", "paper")
+#: Pages with tables that are copied from JSON.
+FILLED = ("README.md", "experiments/*/README.md", "experiments/*/NOTES.md", "docs/systems/*.md")
 PAPERS = {
   "carope": "CARoPE (arXiv 2507.23083)",
   "ilm": "Insertion language models (arXiv 2505.05755)",
@@ -59,8 +61,9 @@ def write(
 
 
 def write_readmes(into) -> list[pathlib.Path]:
-  """The marked tables of all READMEs, from the tables' JSON. Returns the pages that changed."""
-  pages = [into / "README.md", *sorted((into / "experiments").glob("*/README.md"))]
+  """The marked tables of all pages that have some, from the tables' JSON. Returns the pages that
+  changed."""
+  pages = [page for pattern in FILLED for page in sorted(into.glob(pattern))]
   texts = {page: page.read_text() for page in pages if page.exists()}
   changed = {
     page: new for page, text in texts.items() if (new := readme.fill(text, page.parent)) != text
