@@ -27,6 +27,7 @@ def provenance() -> dict:
   device = jax.devices()[0]
   return {
     "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    "started_unix": round(time.time(), 3),
     "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
     "revision": revision(),
     "python": sys.version.split()[0],
