@@ -93,7 +93,9 @@ def remove(node: pathlib.Path) -> None:
           os.kill(found[name], signal.SIGKILL)
         except ProcessLookupError:
           pass
-  shutil.rmtree(node)
+  gone = node.parents[1] / "gone"  # at once, though what dies may still write a last word
+  node.rename(gone)
+  shutil.rmtree(gone, ignore_errors=True)
 
 
 def main(program: str, *words: str) -> int:
