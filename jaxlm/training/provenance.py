@@ -49,8 +49,8 @@ RESULTS = (
 
 
 def revision() -> str:
-  """Commit of the source, '+' appended when tracked files (reports apart) differ from it; 'unknown'
-  outside a repository.
+  """Commit of the source, '+' appended when tracked files (reports apart) differ from it. Outside a
+  repository the file REVISION, which tpu/bootstrap.sh and tpu/Dockerfile write, else 'unknown'.
   """
   root = pathlib.Path(__file__).parents[2]
 
@@ -64,4 +64,7 @@ def revision() -> str:
       "+" if git("status", "--porcelain", "-uno", "--", ".", *RESULTS).strip() else ""
     )
   except (OSError, subprocess.CalledProcessError):
-    return "unknown"
+    try:
+      return (root / "REVISION").read_text().strip()[:12] or "unknown"
+    except OSError:
+      return "unknown"
