@@ -15,6 +15,12 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 HERE = pathlib.Path(__file__)
 
+#: Programs that only write down what they are asked, but for gcloud's part with TPUs.
+STANDINS = (
+  *("gcloud", "kubectl", "xpk", "docker", "pip", "jaxlm", "tensorboard", "xprof"),
+  *("nvidia-smi", "sbatch", "squeue", "scancel"),
+)
+
 #: The trainer of a host: each start takes the next line of `codes`, an exit code or 'stay'.
 JAXLM = """#!/usr/bin/env bash
 [[ "$1" == --version ]] && { echo "jaxlm 0"; exit 0; }
@@ -38,10 +44,11 @@ class Cloud:
     self.folder = folder
     (folder / "bin").mkdir(parents=True)
     (folder / "nodes").mkdir()
-    for name in ("gcloud", "kubectl", "xpk", "docker", "sbatch", "srun", "nvidia-smi"):
+    for name in STANDINS:
       program = folder / "bin" / name
       program.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} -S {HERE} {name} "$@"\n')
       program.chmod(0o755)
+    (folder / "bin" / "python").symlink_to(sys.executable)
     self.environment = {
       "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
       "HOME": os.environ.get("HOME", "/"),
@@ -103,6 +110,18 @@ def main(program: str, *words: str) -> int:
   folder = pathlib.Path(os.environ["FAKE_CLOUD"])
   with open(folder / "log", "a") as log:
     log.write(json.dumps([program, *words]) + "\n")
+  empty = [word for word in words if not word or word.endswith("=")]
+  if empty:
+    print(f"ERROR: {program} was given nothing for {empty}", file=sys.stderr)
+    return 2
+  if program == "kubectl" and words[0] == "apply":
+    file = words[words.index("-f") + 1]
+    applied = folder / "applied"
+    applied.mkdir(exist_ok=True)
+    text = sys.stdin.read() if file == "-" else pathlib.Path(file).read_text()
+    (applied / f"{len(list(applied.iterdir()))}.yaml").write_text(text)
+  if program == "gcloud" and words[:2] == ("projects", "describe"):
+    print("123456")
   if program == "gcloud" and words[:2] == ("compute", "tpus"):
     if (folder / "offline").exists():
       print("ERROR: could not resolve host", file=sys.stderr)
