@@ -47,6 +47,7 @@ def checkout(tmp_path):
 def cloud(tmp_path):
   made = Cloud(
     tmp_path / "cloud",
+    hosts=1,
     STATE_TRIES="1",
     STATE_PAUSE="0",
     POLL_S="0.2",
