@@ -125,6 +125,14 @@ def sources(corpus, store, tmp_path_factory):
   for text in TEXTS:
     writer.write(text.encode())
   writer.close()
+  (folder / "saved").mkdir()
+  table = pyarrow.table({"text": TEXTS})
+  with pyarrow.ipc.new_stream(folder / "saved" / "data.arrow", table.schema) as out:
+    out.write_table(table, 50)
+  (folder / "saved" / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+  lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+  zstandard = pytest.importorskip("zstandard")
+  (folder / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines))
   memory = fsspec.filesystem("memory")
   memory.put(store, "/store-of-shards", recursive=True)
   return {
@@ -134,6 +142,8 @@ def sources(corpus, store, tmp_path_factory):
     "parquet": f"parquet:{folder}/a.parquet",
     "array_record": f"array_record:{folder}/a.array_record",
     "mini": "mini:udhr",
+    "hf": f"hf:{folder}/saved",
+    "zstd": f"text:{folder}/a.jsonl.zst#text",
     "store": f"store:{store}",
     "store behind an address": "store:memory://store-of-shards",
   }
