@@ -114,8 +114,13 @@ class Attention(nn.Module):
     heads, position = cfg.heads(D), cfg.position or NoPosition()
     N, K, H = heads.num_heads, heads.num_kv_heads, heads.head_dim
 
+    source_BTD = self.scored_by(x_BTD, context)
+
     def project(letter, count, axis):
-      y = linear(x_BTD, w(f"w_{letter}", (D, count, H), ("embed", axis, "head_dim")))
+      y = linear(
+        x_BTD if letter == "v" else source_BTD,
+        w(f"w_{letter}", (D, count, H), ("embed", axis, "head_dim")),
+      )
       return (
         y + w(f"b_{letter}", (count, H), (axis, "head_dim"), init=zeros)[None, None]
         if cfg.use_bias
@@ -146,6 +151,7 @@ class Attention(nn.Module):
       self, heads, q_BTNH, k_BTKH, x_BTD, context, shared, None if state is None else state.position
     )
     q_BTNH, k_BTKH, v_BTKH = tap(self, "q", q_BTNH), tap(self, "k", k_BTKH), tap(self, "v", v_BTKH)
+    q_BTNH, k_BTKH = self.compared(q_BTNH, k_BTKH, context)
 
     def bias(key_info):
       return position.bias(self, heads, info, key_info, shared)
@@ -180,6 +186,14 @@ class Attention(nn.Module):
     y_BTD = linear(tap(self, "heads", o_BTNH.astype(self.dtype)), w_o_NHD, contract=2)
     biased = cfg.use_bias if cfg.output_bias is None else cfg.output_bias
     return (y_BTD + w("b_o", (D,), ("embed",), init=zeros)[None, None] if biased else y_BTD), state
+
+  def scored_by(self, x_BTD, context):
+    """What queries and keys are projected from, (B, T, D); values are always of x."""
+    return x_BTD
+
+  def compared(self, q_BTNH, k_BTKH, context):
+    """The queries and keys whose products are the scores, of those behind the position encoding."""
+    return q_BTNH, k_BTKH
 
   def _normed(self, name, x_BTNH, axis):
     norm = self.cfg.qk_norm

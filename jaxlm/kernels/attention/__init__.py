@@ -2,6 +2,13 @@
 
 from jaxlm.kernels.attention.api import attention, attention_weights
 from jaxlm.kernels.attention.bias import BucketBias, CoPE, KeyBias, LinearBias, relative_bucket
+from jaxlm.kernels.attention.similarity import (
+  Kind,
+  Weights,
+  as_distribution,
+  similarity_attention,
+  similarity_weights,
+)
 
 __all__ = [
   "attention",
@@ -11,4 +18,9 @@ __all__ = [
   "BucketBias",
   "CoPE",
   "relative_bucket",
+  "Kind",
+  "Weights",
+  "as_distribution",
+  "similarity_attention",
+  "similarity_weights",
 ]

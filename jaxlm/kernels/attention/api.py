@@ -74,7 +74,7 @@ def attention(
   pallas, which are not
     partitioned by the compiler.
   """
-  sight, biases, rule = _prepared(
+  sight, biases, rule = prepared(
     q_BTNH,
     k_BSKH,
     v_BSKF.shape,
@@ -138,7 +138,7 @@ def attention_weights(
 
   Arguments as of `attention`. For looking at models: memory grows with T S.
   """
-  sight, biases, rule = _prepared(
+  sight, biases, rule = prepared(
     q_BTNH,
     k_BSKH,
     k_BSKH.shape,
@@ -158,7 +158,7 @@ def attention_weights(
   return p_BNTS / jnp.where(l_BNT1 == 0, 1.0, l_BNT1)
 
 
-def _prepared(
+def prepared(
   q_BTNH,
   k_BSKH,
   v_shape,
