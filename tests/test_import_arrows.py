@@ -58,6 +58,9 @@ MAY_IMPORT = {
     "evaluation",
   },
   "experiments": {
+    "analysis",
+    "kernels",
+    "layers",
     "checkpoint",
     "training",
     "evaluation",

@@ -57,10 +57,13 @@ def record(
   model's call. The output of the pass is under "output". What is not asked for is not kept.
   """
 
-  def run(params, arguments, edits):
-    return _pass(cfg, params, arguments, names, edits, options)
+  run = _compiled.__wrapped__ if options else _compiled
+  return run(cfg, tuple(names), **options)(params, cfg.inputs(batch), edits or {})
 
-  return jax.jit(run)(params, cfg.inputs(batch), edits or {})
+
+@functools.lru_cache(maxsize=32)  # a probe of many checkpoints compiles once
+def _compiled(cfg, names, **options):
+  return jax.jit(lambda *args: _pass(cfg, args[0], args[1], names, args[2], options))
 
 
 def traced(

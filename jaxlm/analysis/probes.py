@@ -104,16 +104,19 @@ class Visible:
   """How many queries see each key, where T queries meet S keys of a row of one document.
 
   causal: key k (from 0) is seen by queries k .. T - 1; window: of these by the first `window`.
+  prefix: the first so many keys are seen by all queries.
   """
 
   causal: bool = True
   window: int | None = None
+  prefix: int = 0
 
   def counts(self, T: int, S: int) -> np.ndarray:
     """float64 (S,), at least 1."""
     if not self.causal:
       return np.full(S, float(T))
     seen = np.maximum(T - np.arange(S), 1.0)
+    seen[: self.prefix] = T
     return seen if self.window is None else np.minimum(seen, self.window)
 
 
@@ -123,4 +126,7 @@ def visible(cfg, full: str, num_layers: int) -> list[Visible]:
   if "encoder" in parts or "cross" in parts:
     return [Visible(causal=False)] * num_layers
   mixers = cfg.mixers if len(cfg.mixers) == num_layers else [None] * num_layers
-  return [Visible(getattr(m, "causal", True), getattr(m, "window", None)) for m in mixers]
+  return [
+    Visible(getattr(m, "causal", True), getattr(m, "window", None), getattr(m, "prefix", 0))
+    for m in mixers
+  ]

@@ -20,6 +20,7 @@ from jaxlm.data.errors import DataError
 DATA = Kinds(
   "data",
   {
+    "backcopy": "jaxlm.data.backcopy:BackcopyData",
     "bigram": "jaxlm.data.bigram:BigramData",
     "star_graphs": "jaxlm.data.tasks.star_graphs:StarGraphData",
     "diagnostic": "jaxlm.data.tasks.diagnostic:DiagnosticData",

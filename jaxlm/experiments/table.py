@@ -46,6 +46,8 @@ class Row:
   length.
   begins_from: name of a row whose trained parameters this row's training begins with
   (`train.init_from`): that row is trained first.
+  settings: of a row that trains no run: what its measure computes with, plain values; the scale's
+  and the size's come before them. The measure finds them in `Trained.config`, with the seed.
   """
 
   name: str
@@ -55,12 +57,13 @@ class Row:
   evaluate_from: str = ""
   overrides_at: Callable[[float], Mapping[str, Any]] | None = None
   begins_from: str = ""
+  settings: Mapping[str, Any] | None = None
 
   def __post_init__(self):
-    if bool(self.config) == bool(self.evaluate_from):
+    if [bool(self.config), bool(self.evaluate_from), self.settings is not None].count(True) != 1:
       raise ConfigError(
-        f"row {self.name!r} needs either a config to train or evaluate_from, a row whose checkpoint it "
-        f"evaluates"
+        f"row {self.name!r} needs either a config to train, or evaluate_from, a row whose checkpoint it "
+        f"evaluates, or settings to compute with"
       )
     if self.begins_from and not self.config:
       raise ConfigError(
@@ -105,7 +108,8 @@ class Measured(NamedTuple):
 
 
 class Trained(NamedTuple):
-  """A finished training run as a measure sees it. config: the resolved plain mapping."""
+  """A finished training run as a measure sees it. config: the resolved plain mapping. Of a row with
+  `settings` these and the seed; params is None, and workdir is its folder."""
 
   config: dict
   params: Any

@@ -19,7 +19,7 @@ from jaxlm.layers.norms import NORMS
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, weights, zeros
-from jaxlm.ranges import Count, Positive
+from jaxlm.ranges import Count, Natural, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class AttentionConfig(Mixer):
   heads together.
   softcap: c tanh(score / c). scale: of the scores, default 1 / sqrt(head_dim).
   implementation: of the attention kernel; None = best for the platform.
+  prefix: the first so many tokens of a document see one another whole (prefix LM); there is no
+  decoding state then, and biases of position count a token of the prefix as its last.
   """
 
   num_heads: Count
@@ -51,8 +53,11 @@ class AttentionConfig(Mixer):
   softmax1: bool = False
   implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = None
   causal: bool = True
+  prefix: Natural = 0
 
   def __post_init__(self):
+    if self.prefix and not self.causal:
+      raise ConfigError("prefix with causal = False: every token sees all others already; set one")
     if self.num_kv_heads is not None and (
       self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads
     ):
@@ -83,7 +88,14 @@ class AttentionConfig(Mixer):
   def stack_key(self):
     """All that decides which parameters there are."""
     return dataclasses.replace(
-      self, window=None, softcap=None, scale=None, softmax1=False, implementation=None, causal=True
+      self,
+      window=None,
+      softcap=None,
+      scale=None,
+      softmax1=False,
+      implementation=None,
+      causal=True,
+      prefix=0,
     )
 
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
@@ -92,6 +104,11 @@ class AttentionConfig(Mixer):
   def init_state(
     self, d_model: int, batch_size: int, max_len: int, dtype, rewindable: int = 0
   ) -> KVCache:
+    if self.prefix:
+      raise ConfigError(
+        f"prefix = {self.prefix}: the tokens of a prefix see later ones, so there is nothing to cache; "
+        "run the model on the whole sequence again"
+      )
     if not self.causal:
       raise ConfigError(
         "causal = False: every token changes all others, so there is nothing to cache; run the model on "
@@ -158,6 +175,10 @@ class Attention(nn.Module):
 
     if state is None:
       segment_ids_BT = context.segment_ids_BT if context.packed else None
+      sight = {}
+      if cfg.prefix:
+        late_BT = jnp.maximum(cfg.prefix - 1 - context.positions_BT, 0)
+        sight["q_index_BT"] = jnp.arange(late_BT.shape[1], dtype=jnp.int32)[None] + late_BT
       o_BTNH = self._attend(
         q_BTNH,
         k_BTKH,
@@ -165,6 +186,7 @@ class Attention(nn.Module):
         bias(info),
         q_segment_ids_BT=segment_ids_BT,
         kv_segment_ids_BS=context.key_segment_ids_BT,
+        **sight,
       )
     else:
       index_BT = jnp.where(context.segment_ids_BT != 0, context.positions_BT, -1)
