@@ -18,7 +18,7 @@ def measure(trained, overrides_at) -> Measured:
 
   c = trained.config
   rng = np.random.default_rng(c["seed"])
-  cov, d, N = lr.covariance(c["covariance"], c["d"]), c["d"], c["examples"]
+  cov, N = lr.covariance(c["covariance"], c["d"]), c["examples"]
   numbers, curves = {}, {}
   if c["model"] == "softmax":
     from experiments.icl_linear.transformer import train
@@ -83,10 +83,7 @@ def measure(trained, overrides_at) -> Measured:
 BASE = dict(
   model="linear",
   covariance="geometric",
-  d=5,
-  examples=20,
   optimizer="gd",
-  learning_rate=0.05,
   batch=0,
   fewer=1,
   spread=0.0,
@@ -144,18 +141,28 @@ TABLE = Table(
       "d = 5, N = 20; 15,000 steps (Adam: 3,000); the decoder: 2 layers of width 64, 1,000 steps of 64 prompts; about "
       "one minute a row on one core",
       num_seeds=3,
-      overrides={"steps": 15_000, "decoder_steps": 1000, "d_model": 64, "num_layers": 2},
+      overrides={
+        "d": 5,
+        "examples": 20,
+        "steps": 15_000,
+        "learning_rate": 0.02,
+        "decoder_steps": 1000,
+        "d_model": 64,
+        "num_layers": 2,
+      },
     ),
     "small": Scale(
-      "d = 20, N = 40; 20,000 steps; the decoder: 4 layers of width 128, 20,000 steps",
+      "d = 20, N = 40; 200,000 steps; the decoder: 4 layers of width 128, 20,000 steps",
       num_seeds=3,
       overrides={
-        "steps": 20_000,
+        "d": 20,
+        "examples": 40,
+        "steps": 200_000,
+        "learning_rate": 5e-4,
         "decoder_steps": 20_000,
         "d_model": 128,
         "num_layers": 4,
       },
-      sizes={"": {}},
     ),
   },
   measure=measure,

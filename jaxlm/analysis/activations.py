@@ -153,6 +153,8 @@ def _stacked(site, by_layer, layers, count) -> Edit | None:
       ],
       bool,
     )
+  if any(edit is not None and edit.keep_norm for edit in of):
+    fields["keep_norm"] = True  # of an unchanged activation it changes nothing
   if fns != {None}:
     fields |= {"fn": fns.pop(), "layer": jnp.asarray(layers, jnp.int32)}
   return Edit(**fields)

@@ -36,7 +36,7 @@ def resolve(table: Table, row: Row, scale: Scale, size: str, seed: int) -> dict:
   """The configuration that a row trains: file, then scale, then size, then row, then seed."""
   from jaxlm.training.config import load_config
 
-  if row.settings is not None:
+  if row.computes:
     settings = {**scale.overrides, **scale.sizes[size], **row.settings, "seed": seed}
     return plain(settings)
   path, _, argument = (scale.configs.get(row.name) or scale.config or row.config).partition(":")
@@ -103,7 +103,7 @@ def run_rows(
               raise ConfigError(
                 f"row {source.name!r}, whose checkpoint it evaluates, has not finished"
               )
-          elif row.settings is not None:
+          elif row.computes:
             trained = Trained(config, None, str(path))
             with record.training(path), record.cost(record.made_by()) as evaluation:
               measured = table.measure(trained, lambda multiple: {})
@@ -120,7 +120,8 @@ def run_rows(
               trained = train(config, path)
             if any(r.evaluate_from == row.name for r in order):
               last[row.name] = trained
-          if row.settings is None:
+          if not row.computes:
+            trained = trained._replace(settings=row.settings or {})
             with record.cost(record.made_by()) as evaluation:
               measured = table.measure(trained, row.overrides_at or (lambda multiple: {}))
           run = folder(workdir, size, source.name, seed)
@@ -181,6 +182,7 @@ def identity_of(table: Table, row: Row, scale: Scale, size: str, seed: int) -> s
     [override(config, row.overrides_at(m)) for m in PROBED_MULTIPLES] if row.overrides_at else []
   )
   extra += [resolve(table, before, scale, size, seed) for before in table.before(source)]
+  extra += [dict(row.settings)] if row.settings and not row.computes else []
   for value in config.get("data", {}).values():
     for source in value if isinstance(value, (list, tuple)) else [value]:
       if str(source).startswith(("text:", "bytes:", "array_record:")):

@@ -46,8 +46,9 @@ class Row:
   length.
   begins_from: name of a row whose trained parameters this row's training begins with
   (`train.init_from`): that row is trained first.
-  settings: of a row that trains no run: what its measure computes with, plain values; the scale's
-  and the size's come before them. The measure finds them in `Trained.config`, with the seed.
+  settings: plain values that the measure finds in `Trained.settings`: which reading of a checkpoint
+  this row is. A row with neither config nor evaluate_from trains nothing and reads no checkpoint; its
+  settings, behind the scale's and the size's overrides and with the seed, are `Trained.config`.
   """
 
   name: str
@@ -60,7 +61,7 @@ class Row:
   settings: Mapping[str, Any] | None = None
 
   def __post_init__(self):
-    if [bool(self.config), bool(self.evaluate_from), self.settings is not None].count(True) != 1:
+    if bool(self.config) == bool(self.evaluate_from) and not self.computes:
       raise ConfigError(
         f"row {self.name!r} needs either a config to train, or evaluate_from, a row whose checkpoint it "
         f"evaluates, or settings to compute with"
@@ -69,6 +70,11 @@ class Row:
       raise ConfigError(
         f"row {self.name!r} trains nothing, so it cannot begin from {self.begins_from!r}"
       )
+
+  @property
+  def computes(self) -> bool:
+    """Whether the row is its settings alone."""
+    return self.settings is not None and not self.config and not self.evaluate_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +114,13 @@ class Measured(NamedTuple):
 
 
 class Trained(NamedTuple):
-  """A finished training run as a measure sees it. config: the resolved plain mapping. Of a row with
-  `settings` these and the seed; params is None, and workdir is its folder."""
+  """A finished training run as a measure sees it. config: the resolved plain mapping; of a row that
+  only computes, its settings and the seed, and params is None. settings: the row's own."""
 
   config: dict
   params: Any
   workdir: str
+  settings: Mapping[str, Any] = {}
 
 
 def by_step(config: Mapping) -> int:

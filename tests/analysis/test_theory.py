@@ -72,7 +72,7 @@ def test_the_risk_formula_is_the_mean_over_sampled_prompts_also_under_shifts():
 @pytest.mark.parametrize("kind", ["identity", "geometric"])
 def test_gradient_descent_reaches_the_closed_form_within_two_per_cent(kind):
   cov = lr.covariance(kind, 5)
-  how = lr.Training(steps=15_000, learning_rate=0.05)
+  how = lr.Training(steps=15_000, learning_rate=0.02)
   weights, _ = lr.train(how, cov, 20, np.random.default_rng(0))
   goal = lr.optimum(cov, 20)
   assert lr.distance(lr.initial(5, 0.3, np.random.default_rng(0)), goal) > 0.4
@@ -83,10 +83,10 @@ def test_gradient_descent_reaches_the_closed_form_within_two_per_cent(kind):
 
 def test_sampled_prompts_lead_to_the_same_weights():
   cov = lr.covariance("identity", 3)
-  how = lr.Training(steps=600, learning_rate=0.1, batch=256)
+  how = lr.Training(steps=600, learning_rate=0.02, batch=256)
   weights, _ = lr.train(how, cov, 10, np.random.default_rng(0))
   assert lr.distance(weights, lr.optimum(cov, 10)) < 0.08
-  how = lr.Training(steps=600, learning_rate=0.02, optimizer="adam", batch=256)
+  how = lr.Training(steps=600, learning_rate=0.01, optimizer="adam", batch=256)
   weights, _ = lr.train(how, cov, 10, np.random.default_rng(0))
   assert lr.product_distance(weights, cov, 10) < 0.08 < lr.distance(weights, lr.optimum(cov, 10))
 

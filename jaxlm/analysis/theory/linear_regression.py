@@ -145,7 +145,11 @@ def population_step(weights: Weights, cov, num_examples: int) -> Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """optimizer: "gd" or "adam". batch: prompts of a step; 0: the population gradient."""
+  """optimizer: "gd" or "adam". batch: prompts of a step; 0: the population gradient.
+
+  learning_rate: gradient descent keeps the norms of both matrices equal only in small steps; with
+  steps near the limit of stability the product is right and its split is not.
+  """
 
   steps: int
   learning_rate: float
