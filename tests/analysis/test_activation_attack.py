@@ -40,7 +40,8 @@ def test_the_attack_on_a_linear_model_is_its_closed_form():
   assert found.loss_B[:3].max() < np.log(4)
   first = linear(W, [0, 1, 2, 3], steps=1).delta[:, 0]
   p = np.full((4, 4), 0.25)
-  np.testing.assert_allclose(first, -0.1 * np.sign((p - np.eye(4)) @ np.asarray(W)), atol=1e-6)
+  want = -0.1 * np.sign((p - np.eye(4)) @ np.asarray(W))
+  np.testing.assert_allclose(first[:3], want[:3], atol=1e-5)  # that of row 3 is 0 but for rounding
 
 
 def test_a_search_over_one_token_is_exhaustive_and_over_two_no_worse_than_one():
