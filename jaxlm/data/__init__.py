@@ -30,6 +30,7 @@ DATA = Kinds(
     "pairs": "jaxlm.data.needles:PairsData",
     "recall": "jaxlm.data.planted:RecallData",
     "repeated_words": "jaxlm.data.needles:RepeatedWordsData",
+    "roles": "jaxlm.data.roles:RolesData",
     "scenes": "jaxlm.data.scenes:SceneData",
     "span_corruption": "jaxlm.data.corrupted_text:SpanCorruptionData",
     "spelling": "jaxlm.data.tasks.text_pairs:SpellingData",
