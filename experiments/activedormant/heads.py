@@ -50,7 +50,6 @@ def measure(trained, overrides_at) -> Measured:
   before = [dormant.by_kind(x[..., 1], trigger_BT, valid_BT) for x in found["attention_near"]]
   active = int(np.argmax([x["trigger"] for x in before]))
   first = dormant.by_kind(found["attention_first"][active], trigger_BT, valid_BT)
-  lead_BNT = dormant.logit_lead(found["attention"][active])
   values = [at_first_and_elsewhere(x.reshape(*x.shape[:2], -1)) for x in found["v"]]
   stream = [at_first_and_elsewhere(x) for x in found["resid"]]
   numbers = {
@@ -61,12 +60,15 @@ def measure(trained, overrides_at) -> Measured:
     "start@trigger": first["trigger"],
     "before@trigger": before[active]["trigger"],
     "before@other": before[active]["other"],
-    "lead@other": dormant.by_kind(lead_BNT, trigger_BT, valid_BT)["other"],
     "value": values[active][0] / values[active][1],
     "peak": max(a / b for a, b in stream),
     "last": stream[-1][0] / stream[-1][1],
     "active": active,
   }
+  notes = {"lead@other": "weights of ReLU attention have no logits"}
+  if cfg.mixers[active].similarity == "exp":
+    lead_BNT = dormant.logit_lead(found["attention"][active])
+    numbers["lead@other"], notes = dormant.by_kind(lead_BNT, trigger_BT, valid_BT)["other"], {}
   cut = {
     "head": dormant.without_head(active, 0, 1),
     "diagonal": dormant.diagonal_head(active, 0, 1, T),
@@ -80,7 +82,7 @@ def measure(trained, overrides_at) -> Measured:
   for step in saved_steps(trained.config):
     seen = observe(opened(trained, step), tokens, "attention_first")["attention_first"][active]
     curve.append(dormant.by_kind(seen, trigger_BT, valid_BT)["other"])
-  return Measured(numbers, {}, {"start": curve})
+  return Measured(numbers, notes, {"start": curve})
 
 
 def _expected(data, batch, mask_BT) -> float:

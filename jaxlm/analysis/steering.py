@@ -120,12 +120,13 @@ def as_released(v_D, alpha: float, layer: int, *, scale: float = 10.0) -> dict:
   """The release's hook: norms are kept over time instead of over features, for comparison."""
   add = jnp.asarray(scale * alpha * np.asarray(v_D, np.float32))
 
-  def shift(h_BTD, layer):
+  def shift(h_BTD, number):  # one function serves all layers of a stack
     moved = h_BTD + add[None, None]
     over_time = lambda x: jnp.sqrt(jnp.sum(x * x, axis=1, keepdims=True))  # noqa: E731
-    return moved * over_time(h_BTD) / jnp.maximum(over_time(moved), 1e-12)
+    kept = moved * over_time(h_BTD) / jnp.maximum(over_time(moved), 1e-12)
+    return jnp.where(number == layer, kept, h_BTD)
 
-  return {("resid", layer): Edit(fn=shift)}
+  return {("resid", None): Edit(fn=shift)}
 
 
 def continued(opened, prompt_BP, count: int, changes, key, temperature: float = 1.0) -> np.ndarray:

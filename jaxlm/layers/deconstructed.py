@@ -37,11 +37,13 @@ class ChannelMLPConfig(Mixer):
       )
     return self.d_ff or 4 * d_model // 3
 
+  def heads(self, d_model: int):
+    self.width(d_model)  # a width that does not fit is refused here
+
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
     return ChannelMLP(self, d_model, dtype, name=name)
 
   def init_state(self, d_model: int, batch_size: int, max_len: int, dtype, rewindable: int = 0):
-    self.width(d_model)
     return ()
 
 
