@@ -3,6 +3,13 @@
 from jaxlm.kernels.attention.api import attention, attention_weights
 from jaxlm.kernels.attention.bias import BucketBias, CoPE, KeyBias, LinearBias, relative_bucket
 from jaxlm.kernels.operation import callable_package
+from jaxlm.kernels.attention.similarity import (
+  Kind,
+  Weights,
+  as_distribution,
+  similarity_attention,
+  similarity_weights,
+)
 
 __all__ = [
   "attention",
@@ -12,6 +19,11 @@ __all__ = [
   "BucketBias",
   "CoPE",
   "relative_bucket",
+  "Kind",
+  "Weights",
+  "as_distribution",
+  "similarity_attention",
+  "similarity_weights",
 ]
 
 callable_package(attention)

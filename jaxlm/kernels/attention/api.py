@@ -75,7 +75,7 @@ def attention(
   pallas, which are not
     partitioned by the compiler.
   """
-  sight, biases, rule = _prepared(
+  sight, biases, rule = prepared(
     q_BTNH,
     k_BSKH,
     v_BSKF.shape,
@@ -139,7 +139,7 @@ def attention_weights(
 
   Arguments as of `attention`. For looking at models: memory grows with T S.
   """
-  sight, biases, rule = _prepared(
+  sight, biases, rule = prepared(
     q_BTNH,
     k_BSKH,
     k_BSKH.shape,
@@ -159,7 +159,7 @@ def attention_weights(
   return p_BNTS / jnp.where(l_BNT1 == 0, 1.0, l_BNT1)
 
 
-def _prepared(
+def prepared(
   q_BTNH,
   k_BSKH,
   v_shape,
