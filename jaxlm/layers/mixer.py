@@ -58,6 +58,8 @@ class Context:
   each of them.
   tokens_BT: the token ids, for embeddings whose softmax depends on which occur.
   streaming: the tokens continue rows whose earlier tokens are not here.
+  order_BT: int32, index of a token among those of its row, where it is not positions_BT: causality and
+  the key-value cache go by it. structure: a mask of jaxlm.kernels.attention.structure, None for none.
   """
 
   segment_ids_BT: jax.Array
@@ -71,6 +73,8 @@ class Context:
   tokens_BT: jax.Array | None = None
   streaming: bool = struct.field(pytree_node=False, default=False)
   key_segment_ids_BT: jax.Array | None = None
+  order_BT: jax.Array | None = None
+  structure: Any = None
 
 
 class Mixer:

@@ -2,6 +2,7 @@
 
 from jaxlm.kernels.attention.api import attention, attention_weights
 from jaxlm.kernels.attention.bias import BucketBias, CoPE, KeyBias, LinearBias, relative_bucket
+from jaxlm.kernels.attention.structure import BlockDiffusionMask, SetMask, TreeMask
 
 __all__ = [
   "attention",
@@ -11,4 +12,7 @@ __all__ = [
   "BucketBias",
   "CoPE",
   "relative_bucket",
+  "BlockDiffusionMask",
+  "SetMask",
+  "TreeMask",
 ]
