@@ -28,7 +28,6 @@ class KVCache(NamedTuple):
     index_BS = jnp.where(self.index_BS >= until_B[..., None], -1, self.index_BS)
     return self._replace(index_BS=index_BS, position=rewind(self.position, length_B))
 
-
   def kept(self, base_B, path_BK, count_B) -> "KVCache":
     """The keys of index base + path[k] as those of index base + k, k < count; all behind emptied."""
     if self.index_BS.ndim > 2:  # layers in front

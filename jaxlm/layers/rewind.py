@@ -230,6 +230,8 @@ def keep(state, base_B, path_BK, count_B):
   def one(part):
     if hasattr(part, "kept"):
       return part.kept(base_B, path_BK, count_B)
-    raise ConfigError("the state of a recurrence cannot keep a branch of a tree: only attention can")
+    raise ConfigError(
+      "the state of a recurrence cannot keep a branch of a tree: only attention can"
+    )
 
   return jax.tree.map(one, state, is_leaf=lambda part: hasattr(part, "kept"))

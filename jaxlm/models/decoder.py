@@ -154,7 +154,6 @@ class DecoderConfig(ModelConfig):
       layers=rewind(state.layers, length_B),
     )
 
-
   def keep(self, state: "DecoderState", base_B, path_BK, count_B) -> "DecoderState":
     """The state when each row has its first base tokens and those numbered path behind them, `count`
     of them (`layers.rewind.keep`). base_B: int32, at least the oldest length that is kept.

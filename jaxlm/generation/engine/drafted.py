@@ -133,7 +133,9 @@ class DraftedEngine(Engine):
     for prompt, new_G, count in zip(batch.prompts, done.new_BG, done.num_new_B):
       tokens = np.concatenate([np.asarray(prompt.tokens, np.int32), new_G[:count]])
       rows.append(Row(tokens.astype(np.int32), len(prompt), int(count)))
-    return rows, Counts(*(x.astype(np.int64) for x in (done.num_new_B, done.calls_B, done.accepted_B)))
+    return rows, Counts(
+      *(x.astype(np.int64) for x in (done.num_new_B, done.calls_B, done.accepted_B))
+    )
 
   def dispatches(self, params: Mapping, batch: Batch, rounds: int = ROUNDS):
     """Yields the carry after the first token, then after every `rounds` rounds."""
@@ -143,11 +145,15 @@ class DraftedEngine(Engine):
     tokens_BT, room_B = padded(batch.prompts, length_B), jnp.asarray(batch.room_B)
     states, logits_BV = {}, None
     for role, model in (("draft", self.draft), ("target", self.model)):
-      state = model.init_state(len(length_B), round_up(batch.longest + self.back + 2), self.back + 2)
+      state = model.init_state(
+        len(length_B), round_up(batch.longest + self.back + 2), self.back + 2
+      )
       logits_BV, states[role] = prefill(
         model, params[role], tokens_BT, length_B, state, deterministic=self.deterministic
       )
-    committed = _first(logits_BV, room_B, batch.keys_B, engine=self, room=int(max(batch.room_B.max(), 1)))
+    committed = _first(
+      logits_BV, room_B, batch.keys_B, engine=self, room=int(max(batch.room_B.max(), 1))
+    )
     pending_B2 = jnp.stack([committed.last_B] * 2, axis=1)
     carry = Carry(
       states["target"], states["draft"], pending_B2, jnp.ones_like(committed.last_B), committed
@@ -172,9 +178,7 @@ class DraftedEngine(Engine):
 def _first(logits_BV, room_B, keys_B, *, engine, room: int) -> Committed:
   """The token behind each prompt, drawn as `LeftToRight` draws it."""
   zero_B = jnp.zeros_like(room_B)
-  token_B = sample(
-    jax.vmap(jax.random.fold_in)(keys_B, zero_B), logits_BV, engine.sampling, zero_B
-  )
+  token_B = sample(jax.vmap(jax.random.fold_in)(keys_B, zero_B), logits_BV, engine.sampling, zero_B)
   begun = Committed(
     jnp.zeros((len(room_B), room), jnp.int32), zero_B, token_B, room_B > 0, zero_B, zero_B
   )

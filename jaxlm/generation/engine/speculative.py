@@ -67,7 +67,12 @@ class Speculative(DraftedEngine):
     valid_BK = jnp.broadcast_to(done.alive_B[:, None], read_BK.shape).astype(jnp.int32)
     before_B = carry.target.length_B
     logits_BKV, target = extend(
-      self.model, params["target"], read_BK, carry.target, valid_BK, deterministic=self.deterministic
+      self.model,
+      params["target"],
+      read_BK,
+      carry.target,
+      valid_BK,
+      deterministic=self.deterministic,
     )
     p_BKV = of_each(self.sampling, logits_BKV, done.num_new_B)
     accepted_B, own_B = accept(keys_B, drafts_Bn, p_BKV, q_BnV)

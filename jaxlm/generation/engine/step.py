@@ -50,9 +50,7 @@ def extend(model, params, tokens_BT, state, valid_BT, *, deterministic=False, **
     state,
   )
   logits_BTV, rows = jax.lax.map(row, (tokens_BT, valid_BT, rows))
-  state = jax.tree.map(
-    lambda axis, x: x[0] if axis < 0 else jnp.moveaxis(x, 0, axis), axes, rows
-  )
+  state = jax.tree.map(lambda axis, x: x[0] if axis < 0 else jnp.moveaxis(x, 0, axis), axes, rows)
   return logits_BTV, state
 
 

@@ -204,7 +204,9 @@ def _prepared(
   def count(index, length):
     return jnp.arange(length, dtype=jnp.int32)[None] if index is None else index
 
-  sight = Sight(count(q_index_BT, T), count(kv_index_BS, S), q_segment_ids_BT, kv_segment_ids_BS, structure)
+  sight = Sight(
+    count(q_index_BT, T), count(kv_index_BS, S), q_segment_ids_BT, kv_segment_ids_BS, structure
+  )
   rule = Rule(
     scale=H**-0.5 if scale is None else float(scale),
     causal=causal,
