@@ -41,6 +41,7 @@ ENGINES = Kinds(
     "beam": "jaxlm.generation.engine.beam:Beam",
     "speculative": "jaxlm.generation.engine.speculative:Speculative",
     "tree": "jaxlm.generation.engine.trees:TreeSpeculative",
+    "set_prompts": "jaxlm.generation.engine.set_prompts:SetPrompts",
     "constrained": "jaxlm.generation.engine.constrained:Constrained",
   },
 )

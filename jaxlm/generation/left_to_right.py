@@ -71,23 +71,14 @@ class LeftToRight(Engine):
 
     smooth: dispatches begin at one token and grow while they are short.
     """
-    model, length_B = self.model, np.asarray([len(p) for p in batch.prompts], np.int32)
-    state = model.init_state(len(length_B), round_up(batch.longest))
-    logits_BV, state = prefill(
-      model,
-      params,
-      padded(batch.prompts, length_B),
-      length_B,
-      state,
-      deterministic=self.deterministic,
-    )
-    drawn = _first(logits_BV, jnp.asarray(batch.room_B), batch.keys_B, engine=self)
+    logits_BV, state, shift_B = self.begin(params, batch)
+    drawn = first_tokens(logits_BV, jnp.asarray(batch.room_B), batch.keys_B, engine=self)
     yield from _columns(np.asarray(drawn.kept_B)[:, None])
     limit = 1 if smooth else self.tokens_per_dispatch
     while bool(drawn.alive_B.any()):
       start = time.perf_counter()
-      kept_BC, drawn, state = _dispatch(
-        params, state, drawn, jnp.asarray(batch.room_B), batch.keys_B, limit, engine=self
+      kept_BC, drawn, state = dispatch(
+        params, state, drawn, jnp.asarray(batch.room_B), batch.keys_B, limit, shift_B, engine=self
       )
       kept_BC = np.asarray(kept_BC)[:, :limit]
       seconds = time.perf_counter() - start
@@ -96,6 +87,16 @@ class LeftToRight(Engine):
         limit = (
           min(2 * limit, self.tokens_per_dispatch) if seconds < SMOOTH_S else max(limit // 2, 1)
         )
+
+  def begin(self, params, batch: Batch):
+    """(logits_BV behind each prompt, the state, shift_B of `dispatch`)."""
+    length_B = np.asarray([len(p) for p in batch.prompts], np.int32)
+    state = self.model.init_state(len(length_B), round_up(batch.longest))
+    tokens_BT = padded(batch.prompts, length_B)
+    logits_BV, state = prefill(
+      self.model, params, tokens_BT, length_B, state, deterministic=self.deterministic
+    )
+    return logits_BV, state, None
 
   def watch(self, params, prompt, max_new_tokens: int, *, seed: int = 0):
     batch = self.single(prompt, max_new_tokens, seed)
@@ -119,17 +120,20 @@ class Drawn(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="engine")
-def _first(logits_BV, room_B, keys_B, *, engine: LeftToRight) -> Drawn:
+def first_tokens(logits_BV, room_B, keys_B, *, engine: LeftToRight) -> Drawn:
   """The token behind each prompt."""
   met_BP = none_met(engine.sampling.chain, len(room_B))
   return draw(engine, keys_B, logits_BV, room_B > 0, jnp.zeros_like(room_B), room_B, met_BP)
 
 
 @functools.partial(jax.jit, static_argnames="engine", donate_argnums=1)
-def _dispatch(params, state, drawn: Drawn, room_B, keys_B, limit, *, engine: LeftToRight):
+def dispatch(
+  params, state, drawn: Drawn, room_B, keys_B, limit, shift_B=None, *, engine: LeftToRight
+):
   """(kept_BC, drawn, state) after `limit` more tokens, or fewer if all rows have finished.
 
   C = tokens_per_dispatch; columns behind the last token are -1. limit is traced: one program.
+  shift_B: int32, a token's position is the number of tokens before it less this; None: it is that.
   """
 
   def more(carry):
@@ -139,6 +143,7 @@ def _dispatch(params, state, drawn: Drawn, room_B, keys_B, limit, *, engine: Lef
   def take(carry):
     step, kept_BC, drawn, state = carry
     # A finished row feeds padding: its state stays, and its draw is ignored.
+    shifted = {} if shift_B is None else {"positions_BT": (state.length_B - shift_B)[:, None]}
     logits_BTV, state = extend(
       engine.model,
       params,
@@ -146,6 +151,7 @@ def _dispatch(params, state, drawn: Drawn, room_B, keys_B, limit, *, engine: Lef
       state,
       drawn.alive_B[:, None].astype(jnp.int32),
       deterministic=engine.deterministic,
+      **shifted,
     )
     drawn = draw(
       engine,

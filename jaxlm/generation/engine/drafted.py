@@ -125,9 +125,7 @@ class DraftedEngine(Engine):
 
   def decode_counted(self, params: Mapping, batch: Batch) -> tuple[list[Row], Counts]:
     """(rows, what they took)."""
-    carry = None
-    for carry in self.dispatches(params, batch):
-      pass
+    *_, carry = self.dispatches(params, batch)
     done = jax.device_get(carry.committed)
     rows = []
     for prompt, new_G, count in zip(batch.prompts, done.new_BG, done.num_new_B):
