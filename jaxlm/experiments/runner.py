@@ -114,7 +114,8 @@ def run_rows(
             if any(r.evaluate_from == row.name for r in order):
               last[row.name] = trained
           with record.cost(record.made_by()) as evaluation:
-            measured = table.measure(trained, row.overrides_at or (lambda multiple: {}))
+            asked = trained._replace(settings=row.settings) if row.settings else trained
+            measured = table.measure(asked, row.overrides_at or (lambda multiple: {}))
           run = folder(workdir, size, source.name, seed)
           made = {"training": record.starts(run), "evaluation": evaluation}
           made |= {"trace": record.loss_trace(run)} if row is source else {}
@@ -173,6 +174,7 @@ def identity_of(table: Table, row: Row, scale: Scale, size: str, seed: int) -> s
     [override(config, row.overrides_at(m)) for m in PROBED_MULTIPLES] if row.overrides_at else []
   )
   extra += [resolve(table, before, scale, size, seed) for before in table.before(source)]
+  extra += [dict(row.settings)] if row.settings else []
   for value in config.get("data", {}).values():
     for source in value if isinstance(value, (list, tuple)) else [value]:
       if str(source).startswith(("text:", "bytes:", "array_record:")):

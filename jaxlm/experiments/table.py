@@ -44,6 +44,7 @@ class Row:
   evaluate_from: name of a row whose trained parameters this row evaluates; nothing is trained then,
   and `overrides_at(multiple)` gives the overrides of an evaluation at `multiple` times the training
   length.
+  settings: what the table's measure is told about this row (`Trained.settings`), plain values.
   begins_from: name of a row whose trained parameters this row's training begins with
   (`train.init_from`): that row is trained first.
   """
@@ -55,6 +56,7 @@ class Row:
   evaluate_from: str = ""
   overrides_at: Callable[[float], Mapping[str, Any]] | None = None
   begins_from: str = ""
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     if bool(self.config) == bool(self.evaluate_from):
@@ -105,11 +107,13 @@ class Measured(NamedTuple):
 
 
 class Trained(NamedTuple):
-  """A finished training run as a measure sees it. config: the resolved plain mapping."""
+  """A finished training run as a measure sees it. config: the resolved plain mapping. settings: of the
+  row that is measured."""
 
   config: dict
   params: Any
   workdir: str
+  settings: Mapping[str, Any] = {}
 
 
 def by_step(config: Mapping) -> int:

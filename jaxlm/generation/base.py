@@ -42,6 +42,8 @@ ENGINES = Kinds(
     "speculative": "jaxlm.generation.engine.speculative:Speculative",
     "tree": "jaxlm.generation.engine.trees:TreeSpeculative",
     "set_prompts": "jaxlm.generation.engine.set_prompts:SetPrompts",
+    "blocks": "jaxlm.generation.engine.blocks:Blocks",
+    "elastic": "jaxlm.generation.engine.elastic:Elastic",
     "constrained": "jaxlm.generation.engine.constrained:Constrained",
   },
 )

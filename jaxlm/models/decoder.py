@@ -129,6 +129,10 @@ class DecoderConfig(ModelConfig):
   def build(self) -> nn.Module:
     return Decoder(self)
 
+  def build_stack(self, *, init: bool) -> nn.Module:
+    """The layers: `x_BTD, states = stack(x_BTD, context, states)`. init: is_initializing()."""
+    return stack.build(self.block, self.mixers, self.period, "blocks", init=init)
+
   def init_state(self, batch_size: int, max_len: int, rewindable: int = 0) -> "DecoderState":
     """The state before the first token; at most max_len tokens per row may follow, and each row can
     go back by `rewindable` tokens.
@@ -183,9 +187,7 @@ class Decoder(nn.Module):
     cfg = self.cfg
     self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
     self.position = SharedPosition(cfg.position, cfg.heads)
-    self.blocks = stack.build(
-      cfg.block, cfg.mixers, cfg.period, "blocks", init=self.is_initializing()
-    )
+    self.blocks = cfg.build_stack(init=self.is_initializing())
     self.final_norm = (
       cfg.norm.build(cfg.dtype, "final_norm") if cfg.final_norm else lambda x_BTD: x_BTD
     )

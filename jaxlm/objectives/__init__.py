@@ -5,6 +5,7 @@ from jaxlm.config import Kinds
 OBJECTIVES = Kinds(
   "objective",
   {
+    "block_diffusion": "jaxlm.objectives.block_diffusion:BlockDiffusion",
     "distillation": "jaxlm.objectives.distillation:Distillation",
     "masked_diffusion": "jaxlm.objectives.masked_diffusion:MaskedDiffusion",
     "insertion_transformer": "jaxlm.objectives.insertion_transformer:InsertionTransformer",
