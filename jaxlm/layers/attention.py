@@ -188,9 +188,11 @@ class Attention(nn.Module):
         q_segment_ids_BT=segment_ids_BT,
         kv_segment_ids_BS=context.key_segment_ids_BT,
         **sight,
+        structure=context.structure,
       )
     else:
-      index_BT = jnp.where(context.segment_ids_BT != 0, context.positions_BT, -1)
+      order_BT = context.positions_BT if context.order_BT is None else context.order_BT
+      index_BT = jnp.where(context.segment_ids_BT != 0, order_BT, -1)
       new = Keys(k_BTKH, v_BTKH, index_BT, info)
       written, keys = written_and_seen(state, new, cfg.window, position)
       o_BTNH = self._attend(
@@ -200,6 +202,7 @@ class Attention(nn.Module):
         bias(keys.info),
         q_index_BT=index_BT,
         kv_index_BS=keys.index_BS,
+        structure=context.structure,
       )
       state = KVCache(*written, position_state)
 

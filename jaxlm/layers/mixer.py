@@ -66,6 +66,8 @@ class Context:
   tokens_BT: the token ids, for embeddings whose softmax depends on which occur.
   streaming: the tokens continue rows whose earlier tokens are not here.
   num_fixed_rows: so many rows at the end are the model's fixed stream.
+  order_BT: int32, index of a token among those of its row, where it is not positions_BT: causality and
+  the key-value cache go by it. structure: a mask of jaxlm.kernels.attention.structure, None for none.
   """
 
   segment_ids_BT: jax.Array
@@ -80,6 +82,8 @@ class Context:
   streaming: bool = struct.field(pytree_node=False, default=False)
   key_segment_ids_BT: jax.Array | None = None
   num_fixed_rows: int = struct.field(pytree_node=False, default=0)
+  order_BT: jax.Array | None = None
+  structure: Any = None
 
 
 def given_or_plain(context: Context | None, x_BTD, state=None) -> Context:

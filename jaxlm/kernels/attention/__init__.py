@@ -2,7 +2,6 @@
 
 from jaxlm.kernels.attention.api import attention, attention_weights
 from jaxlm.kernels.attention.bias import BucketBias, CoPE, KeyBias, LinearBias, relative_bucket
-from jaxlm.kernels.operation import callable_package
 from jaxlm.kernels.attention.similarity import (
   Kind,
   Weights,
@@ -10,6 +9,8 @@ from jaxlm.kernels.attention.similarity import (
   similarity_attention,
   similarity_weights,
 )
+from jaxlm.kernels.attention.structure import BlockDiffusionMask, SetMask, TreeMask
+from jaxlm.kernels.operation import callable_package
 
 __all__ = [
   "attention",
@@ -24,6 +25,9 @@ __all__ = [
   "as_distribution",
   "similarity_attention",
   "similarity_weights",
+  "BlockDiffusionMask",
+  "SetMask",
+  "TreeMask",
 ]
 
 callable_package(attention)
