@@ -20,6 +20,12 @@ from jaxlm.models import MODELS
 CHUNK = 16
 FIELDS = {
   "attention": dict(num_heads=2, position="rope"),
+  "similarity_attention": dict(
+    num_heads=2, num_kv_heads=1, position="rope", similarity="sigmoid", normaliser="none", slot="kv"
+  ),
+  "key_only_attention": dict(num_heads=2, position="rope"),
+  "stream_attention": dict(num_heads=2, position="rope"),
+  "channel_mlp": dict(d_ff=8),
   "mamba2": dict(d_state=4, head_dim=8, num_groups=2),
   "gla": dict(num_heads=2, chunk=CHUNK),
   "delta_rule": dict(num_heads=2, chunk=CHUNK),
@@ -61,7 +67,7 @@ class Stack:
     self.build = lambda: cfg.build(D, "float32")
     x = jnp.zeros((1, 4, D))
     ids = jnp.ones((1, 4), jnp.int32)
-    context = Context(ids, ids, packed=False)
+    context = Context(ids, ids, embedding_BTD=x, packed=False)
     init = nn.init(self.run, self.build())
     self.params = filled(jax.eval_shape(lambda: init(jax.random.key(0), x, context, None)))[
       "params"
@@ -70,7 +76,7 @@ class Stack:
 
   def apply(self, params, x, ids, positions, state=None, packed=True):
     return nn.apply(self.run, self.build())(
-      {"params": params}, x, Context(ids, positions, packed=packed), state
+      {"params": params}, x, Context(ids, positions, embedding_BTD=x, packed=packed), state
     )
 
   def inputs(self, rng, rows, length):
@@ -105,8 +111,9 @@ class HNetStack(Stack):
 
 
 #: What others stand for: hybrid and pattern have members that are tried alone, the plain delta rule is
-#: the gated one without decay, H-Net has tests of its own.
-COSTLY = ("hybrid", "pattern", "delta_rule", "hnet")
+#: the gated one without decay, H-Net has tests of its own; the last two are attention with other q
+#: and k.
+COSTLY = ("hybrid", "pattern", "delta_rule", "hnet", "key_only_attention", "stream_attention")
 PARAMS = [
   pytest.param(name, marks=pytest.mark.slow) if name in COSTLY else name
   for name in (*FIELDS, "hnet")
