@@ -18,7 +18,7 @@ from jaxlm.kernels.attention import blocks
 from jaxlm.kernels.attention import pallas_kernels as kernels
 from jaxlm.kernels.attention.bias import KeyBias
 from jaxlm.kernels.attention.pallas_kernels import Call, Operands
-from jaxlm.kernels.attention.reference import MASKED, Rule, Sight
+from jaxlm.kernels.attention.reference import MASKED, AttentionSpec, MaskInputs
 from jaxlm.kernels.attention.tiles import tiles
 from jaxlm.kernels.pallas_support import round_up, vmem_bytes, why_not_here
 from jaxlm.kernels.platform import target_device_kind
@@ -26,7 +26,9 @@ from jaxlm.kernels.platform import target_device_kind
 NO_SEGMENT = jnp.iinfo(jnp.int32).min  # of keys that are padding: no query has it
 
 
-def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str | None:
+def supports(
+  q, k, v, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, spec=None
+) -> str | None:
   """None, or the sentence that says why not. q, k, v: anything with shape and dtype."""
   reason = why_not_here()
   if reason is not None:
@@ -49,7 +51,7 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str
   return None
 
 
-def _grids(q, k, rule: Rule):
+def _grids(q, k, rule: AttentionSpec):
   """(forward, backward) grids over equally padded lengths. q (B, T, ...), k (B, S, ...)."""
   sizes = blocks.pallas_blocks(q.shape[1], k.shape[1], rule.causal or rule.window is not None)
   longest = [max(pair) for pair in zip(*sizes)]
@@ -143,7 +145,7 @@ def _pad(x, length: int, axis: int, value=0):
   return jnp.pad(x, widths, constant_values=value) if widths[axis][1] else x
 
 
-def _numbers(biases: tuple, sight: Sight, S: int, padded: int):
+def _numbers(biases: tuple, mask_inputs: MaskInputs, S: int, padded: int):
   """(row_BNPS, column_BNPT), either None: what is subtracted per key and added per query, of
   KeyBias and hidden keys.
   """
@@ -155,9 +157,9 @@ def _numbers(biases: tuple, sight: Sight, S: int, padded: int):
   rows = [sum(rows[1:], rows[0])] if rows else []  # nothing to subtract them from: one sum
   pairs = [b for b in biases if isinstance(b, KeyBias) and b.q_BTN is not None]
   hidden = None
-  if sight.kv_segment_ids_BS is not None and sight.q_segment_ids_BT is None:
-    hidden = sight.kv_segment_ids_BS == 0
-  if sight.kv_segment_ids_BS is None and padded > S:
+  if mask_inputs.kv_segment_ids_BS is not None and mask_inputs.q_segment_ids_BT is None:
+    hidden = mask_inputs.kv_segment_ids_BS == 0
+  if mask_inputs.kv_segment_ids_BS is None and padded > S:
     hidden = jnp.zeros((1, S), bool)
   if hidden is not None:
     hidden_B1S = _pad(hidden, padded, 1, True)[:, None]
@@ -174,18 +176,20 @@ def _numbers(biases: tuple, sight: Sight, S: int, padded: int):
   return stack(rows), stack(columns)
 
 
-def _operands(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, T: int, S: int) -> Operands:
+def _operands(
+  q_BTNH, k_BSKH, v_BSKF, mask_inputs: MaskInputs, biases: tuple, T: int, S: int
+) -> Operands:
   """Arguments padded to T queries and S keys."""
   B = q_BTNH.shape[0]
   line = None
   by_distance = [b for b in biases if not isinstance(b, KeyBias)]
   if by_distance:
     line = sum(b.by_distance(-jnp.arange(-S, T, dtype=jnp.int32)) for b in by_distance)
-  row, column = _numbers(biases, sight, k_BSKH.shape[1], S)
+  row, column = _numbers(biases, mask_inputs, k_BSKH.shape[1], S)
   q_segment = k_segment = None
-  if sight.q_segment_ids_BT is not None:
-    q_segment = jnp.broadcast_to(_pad(sight.q_segment_ids_BT, T, 1), (B, T))[:, None]
-    keys = sight.kv_segment_ids_BS
+  if mask_inputs.q_segment_ids_BT is not None:
+    q_segment = jnp.broadcast_to(_pad(mask_inputs.q_segment_ids_BT, T, 1), (B, T))[:, None]
+    keys = mask_inputs.kv_segment_ids_BS
     k_segment = jnp.broadcast_to(
       _pad(jnp.where(keys == 0, NO_SEGMENT, keys), S, 1, NO_SEGMENT), (B, S)
     )[:, None]
@@ -228,13 +232,15 @@ def _over_mesh(fn, x: Operands, spec):
   return jax.shard_map(fn, in_specs=(specs,), out_specs=specs.q, check_vma=False)(x)
 
 
-def attention(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, rule: Rule, spec=None):
+def attention(
+  q_BTNH, k_BSKH, v_BSKF, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, spec=None
+):
   """As reference.attention. Under a mesh of several devices `spec` places q (B, T, N, H); the rest
   follows it.
   """
   grids = _grids(q_BTNH, k_BSKH, rule)
   call = Call(rule, *grids, _precision(q_BTNH.dtype))
-  x = _operands(q_BTNH, k_BSKH, v_BSKF, sight, biases, grids[0].T, grids[0].S)
+  x = _operands(q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, grids[0].T, grids[0].S)
   fn = functools.partial(_attention, call)
   if spec is not None and jax.sharding.get_abstract_mesh().size > 1:
     o_BNFT = _over_mesh(fn, x, spec)
