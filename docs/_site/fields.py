@@ -12,6 +12,8 @@ import typing
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
+from jaxlm.config import Kinds
+
 HEAD = ("key", "type", "default")
 
 
@@ -19,11 +21,16 @@ def shown(annotation) -> str:
   """A type as a reader of a configuration would say it."""
   if typing.get_origin(annotation) is typing.Annotated:
     base, *ranges = typing.get_args(annotation)
+    if any(isinstance(each, Kinds) for each in ranges):
+      return f"a {next(each.what for each in ranges if isinstance(each, Kinds))}, by kind"
     return f"{shown(base)}, {', '.join(map(str, ranges))}"
   if typing.get_origin(annotation) in (types.UnionType, typing.Union):
     return " or ".join(shown(each) for each in typing.get_args(annotation))
   if typing.get_origin(annotation) is typing.Literal:
     return " or ".join(map(repr, typing.get_args(annotation)))
+  if typing.get_origin(annotation) is tuple:
+    inner = [each for each in typing.get_args(annotation) if each is not Ellipsis]
+    return "list of " + ", ".join(dict.fromkeys(map(shown, inner)))
   if isinstance(annotation, str):
     return annotation
   return "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))

@@ -15,7 +15,7 @@ from jaxlm.experiments.reproduce.command import declared
 from jaxlm.experiments.reproduce.readme import MARKED, fill, table
 
 ROOT = pathlib.Path(__file__).parents[2]
-READMES = [ROOT / "README.md", *sorted(ROOT.glob("experiments/*/README.md"))]
+READMES = [page for pattern in pages.FILLED for page in sorted(ROOT.glob(pattern))]
 RESULTS = sorted(ROOT.glob("experiments/*/results/*"))
 OLD_BENCHMARK_TABLES = 17  # measured before their numbers were kept; may only become fewer
 CELL = re.compile(r"[*~ ]*[-+]?\d+(\.\d+)?( ?%| ± [\d.]+| [a-zA-Z]+)?[* ]*")
@@ -37,8 +37,9 @@ def numbers(value) -> set[float]:
 
 
 @functools.cache
-def of_folder(folder: pathlib.Path) -> set[float]:
-  """All numbers of the cells, the papers' among them, in a paper's JSON."""
+def of_page(page: pathlib.Path) -> set[float]:
+  """All numbers of the cells, the papers' among them, in the JSON of the page's paper."""
+  folder = ROOT / "experiments" / page.stem if page.parent.name == "systems" else page.parent
   out = set()
   for path in folder.glob("results/*.json"):
     saved = json.loads(path.read_text())
@@ -48,7 +49,7 @@ def of_folder(folder: pathlib.Path) -> set[float]:
 
 
 def name(path):
-  return str(path.parent.relative_to(ROOT)) or "README"
+  return path.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("page", READMES, ids=name)
@@ -71,7 +72,7 @@ def test_a_number_of_three_decimals_in_the_text_is_in_a_json(page):
     digits = len(found.split(".")[1])
     if digits > 4:  # arXiv 2507.23083
       continue
-    assert any(round(x, digits) == float(found) for x in of_folder(page.parent)), found
+    assert any(round(x, digits) == float(found) for x in of_page(page)), found
 
 
 def test_reproduction_md_is_what_the_tables_json_say():

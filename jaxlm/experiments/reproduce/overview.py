@@ -99,7 +99,7 @@ def table(root: str) -> list[str]:
     "| --- | --- | --- | ---: | --- |",
   ]
   for system in systems():
-    paper = f"[{system.paper}](https://arxiv.org/abs/{system.arxiv})"
+    paper = f"[{system.arxiv}](https://arxiv.org/abs/{system.arxiv})"
     cost = _minutes(costs[system.name]["cpu_s"]) if system.name in costs else "not measured"
     lines.append(
       f"| [{system.title}]({root}docs/systems/{system.name}.md) | {paper} | `{system.command}` | {cost} | "
