@@ -10,7 +10,7 @@ DEMO ?= runs/demo
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults test-compile lint preflight bench reproduce docs clean
+.PHONY: help demo test test-slow test-faults test-compile lint types preflight bench reproduce docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test-compile: $(VENV)/.preflight  ## ahead-of-time compilation for TPU pods; ins
 lint: $(VENV)/.test  ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.types  ## mypy on the public surface; installs mypy
+	$(BIN)/python -m mypy
 
 preflight: $(VENV)/.preflight  ## compile every paper-scale configuration for its TPU slice (an hour), rewrite tpu/PREFLIGHT.md
 	$(BIN)/python tpu/matrix.py --write --again
@@ -74,6 +77,10 @@ $(VENV)/.report: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[docs]'
+	@touch $@
+
+$(VENV)/.types: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[types]'
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python

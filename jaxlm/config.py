@@ -19,9 +19,12 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from jaxlm import outside
 from jaxlm.ranges import Range, Seed, storable
+
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
@@ -68,24 +71,44 @@ class Kinds:
     out.table = self.table
     return out
 
+  def all(self) -> dict[str, str]:
+    """{kind: 'module:Class'}, those of installed packages too."""
+    return outside.entry_points(self.what) | self.table
+
   def cls(self, kind: str, path: str = "") -> type:
-    if not isinstance(kind, str) or kind not in self.table:
-      where = f"{path}.kind" if path else f"{self.what} kind"
+    """The class of a kind, of this table or from outside the package (`jaxlm.outside`)."""
+    if isinstance(kind, str) and kind in self.table:
+      module, name = self.table[kind].split(":")
+      return getattr(importlib.import_module(module), name)
+    where = f"{path}.kind" if path else f"{self.what} kind"
+    try:
+      if outside.is_target(kind):
+        found = outside.load(kind)
+      elif isinstance(kind, str) and kind in self.all():
+        found = outside.load(self.all()[kind], checked=False)
+      else:
+        raise ConfigError(
+          f"{where} = {kind!r} is not a {self.what}; {nearest(str(kind), self.all())}"
+        )
+    except outside.OutsideError as error:
+      raise ConfigError(f"{where} = {kind!r}: {error}") from None
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
       raise ConfigError(
-        f"{where} = {kind!r} is not a {self.what}; {nearest(str(kind), self.table)}"
+        f"{where} = {kind!r}: wanted a frozen dataclass, as docs/extending.md shows"
       )
-    module, name = self.table[kind].split(":")
-    return getattr(importlib.import_module(module), name)
+    return found
 
   def kind_of(self, config) -> str:
-    """The key under which this config's class is registered."""
+    """The key under which this config's class is registered; module:Class where it has none."""
     name = f"{type(config).__module__}:{type(config).__qualname__}"
-    return next(kind for kind, target in self.table.items() if target == name)
+    return next((kind for kind, target in self.table.items() if target == name), None) or next(
+      (kind for kind, target in self.all().items() if target == name), name
+    )
 
   def build(self, mapping: Mapping, path: str = ""):
     mapping = dict(mapping)
     if "kind" not in mapping and self.default is None:
-      raise ConfigError(f"{path or self.what}: no 'kind'; known: {', '.join(sorted(self.table))}")
+      raise ConfigError(f"{path or self.what}: no 'kind'; known: {', '.join(sorted(self.all()))}")
     kind = mapping.pop("kind", self.default)
     return build(self.cls(kind, path), mapping, path)
 
@@ -95,15 +118,20 @@ def _hints(cls: type) -> dict[str, Any]:
   return typing.get_type_hints(cls, include_extras=True)
 
 
-def checked(cls: type) -> type:
-  """Class decorator, below `dataclasses.dataclass`: every instance has its numbers in range before
-  `__post_init__`.
+def checked(cls: type[T]) -> type[T]:
+  """Class decorator, below `dataclasses.dataclass`: before `__post_init__` every instance has its
+  parts built, where they are given as in a configuration file ("rope", {"kind": "rope"}), and its
+  numbers in range.
   """
   after = cls.__dict__.get("__post_init__")
 
   def __post_init__(self):
     for field in dataclasses.fields(type(self)):
-      _check_ranges(getattr(self, field.name), _hints(type(self))[field.name], field.name)
+      value, hint = getattr(self, field.name), _hints(type(self))[field.name]
+      if _is_written(value) and _holds_parts(hint):
+        value = _convert(value, hint, field.name)
+        object.__setattr__(self, field.name, value)
+      _check_ranges(value, hint, field.name)
     if after is not None:
       after(self)
     elif inherited := getattr(super(cls, self), "__post_init__", None):
@@ -111,6 +139,23 @@ def checked(cls: type) -> type:
 
   cls.__post_init__ = __post_init__
   return cls
+
+
+def _is_written(value) -> bool:
+  """Whether a value is given as a configuration file gives parts: a kind, a mapping, a list of them."""
+  return isinstance(value, (str, Mapping, list)) or (
+    isinstance(value, tuple) and any(isinstance(item, (str, Mapping)) for item in value)
+  )
+
+
+def _holds_parts(hint) -> bool:
+  """Whether a type is a part of a configuration, or has some inside."""
+  args = typing.get_args(hint)
+  return (
+    (isinstance(hint, type) and dataclasses.is_dataclass(hint))
+    or any(isinstance(arg, Kinds) for arg in args)
+    or any(map(_holds_parts, args))
+  )
 
 
 def unknown_key(key: str, at: str, cls: type, names) -> ConfigError:

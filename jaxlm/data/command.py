@@ -6,7 +6,7 @@ import os
 import sys
 
 from jaxlm.commands.exits import FAILED, FULL, INTERRUPTED, command, explain, refuse
-from jaxlm.commands.flags import CONFIG, Parser, whole
+from jaxlm.commands.flags import CONFIG, Parser, parse_flags, whole
 from jaxlm.commands.tables import print_table
 from jaxlm.config import ConfigError
 from jaxlm.data.errors import DataError
@@ -28,8 +28,6 @@ Stopping is safe at any time: the same command goes on. Files go to $JAXLM_DATA,
 def main(argv: list[str]) -> int:
   spec, overrides = None, {}
   if argv[:1] == ["tokenize"]:  # the others need no JAX
-    from jaxlm.training.config import parse_flags
-
     spec, overrides, argv = parse_flags(argv)
   parser = Parser("jaxlm data", description=USAGE, example="jaxlm data list")
   actions = parser.add_subparsers(
@@ -51,7 +49,7 @@ def main(argv: list[str]) -> int:
     sub = actions.add_parser(
       action, help=what, example=f"jaxlm data {action}" + " prose-small" * (action != "list")
     )
-    sub.add_argument("--data-dir", default=None, help="default: $JAXLM_DATA, else ~/.cache/jaxlm")
+    sub.add_argument("--data_dir", default=None, help="default: $JAXLM_DATA, else ~/.cache/jaxlm")
     if action != "list":
       sub.add_argument(
         "names" if action == "prepare" else "name", nargs="+" if action == "prepare" else None
@@ -81,7 +79,7 @@ def main(argv: list[str]) -> int:
     if error.errno in FULL:
       return refuse(
         "jaxlm data",
-        f"{explain(error)}. What is written so far stays good; --data-dir names another folder",
+        f"{explain(error)}. What is written so far stays good; --data_dir names another folder",
         FAILED,
       )
     raise

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jaxlm import json_text
 from jaxlm.commands.exits import command
-from jaxlm.commands.flags import CONFIG, Parser, whole
+from jaxlm.commands.flags import CONFIG, Parser, parse_flags, whole
 from jaxlm.commands.tables import print_table
 from jaxlm.config import ConfigError
 
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
     description=USAGE,
     epilog=EPILOG,
     others=CONFIG,
+    bare="--run",
     example="jaxlm eval --run runs/tiny --lengths=128,256",
   )
   parser.add_argument(
@@ -53,10 +54,9 @@ def main(argv: list[str]) -> int:
     default=None,
     help="lexinvariant models: tables averaged per sequence; default: eval.num_tables of the run, 1",
   )
-  parser.add_argument("--by-position", action="store_true", help="loss at each position too")
+  parser.add_argument("--by_position", action="store_true", help="loss at each position too")
   parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
-  from jaxlm.training.config import parse_flags
   from jaxlm.training.saved_config import config_of
 
   spec, overrides, rest = parse_flags(argv)

@@ -14,7 +14,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.layers.attend import attend
 from jaxlm.layers.cache import Keys, KVCache, empty_cache, written_and_seen
 from jaxlm.layers.linear import linear
-from jaxlm.layers.mixer import Mixer
+from jaxlm.layers.mixer import Context, Mixer, given_or_plain
 from jaxlm.layers.norms import NORMS
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.taps import tap
@@ -106,10 +106,11 @@ class Attention(nn.Module):
 
   cfg: AttentionConfig
   d_model: int
-  dtype: str
+  dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x_BTD, context, state: KVCache | None = None):
+  def __call__(self, x_BTD, context: Context | None = None, state: KVCache | None = None):
+    context = given_or_plain(context, x_BTD, state)
     cfg, w, D = self.cfg, weights(self, self.dtype), self.d_model
     heads, position = cfg.heads(D), cfg.position or NoPosition()
     N, K, H = heads.num_heads, heads.num_kv_heads, heads.head_dim

@@ -15,7 +15,7 @@ from jaxlm.commands.exits import (
   explain,
   refuse,
 )
-from jaxlm.commands.flags import CONFIG, Parser
+from jaxlm.commands.flags import CONFIG, Parser, parse_flags
 from jaxlm.config import ConfigError
 
 EPILOG = """\
@@ -29,12 +29,12 @@ Several hosts run the same command; tpu/README.md says how they find each other.
 
 @command("jaxlm train")
 def main(argv: list[str]) -> int:
-  from jaxlm.training.config import parse_flags
 
   parser = Parser(
     "jaxlm train",
     epilog=EPILOG,
     others=CONFIG,
+    bare="--config",
     description="Train a model, or resume its run.",
     example="jaxlm train --config=configs/carope/tiny.py --workdir=runs/tiny",
   )

@@ -8,27 +8,23 @@ number picks an entry of a list (`--config.model.stages.0.d_ff=256`). Changing a
 old kind that the new one does not have.
 """
 
-import ast
 import dataclasses
-import importlib.util
 import pathlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import ml_collections
-from etils import epath
 
-from jaxlm.checkpoint.former_fields import with_present_fields
-from jaxlm.checkpoint.json_files import read_json
+from jaxlm import outside
 from jaxlm.config import ConfigError, Kinds, build, checked, unknown_key
 from jaxlm.data import DATA
 from jaxlm.data.base import FramedDataConfig
 from jaxlm.models import MODELS
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.parallel.mesh import MeshConfig
-from jaxlm.paths import expand
 from jaxlm.ranges import Cadence, Count, Fraction, Inside, Natural, Range, Seed, Steps
+from jaxlm.training.config_files import is_data, read_config
 from jaxlm.training.optimizers import OPTIMIZERS
 from jaxlm.training.schedules import SCHEDULES
 
@@ -110,14 +106,21 @@ class RunConfig:
 def load_config(
   spec: str | pathlib.Path | Mapping | ml_collections.ConfigDict,
   overrides: Mapping[str, Any] | None = None,
-):
+  *,
+  trusted: bool = True,
+) -> ml_collections.ConfigDict:
   """Locked ConfigDict of a file or mapping, with {'dotted.key': value} on top.
 
   'path.py' and 'path.py:argument' are programs, and are run: take them from people whom you trust.
-  'path.json', such as a run folder's config.json, is only data.
+  'path.json', 'path.toml' and run folders are only data. 'carope/tiny' is a configuration of this
+  package. trusted: a kind that a mapping
+  writes as module:Class may be imported; False for mappings that were read from files.
   """
   is_mapping = isinstance(spec, (Mapping, ml_collections.ConfigDict))
-  config = plain(spec if is_mapping else _call_get_config(str(spec)))
+  config = plain(spec if is_mapping else read_config(spec))
+  if trusted and (is_mapping or not is_data(spec)):
+    outside.trust(config)
+  outside.trust(overrides or {})
   for key, value in (overrides or {}).items():
     _override(config, key, value)
   try:
@@ -166,97 +169,6 @@ def differences(old: Mapping, new: Mapping, at: str = "") -> list[tuple[str, Any
     elif a != b:
       out.append((where, a, b))
   return out
-
-
-def parse_flags(argv: Sequence[str]) -> tuple[str | None, dict[str, Any], list[str]]:
-  """(config spec, overrides, the rest) of '--config=...', '--config.a.b=value' and '--config.a.b
-  value'.
-  """
-  spec, overrides, rest = None, {}, []
-  argv = list(argv)
-  while argv:
-    flag, equals, value = argv.pop(0).partition("=")
-    if flag != "--config" and not flag.startswith("--config."):
-      rest.append(flag + equals + value)
-      continue
-    if not equals:
-      if not argv or argv[0].startswith("--"):
-        raise ConfigError(f"{flag} has no value; write {flag}=...")
-      value = argv.pop(0)
-    if flag == "--config":
-      spec = value
-    else:
-      overrides[flag.removeprefix("--config.")] = _literal(value)
-  return spec, overrides, rest
-
-
-def _literal(text: str):
-  """A Python literal where it is one ('1e-3', '(2, 4)', 'None', 'true'), else the text itself."""
-  if text in ("true", "false"):
-    return text == "true"
-  try:
-    return ast.literal_eval(text)
-  except (
-    ValueError,
-    SyntaxError,
-    TypeError,
-    MemoryError,
-    RecursionError,
-  ):  # also of what nests too deep, or cannot be a key
-    return text
-
-
-def _call_get_config(spec: str):
-  path, _, argument = spec.partition(":")
-  file = pathlib.Path(expand(path))
-  if file.is_dir():
-    raise ConfigError(
-      f"config file {path or repr(path)} is a folder" + _files_like(file / "any.py")
-    )
-  if not file.is_file():
-    raise ConfigError(f"config file {path} does not exist" + _files_like(file))
-  if file.suffix == ".json":
-    return _mapping_in(file, argument)
-  if file.suffix != ".py":
-    raise ConfigError(
-      f"config file {path} is neither a Python file (.py) that defines get_config(), as configs/carope/tiny.py does, nor a JSON file (.json)"
-    )
-  module_spec = importlib.util.spec_from_file_location("jaxlm_config_file", file)
-  module = importlib.util.module_from_spec(module_spec)
-  try:
-    module_spec.loader.exec_module(module)
-  except Exception as error:
-    raise ConfigError(
-      f"config file {path} does not run: {type(error).__name__}: {error}"
-    ) from error
-  if not hasattr(module, "get_config"):
-    raise ConfigError(f"config file {path} defines no get_config()")
-  call = f"get_config({argument!r})" if argument else "get_config()"
-  try:
-    config = module.get_config(argument) if argument else module.get_config()
-  except Exception as error:
-    raise ConfigError(f"{path}: {call} raises {type(error).__name__}: {error}") from error
-  if not isinstance(config, (Mapping, ml_collections.ConfigDict)):
-    raise ConfigError(
-      f"{path}: {call} returns a {type(config).__name__}, wanted a ConfigDict or a dict"
-    )
-  return config
-
-
-def _mapping_in(file: pathlib.Path, argument: str) -> dict:
-  """A configuration that is only data, such as a run's config.json: nothing of it is executed."""
-  if argument:
-    raise ConfigError(f"{file}:{argument}: a JSON file takes no argument")
-  return with_present_fields(read_json(epath.Path(file)))
-
-
-def _files_like(file: pathlib.Path) -> str:
-  near = (
-    sorted(file.parent.glob("*.py"))
-    if file.parent.is_dir()
-    else sorted(pathlib.Path("configs").glob("*/*.py"))
-  )
-  return f"; there are {', '.join(map(str, near[:12]))}{', ..' * (len(near) > 12)}" if near else ""
 
 
 def plain(value):

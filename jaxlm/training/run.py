@@ -10,6 +10,7 @@ result.json    the end: step, last metrics, newest checkpoint, whether it is fin
 
 import contextlib
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ from jaxlm.training.config import RunConfig, check, load_config, resolved, run_c
 from jaxlm.training.evaluating import EvaluationSplit, check_evaluation, evaluate
 from jaxlm.training.frozen import frozen_record, of_frozen, open_frozen, recorded_in
 from jaxlm.training.loop import BucketOverflow, NonFinite, StopSignal, run_steps, written
+from jaxlm.training.metric_names import explained
 from jaxlm.training.metrics import Writer, read
 from jaxlm.training.progress import Display, count, duration
 from jaxlm.training.provenance import revision
@@ -340,6 +342,7 @@ class Report:
     self.program, self.display, self.writer = program, display, writer
     self.split = EvaluationSplit(program.cfg, index, hosts)
     self.cfg, self.last, self.step, self.start = program.cfg, {}, None, time.perf_counter()
+    self.explained = False
     self.tokens = self.cfg.data.batch_size * self.cfg.data.seq_len
     self.peak_tokens = peak_tokens
 
@@ -349,6 +352,8 @@ class Report:
       values |= {"tokens_per_s": self.tokens / seconds, "step_s": seconds}
       if self.peak_tokens:
         values["mfu"] = values["tokens_per_s"] / self.peak_tokens
+    if self.step is None and (line := above_uniform(self.cfg, step, values.get("loss"))):
+      self.display.say(line)
     self.step = step
     self._write(step, values)
     left = None if seconds is None else (self.cfg.train.steps - step) * seconds
@@ -360,6 +365,10 @@ class Report:
     if values:
       self._write(step, values)
       self.display.say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+      if not self.explained:
+        for name, text in explained(values):
+          self.display.say(f"  {name}: {text}")
+      self.explained = True
 
   def _write(self, step: int, values: dict[str, float]) -> None:
     self.last |= values
@@ -393,6 +402,20 @@ def implementations(program: Program, shapes, bucket: int, frozen) -> str:
   with recorded() as choices:
     program.trace(batch, bucket, frozen)
   return f"implementations: {summary(choices) or 'no op of jaxlm.kernels'}"
+
+
+def above_uniform(cfg: RunConfig, step: int, loss: float | None) -> str:
+  """A line where a run's first logged loss is above that of a uniform guess; '' elsewhere."""
+  vocab = getattr(cfg.model, "vocab_size", None)
+  if cfg.model.scores != "next_token" or not vocab or loss is None or step > cfg.train.log_every:
+    return ""
+  if not loss > math.log(vocab):
+    return ""
+  return (
+    f"step {step}: loss {loss:.2f} is above ln {vocab} = {math.log(vocab):.2f}, that of a uniform guess: the logits that a new "
+    "model begins with are not uniform, and this is the mean over the first steps. It falls below within some tens of "
+    "steps; if it does not, lower optimizer.learning_rate or lengthen schedule.warmup_steps"
+  )
 
 
 def evaluated(folder, step: int) -> bool:

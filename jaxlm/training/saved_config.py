@@ -20,6 +20,10 @@ def config_of(folder, spec=None, overrides: Mapping[str, Any] | None = None) -> 
         f"read with; the model is the folder's own"
       )
     return run_config(
-      load_config(plain(load_config(spec)) | {"model": read_document(folder)["model"]}, overrides)
+      load_config(
+        plain(load_config(spec)) | {"model": read_document(folder)["model"]},
+        overrides,
+        trusted=False,
+      )
     )
-  return run_config(load_config(spec or run_mapping(folder), overrides))
+  return run_config(load_config(spec or run_mapping(folder), overrides, trusted=spec is not None))

@@ -39,7 +39,7 @@ def require_clean(draft: bool) -> None:
   if revision.endswith("+") and not draft:
     raise ConfigError(
       f"the files differ from revision {revision.rstrip('+')}, so nobody could make these reports again; commit them first, "
-      f"or give --draft, which marks the reports, or --no-report"
+      f"or give --draft, which marks the reports, or --no_report"
     )
 
 

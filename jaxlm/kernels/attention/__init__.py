@@ -2,6 +2,7 @@
 
 from jaxlm.kernels.attention.api import attention, attention_weights
 from jaxlm.kernels.attention.bias import BucketBias, CoPE, KeyBias, LinearBias, relative_bucket
+from jaxlm.kernels.operation import callable_package
 
 __all__ = [
   "attention",
@@ -12,3 +13,5 @@ __all__ = [
   "CoPE",
   "relative_bucket",
 ]
+
+callable_package(attention)
