@@ -9,7 +9,8 @@ import shlex
 
 import pytest
 
-from jaxlm.training.config import load_config, parse_flags, run_config
+from jaxlm.commands.flags import parse_flags
+from jaxlm.training.config import load_config, run_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -1,5 +1,5 @@
-"""No number in a README that is not in a table's JSON, and no JSON, page or picture of a revision that
-cannot be checked out."""
+"""No number in a README, or on a page that is filled from JSON, that is not in the JSON, and no JSON, page
+or picture of a revision that cannot be checked out."""
 
 import functools
 import importlib.util
@@ -10,7 +10,7 @@ import re
 import pytest
 
 from jaxlm.experiments import record
-from jaxlm.experiments.reproduce import pages
+from jaxlm.experiments.reproduce import overview, pages
 from jaxlm.experiments.reproduce.command import declared
 from jaxlm.experiments.reproduce.readme import MARKED, fill, table
 
@@ -56,7 +56,8 @@ def name(path):
 def test_tables_say_what_their_json_says(page):
   text = page.read_text()
   assert fill(text, page.parent) == text, "run: jaxlm reproduce --scale smoke --report"
-  assert len(MARKED.findall(text)) == text.count("<!-- table ") + text.count("<!-- claims ")
+  begun = re.findall(r"<!-- (?:table|claims|verdict|first_run|systems) ", text)
+  assert len(MARKED.findall(text)) == len(begun)
 
 
 @pytest.mark.parametrize("page", READMES, ids=name)
@@ -98,6 +99,16 @@ def test_every_result_was_made_at_a_revision_that_can_be_checked_out():
       for revision in set(re.findall(r'"revision": "([^"]*)"', text)):
         assert not record.stale([{"revision": revision}]), f"{path.name}: {revision}"
       assert all(made), f"{path.name}: a row without a record of its training"
+
+
+def test_first_runs_were_measured_with_the_commands_that_the_pages_show():
+  kept = json.loads((ROOT / overview.COSTS).read_text())
+  for system in overview.systems():
+    if found := kept.get(system.name):
+      assert found["command"] == system.command, "run: python bench/first_runs.py"
+      assert found["cpu"] and found["date"] and "load" in found and "load_after" in found
+      if record.is_ancestor("HEAD"):
+        assert not record.stale([found]), f"{system.name}: {found['revision']}"
 
 
 def test_every_picture_and_page_has_a_json_or_says_its_revision():

@@ -13,7 +13,7 @@ from jaxlm.experiments.verdict import sentence
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SYSTEMS = "experiments/systems.py"
-COSTS = "bench/measured/first_runs.json"
+COSTS = "docs/measured/first_runs.json"
 
 
 def systems() -> Sequence:
