@@ -124,7 +124,8 @@ def run_rows(
           raise
         except Exception as error:  # the other rows are run all the same
           failed[size, row.name, seed] = f"{type(error).__name__}: {error}"
-          say(f"{where}: failed, the others go on\n{traceback.format_exc()}")
+          about = error if isinstance(error, ConfigError) else traceback.format_exc()
+          say(f"{where}: failed, the others go on\n{about}")
   return failed
 
 

@@ -13,6 +13,7 @@ from jaxlm.commands.exits import (
   command,
   ending,
   explain,
+  no_device,
   refuse,
 )
 from jaxlm.commands.flags import CONFIG, Parser, parse_flags
@@ -102,6 +103,8 @@ def run(spec, overrides, args) -> int:
       error
     ):  # a kernel that was named and cannot be
       return _failed(error, 1)
+    if absent := no_device(error):
+      return _failed(absent, WRONG)
     if isinstance(error, FloatingPointError):  # only train.debug raises it
       return _failed(str(error).splitlines()[0], 1)
     if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():
