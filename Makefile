@@ -75,12 +75,12 @@ $(VENV)/.report: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[report]'
 	@touch $@
 
-$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[docs]'
-	@touch $@
-
 $(VENV)/.types: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[types]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python

@@ -28,6 +28,7 @@ COMMANDS = {
   "kernels": ("jaxlm.kernels.command", "which implementation each op uses, and why not others"),
   "verify": ("jaxlm.interop.verify", "compare with the official implementations' arrays"),
   "convert": ("jaxlm.interop.convert", "weights of other libraries in and out"),
+  "probe": ("jaxlm.analysis.command", "read and draw attention, norms and attributions of a run"),
   "data": ("jaxlm.data.command", "prepare corpora and look at batches"),
   "table": ("jaxlm.experiments.command", "run the rows of a paper's table and print it"),
   "reproduce": (

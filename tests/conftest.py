@@ -5,8 +5,11 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices on two busy cores reach a collective late; by default the runtime aborts the process
 # after 40 s.
+# The emitters of fusions (MLIR) take half of the compiler's time on programs of this size; without
+# them LLVM IR is written directly.
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_cpu_collective_call_terminate_timeout_seconds=300 --xla_cpu_use_fusion_emitters=false"
 )
 # Programs here are tiny and run a few times: compiling them is most of the suite's time, and
 # without the CPU compiler's dear passes it takes a third less. Processes that tests start inherit

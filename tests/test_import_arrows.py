@@ -64,6 +64,9 @@ MAY_IMPORT = {
     "training",
   },
   "experiments": {
+    "analysis",
+    "kernels",
+    "layers",
     "checkpoint",
     "training",
     "evaluation",

@@ -7,6 +7,8 @@
            command continues (result.json: finished false), so that
            `jaxlm train ... && jaxlm eval ...` does not go on with half a model; 141 nobody reads
            its output any more (`jaxlm eval ... | head -1`)
+  75       a training process is well and has lost another of its run, or has not met it; the same command resumes
+  76       a training process hung, printed its stacks and ended (train.hang.ends); the same command resumes
 
 What a person or the system has refused is one sentence on standard error. Any other exception is a
 fault of this library and keeps its traceback. With JAXLM_DEBUG=1 the sentences have theirs, too.

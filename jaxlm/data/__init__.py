@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DATA = Kinds(
   "data",
   {
+    "backcopy": "jaxlm.data.backcopy:BackcopyData",
     "bigram": "jaxlm.data.bigram:BigramData",
     "star_graphs": "jaxlm.data.tasks.star_graphs:StarGraphData",
     "diagnostic": "jaxlm.data.tasks.diagnostic:DiagnosticData",
@@ -39,10 +40,13 @@ DATA = Kinds(
     "needles": "jaxlm.data.needles:NeedleData",
     "passages": "jaxlm.data.passages:PassageData",
     "pairs": "jaxlm.data.needles:PairsData",
+    "recall": "jaxlm.data.planted:RecallData",
     "repeated_words": "jaxlm.data.needles:RepeatedWordsData",
+    "roles": "jaxlm.data.roles:RolesData",
     "scenes": "jaxlm.data.scenes:SceneData",
     "span_corruption": "jaxlm.data.corrupted_text:SpanCorruptionData",
     "spelling": "jaxlm.data.tasks.text_pairs:SpellingData",
+    "styles": "jaxlm.data.planted:StylesData",
     "text": "jaxlm.data.text:TextData",
     "tydiqa": "jaxlm.data.tasks.text_pairs:TyDiQAData",
     "word_search": "jaxlm.data.tasks.text_pairs:WordSearchData",

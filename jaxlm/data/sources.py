@@ -112,6 +112,21 @@ def _array_record(source: str, pattern: str) -> Corpus:
   return _records(source, pattern, "**/*.array_record*", read_records)
 
 
+def record_files(source: str, split: str) -> tuple[list[str], str | None]:
+  """(files, feature) of one split of an array_record source, to be read by number; nothing is read."""
+  scheme, _, rest = source.partition(":")
+  pattern, feature = plain_files.with_column(rest)
+  if scheme != "array_record" or "{split}" not in pattern:
+    raise DataError(
+      f"data.source = {source!r}: data.packing = 'records' wants ArrayRecord files with their splits in the path, as in "
+      f"'array_record:c4/{{split}}-*.array_record#text'; other sources: data.packing = 'packed'"
+    )
+  found = _by_split(source, pattern, "**/*.array_record*")[split]
+  if not found:
+    raise DataError(f"data.source = {source!r}: no file matches for the split {split!r}")
+  return found, feature
+
+
 def _parquet(source: str, pattern: str) -> Corpus:
   def rows(paths, column):
     return (text for path in paths for text in tables.parquet_column(path, column or "text"))

@@ -30,6 +30,10 @@ MIXERS = Kinds(
   "mixer",
   {
     "attention": "jaxlm.layers.attention:AttentionConfig",
+    "similarity_attention": "jaxlm.layers.similarity_attention:SimilarityAttentionConfig",
+    "key_only_attention": "jaxlm.layers.deconstructed:KeyOnlyAttentionConfig",
+    "stream_attention": "jaxlm.layers.deconstructed:StreamAttentionConfig",
+    "channel_mlp": "jaxlm.layers.deconstructed:ChannelMLPConfig",
     "mamba2": "jaxlm.layers.mamba2:Mamba2Config",
     "lact": "jaxlm.layers.lact:LaCTConfig",
     "gla": "jaxlm.layers.gla:GLAConfig",
@@ -61,6 +65,9 @@ class Context:
   each of them.
   tokens_BT: the token ids, for embeddings whose softmax depends on which occur.
   streaming: the tokens continue rows whose earlier tokens are not here.
+  num_fixed_rows: so many rows at the end are the model's fixed stream.
+  order_BT: int32, index of a token among those of its row, where it is not positions_BT: causality and
+  the key-value cache go by it. structure: a mask of jaxlm.kernels.attention.structure, None for none.
   """
 
   segment_ids_BT: jax.Array
@@ -74,6 +81,9 @@ class Context:
   tokens_BT: jax.Array | None = None
   streaming: bool = struct.field(pytree_node=False, default=False)
   key_segment_ids_BT: jax.Array | None = None
+  num_fixed_rows: int = struct.field(pytree_node=False, default=0)
+  order_BT: jax.Array | None = None
+  structure: Any = None
 
 
 def given_or_plain(context: Context | None, x_BTD, state=None) -> Context:

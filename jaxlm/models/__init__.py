@@ -64,6 +64,7 @@ MODELS = Kinds(
   {
     "masked_diffusion": "jaxlm.models.masked_diffusion:MaskedDiffusionConfig",
     "insertion": "jaxlm.models.insertion:InsertionConfig",
+    "skip_decoder": "jaxlm.models.skip_decoder:SkipDecoderConfig",
     "decoder": "jaxlm.models.decoder:DecoderConfig",
     "encoder_decoder": "jaxlm.models.encoder_decoder:EncoderDecoderConfig",
     "hnet": "jaxlm.models.hnet_config:HNetConfig",

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 OBJECTIVES = Kinds(
   "objective",
   {
+    "block_diffusion": "jaxlm.objectives.block_diffusion:BlockDiffusion",
+    "decorrelation": "jaxlm.objectives.decorrelation:Decorrelation",
     "distillation": "jaxlm.objectives.distillation:Distillation",
     "masked_diffusion": "jaxlm.objectives.masked_diffusion:MaskedDiffusion",
     "insertion_transformer": "jaxlm.objectives.insertion_transformer:InsertionTransformer",

@@ -29,6 +29,7 @@ from jaxlm.training.config_files import is_data, read_config
 from jaxlm.training.optimizers import OPTIMIZERS
 from jaxlm.training.overrides import kinds_of, override, plain
 from jaxlm.training.schedules import SCHEDULES
+from jaxlm.training.watchdog import HangConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class TrainConfig:
   None: never. gather_dtype: large parameters are cast before they are gathered and their gradients
   reduced in it ("bfloat16" halves the traffic of fsdp); None: float32.
   init: "own", as each parameter declares, or "torch", PyTorch's defaults (models.torch_init), with
-  all layers alike on request. profile: first and last step of an XProf trace. init_from: run
+  all layers alike on request. hang: when a run that does not go on prints its stacks. profile: first and last step of an XProf trace. init_from: run
   folder, or weights folder of `jaxlm convert`, whose parameters a new run begins with (and nothing
   else of it). debug: one device, every NaN raises where it arises, nothing asynchronous.
   """
@@ -62,6 +63,7 @@ class TrainConfig:
   keep_every: Count | None = None
   gather_dtype: str | None = None
   init: Literal["own", "torch", "torch_identical_layers"] = "own"
+  hang: HangConfig = HangConfig()
   profile: tuple[Natural, Natural] | None = None
   init_from: str | None = None
   debug: bool = False

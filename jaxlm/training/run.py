@@ -37,14 +37,16 @@ from jaxlm.training.compilation_cache import CompilationCache, keep_programs
 from jaxlm.training.config import RunConfig, check, configured, resolved
 from jaxlm.training.evaluating import EvaluationSplit, check_evaluation, evaluate
 from jaxlm.training.frozen import frozen_record, of_frozen, open_frozen, recorded_in
+from jaxlm.training.goodput import Goodput
 from jaxlm.training.loop import BucketOverflow, NonFinite, StopSignal, run_steps, written
 from jaxlm.training.metric_names import explained
 from jaxlm.training.metrics import Writer, read
 from jaxlm.training.progress import Display, count, duration
 from jaxlm.training.provenance import revision
-from jaxlm.training.run_folder import OpenFolder, lost_checkpoints, open_folder
+from jaxlm.training.run_folder import OpenFolder, lost_checkpoints, open_folder, starts_of
 from jaxlm.training.same_run import of_command, of_data
 from jaxlm.training.step import Program, build_program
+from jaxlm.training.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,7 @@ def _train(
   with (
     program.context(),
     StopSignal() as stop,
+    Watchdog(cfg.train.hang, f"process {jax.process_index()} of {jax.process_count()}") as watchdog,
     Checkpoints(
       folder / "checkpoints",
       keep_last=cfg.train.keep_last,
@@ -151,10 +154,10 @@ def _train(
       asynchronous=not cfg.train.debug,
     ) as saved,
   ):
-    lines, bucket = [], cfg.objective.first_bucket(len(program.buckets))
+    lines, read_note, bucket = [], {}, cfg.objective.first_bucket(len(program.buckets))
     if saved.steps():
-      state, note, lines = saved.restore(program.state, iterator)
-      bucket = note["bucket"]
+      state, read_note, lines = saved.restore(program.state, iterator)
+      bucket = read_note["bucket"]
     else:
       lost = from_first(lost_checkpoints(folder, cfg.train.save_every, had_checkpoints))
       if lost:
@@ -173,13 +176,14 @@ def _train(
         display.say(line)
     if step < cfg.train.steps:
       display.say(implementations(program, shapes, bucket, frozen))
-    report = Report(program, display, writer, index, hosts, peak_tokens, frozen)
+    goodput = Goodput.of_run(starts_of(folder) if first else [], read_note)
+    report = Report(program, display, writer, index, hosts, peak_tokens, frozen, goodput)
     same = {"config": resolved(cfg), "revision": revision(), "hosts": hosts}
     if recorded:
       same["frozen"] = recorded
 
     def note(bucket):
-      return same | {"bucket": bucket}
+      return same | {"bucket": bucket, "productive_s": round(goodput.productive_s, 3)}
 
     def on_step(step, state, bucket) -> bool:
       if cache.folder and (line := cache.line()):
@@ -188,12 +192,14 @@ def _train(
       if save and not int(
         state.skipped_in_row
       ):  # what makes steps fail takes no good checkpoint's place
+        watchdog.unusual("saving")
         opened.check()
         if writer:  # a checkpoint's metrics are there when the checkpoint is
           writer.upload()
         saved.save(step, state, iterator, note(bucket))
       evaluate = cfg.eval.every and step % cfg.eval.every == 0 and step != cfg.train.steps
       if evaluate:
+        watchdog.unusual("evaluating")
         report.evaluation(step, state, place, bucket)
       return bool(save or evaluate)
 
@@ -208,8 +214,10 @@ def _train(
         on_step=on_step,
         stop=stop,
         profile_folder=folder / "profile",
+        watchdog=watchdog,
         frozen=frozen,
       )
+      watchdog.unusual("saving and evaluating at the end")
       step = int(state.step)
       opened.check()
       saved.save(step, state, iterator, note(bucket), rotate=not int(state.skipped_in_row))
@@ -341,8 +349,9 @@ class Report:
     hosts: int,
     peak_tokens: float | None,
     frozen: Mapping[str, Any],
+    goodput: Goodput,
   ):
-    self.frozen = frozen
+    self.frozen, self.goodput = frozen, goodput
     self.program, self.display, self.writer = program, display, writer
     self.split = EvaluationSplit(program.cfg, index, hosts)
     self.cfg, self.last, self.step, self.start = program.cfg, {}, None, time.perf_counter()
@@ -350,10 +359,13 @@ class Report:
     self.tokens = self.cfg.data.batch_size * self.cfg.data.seq_len
     self.peak_tokens = peak_tokens
 
-  def log(self, step: int, values: dict[str, float], seconds: float | None) -> None:
-    values = written(values)
+  def log(
+    self, step: int, values: dict[str, float], seconds: float | None, productive_s: float
+  ) -> None:
+    values, self.goodput.here = written(values), productive_s
     if seconds is not None:
       values |= {"tokens_per_s": self.tokens / seconds, "step_s": seconds}
+      values["goodput"] = self.goodput.fraction()
       if self.peak_tokens:
         values["mfu"] = values["tokens_per_s"] / self.peak_tokens
     if self.step is None and (line := above_uniform(self.cfg, step, values.get("loss"))):

@@ -9,8 +9,9 @@ import re
 
 import pytest
 
+from jaxlm.config import ConfigError
 from jaxlm.experiments import record
-from jaxlm.experiments.reproduce import overview, pages
+from jaxlm.experiments.reproduce import overview, pages, papers_table
 from jaxlm.experiments.reproduce.command import declared
 from jaxlm.experiments.reproduce.readme import MARKED, fill, table
 
@@ -78,7 +79,7 @@ def test_a_number_of_three_decimals_in_the_text_is_in_a_json(page):
 
 def test_reproduction_md_is_what_the_tables_json_say():
   papers = pages.collect(declared()[0], ROOT)
-  assert len({paper["name"] for paper in papers}) == len(papers) == 7
+  assert {paper["name"] for paper in papers} == set(pages.PAPERS)
   page = pages.markdown(papers)
   assert page == (ROOT / "REPRODUCTION.md").read_text(), (
     "run: jaxlm reproduce --scale smoke --report"
@@ -141,3 +142,16 @@ def test_a_copied_table_has_the_digits_and_headings_that_were_asked_for():
     "| --- | ---: | ---: | ---: | ---: |",
     "| A | 1.23 ± 0.50 | n/a | 2.5? | 2 |",
   ]
+
+
+def test_the_table_of_all_papers_says_what_their_json_and_the_queue_say():
+  page = ROOT / "experiments" / "README.md"
+  items = declared()[0]
+  papers = pages.collect(items, ROOT)
+  text = page.read_text()
+  assert papers_table.fill(text, papers, items, ROOT) == text, (
+    "run: jaxlm reproduce --scale smoke --report"
+  )
+  assert {name for _, _, name, _ in papers_table.CELL.findall(text)} >= {"attnsink", "biasprompt"}
+  with pytest.raises(ConfigError, match="has no table; did you mean 'attnsink'"):
+    papers_table.fill("<!-- verdict attnsnk --><!-- end -->", papers, items, ROOT)

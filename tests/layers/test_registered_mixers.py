@@ -17,6 +17,12 @@ from jaxlm.models import MODELS
 CHUNK = 16
 FIELDS = {
   "attention": dict(num_heads=2, position="rope"),
+  "similarity_attention": dict(
+    num_heads=2, num_kv_heads=1, position="rope", similarity="sigmoid", normaliser="none", slot="kv"
+  ),
+  "key_only_attention": dict(num_heads=2, position="rope"),
+  "stream_attention": dict(num_heads=2, position="rope"),
+  "channel_mlp": dict(d_ff=8),
   "mamba2": dict(d_state=4, head_dim=8, num_groups=2),
   "gla": dict(num_heads=2, chunk=CHUNK),
   "delta_rule": dict(num_heads=2, chunk=CHUNK),
@@ -59,7 +65,9 @@ class Stack:
     x = jnp.zeros((1, 4, D))
     ids = jnp.ones((1, 4), jnp.int32)
     params = nn.unbox(
-      nn.init(self.run, self.build())(jax.random.key(0), x, Context(ids, ids, packed=False), None)
+      nn.init(self.run, self.build())(
+        jax.random.key(0), x, Context(ids, ids, embedding_BTD=x, packed=False), None
+      )
     )["params"]
     self.params = jax.tree.map(
       lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params
@@ -68,7 +76,7 @@ class Stack:
 
   def apply(self, params, x, ids, positions, state=None, packed=True):
     return nn.apply(self.run, self.build())(
-      {"params": params}, x, Context(ids, positions, packed=packed), state
+      {"params": params}, x, Context(ids, positions, embedding_BTD=x, packed=packed), state
     )
 
   def inputs(self, rng, rows, length):
@@ -108,8 +116,9 @@ class HNetStack(Stack):
 
 
 #: What others stand for: hybrid and pattern have members that are tried alone, the plain delta rule is
-#: the gated one without decay, H-Net has tests of its own.
-COSTLY = ("hybrid", "pattern", "delta_rule", "hnet")
+#: the gated one without decay, H-Net has tests of its own; the last two are attention with other q
+#: and k.
+COSTLY = ("hybrid", "pattern", "delta_rule", "hnet", "key_only_attention", "stream_attention")
 PARAMS = [
   pytest.param(name, marks=pytest.mark.slow) if name in COSTLY else name
   for name in (*FIELDS, "hnet")

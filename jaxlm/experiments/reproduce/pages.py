@@ -14,7 +14,7 @@ from jaxlm import json_text
 from jaxlm.config import ConfigError
 from jaxlm.experiments import figure, record, report, runner
 from jaxlm.experiments.command import load
-from jaxlm.experiments.reproduce import queue, readme
+from jaxlm.experiments.reproduce import papers_table, queue, readme
 from jaxlm.experiments.table import Means, Table
 from jaxlm.experiments.verdict import sentence
 
@@ -30,6 +30,19 @@ PAPERS = {
   "lact": "LaCT (arXiv 2505.23884)",
   "lexinvariant": "Lexinvariant language models (arXiv 2305.16349)",
   "cross": "Parts of one paper in the model of another (ours)",
+  # Interpretability
+  "attnsink": "When attention sinks emerge (arXiv 2410.10781)",
+  "zerotuning": "ZeroTuning (arXiv 2505.11739)",
+  "activedormant": "Active-dormant attention heads (arXiv 2410.13835)",
+  "icl_linear": "Linear models in context (arXiv 2306.09927)",
+  "scansnap": "Scan and Snap (arXiv 2305.16380)",
+  "actattack": "Attacks on activations (arXiv 2312.02780)",
+  "deconattn": "Deconstructing attention (arXiv 2510.11602)",
+  "grains": "GrAInS (arXiv 2507.18043)",
+  "reagent": "ReAGent (arXiv 2402.00794)",
+  "functok": "Function tokens (arXiv 2510.08203)",
+  "avsr_sink": "Decorrelation from the first token (arXiv 2510.22603)",
+  "biasprompt": "Bias after prompting (arXiv 2509.08146)",
 }
 
 
@@ -157,6 +170,9 @@ def write_overview(items: Sequence[queue.Item], into) -> list[pathlib.Path]:
   papers = collect(items, into)
   page = into / "REPRODUCTION.md"
   page.write_text(markdown(papers))
+  table = into / "experiments" / "README.md"
+  if table.exists():
+    table.write_text(papers_table.fill(table.read_text(), papers, items, ROOT))
   web = into / "docs" / "reproduction.html"
   web.parent.mkdir(parents=True, exist_ok=True)
   web.write_text(html(papers))
