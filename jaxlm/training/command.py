@@ -13,10 +13,12 @@ from jaxlm.commands.exits import (
   command,
   ending,
   explain,
+  no_right,
   refuse,
 )
 from jaxlm.commands.flags import CONFIG, Parser
 from jaxlm.config import ConfigError
+from jaxlm.paths import denied
 
 EPILOG = """\
 --config=FILE.py[:ARG]        a file with get_config(ARG)
@@ -117,6 +119,8 @@ def run(spec, overrides, args) -> int:
       )
     if isinstance(error, BrokenPipeError):  # nobody reads what is printed
       return finish(ending("jaxlm train", error))
+    if denied(error):
+      return _failed(no_right(error), WRONG)
     if isinstance(error, OSError):
       return _failed(explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)
     traceback.print_exc()
