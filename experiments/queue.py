@@ -125,6 +125,13 @@ ITEMS = [
 
 SCRIPTS = [
   Script(
+    "attnsink/gallery",
+    "python experiments/attnsink/gallery.py --run runs/attnsink/smoke/softmax/seed0 "
+    "--out experiments/attnsink/results/gallery",
+    output="experiments/attnsink/results/gallery.json",
+    reads=("runs/attnsink/smoke/softmax/seed0",),
+  ),
+  Script(
     "lact/figure1",
     "python experiments/lact/figure1.py --out experiments/lact/results/figure1-cpu",
     output="experiments/lact/results/figure1-cpu.md",
