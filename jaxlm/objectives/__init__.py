@@ -6,6 +6,7 @@ OBJECTIVES = Kinds(
   "objective",
   {
     "block_diffusion": "jaxlm.objectives.block_diffusion:BlockDiffusion",
+    "confusion": "jaxlm.objectives.confusion:Confusion",
     "distillation": "jaxlm.objectives.distillation:Distillation",
     "masked_diffusion": "jaxlm.objectives.masked_diffusion:MaskedDiffusion",
     "insertion_transformer": "jaxlm.objectives.insertion_transformer:InsertionTransformer",
