@@ -72,7 +72,7 @@ class RegisterData(TaskData):
   """
 
   batch_size: Count
-  seq_len: Count = 192
+  seq_len: Count = 240
   form: Form = "causal"
   num_entities: Count = 24
   shares: tuple[Fraction, ...] = (0.6, 0.3, 0.1)
@@ -105,7 +105,7 @@ class RegisterData(TaskData):
 
   @property
   def longest_answer(self):
-    return self.turns * 62 + 2
+    return self.turns * 76 + 2
 
   def facts(self) -> list[Fact]:
     """Those of the entities that this config tells about."""
