@@ -41,9 +41,11 @@ def hidden(ordinary: float = 0.0):
 
 def confusion(config):
   """Auto-UTFC on the ids of the hidden text."""
-  from jaxlm.training.config import run_config
+  from jaxlm.config import build
+  from jaxlm.data.hidden_text import HiddenTextData
 
-  data = run_config(config).data
+  fields = {k: v for k, v in hidden()["data"](config).items() if k != "kind"}
+  data = build(HiddenTextData, fields)
   ids = data.hidden_ids()
   return dict(
     kind="confusion",
