@@ -15,10 +15,32 @@ from jaxlm.kernels.mosaic_support import interpreting
 COMPUTE = 2  # computing warpgroups of a block
 MEMORY_REGISTERS, COMPUTE_REGISTERS = 24, 240  # per thread: 128 x (24 + 2 x 240) <= 65,536
 
+#: Layouts are those that the kernel states: searching for them takes minutes in a long body.
+PARAMETERS = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
+
 
 def whole(value, shape, dtype=jnp.float32):
   """A constant in the layout of matrix products' results."""
   return plgpu.layout_cast(jnp.full(shape, value, dtype), plgpu.Layout.WGMMA)
+
+
+def tile(shape, dtype):
+  """Shared memory for tiles of 2-byte numbers that the matrix unit reads: swizzled by 128 bytes."""
+  return plgpu.SMEM(
+    shape, dtype, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+  )
+
+
+def wide_tile(shape):
+  """The same for float32 on its way to device memory."""
+  return plgpu.SMEM(
+    shape, jnp.float32, transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
+  )
+
+
+def wgmma_layout(v):
+  """v, said to be in the layout of products' results: the search for layouts is shorter then."""
+  return plgpu.layout_cast(v, plgpu.Layout.WGMMA)
 
 
 def along(value, size, axis, dtype=jnp.float32):
@@ -33,7 +55,7 @@ def load_along(ref, axis):
 
 def spread(v, shape, axis):
   """Numbers along `axis`, repeated along the other one."""
-  return jax.lax.broadcast_in_dim(v, shape, [axis])
+  return wgmma_layout(jax.lax.broadcast_in_dim(v, shape, [axis]))
 
 
 def position(shape, axis):
