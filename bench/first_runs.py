@@ -2,7 +2,7 @@
 
   taskset -c 0 python bench/first_runs.py [--only carope,lact]
 
-Runs the commands of experiments/systems.py in new folders and keeps, in bench/measured/first_runs.json
+Runs the commands of experiments/systems.py in new folders and keeps, in docs/measured/first_runs.json
 for each system: the command, CPU seconds (user and system) and wall seconds of the process with its
 start and compilation, the peak memory, the last training loss and the last evaluation, and what
 they were measured on. A system that is not named keeps what it had.
@@ -24,7 +24,7 @@ from jaxlm.experiments import record
 from jaxlm.training import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
-KEPT = ROOT / "bench" / "measured" / "first_runs.json"
+KEPT = ROOT / "docs" / "measured" / "first_runs.json"
 
 
 def run(system) -> dict:

@@ -19,24 +19,26 @@ project, author, release = "jaxlm", "the jaxlm developers", __version__
 copyright = "the jaxlm developers, Apache License 2.0"
 extensions = [
   "sphinx.ext.autodoc",
-  "sphinx.ext.mathjax",
   "myst_nb",
   "_site.links",
   "_site.docstrings",
   "_site.fields",
+  "_site.mathml",
 ]
 exclude_patterns = ["_build", "_site", "**/.ipynb_checkpoints"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
 nb_execution_mode = "cache"
-nb_execution_timeout = 300
+nb_execution_timeout = 1800  # seconds of a cell: a guard, generous for busy machines
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 default_role = "code"
+smartquotes = False
+html_math_renderer = "mathml"
 python_display_short_literal_types = True
 
 html_theme = "furo"
@@ -45,4 +47,3 @@ html_static_path = ["_site/static"]
 html_css_files = ["jaxlm.css"]
 html_theme_options = {"sidebar_hide_name": False}
 html_show_sphinx = False
-nitpicky = False

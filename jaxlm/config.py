@@ -38,6 +38,10 @@ def nearest(key, known) -> str:
   return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
+def _a(noun: str) -> str:
+  return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 class RangeError(ConfigError):
   """A number outside its range."""
 
@@ -88,7 +92,7 @@ class Kinds:
         found = outside.load(self.all()[kind], checked=False)
       else:
         raise ConfigError(
-          f"{where} = {kind!r} is not a {self.what}; {nearest(str(kind), self.all())}"
+          f"{where} = {kind!r} is not {_a(self.what)}; {nearest(str(kind), self.all())}"
         )
     except outside.OutsideError as error:
       raise ConfigError(f"{where} = {kind!r}: {error}") from None
@@ -158,13 +162,71 @@ def _holds_parts(hint) -> bool:
   )
 
 
-def unknown_key(key: str, at: str, cls: type, names) -> ConfigError:
+#: What other libraries call a key -> what it is called here.
+ALIASES = {
+  "batch": "batch_size",
+  "beta1": "b1",
+  "beta2": "b2",
+  "betas": "b1",
+  "block_size": "seq_len",
+  "bs": "batch_size",
+  "context_length": "seq_len",
+  "d_head": "head_dim",
+  "depth": "num_layers",
+  "dim": "d_model",
+  "epsilon": "eps",
+  "ffn_dim": "d_ff",
+  "grad_clip": "clip_norm",
+  "gradient_accumulation_steps": "accumulation",
+  "grad_accum": "accumulation",
+  "heads": "num_heads",
+  "hidden_dim": "d_ff",
+  "hidden_size": "d_model",
+  "init_checkpoint": "init_from",
+  "intermediate_size": "d_ff",
+  "iterations": "steps",
+  "kv_heads": "num_kv_heads",
+  "layers": "num_layers",
+  "lr": "learning_rate",
+  "max_grad_norm": "clip_norm",
+  "max_iters": "steps",
+  "max_length": "seq_len",
+  "max_seq_len": "seq_len",
+  "max_steps": "steps",
+  "n_embd": "d_model",
+  "n_head": "num_heads",
+  "n_heads": "num_heads",
+  "n_layer": "num_layers",
+  "n_layers": "num_layers",
+  "num_attention_heads": "num_heads",
+  "num_hidden_layers": "num_layers",
+  "num_key_value_heads": "num_kv_heads",
+  "num_steps": "steps",
+  "pos": "position",
+  "precision": "dtype",
+  "rope_theta": "theta",
+  "save_steps": "save_every",
+  "sequence_length": "seq_len",
+  "train_steps": "steps",
+  "warmup": "warmup_steps",
+  "wd": "weight_decay",
+  "width": "d_model",
+}
+
+
+def unknown_key(key: str, at: str, cls: type, names, elsewhere: str | None = None) -> ConfigError:
   """The error for a key that `cls` has not. Of a field that there was, the class says in
-  `former_fields`, {name: sentence}, what to write instead.
+  `former_fields`, {name: sentence}, what to write instead. elsewhere: the dotted key of another
+  section that was meant.
   """
   former = getattr(cls, "former_fields", {})  # a class of any room may have it
   if key in former:
     return ConfigError(f"there is no {at} any more: {former[key]}")
+  other = ALIASES.get(key)
+  if other in names:
+    return ConfigError(f"unknown key {at}; did you mean {other!r}?")
+  if elsewhere is not None:
+    return ConfigError(f"unknown key {at}; did you mean {elsewhere!r}?")
   return ConfigError(f"unknown key {at}; {nearest(key, names)}")
 
 
@@ -268,7 +330,7 @@ def _convert(value, hint, path: str):
       return kinds.build({"kind": value}, path)
     if dataclasses.is_dataclass(value):
       return value
-    raise ConfigError(f"{path} = {value!r}: wanted a {kinds.what} (a mapping with 'kind')")
+    raise ConfigError(f"{path} = {value!r}: wanted {_a(kinds.what)} (a mapping with 'kind')")
   if origin in (typing.Union, types.UnionType):
     if value is None and type(None) in args:
       return None

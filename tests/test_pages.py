@@ -2,9 +2,10 @@
 commands name configurations that build. `tests/docs/` runs them.
 """
 
+import importlib
 import pathlib
 import re
-import sys
+import shlex
 
 import pytest
 
@@ -65,8 +66,6 @@ def test_python_in_a_page_is_python(page):
 
 def commands(page: pathlib.Path) -> list[list[str]]:
   """The words of every `jaxlm ...` in the page's shell blocks and its inline code."""
-  import shlex
-
   text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
   lines = [line.strip() for line in text.splitlines() if line.startswith("jaxlm ")]
   return [shlex.split(line, comments=True) for line in lines]
@@ -93,13 +92,11 @@ def test_a_training_command_names_a_configuration_that_builds(page, words, monke
   assert any(word.startswith("--workdir=") for word in rest)
 
 
-def test_the_picture_of_the_readme_is_of_the_numbers_in_the_json():
-  sys.path.insert(0, str(DOCS / "figures"))
-  try:
-    import headline
-  finally:
-    sys.path.pop(0)
-  assert headline.digest() in headline.PICTURE.read_text(), "run: python docs/figures/headline.py"
+@pytest.mark.parametrize("figure", ["headline", "architecture"])
+def test_a_picture_is_of_what_it_says(figure, monkeypatch):
+  monkeypatch.syspath_prepend(str(DOCS / "figures"))
+  script = importlib.import_module(figure)
+  assert script.digest() in script.PICTURE.read_text(), f"run: python docs/figures/{figure}.py"
 
 
 def test_main_claims_are_claims_of_their_tables():

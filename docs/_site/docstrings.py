@@ -47,6 +47,12 @@ def on_docstring(app, what, name, obj, options, lines) -> None:
   lines[:] = converted(lines)
 
 
+def on_skip(app, what, name, obj, skip, options):
+  """Fields of a NamedTuple are in its signature; Python's own words about them say nothing."""
+  return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field") else None
+
+
 def setup(app):
+  app.connect("autodoc-skip-member", on_skip)
   app.connect("autodoc-process-docstring", on_docstring)
   return {"version": "1", "parallel_read_safe": True}

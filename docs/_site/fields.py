@@ -1,4 +1,4 @@
-"""The directive `config-fields`: the keys that a part of a configuration has, from its dataclass.
+"""The directive `config-fields`: the keys that a part of a configuration has, as `jaxlm config` explains them.
 
 ```{config-fields} jaxlm.layers.positions.carope:CARoPE
 ```
@@ -6,45 +6,26 @@
 
 import dataclasses
 import importlib
-import types
-import typing
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-HEAD = ("key", "type", "default")
+from jaxlm.discover.fields import keys
 
-
-def shown(annotation) -> str:
-  """A type as a reader of a configuration would say it."""
-  if typing.get_origin(annotation) is typing.Annotated:
-    base, *ranges = typing.get_args(annotation)
-    return f"{shown(base)}, {', '.join(map(str, ranges))}"
-  if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-    return " or ".join(shown(each) for each in typing.get_args(annotation))
-  if typing.get_origin(annotation) is typing.Literal:
-    return " or ".join(map(repr, typing.get_args(annotation)))
-  if isinstance(annotation, str):
-    return annotation
-  return "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
-
-
-def default(field) -> str:
-  if field.default is not dataclasses.MISSING:
-    value = field.default
-  elif field.default_factory is not dataclasses.MISSING:
-    value = field.default_factory()
-  else:
-    return "required"
-  return type(value).__name__ + "()" if dataclasses.is_dataclass(value) else repr(value)
+HEAD = ("key", "default", "what")
 
 
 def rows(where: str) -> list[tuple[str, str, str]]:
-  """(key, type, default) of each field of 'module:Class'."""
+  """(key, default, help with type, range and kinds) of each field of 'module:Class'."""
   module, name = where.split(":")
-  cls = getattr(importlib.import_module(module), name)
-  hints = typing.get_type_hints(cls, include_extras=True)
-  return [(f.name, shown(hints[f.name]), default(f)) for f in dataclasses.fields(cls)]
+  out = []
+  for key in keys(getattr(importlib.import_module(module), name)):
+    default = key.default
+    if dataclasses.is_dataclass(default):
+      default = type(default).__name__ + "()"
+    about = "; ".join(filter(None, [key.type, key.allowed, ", ".join(key.kinds)]))
+    out.append((key.name, "required" if key.required else str(default), f"{key.help}. {about}"))
+  return out
 
 
 class ConfigFields(SphinxDirective):
@@ -53,7 +34,7 @@ class ConfigFields(SphinxDirective):
   def run(self):
     table = nodes.table(classes=["config-fields"])
     group = nodes.tgroup(cols=len(HEAD))
-    group += [nodes.colspec(colwidth=width) for width in (2, 4, 2)]
+    group += [nodes.colspec(colwidth=width) for width in (2, 2, 5)]
     group += nodes.thead("", row(HEAD, literal=False))
     group += nodes.tbody("", *(row(cells) for cells in rows(self.arguments[0])))
     table += group
@@ -63,7 +44,7 @@ class ConfigFields(SphinxDirective):
 def row(cells, literal: bool = True):
   entries = []
   for number, cell in enumerate(cells):
-    text = nodes.literal(text=cell) if literal and number != 1 else nodes.Text(cell)
+    text = nodes.literal(text=cell) if literal and number < 2 else nodes.Text(cell)
     entries.append(nodes.entry("", nodes.paragraph("", "", text)))
   return nodes.row("", *entries)
 

@@ -1,6 +1,7 @@
 """Links of a page in the repository become links of the site.
 
-A line `<!-- page: CHANGELOG.md -->` stands for the text of that file of the repository. A link to a
+A line `<!-- page: CHANGELOG.md -->` stands for the text of that file of the repository; under a heading
+of its own the page's headings go down by one level. A link to a
 file that has a page on the site leads to that page; a link to another file of the repository is a
 download. A link to nothing is a warning, and so an error of the build. In a table of contents, `pods?`
 is the page pods.md where it exists.
@@ -69,6 +70,13 @@ def moved(text: str, folder: pathlib.Path, page: pathlib.Path, known) -> str:
   return "".join(parts)
 
 
+def lower(text: str) -> str:
+  """Headings one level down; comments in code are no headings."""
+  parts = CODE.split(text)
+  parts[::2] = [re.sub(r"^#", "##", part, flags=re.MULTILINE) for part in parts[::2]]
+  return "".join(parts)
+
+
 def on_read(app, name: str, source: list[str]) -> None:
   page = pathlib.Path(app.env.doc2path(name))
   if page.suffix != ".md":
@@ -82,7 +90,8 @@ def on_read(app, name: str, source: list[str]) -> None:
   def whole(match) -> str:
     file = ROOT / match[1]
     app.env.note_dependency(str(file))
-    return moved(file.read_text(), file.parent, page, known)
+    there = moved(file.read_text(), file.parent, page, known)
+    return lower(there) if text.startswith("# ") else there
 
   source[0] = WHOLE.sub(whole, text)
 

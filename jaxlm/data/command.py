@@ -114,11 +114,11 @@ def _tokenize_flags(actions) -> None:
 def _tokenize(spec, overrides, args) -> None:
   from jaxlm.data.text import TextData
   from jaxlm.data.tokenize import Job, tokenize
-  from jaxlm.training.config import load_config, run_config
+  from jaxlm.training.config import configured
 
   if spec is None:
     raise ConfigError("no configuration; give --config=configs/carope/tiny.py, say")
-  data = run_config(load_config(spec, overrides)).data
+  data = configured(spec, overrides).data
   if not isinstance(data, TextData):
     raise ConfigError(f"{spec}: only data.kind = 'text' has tokens to keep")
   hosts, host = (
@@ -219,9 +219,12 @@ def _prepare(folder, name: str, force: bool, quiet: bool) -> None:
 
   from jaxlm.data.prepare.catalog import corpus
   from jaxlm.data.prepare.checksums import complaints
+  from jaxlm.data.prepare.costs import forecast
   from jaxlm.data.prepare.write import prepare
 
   recipe = corpus(name)
+  if force or not (folder / "prepared" / name / "manifest.json").is_file():
+    print(forecast(name, recipe), file=sys.stderr)
   columns = (
     TextColumn("{task.description}"),
     BarColumn(),

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     raise ConfigError(f"two configurations, {args.file} and --config={spec}; give one")
   spec = spec or args.file
 
-  from jaxlm.training.config import load_config, resolved, run_config
+  from jaxlm.training.config import configured, resolved
 
   if spec is None:
     if overrides:
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         f"--config.{next(iter(overrides))} changes a configuration and none is given; name one, as in jaxlm config carope/tiny"
       )
     return _sections()
-  cfg = run_config(load_config(spec, overrides))
+  cfg = configured(spec, overrides)
   if args.json:
     print(json_text.dumps(resolved(cfg), indent=1))
     return 0

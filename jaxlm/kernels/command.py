@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
   )
   parser.add_argument("--json", action="store_true", help="print the list as JSON")
 
-  from jaxlm.training.config import load_config, run_config
+  from jaxlm.training.config import configured
 
   spec, overrides, rest = parse_flags(argv)
   args = parser.parse_args(rest)
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     raise ConfigError(
       f"--config.{next(iter(overrides))} changes a configuration and none is given; add --config=FILE"
     )
-  cfg = None if spec is None else run_config(load_config(spec, overrides))
+  cfg = None if spec is None else configured(spec, overrides)
   devices = _devices(args.topology)
   found = _of_shapes(devices) if cfg is None else _of_config(cfg, devices)
   if args.json:

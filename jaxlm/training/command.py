@@ -13,10 +13,13 @@ from jaxlm.commands.exits import (
   command,
   ending,
   explain,
+  no_device,
+  no_right,
   refuse,
 )
 from jaxlm.commands.flags import CONFIG, Parser, parse_flags
 from jaxlm.config import ConfigError
+from jaxlm.paths import denied
 
 EPILOG = """\
 --config=FILE.py[:ARG]        a file with get_config(ARG)
@@ -107,6 +110,8 @@ def run(spec, overrides, args) -> int:
       error
     ):  # a kernel that was named and cannot be
       return _failed(error, 1)
+    if absent := no_device(error):
+      return _failed(absent, WRONG)
     if isinstance(error, FloatingPointError):  # only train.debug raises it
       return _failed(str(error).splitlines()[0], 1)
     if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():
@@ -117,6 +122,8 @@ def run(spec, overrides, args) -> int:
       )
     if isinstance(error, BrokenPipeError):  # nobody reads what is printed
       return finish(ending("jaxlm train", error))
+    if denied(error):
+      return _failed(no_right(error), WRONG)
     if isinstance(error, OSError):
       return _failed(explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)
     traceback.print_exc()

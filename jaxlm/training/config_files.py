@@ -7,6 +7,7 @@ carope/tiny, carope/tiny:ARG          a configuration of this package
 """
 
 import importlib.util
+import inspect
 import pathlib
 import tomllib
 from collections.abc import Mapping
@@ -91,6 +92,8 @@ def _run_get_config(path: str, file: pathlib.Path, argument: str) -> Mapping[str
     ) from error
   if not hasattr(module, "get_config"):
     raise ConfigError(f"config file {path} defines no get_config()")
+  if argument and not inspect.signature(module.get_config).parameters:
+    raise ConfigError(f"{path} takes no argument; leave out ':{argument}'")
   call = f"get_config({argument!r})" if argument else "get_config()"
   try:
     config = module.get_config(argument) if argument else module.get_config()

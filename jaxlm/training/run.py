@@ -34,7 +34,7 @@ from jaxlm.parallel.place import batch_sharding, host_rows, placer
 from jaxlm.parallel.rules import unsharded
 from jaxlm.parallel.start import require_same, several
 from jaxlm.training.compilation_cache import CompilationCache, keep_programs
-from jaxlm.training.config import RunConfig, check, load_config, resolved, run_config
+from jaxlm.training.config import RunConfig, check, configured, resolved
 from jaxlm.training.evaluating import EvaluationSplit, check_evaluation, evaluate
 from jaxlm.training.frozen import frozen_record, of_frozen, open_frozen, recorded_in
 from jaxlm.training.goodput import Goodput
@@ -97,7 +97,7 @@ def train(
   new: refuse a folder that holds a run already. take_over: also a folder whose lock another process
   holds that is dead.
   """
-  cfg = run_config(load_config(config, overrides))
+  cfg = configured(config, overrides)
   keep_memory()
   if several():
     require_same(of_command(cfg, workdir, revision(), {"new": new, "take_over": take_over}))
@@ -108,6 +108,10 @@ def train(
         f"train.debug runs on one device, and this is a run of {jax.process_count()} processes; start one"
       )
     cfg, devices = dataclasses.replace(cfg, mesh=MeshConfig()), devices[:1]
+  if cfg.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+    raise ConfigError(
+      "model.dtype = 'float64': JAX makes float32 of it unless JAX_ENABLE_X64=1 is set; set it, or choose float32"
+    )
   check(cfg, len(devices))
   cache = keep_programs(workdir)
   with (

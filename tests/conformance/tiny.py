@@ -72,6 +72,7 @@ BY_KIND = {
     "sources": ({"data": TEXT}, {"data": TEXT, "weights": ((0, 0.0), (9, 1.0))})
   },
   ("objective", "distillation"): {"teacher": TEACHER},
+  ("objective", "block_diffusion"): {"mask": 3},
 }
 
 

@@ -4,6 +4,7 @@ Training is cut to two steps and text to a few tokens; what a page says about nu
 (`bench/first_runs.py`). Commands that install, download or need a device are left out.
 """
 
+import contextlib
 import pathlib
 import re
 import shlex
@@ -56,6 +57,14 @@ def shortened(words: list[str]) -> list[str]:
   return [*words[1:], *SHORT.get(command, [])]
 
 
+def run(words: list[str]) -> int | None:
+  """The exit code of a command; `> FILE` is what a shell makes of it."""
+  if ">" not in words:
+    return main(shortened(words))
+  with open(words[words.index(">") + 1], "w") as file, contextlib.redirect_stdout(file):
+    return main(shortened(words[: words.index(">")]))
+
+
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
   """A folder with what a clone has, and nobody's data."""
@@ -76,7 +85,7 @@ def clone(tmp_path, monkeypatch):
 def test_a_page_works_when_pasted(page, clone, capsys):
   done, scope = 0, {}
   for line in BEFORE.get(page, []):
-    assert main(shortened(shlex.split(line))) == 0
+    assert run(shlex.split(line)) == 0
   for kind, what in steps(ROOT / page):
     done += 1
     if kind == "python":
@@ -84,7 +93,7 @@ def test_a_page_works_when_pasted(page, clone, capsys):
     elif what[1] in ("table", "reproduce") and "--list" not in what:
       continue  # a row cannot be cut; tests/experiments runs tables of its own
     else:
-      assert main(shortened(what)) in (0, None), what
+      assert run(what) in (0, None), what
   assert done
 
 

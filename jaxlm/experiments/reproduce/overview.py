@@ -13,7 +13,7 @@ from jaxlm.experiments.verdict import sentence
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SYSTEMS = "experiments/systems.py"
-COSTS = "bench/measured/first_runs.json"
+COSTS = "docs/measured/first_runs.json"
 
 
 def systems() -> Sequence:
@@ -99,7 +99,7 @@ def table(root: str) -> list[str]:
     "| --- | --- | --- | ---: | --- |",
   ]
   for system in systems():
-    paper = f"[{system.paper}](https://arxiv.org/abs/{system.arxiv})"
+    paper = f"[{system.arxiv}](https://arxiv.org/abs/{system.arxiv})"
     cost = _minutes(costs[system.name]["cpu_s"]) if system.name in costs else "not measured"
     lines.append(
       f"| [{system.title}]({root}docs/systems/{system.name}.md) | {paper} | `{system.command}` | {cost} | "
