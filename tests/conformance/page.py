@@ -19,7 +19,7 @@ Every registered model, objective and form of data is tried with every other, an
 an H-Net with the rest of it. The smallest configuration of each case is in `tests/conformance/tiny.py`.
 
 A case that is not refused here is accepted when the configuration is read. `make test` traces training, evaluation and decoding of
-one case of each pair of model and objective and of each part, and counts its FLOPs. `make test-slow` runs all cases: two training
+one case of each model, of each objective and of each part, and counts its FLOPs. `make test-slow` runs all cases: two training
 steps, evaluation, a saved and an opened model, and decoding in pieces against the parallel pass.
 
 This page is written by `{command}`; `tests/conformance/test_conformance.py` checks that it is current.

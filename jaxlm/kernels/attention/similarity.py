@@ -85,7 +85,7 @@ def similarity_attention(
   """The o of the module's equation, (B, T, N, F) in q's dtype. Differentiable.
 
   slot_k_KH: the key of the slot, (K, H); None: no slot. slot_v_KF: its value, (K, F); None: 0.
-  rule: causal, window, segment ids, indices, bias, softcap and scale, as in `attention`.
+  rule: causal, window, segment ids, indices, bias, softcap, scale and structure, as in `attention`.
   implementation: None (best), "reference" (all scores at once), "xla" (blocks of `block` queries,
   O(T block) memory forward and backward), "recurrent" (a scan over time for similarities that are a
   product of features, without window, bias, segments or slot). A query that sees nothing gives 0.
@@ -184,6 +184,7 @@ def _checked(q_BTNH, k_BSKH, v_shape, kind, rule):
     softcap=None,
     scale=None,
     softmax1=False,
+    structure=None,
   )
   unknown = set(rule) - set(given)
   if unknown:
@@ -201,6 +202,8 @@ def _not_recurrent(kind, mask_inputs, biases, rule, slot_k_KH) -> str | None:
     return "it is causal, without window, indices, bias and softcap"
   if mask_inputs.kv_segment_ids_BS is not None or slot_k_KH is not None or kind.shift:
     return "it has no segments, no slot and no shift"
+  if mask_inputs.structure is not None:
+    return "it has no mask of blocks"
   return None
 
 
@@ -262,14 +265,22 @@ def _by_blocks(of, q_BTNH, mask_inputs: MaskInputs, biases: tuple, rule: Attenti
   i_BT = jnp.arange(padded, dtype=jnp.int32)[None] if rule.contiguous else pad(mask_inputs.i_BT)
   q_BTNH, segments_BT = pad(q_BTNH), pad(mask_inputs.q_segment_ids_BT, -1)
   biases = tuple(b.pad_queries(padded) for b in biases)
-  S = mask_inputs.j_BS.shape[1]
+  S, structure = mask_inputs.j_BS.shape[1], mask_inputs.structure
+  if structure is not None:
+    structure = structure.pad_queries(padded)
 
   @jax.checkpoint
   def one(n):
     def cut(x):
       return None if x is None else jax.lax.dynamic_slice_in_dim(x, n * block, block, axis=1)
 
-    part = MaskInputs(cut(i_BT), mask_inputs.j_BS, cut(segments_BT), mask_inputs.kv_segment_ids_BS)
+    part = MaskInputs(
+      cut(i_BT),
+      mask_inputs.j_BS,
+      cut(segments_BT),
+      mask_inputs.kv_segment_ids_BS,
+      None if structure is None else structure.cut(n * block, block),
+    )
     return of(cut(q_BTNH), part, tuple(b.cut(n * block, block, 0, S) for b in biases))
 
   o_GBQNF = jax.lax.map(one, jnp.arange(padded // block))
