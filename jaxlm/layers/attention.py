@@ -176,10 +176,10 @@ class Attention(nn.Module):
 
     if state is None:
       segment_ids_BT = context.segment_ids_BT if context.packed else None
-      sight = {}
+      mask_inputs = {}
       if cfg.prefix:
         late_BT = jnp.maximum(cfg.prefix - 1 - context.positions_BT, 0)
-        sight["q_index_BT"] = jnp.arange(late_BT.shape[1], dtype=jnp.int32)[None] + late_BT
+        mask_inputs["q_index_BT"] = jnp.arange(late_BT.shape[1], dtype=jnp.int32)[None] + late_BT
       o_BTNH = self._attend(
         q_BTNH,
         k_BTKH,
@@ -187,7 +187,7 @@ class Attention(nn.Module):
         bias(info),
         q_segment_ids_BT=segment_ids_BT,
         kv_segment_ids_BS=context.key_segment_ids_BT,
-        **sight,
+        **mask_inputs,
         structure=context.structure,
       )
     else:
@@ -229,7 +229,7 @@ class Attention(nn.Module):
       x_BTNH.shape
     )
 
-  def _attend(self, q, k, v, bias, **sight):
+  def _attend(self, q, k, v, bias, **mask_inputs):
     cfg = self.cfg
     rule = dict(
       causal=cfg.causal,
@@ -238,6 +238,6 @@ class Attention(nn.Module):
       softcap=cfg.softcap,
       scale=cfg.scale,
       softmax1=cfg.softmax1,
-      **sight,
+      **mask_inputs,
     )
     return attend(self, q, k, v, implementation=cfg.implementation, **rule)

@@ -198,8 +198,8 @@ class LaCT(nn.Module):
   def _attend(self, q_BTNH, k_BTNH, v_BTNH, info, bias, position, position_state, context, cache):
     cfg = self.cfg
 
-    def run(k, v, key_info, **sight):
-      rule = dict(window=cfg.window, bias=bias(key_info), **sight)
+    def run(k, v, key_info, **mask_inputs):
+      rule = dict(window=cfg.window, bias=bias(key_info), **mask_inputs)
       return attend(self, q_BTNH, k, v, implementation=cfg.implementation, **rule)
 
     if cache is None:

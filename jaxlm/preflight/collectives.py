@@ -50,7 +50,7 @@ class Collective:
 
 
 def collectives(loops: Loops, mesh_shape: dict[str, int]) -> list[Collective]:
-  """All collectives, dearest first. mesh_shape: axis name -> size, in the order of the device
+  """All collectives, the most expensive first. mesh_shape: axis name -> size, in the order of the device
   array.
   """
   found: dict[tuple, tuple[int, int, object]] = {}

@@ -145,7 +145,7 @@ class Report:
       "unknown_loops": self.unknown_loops,
       "compile_seconds": self.compile_seconds,
       "estimates": {"seconds": self.seconds, "utilisation": self.utilisation},
-      "dearest": [dataclasses.asdict(w) for w in self.cost.dearest()],
+      "most_expensive": [dataclasses.asdict(w) for w in self.cost.most_expensive()],
     }
 
 

@@ -97,16 +97,16 @@ def _tables(r: Report):
     wire.add_row("analytic minimum", parts, "", "", f"{least / 1e9:.3f}  (x {r.wire_ratio:.2f})")
   yield wire
 
-  dearest = Table("dearest instructions", "class", "runs", "cycles (M)", "where", box=None)
-  for w in r.cost.dearest():
-    dearest.add_row(
+  expensive = Table("most expensive instructions", "class", "runs", "cycles (M)", "where", box=None)
+  for w in r.cost.most_expensive():
+    expensive.add_row(
       w.name,
       w.op_class,
       str(w.count),
       f"{w.cycles * w.count / 1e6:.2f}",
       f"{_short(w.source)}  {w.op_name[-48:]}",
     )
-  yield dearest
+  yield expensive
   if r.unknown_loops:
     yield f"[red]loops of unknown trip count (counted once):[/red] {', '.join(r.unknown_loops)}"
 

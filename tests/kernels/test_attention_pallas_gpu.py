@@ -4,12 +4,12 @@ blocks of 128 queries.
 The interpreter needs jax 0.12 and takes a quarter of a minute for forward and backward.
 """
 
-import gpu
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gpu
 from jaxlm.kernels import mosaic_support
 from jaxlm.kernels.attention import BucketBias, CoPE, KeyBias, LinearBias, attention
 

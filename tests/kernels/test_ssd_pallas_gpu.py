@@ -3,12 +3,12 @@
 The interpreter needs jax 0.12 and takes half a minute.
 """
 
-import gpu
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gpu
 from jaxlm.kernels import mosaic_support
 from jaxlm.kernels.choices import recorded, summary
 from jaxlm.kernels.ssd import ssd

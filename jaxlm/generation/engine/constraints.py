@@ -16,11 +16,11 @@ that is not decidable here.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from jaxlm.config import ConfigError
+from jaxlm.json_text import dumps
 
 
 class Constraint:
@@ -224,7 +224,7 @@ class Grammar(Constraint):
 
   @classmethod
   def json_schema(cls, schema: Mapping) -> "Grammar":
-    return cls(schema=json.dumps(schema))
+    return cls(schema=dumps(schema))
 
   def __post_init__(self):
     error = self._first.get_error()

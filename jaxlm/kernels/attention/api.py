@@ -6,7 +6,7 @@ Axes: B batch, T queries, S keys, N query heads, K kv heads, H head_dim of q and
 import jax.numpy as jnp
 
 from jaxlm.kernels.attention import blocks, cudnn, pallas_gpu, pallas_tpu, reference, splash, xla
-from jaxlm.kernels.attention.reference import Rule, Sight
+from jaxlm.kernels.attention.reference import AttentionSpec, MaskInputs
 from jaxlm.kernels.choices import note
 
 _supports = {
@@ -19,14 +19,14 @@ _supports = {
 }
 
 
-def best(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str:
+def best(q, k, v, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, spec=None) -> str:
   """Ours where its estimate is better, else the platform's fused kernel where it covers the case, else
   dense when small, else by blocks.
   """
   pays = blocks.pallas_pays(q.shape[1], k.shape[1], biases)
   fused_forms = (*(("pallas",) if pays else ()), "splash", "cudnn")
-  for fused in fused_forms if sight is None or sight.structure is None else ():
-    if _supports[fused](q, k, v, sight, biases, rule, spec) is None:
+  for fused in fused_forms if mask_inputs is None or mask_inputs.structure is None else ():
+    if _supports[fused](q, k, v, mask_inputs, biases, rule, spec) is None:
       return fused
   return "reference" if q.shape[1] * k.shape[1] <= blocks.DENSE_SCORES else "xla"
 
@@ -80,7 +80,7 @@ def attention(
   and pallas_gpu, which are not
     partitioned by the compiler.
   """
-  sight, biases, rule = prepared(
+  mask_inputs, biases, rule = prepared(
     q_BTNH,
     k_BSKH,
     v_BSKF.shape,
@@ -96,12 +96,12 @@ def attention(
     softmax1,
     structure,
   )
-  impl = implementation or best(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
+  impl = implementation or best(q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, rule, spec)
   if impl not in _supports:
     raise ValueError(
       f"implementation {implementation!r} of attention; known: {', '.join(_supports)}"
     )
-  reason = _supports[impl](q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
+  reason = _supports[impl](q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, rule, spec)
   if structure is not None and impl not in ("reference", "xla"):
     reason = "masks with a structure are computed by 'reference' and 'xla' only"
   if reason is not None:
@@ -112,7 +112,7 @@ def attention(
     {"q": q_BTNH, "k": k_BSKH},
     named=implementation is not None,
     refused=lambda: {
-      fused: _supports[fused](q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
+      fused: _supports[fused](q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, rule, spec)
       for fused in ("splash", "cudnn", "pallas", "pallas_gpu")
     },
   )
@@ -121,11 +121,11 @@ def attention(
   if impl == "cudnn":
     return cudnn.attention(q_BTNH, k_BSKH, v_BSKF, rule)
   if impl == "pallas_gpu":
-    return pallas_gpu.attention(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
+    return pallas_gpu.attention(q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, rule, spec)
   if impl == "pallas":
-    return pallas_tpu.attention(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
+    return pallas_tpu.attention(q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, rule, spec)
   return (reference if impl == "reference" else xla).attention(
-    q_BTNH, k_BSKH, v_BSKF, sight, biases, rule
+    q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, rule
   )
 
 
@@ -150,7 +150,7 @@ def attention_weights(
 
   Arguments as of `attention`. For looking at models: memory grows with T S.
   """
-  sight, biases, rule = prepared(
+  mask_inputs, biases, rule = prepared(
     q_BTNH,
     k_BSKH,
     k_BSKH.shape,
@@ -166,7 +166,7 @@ def attention_weights(
     softmax1,
     structure,
   )
-  s_BNTS = reference.scores(q_BTNH.swapaxes(1, 2), k_BSKH.swapaxes(1, 2), sight, biases, rule)
+  s_BNTS = reference.scores(q_BTNH.swapaxes(1, 2), k_BSKH.swapaxes(1, 2), mask_inputs, biases, rule)
   p_BNTS, l_BNT1, _ = reference.softmax(s_BNTS, rule.softmax1)
   return p_BNTS / jnp.where(l_BNT1 == 0, 1.0, l_BNT1)
 
@@ -187,7 +187,7 @@ def prepared(
   softmax1,
   structure,
 ):
-  """(sight, biases, rule) of checked arguments."""
+  """(mask_inputs, biases, rule) of checked arguments."""
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
   if k_BSKH.shape != (B, S, K, H) or v_shape[:3] != (B, S, K) or N % K:
@@ -208,10 +208,10 @@ def prepared(
   def count(index, length):
     return jnp.arange(length, dtype=jnp.int32)[None] if index is None else index
 
-  sight = Sight(
+  mask_inputs = MaskInputs(
     count(q_index_BT, T), count(kv_index_BS, S), q_segment_ids_BT, kv_segment_ids_BS, structure
   )
-  rule = Rule(
+  rule = AttentionSpec(
     scale=H**-0.5 if scale is None else float(scale),
     causal=causal,
     window=window,
@@ -220,4 +220,4 @@ def prepared(
     contiguous=contiguous,
   )
   biases = () if bias is None else tuple(bias) if isinstance(bias, (tuple, list)) else (bias,)
-  return sight, biases, rule
+  return mask_inputs, biases, rule

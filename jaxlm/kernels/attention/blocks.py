@@ -14,7 +14,7 @@ float32, head size 64, 4 heads (bench/attention.py):
 from jaxlm.kernels.attention.bias import BucketBias
 from jaxlm.kernels.platform import target_platform
 
-STRETCHES = 8  # causal attention computes (1 + 1 / STRETCHES) times the needed scores
+NUM_QUERY_RANGES = 8  # causal attention computes (1 + 1 / NUM_QUERY_RANGES) times the needed scores
 DENSE_SCORES = 100 * 100  # scores per head up to which the dense form is as fast
 CPU_QUERIES = 64
 SCORE_BYTES = 256 * 2**20  # elsewhere: what the float32 scores of one query block should not exceed

@@ -30,7 +30,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxlm.kernels import mosaic_pipeline as pipeline
-from jaxlm.kernels.attention.reference import LOWEST_MAX, MASKED, Rule
+from jaxlm.kernels.attention.reference import LOWEST_MAX, MASKED, AttentionSpec
 from jaxlm.kernels.mosaic_pipeline import COMPUTE, add_product, load_along, position, spread
 from jaxlm.kernels.mosaic_support import ROWS, interpreter
 
@@ -60,7 +60,7 @@ class Call:
   or queries, that pass by backward; stages: tiles of them that are in shared memory at a time.
   """
 
-  rule: Rule
+  rule: AttentionSpec
   T: int
   S: int
   block_k: int
@@ -104,7 +104,7 @@ class Call:
     return jnp.minimum(first, end), end
 
 
-def _seen(rule: Rule, lag, distance):
+def _seen(rule: AttentionSpec, lag, distance):
   """Which pairs positions let attend. i - j = lag + distance."""
   seen = lag >= -distance if rule.causal else None
   if rule.window is not None:
@@ -115,7 +115,7 @@ def _seen(rule: Rule, lag, distance):
   return seen
 
 
-def _whole(rule: Rule, distance, queries: int, keys: int):
+def _whole(rule: AttentionSpec, distance, queries: int, keys: int):
   """Whether positions hide no pair of a tile. distance: i - j of its first query and key."""
   whole = True
   if rule.causal:
@@ -127,7 +127,7 @@ def _whole(rule: Rule, distance, queries: int, keys: int):
   return whole
 
 
-def _scores(rule: Rule, s, distance, query_axis: int, smem):
+def _scores(rule: AttentionSpec, s, distance, query_axis: int, smem):
   """(scores, tanh of the softcap or None) from products s; query_axis: axis of s with the queries;
   smem: what belongs to the tile, by name of the operand.
   """
@@ -631,7 +631,7 @@ def _d_strip_body(call: Call, refs, *, bias, tiles, bias_barrier, tile_barriers)
     pipeline.produce(count, call.stages, load, (tile_barriers[1],))
 
 
-def _live(rule: Rule, distance):
+def _live(rule: AttentionSpec, distance):
   """Whether some pair of a tile of ROWS by ROWS may attend."""
   live = distance > -rule.window - ROWS if rule.window is not None else distance == distance
   if rule.causal:

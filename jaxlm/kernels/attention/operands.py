@@ -6,7 +6,7 @@ Axes: B batch, N query heads (1: one for all), T queries, S keys, P pairs of num
 import jax.numpy as jnp
 
 from jaxlm.kernels.attention.bias import KeyBias
-from jaxlm.kernels.attention.reference import MASKED, Sight
+from jaxlm.kernels.attention.reference import MASKED, MaskInputs
 
 NO_SEGMENT = jnp.iinfo(jnp.int32).min  # of keys that are padding: no query has it
 
@@ -17,7 +17,7 @@ def pad(x, length: int, axis: int, value=0):
   return jnp.pad(x, widths, constant_values=value) if widths[axis][1] else x
 
 
-def numbers(biases: tuple, sight: Sight, S: int, padded: int):
+def numbers(biases: tuple, mask_inputs: MaskInputs, S: int, padded: int):
   """(row_BNPS, column_BNPT), either None: what is subtracted per key and added per query, of
   KeyBias and hidden keys.
   """
@@ -29,9 +29,9 @@ def numbers(biases: tuple, sight: Sight, S: int, padded: int):
   rows = [sum(rows[1:], rows[0])] if rows else []  # nothing to subtract them from: one sum
   pairs = [b for b in biases if isinstance(b, KeyBias) and b.q_BTN is not None]
   hidden = None
-  if sight.kv_segment_ids_BS is not None and sight.q_segment_ids_BT is None:
-    hidden = sight.kv_segment_ids_BS == 0
-  if sight.kv_segment_ids_BS is None and padded > S:
+  if mask_inputs.kv_segment_ids_BS is not None and mask_inputs.q_segment_ids_BT is None:
+    hidden = mask_inputs.kv_segment_ids_BS == 0
+  if mask_inputs.kv_segment_ids_BS is None and padded > S:
     hidden = jnp.zeros((1, S), bool)
   if hidden is not None:
     hidden_B1S = pad(hidden, padded, 1, True)[:, None]
@@ -48,12 +48,14 @@ def numbers(biases: tuple, sight: Sight, S: int, padded: int):
   return stack(rows), stack(columns)
 
 
-def segments(sight: Sight, B: int, T: int, S: int):
+def segments(mask_inputs: MaskInputs, B: int, T: int, S: int):
   """(int32 (B, T) of the queries, (B, S) of the keys), padded to T and S, those of keys never 0; or
   two None.
   """
-  if sight.q_segment_ids_BT is None:
+  if mask_inputs.q_segment_ids_BT is None:
     return None, None
-  keys = sight.kv_segment_ids_BS
+  keys = mask_inputs.kv_segment_ids_BS
   keys = pad(jnp.where(keys == 0, NO_SEGMENT, keys), S, 1, NO_SEGMENT)
-  return jnp.broadcast_to(pad(sight.q_segment_ids_BT, T, 1), (B, T)), jnp.broadcast_to(keys, (B, S))
+  return jnp.broadcast_to(pad(mask_inputs.q_segment_ids_BT, T, 1), (B, T)), jnp.broadcast_to(
+    keys, (B, S)
+  )

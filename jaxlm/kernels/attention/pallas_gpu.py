@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxlm.kernels import mosaic_support
 from jaxlm.kernels.attention.bias import KeyBias, skew
 from jaxlm.kernels.attention.operands import numbers, pad, segments
-from jaxlm.kernels.attention.reference import Rule, Sight
+from jaxlm.kernels.attention.reference import AttentionSpec, MaskInputs
 from jaxlm.kernels.mosaic_support import ROWS
 from jaxlm.kernels.pallas_support import round_up
 
@@ -25,7 +25,9 @@ HEAD_SIZES = (64, 128)
 BLOCK = 128  # queries of a block of threads, and what lengths are padded to
 
 
-def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str | None:
+def supports(
+  q, k, v, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, spec=None
+) -> str | None:
   """None, or the sentence that says why not. q, k, v: anything with shape and dtype."""
   reason = mosaic_support.why_not_here()
   if reason is not None:
@@ -137,15 +139,15 @@ def _backward(call, residuals, do_BTNF):
 _attention.defvjp(_forward, _backward)
 
 
-def _arguments(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple) -> Arguments:
+def _arguments(q_BTNH, k_BSKH, v_BSKF, mask_inputs: MaskInputs, biases: tuple) -> Arguments:
   """Arguments padded to whole blocks."""
   B, T, S = q_BTNH.shape[0], *(round_up(x.shape[1], BLOCK) for x in (q_BTNH, k_BSKH))
   line = None
   by_distance = [b for b in biases if not isinstance(b, KeyBias)]
   if by_distance:
     line = sum(b.by_distance(-jnp.arange(1 - S, T, dtype=jnp.int32)) for b in by_distance)
-  row, column = numbers(biases, sight, k_BSKH.shape[1], S)
-  q_segment, k_segment = segments(sight, B, T, S)
+  row, column = numbers(biases, mask_inputs, k_BSKH.shape[1], S)
+  q_segment, k_segment = segments(mask_inputs, B, T, S)
 
   def whole(x):
     return None if x is None else jnp.broadcast_to(x, (B, *x.shape[1:]))
@@ -183,13 +185,15 @@ def _over_mesh(fn, x: Arguments, spec):
   return jax.shard_map(fn, in_specs=(specs,), out_specs=specs.q, check_vma=False)(x)
 
 
-def attention(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, rule: Rule, spec=None):
+def attention(
+  q_BTNH, k_BSKH, v_BSKF, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, spec=None
+):
   """As reference.attention. Under a mesh of several devices `spec` places q (B, T, N, H); the rest
   follows it.
   """
   from jaxlm.kernels.attention.mosaic_kernels import Call
 
-  x = _arguments(q_BTNH, k_BSKH, v_BSKF, sight, biases)
+  x = _arguments(q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases)
   fn = functools.partial(_attention, Call(rule, x.q.shape[1], x.k.shape[1], **_blocks(x)))
   if spec is not None and jax.sharding.get_abstract_mesh().size > 1:
     o_BTNF = _over_mesh(fn, x, spec)

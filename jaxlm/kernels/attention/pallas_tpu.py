@@ -19,13 +19,15 @@ from jaxlm.kernels.attention import pallas_kernels as kernels
 from jaxlm.kernels.attention.bias import KeyBias
 from jaxlm.kernels.attention.operands import numbers, pad, segments
 from jaxlm.kernels.attention.pallas_kernels import Call, Operands
-from jaxlm.kernels.attention.reference import Rule, Sight
+from jaxlm.kernels.attention.reference import AttentionSpec, MaskInputs
 from jaxlm.kernels.attention.tiles import tiles
 from jaxlm.kernels.pallas_support import round_up, vmem_bytes, why_not_here
 from jaxlm.kernels.platform import target_device_kind
 
 
-def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str | None:
+def supports(
+  q, k, v, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, spec=None
+) -> str | None:
   """None, or the sentence that says why not. q, k, v: anything with shape and dtype."""
   reason = why_not_here()
   if reason is not None:
@@ -48,7 +50,7 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str
   return None
 
 
-def _grids(q, k, rule: Rule):
+def _grids(q, k, rule: AttentionSpec):
   """(forward, backward) grids over equally padded lengths. q (B, T, ...), k (B, S, ...)."""
   sizes = blocks.pallas_blocks(q.shape[1], k.shape[1], rule.causal or rule.window is not None)
   longest = [max(pair) for pair in zip(*sizes)]
@@ -136,15 +138,19 @@ def _backward(call: Call, residuals, do_BNFT):
 _attention.defvjp(_forward, _backward)
 
 
-def _operands(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, T: int, S: int) -> Operands:
+def _operands(
+  q_BTNH, k_BSKH, v_BSKF, mask_inputs: MaskInputs, biases: tuple, T: int, S: int
+) -> Operands:
   """Arguments padded to T queries and S keys."""
   B = q_BTNH.shape[0]
   line = None
   by_distance = [b for b in biases if not isinstance(b, KeyBias)]
   if by_distance:
     line = sum(b.by_distance(-jnp.arange(-S, T, dtype=jnp.int32)) for b in by_distance)
-  row, column = numbers(biases, sight, k_BSKH.shape[1], S)
-  q_segment, k_segment = (None if ids is None else ids[:, None] for ids in segments(sight, B, T, S))
+  row, column = numbers(biases, mask_inputs, k_BSKH.shape[1], S)
+  q_segment, k_segment = (
+    None if ids is None else ids[:, None] for ids in segments(mask_inputs, B, T, S)
+  )
 
   def whole(x):
     return None if x is None else jnp.broadcast_to(x, (B, *x.shape[1:]))
@@ -184,13 +190,15 @@ def _over_mesh(fn, x: Operands, spec):
   return jax.shard_map(fn, in_specs=(specs,), out_specs=specs.q, check_vma=False)(x)
 
 
-def attention(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, rule: Rule, spec=None):
+def attention(
+  q_BTNH, k_BSKH, v_BSKF, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, spec=None
+):
   """As reference.attention. Under a mesh of several devices `spec` places q (B, T, N, H); the rest
   follows it.
   """
   grids = _grids(q_BTNH, k_BSKH, rule)
   call = Call(rule, *grids, _precision(q_BTNH.dtype))
-  x = _operands(q_BTNH, k_BSKH, v_BSKF, sight, biases, grids[0].T, grids[0].S)
+  x = _operands(q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, grids[0].T, grids[0].S)
   fn = functools.partial(_attention, call)
   if spec is not None and jax.sharding.get_abstract_mesh().size > 1:
     o_BNFT = _over_mesh(fn, x, spec)
