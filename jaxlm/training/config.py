@@ -46,7 +46,7 @@ class TrainConfig:
   init: "own", as each parameter declares, or "torch", PyTorch's defaults (models.torch_init), with
   all layers alike on request. profile: first and last step of an XProf trace. init_from: run
   folder, or weights folder of `jaxlm convert`, whose parameters a new run begins with (and nothing
-  else of it). debug: one device, every NaN raises where it arises, nothing asynchronous.
+  else of it). tracker: a service that gets the numbers too. debug: one device, every NaN raises where it arises, nothing asynchronous.
   """
 
   steps: Steps
@@ -64,6 +64,7 @@ class TrainConfig:
   init: Literal["own", "torch", "torch_identical_layers"] = "own"
   profile: tuple[Natural, Natural] | None = None
   init_from: str | None = None
+  tracker: Literal["wandb", "trackio"] | None = None
   debug: bool = False
 
   def __post_init__(self):

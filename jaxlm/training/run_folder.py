@@ -28,6 +28,7 @@ MAY_CHANGE_ON_RESUME = (
   "train.keep_last",
   "train.keep_every",
   "train.profile",
+  "train.tracker",
   "train.debug",
 )
 
