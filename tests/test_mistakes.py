@@ -33,7 +33,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """A folder with a run of each family whose parameters are all 0."""
+  """A folder with a run of each family; of those that get as far as a prompt, all parameters are 0."""
   import types
 
   from jaxlm.checkpoint.steps import Checkpoints
@@ -43,6 +43,8 @@ def runs(tmp_path_factory):
     cfg = run_config(load_config(spec, overrides))
     (root / name).mkdir()
     (root / name / "config.json").write_text(json.dumps(resolved(cfg)))
+    if name in ("lact", "views"):  # refused by their configuration
+      continue
     shapes = nn.unbox(abstract_params(cfg.model))
     params = jax.tree.map(lambda x: jax.numpy.asarray(np.zeros(x.shape, x.dtype)), shapes)
     nowhere = types.SimpleNamespace(get_state=dict)
@@ -119,6 +121,7 @@ MISTAKES = [
     "optimizer.kind = 'adam' is not an optimizer; did you mean 'adamw'?",
   ),
   (of_train(model__vocab_size=100), "set model.vocab_size to at least 257"),
+  (of_train(train__tracker="mlflow"), "train.tracker = 'mlflow'"),
   (of_train(mesh__fsdp=3), "set one axis to -1"),
   # data
   (of_train(data__source="book.txt"), "says not how to read it; write 'text:book.txt'"),
@@ -183,7 +186,7 @@ def test_what_a_family_cannot_do_is_one_sentence(runs, run, argv, said, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["ilm", "masked", "views"])
+@pytest.mark.parametrize("run", ["ilm", "masked"])
 def test_eval_measures_what_does_not_predict_the_next_token(runs, run, capsys):
   assert cli.main(["eval", f"--run={runs / run}", "--num_tokens=32", "--json"]) == 0
   found = json.loads(capsys.readouterr().out)["metrics"]
@@ -217,7 +220,9 @@ def test_a_row_that_the_user_has_made_wrong_is_named_without_a_traceback(place, 
   from jaxlm.experiments import Column, Row, Scale, Table, runner
 
   table = Table(
+    name="t",
     title="t",
+    measure=lambda trained: None,
     rows=[Row("one", str(ROOT / "configs" / "carope" / "tiny.py"), {"model.d_modl": 3})],
     columns=[Column("loss", "eval/loss")],
     scales={"smoke": Scale("tiny")},

@@ -47,7 +47,7 @@ class TrainConfig:
   init: "own", as each parameter declares, or "torch", PyTorch's defaults (models.torch_init), with
   all layers alike on request. hang: when a run that does not go on prints its stacks. profile: first and last step of an XProf trace. init_from: run
   folder, or weights folder of `jaxlm convert`, whose parameters a new run begins with (and nothing
-  else of it). debug: one device, every NaN raises where it arises, nothing asynchronous.
+  else of it). tracker: a service that gets the numbers too. debug: one device, every NaN raises where it arises, nothing asynchronous.
   """
 
   steps: Steps
@@ -66,6 +66,7 @@ class TrainConfig:
   hang: HangConfig = HangConfig()
   profile: tuple[Natural, Natural] | None = None
   init_from: str | None = None
+  tracker: Literal["wandb", "trackio"] | None = None
   debug: bool = False
 
   def __post_init__(self):

@@ -13,6 +13,7 @@ from jaxlm.checkpoint.locations import folder_path
 from jaxlm.config import ConfigError
 from jaxlm.training.events import EventFile
 from jaxlm.training.mirror import Mirror
+from jaxlm.training.tracker import Tracker
 
 JSONL, EVENTS, CURVES = "metrics.jsonl", "events", "curves.png"
 
@@ -42,11 +43,12 @@ def read(workdir) -> list[dict]:
 
 
 class Writer:
-  """Appends records; opening at step S forgets what an interrupted run wrote after S, which will
+  """Appends records, and hands them to a tracker if there is one; opening at step S forgets what an interrupted run wrote after S, which will
   come again.
   """
 
-  def __init__(self, workdir, step: int):
+  def __init__(self, workdir, step: int, tracker: Tracker | None = None):
+    self.tracker = tracker
     self.mirror = Mirror(workdir)
     path = self.mirror.local / JSONL
     kept = [record for record in read(workdir) if record["step"] <= step]
@@ -59,6 +61,8 @@ class Writer:
     for name, value in values.items():
       if math.isfinite(value):
         self.events.scalar(name, value, step)
+    if self.tracker is not None:
+      self.tracker.write(step, values)
     if self.mirror.due():
       self.upload()
 
@@ -71,6 +75,8 @@ class Writer:
   def close(self) -> None:
     self.file.close()
     self.events.close()
+    if self.tracker is not None:
+      self.tracker.close()
     plot(self.mirror.local)
     self.mirror.close()
 

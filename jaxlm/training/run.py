@@ -2,7 +2,7 @@
 
 config.json    the resolved configuration; the same folder with another one is refused
 run.json       revision, versions, device, command of each start
-metrics.jsonl, events/, curves.png
+metrics.jsonl, events/, curves.png; tracker.json where train.tracker names a service
 checkpoints/   state, data position, note
 lock.json      who writes here now, if anybody does
 result.json    the end: step, last metrics, newest checkpoint, whether it is finished or why not
@@ -46,6 +46,8 @@ from jaxlm.training.provenance import revision
 from jaxlm.training.run_folder import OpenFolder, lost_checkpoints, open_folder, starts_of
 from jaxlm.training.same_run import of_command, of_data
 from jaxlm.training.step import Program, build_program
+from jaxlm.training.tracker import Tracker
+from jaxlm.training.tracker import check as check_tracker
 from jaxlm.training.watchdog import Watchdog
 
 
@@ -113,6 +115,7 @@ def train(
       "model.dtype = 'float64': JAX makes float32 of it unless JAX_ENABLE_X64=1 is set; set it, or choose float32"
     )
   check(cfg, len(devices))
+  check_tracker(cfg.train.tracker)
   cache = keep_programs(workdir)
   with (
     open_folder(workdir, cfg, new=new, take_over=take_over) as opened,
@@ -170,7 +173,10 @@ def _train(
       state = begin(program)
     step = int(state.step)
     display = Display(cfg.train.steps, step, quiet=quiet or not first)
-    writer = Writer(folder, step) if first else None
+    tracker = (
+      Tracker(cfg.train.tracker, folder, resolved(cfg)) if first and cfg.train.tracker else None
+    )
+    writer = Writer(folder, step, tracker) if first else None
     for line in [cache.warning, *opened.lines, *lines, *opening_lines(program, folder, step)]:
       if line:
         display.say(line)
