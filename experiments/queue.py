@@ -90,6 +90,18 @@ ITEMS = [
     report="table3_{scale}",
     needs="`jaxlm data prepare glosses`",
   ),
+  Item("experiments/decoding/batchspec.py", minutes=1, value=4),
+  Item("experiments/decoding/rsd.py", minutes=1, value=4),
+  Item("experiments/decoding/dyspec.py", minutes=2, value=3),
+  Item("experiments/decoding/awrs.py", minutes=1, value=4),
+  Item("experiments/decoding/setprompt.py", minutes=2, value=4),
+  Item("experiments/decoding/bf.py", minutes=2, value=3),
+  Item("experiments/decoding/urial.py", minutes=2, value=3),
+  Item("experiments/decoding/utf.py", minutes=2, value=3),
+  Item("experiments/decoding/cyclicreflex.py", minutes=1, value=2),
+  Item("experiments/decoding/ctrldiff.py", minutes=3, value=4),
+  Item("experiments/decoding/elasticcache.py", minutes=2, value=3),
+  Item("experiments/decoding/skipdecode.py", minutes=2, value=4),
   Item(
     "experiments/mrt5/spelling.py",
     minutes=5,
@@ -124,6 +136,13 @@ ITEMS = [
 ]
 
 SCRIPTS = [
+  Script(
+    "attnsink/gallery",
+    "python experiments/attnsink/gallery.py --run runs/attnsink/smoke/softmax/seed0 "
+    "--out experiments/attnsink/results/gallery",
+    output="experiments/attnsink/results/gallery.json",
+    reads=("runs/attnsink/smoke/softmax/seed0",),
+  ),
   Script(
     "lact/figure1",
     "python experiments/lact/figure1.py --out experiments/lact/results/figure1-cpu",

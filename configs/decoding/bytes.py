@@ -55,6 +55,6 @@ def get_config(kind: str = "target") -> mlc.ConfigDict:
     kind="adamw", learning_rate=3e-3, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0
   )
   c.schedule = dict(kind="cosine", warmup_steps=50, final_fraction=0.1)
-  c.train = dict(steps=1000, log_every=100, save_every=0)
+  c.train = dict(steps=1000, log_every=100, save_every=500)
   c.eval = dict(num_tokens=32_768)
   return c.lock()

@@ -1,7 +1,7 @@
 """Attacks on activations (arXiv 2312.02780): a free perturbation of the first a positions makes the
 model predict chosen tokens.
 
-Axes: B attacks side by side, T time, D d_model, V vocab, A attacked positions.
+Axes: B batch of attacks, T time, D d_model, V vocab, A attacked positions.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Sparse features of hidden states, and which token types activate them (arXiv 2510.08203).
 
-Axes: N states, D width, F features, V token types.
+Axes: N states, D d_model, F features, V vocabulary.
 """
 
 import dataclasses

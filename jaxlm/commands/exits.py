@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 
 from jaxlm.checkpoint.errors import CheckpointError, CheckpointFileError, WeightsError
 from jaxlm.config import ConfigError
+from jaxlm.paths import RIGHTS, denied
 
 GOOD, FAILED, WRONG = 0, 1, 2
 INTERRUPTED, UNREAD = 128 + 2, 128 + 13
@@ -96,6 +97,8 @@ def ending(name: str, error: BaseException, refusals: tuple[type[Exception], ...
     return refuse(name, error, FAILED)
   if isinstance(error, (ConfigError, CheckpointFileError, WeightsError, *refusals)):
     return refuse(name, error, WRONG)
+  if denied(error):
+    return refuse(name, no_right(error), WRONG)
   if isinstance(error, OSError):
     return refuse(name, explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)
   if isinstance(error, MemoryError):
@@ -130,6 +133,12 @@ def no_device(error: BaseException) -> str:
     f"JAX_PLATFORMS={named or platform}: JAX finds no such device here{why}; set JAX_PLATFORMS=cpu, unset it for whatever "
     f"is there{install}"
   )
+
+
+def no_right(error: BaseException) -> str:
+  """The sentence for what an object store has refused (`paths.denied`)."""
+  said = (str(error) or type(error).__name__).splitlines()[0][:200]
+  return f"the object store refuses ({said}); {RIGHTS}"
 
 
 def refuse(name: str, sentence, code: int) -> int:

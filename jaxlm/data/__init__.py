@@ -34,6 +34,10 @@ DATA = Kinds(
   {
     "backcopy": "jaxlm.data.backcopy:BackcopyData",
     "bigram": "jaxlm.data.bigram:BigramData",
+    "backtracking": "jaxlm.data.tasks.backtracking:BacktrackingData",
+    "choices": "jaxlm.data.tasks.choices:ChoicesData",
+    "hidden_text": "jaxlm.data.hidden_text:HiddenTextData",
+    "registers": "jaxlm.data.tasks.registers:RegisterData",
     "star_graphs": "jaxlm.data.tasks.star_graphs:StarGraphData",
     "diagnostic": "jaxlm.data.tasks.diagnostic:DiagnosticData",
     "mixture": "jaxlm.data.mixture:MixtureData",

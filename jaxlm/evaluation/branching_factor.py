@@ -1,6 +1,6 @@
 r"""The branching factor: how many continuations a model effectively chooses among, per token.
 
-Axes: B samples, T positions of the answer, V vocab.
+Axes: B batch: samples, T positions of the answer, V vocab.
 
 With H_t the entropy of the distribution that token t is drawn from (truncated by the sampling's
 filters and renormalised), over samples y of a prompt x,

@@ -1,6 +1,6 @@
 r"""Token distribution shift: where a tuned model's choice differs from its base model's.
 
-Axes: B answers, T positions, V vocab.
+Axes: B batch: answers, T positions, V vocab.
 
 o is the tuned model's greedy answer. At each of its positions both models read the same prefix, that of
 o, and

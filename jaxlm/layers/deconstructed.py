@@ -44,6 +44,7 @@ class ChannelMLPConfig(Mixer):
     return ChannelMLP(self, d_model, dtype, name=name)
 
   def init_state(self, d_model: int, batch_size: int, max_len: int, dtype, rewindable: int = 0):
+    self.width(d_model)
     return ()
 
 
@@ -106,6 +107,10 @@ class StreamAttentionConfig(AttentionConfig):
   """
 
   stream: Literal["embedding", "fixed"] = "embedding"
+
+  @property
+  def reads_embedding(self) -> bool:
+    return self.stream == "embedding"
 
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
     return StreamAttention(self, d_model, dtype, name=name)

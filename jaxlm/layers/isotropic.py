@@ -55,6 +55,11 @@ class IsotropicConfig:
         raise ConfigError(
           "mamba = 'pattern': a run of layers has one mixer; write several runs, or a hybrid"
         )
+      if self.mamba.reads_embedding:
+        raise ConfigError(
+          f"mamba = {type(self.mamba).__name__}: this part of the model is not handed the embedding that "
+          "it reads; use another mixer"
+        )
       check_width(self.mamba, self.d_model)
     if letters & set("tT"):
       if self.attention is None:

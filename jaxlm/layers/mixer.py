@@ -114,13 +114,14 @@ class Mixer:
 
   followed_by_mlp: False means that the block ends after the mixer (Mamba). causal: no token sees a
   later one. window: of attention, None where there is none. position: of a mixer that takes a
-  position encoding.
+  position encoding. reads_embedding: the input of the first layer must be in the context.
   """
 
   followed_by_mlp = True
   causal = True
   window = None
   position = None
+  reads_embedding = False
 
   def build(self, d_model: int, dtype: str, name: str | None = None):
     """The Linen module. Called inside the parent's compact scope."""

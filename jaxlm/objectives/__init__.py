@@ -22,6 +22,7 @@ OBJECTIVES = Kinds(
   "objective",
   {
     "block_diffusion": "jaxlm.objectives.block_diffusion:BlockDiffusion",
+    "confusion": "jaxlm.objectives.confusion:Confusion",
     "decorrelation": "jaxlm.objectives.decorrelation:Decorrelation",
     "distillation": "jaxlm.objectives.distillation:Distillation",
     "masked_diffusion": "jaxlm.objectives.masked_diffusion:MaskedDiffusion",

@@ -14,10 +14,12 @@ from jaxlm.commands.exits import (
   ending,
   explain,
   no_device,
+  no_right,
   refuse,
 )
 from jaxlm.commands.flags import CONFIG, Parser, parse_flags
 from jaxlm.config import ConfigError
+from jaxlm.paths import denied
 
 EPILOG = """\
 --config=FILE.py[:ARG]        a file with get_config(ARG)
@@ -120,6 +122,8 @@ def run(spec, overrides, args) -> int:
       )
     if isinstance(error, BrokenPipeError):  # nobody reads what is printed
       return finish(ending("jaxlm train", error))
+    if denied(error):
+      return _failed(no_right(error), WRONG)
     if isinstance(error, OSError):
       return _failed(explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)
     traceback.print_exc()

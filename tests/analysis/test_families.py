@@ -14,9 +14,10 @@ from jaxlm.analysis.probes import PROBES, probe
 from jaxlm.config import ConfigError
 from jaxlm.layers.taps import Edit
 
-QUICK = ("hnet", "mrt5")
+#: Each family traces and compiles for a quarter of a minute and more; a decoder is in test_probes.py.
+pytestmark = pytest.mark.slow
 FAMILIES = [
-  pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+  name
   for name in FILES
   if name not in ("views", "masked_diffusion", "remat")  # no token batch of `observe`; a decoder
 ]

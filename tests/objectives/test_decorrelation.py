@@ -77,11 +77,18 @@ def test_layers_one_to_the_last_but_one_count_in_a_scan_as_in_a_loop():
       return objective.loss(cfg.build(), params, row, None, {}, train=True)
 
     read = _WithStates(cfg.build())
-    read.apply({"params": params}, row["tokens"], row["targets"], method="score")
-    assert len(read.states) == 3
-    by_hand = decorrelation(read.states[:2], row["segment_ids"], row["positions"]).mean()
-    out = run(params, 2.0)
-    plain = NextToken().loss(cfg.build(), params, row, None, {}, train=True)
+
+    def states(params, read=read):
+      read.apply({"params": params}, row["tokens"], row["targets"], method="score")
+      return read.states
+
+    found_states = jax.jit(states)(params)
+    assert len(found_states) == 3
+    by_hand = decorrelation(found_states[:2], row["segment_ids"], row["positions"]).mean()
+    out = jax.jit(lambda p: run(p, 2.0))(params)
+    plain = jax.jit(lambda p, cfg=cfg: NextToken().loss(cfg.build(), p, row, None, {}, train=True))(
+      params
+    )
     np.testing.assert_allclose(out.metrics["decorrelation"].mean(), by_hand, rtol=1e-5)
     np.testing.assert_allclose(out.loss.mean(), plain.loss.mean() + 2 * by_hand, rtol=1e-5)
     found.append(float(out.loss.mean()))

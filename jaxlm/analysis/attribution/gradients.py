@@ -1,6 +1,7 @@
 """Attribution by the gradient with respect to the input vectors. Axes: B batch, T time, D d_model."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 
 from jaxlm.analysis.attribution.base import Method
 from jaxlm.config import checked
-from jaxlm.ranges import Count, NonNegative, Positive
+from jaxlm.ranges import Count, Natural, NonNegative
 
 
 def _gradient(question):
@@ -32,22 +33,25 @@ class IntegratedGradients(Method):
   """a_t = sum_d (e - e0)_td times the integral over s in [0, 1] of dF/de_td(e0 + s (e - e0)), e0 = 0
   (Sundararajan et al. 2017). Completeness: sum_t a_t = F(e) - F(0) as steps grow.
 
-  The integral is a sum over the middles of `steps` equal parts of u, s = u^power. 1 is the usual even
-  spacing. A model whose first layer is a norm changes near s = 0 only, where its input is as small as
-  the norm's epsilon: there a power of 4 converges and even spacing does not.
+  decades: 0 spaces s evenly, as usual. Otherwise log s is spaced evenly over so many powers of ten. A
+  network that begins with norms does not change along the even path: each norm's output turns within
+  the norm's epsilon, and the norms behind it amplify that again, so the gradient lies near s = 0, a
+  few powers of ten apart for each layer. There even steps never become complete.
   """
 
   steps: Count = 20
-  power: Positive = 1.0
+  decades: Natural = 0
 
   def __call__(self, question, key) -> np.ndarray:
-    e_BTD, gradient, steps, power = question.vectors, _gradient(question), self.steps, self.power
+    e_BTD, gradient, steps = question.vectors, _gradient(question), self.steps
+    rate = self.decades * math.log(10)
 
     @jax.jit
     def run(e_BTD, params):
       def step(total, n):
         u = (n + 0.5) / steps
-        return total + power * u ** (power - 1) * gradient(e_BTD * u**power, params), None
+        s = jnp.exp(-rate * (1 - u)) if rate else u
+        return total + (rate * s if rate else 1.0) * gradient(e_BTD * s, params), None
 
       total, _ = jax.lax.scan(step, jnp.zeros_like(e_BTD), jnp.arange(steps))
       return jnp.sum(e_BTD * total / steps, axis=-1)

@@ -24,7 +24,7 @@ class Attribution(Probe):
   """log p of the most probable next token (or `target`), by each token of the row."""
 
   sites: ClassVar[tuple[str, ...]] = ()
-  method: Annotated[object, METHODS] = IntegratedGradients(steps=64, power=4.0)
+  method: Annotated[object, METHODS] = IntegratedGradients(steps=64, decades=14)
   target: int | None = None
   seed: Seed = 0
 

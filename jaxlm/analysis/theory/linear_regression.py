@@ -4,7 +4,7 @@
   f(E) = E + W_PV E (E^T W_KQ E) / N, the prediction of y_q is the last entry of the last column
 
 The optimum is Gamma = (1 + 1/N) Lambda + (tr Lambda / N) I, y_hat = x_q^T Gamma^-1 (1/M) sum y_i x_i.
-Everything is float64. Axes: B prompts, N examples, E = d + 1 rows.
+Everything is float64. Axes: B batch of prompts, N examples, E = d + 1 rows.
 """
 
 import dataclasses

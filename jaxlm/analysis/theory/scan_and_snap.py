@@ -4,7 +4,7 @@ Class n has a query token m(n) and context frequencies P(l | n). With b_l = c_l 
 counts c of a context, f = b / ||b||, logits = Y^T f, the loss is the cross entropy of n. For long
 contexts c = P(. | n), and the population gradient is a sum over classes. float64.
 
-Axes: C classes, V context tokens, M query tokens.
+Axes: C classes, V vocabulary of contexts, M query tokens.
 """
 
 import dataclasses

@@ -3,7 +3,8 @@ and the queue.
 
   | paper | claim | evidence | <!-- verdict lact -->smoke: 3 of 5 shown<!-- end --> | <!-- minutes lact -->12<!-- end --> |
 
-The other cells are written by hand. A paper is named by its folder.
+The other cells are written by hand. A paper is named by its folder, or, where several papers share one, by
+its table: decoding/rsd.
 """
 
 import re
@@ -13,13 +14,14 @@ from jaxlm.config import ConfigError, nearest
 from jaxlm.experiments.command import load
 from jaxlm.experiments.reproduce import queue
 
-CELL = re.compile(r"(<!-- (verdict|minutes) (\w+) -->).*?(<!-- end -->)")
+CELL = re.compile(r"(<!-- (verdict|minutes) ([\w/]+) -->).*?(<!-- end -->)")
 ORDER = ("shown", "not shown", "contradicted", "not comparable", "not measured")
 
 
 def fill(text: str, papers: Sequence[Mapping], items: Sequence[queue.Item], root) -> str:
   """The page with every marked cell made anew. papers: of `pages.collect`."""
   by_name = {paper["name"]: paper for paper in papers}
+  by_name |= {table["name"]: {"tables": [table]} for paper in papers for table in paper["tables"]}
   cost = minutes(items, root)
 
   def made(match) -> str:
@@ -46,7 +48,7 @@ def verdicts(paper: Mapping) -> str:
 
 
 def minutes(items: Sequence[queue.Item], root) -> dict[str, float]:
-  """{paper: minutes of one CPU core for all of its tables at smoke}, every row at every seed."""
+  """{paper or table: minutes of one CPU core for all of its tables at smoke}, every row at every seed."""
   units: dict[tuple, float] = {}
   for item in items:
     table = load(str(root / item.script))
@@ -54,8 +56,9 @@ def minutes(items: Sequence[queue.Item], root) -> dict[str, float]:
       continue
     number = item.seeds or table.scales["smoke"].num_seeds
     for row in item.rows or [row.name for row in table.rows]:
-      units.setdefault((queue.paper(item), item.script, row), item.minutes * number)
+      units.setdefault((queue.paper(item), item.name, row), item.minutes * number)
   out: dict[str, float] = {}
-  for (name, *_), cost in units.items():
-    out[name] = out.get(name, 0.0) + cost
+  for (paper, table, _), cost in units.items():
+    for name in (paper, table):
+      out[name] = out.get(name, 0.0) + cost
   return out

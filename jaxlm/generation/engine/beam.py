@@ -1,6 +1,6 @@
 r"""Beam search with the meaning that it has in Hugging Face's `generate`.
 
-Axes: B rows, K beams, V vocab, C candidates.
+Axes: B batch, K beams, V vocab, C candidates.
 
 A row has K running beams and K finished ones. Of all continuations of the running beams, the
 C = K max(2, 1 + number of stops) with the largest sum of log probabilities are candidates. One that

@@ -1,6 +1,6 @@
 r"""Answers under a constraint: adaptive weighted rejection sampling with particles, or masks.
 
-Axes: P particles of a row, B rows times particles, V vocab.
+Axes: P particles of a row, N rows times particles, V vocab.
 
 The target is p(x) 1{x allowed} / Z over whole answers. Per token (Lipkin et al., "Fast Controlled
 Generation from Language Models with Adaptive Weighted Rejection Sampling", arXiv 2504.05410; the

@@ -1,6 +1,6 @@
 """Left to right with a scheduler: a row that has finished makes room for the next prompt at once.
 
-Axes: B slots (rows that are decoded together), C tokens of a dispatch, N prompts that begin together.
+Axes: B batch: slots (rows that are decoded together), C tokens of a dispatch, N prompts that begin together.
 
 A batch of fixed rows runs until its longest row ends. Here a slot is refilled between two dispatches:
 the waiting prompts are read together, in a batch of their own of 1, 2, 4, .. rows, and their states

@@ -1,6 +1,6 @@
 r"""Masked diffusion with keys and values that are computed again only where they have drifted.
 
-Axes: B rows (each decoded alone: B = 1 inside), T positions, W places of the window, D d_model, L layers.
+Axes: B batch (rows are decoded one by one), T positions, W places of the window, D d_model, L layers.
 
 Elastic-Cache (Nguyen-Tri et al., arXiv 2510.14973). Per layer, keys, values and inputs of all positions
 are kept. A step passes the window, the W leftmost masks, the tokens revealed in the step before, and the

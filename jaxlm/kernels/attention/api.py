@@ -5,7 +5,7 @@ Axes: B batch, T queries, S keys, N query heads, K kv heads, H head_dim of q and
 
 import jax.numpy as jnp
 
-from jaxlm.kernels.attention import blocks, cudnn, pallas_tpu, reference, splash, xla
+from jaxlm.kernels.attention import blocks, cudnn, pallas_gpu, pallas_tpu, reference, splash, xla
 from jaxlm.kernels.attention.reference import Rule, Sight
 from jaxlm.kernels.choices import note
 
@@ -15,6 +15,7 @@ _supports = {
   "cudnn": cudnn.supports,
   "splash": splash.supports,
   "pallas": pallas_tpu.supports,
+  "pallas_gpu": pallas_gpu.supports,
 }
 
 
@@ -72,10 +73,11 @@ def attention(
   structure: None, or TreeMask, SetMask, BlockDiffusionMask: a pair must be seen by it too.
   implementation: None (best for the platform), "reference", "xla", "cudnn", "splash", "pallas"
   (ours, for TPUs: with
-    LinearBias, KeyBias, BucketBias and softmax1). A named one that does not cover the case raises
+    LinearBias, KeyBias, BucketBias and softmax1), "pallas_gpu" (the same for Hopper GPUs; never run
+    on one, hence never the best). A named one that does not cover the case raises
     NotImplementedError.
-  spec: PartitionSpec of q under the context mesh (batch, None, heads, None), used by splash and
-  pallas, which are not
+  spec: PartitionSpec of q under the context mesh (batch, None, heads, None), used by splash, pallas
+  and pallas_gpu, which are not
     partitioned by the compiler.
   """
   sight, biases, rule = prepared(
@@ -111,13 +113,15 @@ def attention(
     named=implementation is not None,
     refused=lambda: {
       fused: _supports[fused](q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
-      for fused in ("splash", "cudnn", "pallas")
+      for fused in ("splash", "cudnn", "pallas", "pallas_gpu")
     },
   )
   if impl == "splash":
     return splash.attention(q_BTNH, k_BSKH, v_BSKF, q_segment_ids_BT, rule, spec)
   if impl == "cudnn":
     return cudnn.attention(q_BTNH, k_BSKH, v_BSKF, rule)
+  if impl == "pallas_gpu":
+    return pallas_gpu.attention(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
   if impl == "pallas":
     return pallas_tpu.attention(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
   return (reference if impl == "reference" else xla).attention(
