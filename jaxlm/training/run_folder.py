@@ -29,6 +29,7 @@ MAY_CHANGE_ON_RESUME = (
   "train.keep_every",
   "train.profile",
   "train.hang",
+  "train.local",
   "train.debug",
 )
 
