@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.generation.left_to_right import _prefill_piece, prefill
+from jaxlm.generation.engine.step import _prefill_piece, prefill
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.layers.positions.rope import RoPE

@@ -15,10 +15,10 @@ import pytest
 from fake_cloud import Cloud
 
 from jaxlm import cli
-from jaxlm.commands.flags import Parser
+from jaxlm.commands.flags import Parser, parse_flags
 from jaxlm.models.base import abstract_params
 from jaxlm.parallel import gpu
-from jaxlm.training.config import load_config, parse_flags, run_config
+from jaxlm.training.config import load_config, run_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 PODS, GPU, UNTRIED = ((ROOT / "docs" / f"{n}.md").read_text() for n in ("pods", "gpu", "untried"))

@@ -19,6 +19,7 @@ import functools
 import io
 import os
 import pathlib
+import re
 import select
 import sys
 import traceback
@@ -106,9 +107,32 @@ def ending(name: str, error: BaseException, refusals: tuple[type[Exception], ...
     "Please install"
   ):  # etils': an object store without its client
     return refuse(name, str(error), WRONG)
+  if absent := no_device(error):
+    return refuse(name, absent, WRONG)
   if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):  # XLA's
     return refuse(name, f"out of memory: {str(error).splitlines()[0][:300]}", FAILED)
   raise error
+
+
+def no_device(error: BaseException) -> str:
+  """What to do where JAX has not the device that JAX_PLATFORMS names; '' of another error."""
+  said, named = str(error), os.environ.get("JAX_PLATFORMS", "")
+  if isinstance(error, AssertionError):  # what JAX raises where no platform of the list has started
+    frames = traceback.extract_tb(error.__traceback__)
+    if not named or not frames or not frames[-1].filename.endswith("xla_bridge.py"):
+      return ""
+    platform, why = named, ""
+  else:
+    found = re.search(r"(?:Unable to initialize backend|Unknown backend) '?(\w+)'?", said)
+    if not isinstance(error, RuntimeError) or not found:
+      return ""
+    platform, why = found[1], f" ({said.splitlines()[0][:200]})"
+  package = {"cuda": "gpu", "gpu": "gpu", "tpu": "tpu"}.get(platform)
+  install = f", or install its plugin (pip install 'jaxlm[{package}]')" if package else ""
+  return (
+    f"JAX_PLATFORMS={named or platform}: JAX finds no such device here{why}; set JAX_PLATFORMS=cpu, unset it for whatever "
+    f"is there{install}"
+  )
 
 
 def no_right(error: BaseException) -> str:

@@ -58,6 +58,12 @@ def open_corpus(source: str) -> Corpus:
   """The corpus that `source` names; reads no document beyond what its fingerprint needs."""
   scheme, colon, rest = source.partition(":")
   if not colon or scheme not in SCHEMES:
+    if os.path.exists(expand(source)):
+      kind = "parquet" if source.endswith(".parquet") else "text"
+      raise DataError(
+        f"data.source = {source!r} is a path and says not how to read it; write '{kind}:{source}' (other schemes: "
+        f"{', '.join(sorted(SCHEMES))})"
+      )
     raise DataError(
       f"data.source = {source!r}: no such scheme; {nearest(scheme, SCHEMES)} (e.g. 'mini:moby_dick', "
       f"'text:books/*.txt', 'tfds:lm1b', 'prepared:prose-small')"

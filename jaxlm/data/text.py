@@ -37,6 +37,8 @@ class TextData(DataConfig):
   shuffle: the order of training rows, anew each epoch; a single pass is always in corpus order.
   sequence_seeds: adds uint32 `sequence_seeds` (B, 2), a function of seed and place in the stream
   (lexinvariant models).
+  row_start: the first token of every window is the separator, in place of the text's own, so that all
+  rows begin alike (attention sinks).
   """
 
   source: str
@@ -47,8 +49,19 @@ class TextData(DataConfig):
   shuffle: bool = True
   num_workers: Annotated[int, Range(0, 1024)] = 0
   sequence_seeds: bool = False
+  row_start: bool = False
 
   def __post_init__(self):
+    if self.row_start and is_store(self.source):
+      raise ConfigError(
+        "data.row_start with a store: its rows are read in pieces as they are; set data.source to the "
+        "text itself"
+      )
+    if self.row_start and self.packing == "packed":
+      raise ConfigError(
+        "data.row_start with data.packing = 'packed': documents begin inside a row there; set packing "
+        "= 'windows'"
+      )
     if self.packing == "packed" and self.seq_len < 2:
       raise ConfigError("data.seq_len = 1 leaves a packed segment no target; wanted 2 or more")
 
@@ -78,6 +91,11 @@ class TextData(DataConfig):
       corpus = open_corpus(self.source)
       content, train = corpus.fingerprint, lambda: corpus.documents("train")
     return self.tokenizer.load(train, content, data_dir() / "tokenizers")
+
+  @property
+  def start(self) -> int | None:
+    """The token that every row begins with, or None."""
+    return self.load_tokenizer().separator if self.row_start else None
 
   def store(self, split: str) -> TokenStore | ShardedStore:
     """All tokens of a split: of a store, from the cache, or tokenised now."""
@@ -112,7 +130,7 @@ class TextData(DataConfig):
     if self.packing == "packed":
       rows = Packed(store, self.seq_len, seed=seed if repeat and self.shuffle else None)
     elif self.packing == "windows":
-      rows = Windows(store, self.seq_len, whole=repeat)
+      rows = Windows(store, self.seq_len, whole=repeat, start=self.start)
     lanes = (
       self.shuffle and repeat and isinstance(store, ShardedStore) and self.packing == "windows"
     )
@@ -136,6 +154,7 @@ class TextData(DataConfig):
   def _position_of(self, store: TokenStore) -> str:
     """What a saved position depends on besides seed and batch size."""
     said = f"{store.fingerprint} {self.seq_len} {self.packing} {self.shuffle}"
+    said += " start" * self.row_start
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -157,7 +176,7 @@ def evaluation_batches(
   """
   if seq_len < 1:
     raise DataError(f"seq_len = {seq_len}: wanted 1 or more")
-  rows = Windows(cfg.store(split), seq_len, whole=False)
+  rows = Windows(cfg.store(split), seq_len, whole=False, start=cfg.start)
   if num_tokens is not None:
     rows.length = min(rows.length, max(num_tokens // seq_len, 1))
   return iter(

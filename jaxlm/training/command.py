@@ -13,10 +13,11 @@ from jaxlm.commands.exits import (
   command,
   ending,
   explain,
+  no_device,
   no_right,
   refuse,
 )
-from jaxlm.commands.flags import CONFIG, Parser
+from jaxlm.commands.flags import CONFIG, Parser, parse_flags
 from jaxlm.config import ConfigError
 from jaxlm.paths import denied
 
@@ -33,12 +34,12 @@ Several hosts run the same command; tpu/README.md says how they find each other.
 
 @command("jaxlm train")
 def main(argv: list[str]) -> int:
-  from jaxlm.training.config import parse_flags
 
   parser = Parser(
     "jaxlm train",
     epilog=EPILOG,
     others=CONFIG,
+    bare="--config",
     description="Train a model, or resume its run.",
     example="jaxlm train --config=configs/carope/tiny.py --workdir=runs/tiny",
   )
@@ -109,6 +110,8 @@ def run(spec, overrides, args) -> int:
       error
     ):  # a kernel that was named and cannot be
       return _failed(error, 1)
+    if absent := no_device(error):
+      return _failed(absent, WRONG)
     if isinstance(error, FloatingPointError):  # only train.debug raises it
       return _failed(str(error).splitlines()[0], 1)
     if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():

@@ -42,8 +42,13 @@ RESULTS = (
   ":(exclude)experiments/*/results/*",
   ":(exclude)bench/*.json",
   ":(exclude)docs/faults.*",
+  ":(exclude)docs/measured/*",
+  ":(exclude)docs/systems/*",
   ":(exclude)docs/reproduction.html",
+  ":(exclude)README.md",
   ":(exclude)REPRODUCTION.md",
+  ":(exclude)experiments/*/README.md",
+  ":(exclude)experiments/*/NOTES.md",
   ":(exclude)jaxlm/kernels/README.md",
 )
 

@@ -10,6 +10,7 @@ result.json    the end: step, last metrics, newest checkpoint, whether it is fin
 
 import contextlib
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Mapping
@@ -34,11 +35,12 @@ from jaxlm.parallel.place import batch_sharding, host_rows, placer
 from jaxlm.parallel.rules import unsharded
 from jaxlm.parallel.start import require_same, several
 from jaxlm.training.compilation_cache import CompilationCache, keep_programs
-from jaxlm.training.config import RunConfig, check, load_config, resolved, run_config
+from jaxlm.training.config import RunConfig, check, configured, resolved
 from jaxlm.training.evaluating import EvaluationSplit, check_evaluation, evaluate
 from jaxlm.training.frozen import frozen_record, of_frozen, open_frozen, recorded_in
 from jaxlm.training.goodput import Goodput
 from jaxlm.training.loop import BucketOverflow, NonFinite, StopSignal, run_steps, written
+from jaxlm.training.metric_names import explained
 from jaxlm.training.metrics import Writer, read
 from jaxlm.training.progress import Display, count, duration
 from jaxlm.training.provenance import revision
@@ -96,7 +98,7 @@ def train(
   new: refuse a folder that holds a run already. take_over: also a folder whose lock another process
   holds that is dead.
   """
-  cfg = run_config(load_config(config, overrides))
+  cfg = configured(config, overrides)
   keep_memory()
   if several():
     require_same(of_command(cfg, workdir, revision(), {"new": new, "take_over": take_over}))
@@ -107,6 +109,10 @@ def train(
         f"train.debug runs on one device, and this is a run of {jax.process_count()} processes; start one"
       )
     cfg, devices = dataclasses.replace(cfg, mesh=MeshConfig()), devices[:1]
+  if cfg.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+    raise ConfigError(
+      "model.dtype = 'float64': JAX makes float32 of it unless JAX_ENABLE_X64=1 is set; set it, or choose float32"
+    )
   check(cfg, len(devices))
   if cfg.train.local.folder is not None:
     check_local(cfg.train.local.folder, jax.process_count())
@@ -373,6 +379,7 @@ class Report:
     self.program, self.display, self.writer = program, display, writer
     self.split = EvaluationSplit(program.cfg, index, hosts)
     self.cfg, self.last, self.step, self.start = program.cfg, {}, None, time.perf_counter()
+    self.explained = False
     self.tokens = self.cfg.data.batch_size * self.cfg.data.seq_len
     self.peak_tokens = peak_tokens
 
@@ -385,6 +392,8 @@ class Report:
       values["goodput"] = self.goodput.fraction()
       if self.peak_tokens:
         values["mfu"] = values["tokens_per_s"] / self.peak_tokens
+    if self.step is None and (line := above_uniform(self.cfg, step, values.get("loss"))):
+      self.display.say(line)
     self.step = step
     self._write(step, values)
     left = None if seconds is None else (self.cfg.train.steps - step) * seconds
@@ -396,6 +405,10 @@ class Report:
     if values:
       self._write(step, values)
       self.display.say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+      if not self.explained:
+        for name, text in explained(values):
+          self.display.say(f"  {name}: {text}")
+      self.explained = True
 
   def _write(self, step: int, values: dict[str, float]) -> None:
     self.last |= values
@@ -429,6 +442,20 @@ def implementations(program: Program, shapes, bucket: int, frozen) -> str:
   with recorded() as choices:
     program.trace(batch, bucket, frozen)
   return f"implementations: {summary(choices) or 'no op of jaxlm.kernels'}"
+
+
+def above_uniform(cfg: RunConfig, step: int, loss: float | None) -> str:
+  """A line where a run's first logged loss is above that of a uniform guess; '' elsewhere."""
+  vocab = getattr(cfg.model, "vocab_size", None)
+  if cfg.model.scores != "next_token" or not vocab or loss is None or step > cfg.train.log_every:
+    return ""
+  if not loss > math.log(vocab):
+    return ""
+  return (
+    f"step {step}: loss {loss:.2f} is above ln {vocab} = {math.log(vocab):.2f}, that of a uniform guess: the logits that a new "
+    "model begins with are not uniform, and this is the mean over the first steps. It falls below within some tens of "
+    "steps; if it does not, lower optimizer.learning_rate or lengthen schedule.warmup_steps"
+  )
 
 
 def evaluated(folder, step: int) -> bool:

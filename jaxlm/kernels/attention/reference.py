@@ -5,6 +5,7 @@ v. Inside this package heads come before time: q_BNTH, k_BKSH, v_BKSF.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +30,18 @@ class Rule:
   contiguous: bool = True  # indices are 0, 1, 2 ... in queries and keys
 
 
-@pytree(data=["i_BT", "j_BS", "q_segment_ids_BT", "kv_segment_ids_BS"])
+@pytree(data=["i_BT", "j_BS", "q_segment_ids_BT", "kv_segment_ids_BS", "structure"])
 class Sight:
-  """Indices and segments of queries and keys; leading axes B or 1. Segments may be None."""
+  """Indices and segments of queries and keys; leading axes B or 1. Segments may be None.
+
+  structure: None, or a mask of `structure.py`.
+  """
 
   i_BT: jax.Array
   j_BS: jax.Array
   q_segment_ids_BT: jax.Array | None
   kv_segment_ids_BS: jax.Array | None
+  structure: Any = None
 
   def seen(self, rule: Rule):
     """Bool, broadcastable to (B, 1, T, S): which pairs may attend."""
@@ -53,6 +58,8 @@ class Sight:
       seen &= key != 0
       if self.q_segment_ids_BT is not None:
         seen &= self.q_segment_ids_BT[:, None, :, None] == key
+    if self.structure is not None:
+      seen &= self.structure.seen(i, j)
     return seen
 
 

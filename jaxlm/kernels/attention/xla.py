@@ -84,6 +84,7 @@ class _Blocks:
       _cut(sight.j_BS, start_k, self.stretch.width, 1),
       _cut(sight.q_segment_ids_BT, start_q, self.block, 1),
       _cut(sight.kv_segment_ids_BS, start_k, self.stretch.width, 1),
+      None if sight.structure is None else sight.structure.cut(start_q, self.block),
     )
 
   def scores(self, c_BNQW, q_BNQH, sight, biases, start_q, start_k):
@@ -108,6 +109,7 @@ def _pad_sight(sight: Sight, padded: int) -> Sight:
     sight.j_BS,
     _pad_queries(sight.q_segment_ids_BT, padded, 1),
     sight.kv_segment_ids_BS,
+    None if sight.structure is None else sight.structure.pad_queries(padded),
   )
 
 
@@ -235,6 +237,7 @@ def attention(
       sight.j_BS,
       sight.q_segment_ids_BT,
       sight.kv_segment_ids_BS,
+      sight.structure,
     )
   biases = tuple(b.pad_queries(padded) for b in biases)
   o_BNTF = _attention(
