@@ -34,6 +34,17 @@ from jaxlm.training.watchdog import HangConfig
 
 @dataclasses.dataclass(frozen=True)
 @checked
+class LocalConfig:
+  """Checkpoints on the hosts' own disks, every so many steps, besides those in the run folder
+  (`checkpoint.local_steps`). folder: on a disk of each host, such as a RAM disk; None: none.
+  """
+
+  folder: str | None = None
+  every: Count = 100
+
+
+@dataclasses.dataclass(frozen=True)
+@checked
 class TrainConfig:
   """steps: optimiser steps of the whole run. Cadences are in steps; 0 is never.
 
@@ -45,7 +56,7 @@ class TrainConfig:
   None: never. gather_dtype: large parameters are cast before they are gathered and their gradients
   reduced in it ("bfloat16" halves the traffic of fsdp); None: float32.
   init: "own", as each parameter declares, or "torch", PyTorch's defaults (models.torch_init), with
-  all layers alike on request. hang: when a run that does not go on prints its stacks. profile: first and last step of an XProf trace. init_from: run
+  all layers alike on request. hang: when a run that does not go on prints its stacks. local: checkpoints on the hosts. profile: first and last step of an XProf trace. init_from: run
   folder, or weights folder of `jaxlm convert`, whose parameters a new run begins with (and nothing
   else of it). tracker: a service that gets the numbers too. debug: one device, every NaN raises where it arises, nothing asynchronous.
   """
@@ -64,6 +75,7 @@ class TrainConfig:
   gather_dtype: str | None = None
   init: Literal["own", "torch", "torch_identical_layers"] = "own"
   hang: HangConfig = HangConfig()
+  local: LocalConfig = LocalConfig()
   profile: tuple[Natural, Natural] | None = None
   init_from: str | None = None
   tracker: Literal["wandb", "trackio"] | None = None

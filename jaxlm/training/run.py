@@ -20,6 +20,7 @@ import jax
 
 from jaxlm.checkpoint.errors import CheckpointError
 from jaxlm.checkpoint.json_files import write_json
+from jaxlm.checkpoint.local_steps import LocalSteps, check_local
 from jaxlm.checkpoint.opening import initial_params
 from jaxlm.checkpoint.steps import Checkpoints
 from jaxlm.config import ConfigError
@@ -116,6 +117,8 @@ def train(
     )
   check(cfg, len(devices))
   check_tracker(cfg.train.tracker)
+  if cfg.train.local.folder is not None:
+    check_local(cfg.train.local.folder, jax.process_count())
   cache = keep_programs(workdir)
   with (
     open_folder(workdir, cfg, new=new, take_over=take_over) as opened,
@@ -156,9 +159,17 @@ def _train(
       keep_every=cfg.train.keep_every,
       asynchronous=not cfg.train.debug,
     ) as saved,
+    local_steps(cfg, folder, mesh) as local,
   ):
     lines, read_note, bucket = [], {}, cfg.objective.first_bucket(len(program.buckets))
-    if saved.steps():
+    steps, near = saved.steps(), None if local is None else local.newest()
+    restored = None
+    if near is not None and near > max(steps, default=0):
+      restored = local.restore(near, program.state, iterator)
+    if isinstance(restored, tuple):
+      state, read_note, lines = restored
+      bucket = read_note["bucket"]
+    elif steps:
       state, read_note, lines = saved.restore(program.state, iterator)
       bucket = read_note["bucket"]
     else:
@@ -171,6 +182,8 @@ def _train(
             (folder / "checkpoints").rmdir()
         raise ConfigError(lost)
       state = begin(program)
+    if isinstance(restored, str):
+      lines = [restored, *lines]
     step = int(state.step)
     display = Display(cfg.train.steps, step, quiet=quiet or not first)
     tracker = (
@@ -203,11 +216,15 @@ def _train(
         if writer:  # a checkpoint's metrics are there when the checkpoint is
           writer.upload()
         saved.save(step, state, iterator, note(bucket))
+      near = local is not None and not save and step % cfg.train.local.every == 0
+      if near and not int(state.skipped_in_row):
+        watchdog.unusual("saving on the hosts")
+        local.save(step, state, iterator, note(bucket))
       evaluate = cfg.eval.every and step % cfg.eval.every == 0 and step != cfg.train.steps
       if evaluate:
         watchdog.unusual("evaluating")
         report.evaluation(step, state, place, bucket)
-      return bool(save or evaluate)
+      return bool(save or near or evaluate)
 
     try:
       state, bucket, early = run_steps(
@@ -282,6 +299,13 @@ def _train(
     return Result(
       step, last, str(folder), state.params, state.ema, stop.received if early else None
     )
+
+
+def local_steps(cfg: RunConfig, folder, mesh):
+  """A context with the checkpoints on the hosts, or with None."""
+  if cfg.train.local.folder is None:
+    return contextlib.nullcontext()
+  return LocalSteps(cfg.train.local.folder, folder, mesh)
 
 
 def too_many_skipped(skipped: int, steps: int, limit: float) -> str | None:

@@ -30,6 +30,7 @@ MAY_CHANGE_ON_RESUME = (
   "train.profile",
   "train.hang",
   "train.tracker",
+  "train.local",
   "train.debug",
 )
 
