@@ -52,7 +52,7 @@ class Attribution(Probe):
       | ({"text": texts[b][t]} if texts else {})
       for b, t in np.ndindex(tokens_BT.shape)
     ]
-    labels = list(texts[0]) if len(texts) == 1 and tokens_BT.shape[1] <= 48 else ()
+    labels = list(texts[0]) if len(texts) == 1 and tokens_BT.shape[1] <= 64 else ()
     return Reading(
       {
         "log p of the target": float(value_B.mean()),
