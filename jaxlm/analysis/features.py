@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxlm.config import ConfigError, checked
+from jaxlm.config import ConfigError, check_seed, checked
 from jaxlm.ranges import Count, Positive
 
 
@@ -54,7 +54,7 @@ def train(how: Training, h_ND, seed: int) -> Dictionary:
   (N, D), F = h.shape, how.width
   if how.k > F:
     raise ConfigError(f"k = {how.k} active features of width = {F}; take fewer")
-  key = jax.random.key(seed)
+  key = jax.random.key(check_seed(seed))
   w_FD = jax.random.normal(key, (F, D))
   w_FD = w_FD / jnp.linalg.norm(w_FD, axis=1, keepdims=True)
   d = Dictionary(w_FD.T, w_FD, h.mean(axis=0))

@@ -67,8 +67,7 @@ def hnet(router="learned", **more):
 COMPONENTS = {
   "mixer attention": (DECODER | dict(mixer=ATTENTION | dict(qk_norm="rms")), "blocks/mixer"),
   "mixer similarity_attention": (
-    DECODER
-    | dict(mixer=dict(kind="similarity_attention", num_heads=2, slot="kv", features="mlp")),
+    DECODER | dict(mixer=dict(kind="similarity_attention", num_heads=2, slot="kv", features="mlp")),
     "blocks/mixer",
   ),
   "mixer key_only_attention": (
