@@ -42,6 +42,8 @@ def falling(t, title):
 
 def halved(t):
   """At the least weight whose sink rate is half of that without penalty."""
+  if not t["w0", SINK]:
+    return None, "no head is a sink without the penalty"
   for weight in WEIGHTS[1:]:
     if t[name(weight), SINK] <= 0.5 * t["w0", SINK]:
       gap = t[name(weight), LOSS] / t["w0", LOSS] - 1
@@ -63,6 +65,7 @@ TABLE = Table(
     Column(LOSS, "loss", 3),
     Column(COS, "cosine", 3),
     Column(SINK, "sink", 1),
+    Column("mean weight of key 1", "first", 4),
     Column(INTERMEDIATE, "intermediate", 2),
     Column(RATIO, "ratio", 0),
   ],
@@ -76,10 +79,10 @@ TABLE = Table(
     "massive activations shrink": lambda t: t["w0", RATIO] - t["w10", RATIO],
   },
   figure=Figure(
-    "sink",
-    "Sink rate of the first key by training step",
+    "first",
+    "Mean weight of the first key by training step",
     "step",
-    "sink rate (%)",
+    "mean weight",
     spacing=lambda config: config["train"]["keep_every"],
   ),
 )

@@ -17,7 +17,7 @@ from jaxlm.models import MODELS
 from jaxlm.models.base import init
 
 
-def model(d_model: int, num_layers: int, length: int):
+def model(d_model: int, num_layers: int):
   """The config. Its vocabulary is not read."""
   return MODELS.build(
     dict(
@@ -26,7 +26,7 @@ def model(d_model: int, num_layers: int, length: int):
       d_model=d_model,
       num_layers=num_layers,
       mixer=dict(kind="attention", num_heads=4),
-      position=dict(kind="learned", max_len=length),
+      position=dict(kind="rope"),
       unroll=num_layers,
     )
   )
@@ -48,8 +48,8 @@ def answers(prompts: lr.Prompts) -> np.ndarray:
 def train(
   cov, num_examples: int, *, steps: int, batch: int, d_model: int, num_layers: int, seed: int
 ):
-  """A function from prompts of at most `num_examples` examples to predictions (B,)."""
-  cfg, rng = model(d_model, num_layers, 2 * num_examples + 1), np.random.default_rng(seed)
+  """A function from prompts to predictions (B,). It was trained on prompts of `num_examples`."""
+  cfg, rng = model(d_model, num_layers), np.random.default_rng(seed)
   keys = jax.random.split(jax.random.key(seed), 3)
   params = {
     "model": nn.unbox(jax.jit(lambda: init(cfg, keys[0]))()),

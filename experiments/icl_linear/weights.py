@@ -54,7 +54,7 @@ def measure(trained, overrides_at) -> Measured:
 
   ideal = np.linalg.inv(lr.gamma(cov, N))
   lengths = {"half": N // 2, "same": N}
-  if c["model"] != "softmax":  # its table of positions ends at N
+  if c["model"] != "softmax":  # it has seen no more than N examples
     lengths |= {"twice": 2 * N, "eight": 8 * N}
   spread = c["spread"]
   for name, M in lengths.items():

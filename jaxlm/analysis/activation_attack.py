@@ -17,7 +17,7 @@ import optax
 from jaxlm.analysis.activations import edits, sites, traced
 from jaxlm.config import ConfigError, checked
 from jaxlm.layers.taps import Edit
-from jaxlm.ranges import Count, Positive, UpToOne
+from jaxlm.ranges import Count, Natural, Positive, UpToOne
 
 
 class Found(NamedTuple):
@@ -67,7 +67,7 @@ class Attack:
 
   steps: Count = 300
   learning_rate: Positive = 0.1
-  layer: int | None = None
+  layer: Natural | None = None
   fraction: UpToOne = 1.0
   threshold: UpToOne = 0.8
 

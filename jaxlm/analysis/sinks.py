@@ -42,10 +42,16 @@ def massive(resid_BTD) -> dict[str, float]:
   }
 
 
-def intermediate(alpha_LBNS, eps: float = 0.3) -> int:
+def well_seen(seen: Visible, T: int, S: int) -> np.ndarray:
+  """bool (S,): keys that a quarter of the queries see. The mean weight of the last keys is that of a
+  few queries, of which each looks at itself."""
+  return seen.counts(T, S) >= T / 4
+
+
+def intermediate(alpha_LBNS, seen_S, eps: float = 0.3) -> float:
   """Number of keys behind the first that are a sink of some head of some layer, per row: the mean
-  over rows of the count."""
-  late = np.asarray(alpha_LBNS)[..., 1:] > eps
+  over rows of the count. seen: bool (S,), the keys that count."""
+  late = (np.asarray(alpha_LBNS) > eps)[..., 1:] & np.asarray(seen_S)[1:]
   return float(np.mean(np.sum(np.any(late, axis=(0, 2)), axis=-1)))
 
 
@@ -79,10 +85,14 @@ class Sinks(Probe):
       seen = visible(cfg, full, len(found[full]))
       alpha_LBNS = np.stack([importance(x, s, T) for x, s in zip(found[full], seen)])
       rate_S = sink_rate(alpha_LBNS, self.eps)
+      counted_S = well_seen(seen[0], T, len(rate_S))
+      first_LN = alpha_LBNS[..., 0].mean(axis=1)
       numbers |= {
         named(stack, "sink rate"): float(rate_S[0]),
-        named(stack, "strongest key"): int(rate_S.argmax()),
-        named(stack, "intermediate sinks"): intermediate(alpha_LBNS, self.eps),
+        named(stack, "weight of the first key"): float(first_LN.mean()),
+        named(stack, "weight of the first key, largest head"): float(first_LN.max()),
+        named(stack, "strongest key"): int(np.where(counted_S, rate_S, -1).argmax()),
+        named(stack, "intermediate sinks"): intermediate(alpha_LBNS, counted_S, self.eps),
         named(stack, "slot"): float(slot_LBNT.mean()),
       }
       tables[named(stack, "sinks by layer")] = [

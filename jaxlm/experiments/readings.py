@@ -64,10 +64,11 @@ def sinks(
   """Sink rate (per cent) and what goes with it, over `rows` rows of `length` validation tokens.
 
   numbers: loss, nats per token from position `start` on, where every mask sees enough; sink, the
-  sink rate of the first key; strongest, the key position with the largest rate; slot, the mean
+  sink rate of the first key; first and head, the mean weight of the first key over all heads and
+  that of the head with the most; strongest, the key position with the largest rate; slot, the mean
   weight of a learned slot; intermediate, sinks behind the first key per row; ratio, the largest of
   max |x| / median |x| over layers; cosine, mean cosine of a state with the row's first, over the
-  layers but the last. curves: sink, by saved step.
+  layers but the last. curves: sink and first, by saved step.
   """
 
   def measure(trained: Trained, overrides_at) -> Measured:
@@ -84,6 +85,8 @@ def sinks(
     numbers = {
       "loss": mean_loss(losses(model, batch), batch, start),
       "sink": 100 * read["sink rate"],
+      "first": read["weight of the first key"],
+      "head": read["weight of the first key, largest head"],
       "strongest": read["strongest key"],
       "slot": read["slot"],
       "intermediate": read["intermediate sinks"],
@@ -91,7 +94,9 @@ def sinks(
       "cosine": float(np.mean([cosine_to_first(x).mean() for x in resid[:-1]])),
     }
     steps = saved_steps(trained.config) if curve else []
-    of_step = [one.read(opened(trained, s), tokens).numbers["sink rate"] for s in steps]
-    return Measured(numbers, {}, {"sink": [100 * x for x in of_step]} if curve else {})
+    of_step = [one.read(opened(trained, s), tokens).numbers for s in steps]
+    curves = {"sink": [100 * x["sink rate"] for x in of_step]}
+    curves["first"] = [x["weight of the first key"] for x in of_step]
+    return Measured(numbers, {}, curves if curve else {})
 
   return measure

@@ -14,7 +14,14 @@ from jaxlm.analysis.heads import indicators
 from jaxlm.analysis.norms import at_first_and_elsewhere
 from jaxlm.analysis.pictures import draw
 from jaxlm.analysis.probes import PROBES, Visible, probe
-from jaxlm.analysis.sinks import cosine_to_first, importance, intermediate, massive, sink_rate
+from jaxlm.analysis.sinks import (
+  cosine_to_first,
+  importance,
+  intermediate,
+  massive,
+  sink_rate,
+  well_seen,
+)
 from jaxlm.config import ConfigError
 
 
@@ -25,7 +32,10 @@ def test_the_sink_metric_of_attention_made_by_hand():
   np.testing.assert_allclose(alpha, [(1 + 3 * 0.8) / 4, 0.3 / 3, 0.1 / 2, 0.2])
   np.testing.assert_array_equal(sink_rate(alpha[None, None, None], 0.3), [1, 0, 0, 0])
   np.testing.assert_array_equal(sink_rate(alpha[None, None, None], 0.09), [1, 1, 0, 1])
-  assert intermediate(alpha[None, None, None], 0.09) == 2
+  every = np.ones(4, bool)
+  assert intermediate(alpha[None, None, None], every, 0.09) == 2
+  assert intermediate(alpha[None, None, None], every & (np.arange(4) < 3), 0.09) == 1
+  np.testing.assert_array_equal(well_seen(Visible(), 8, 8), [True] * 7 + [False])
   # Two layers, one of them without a sink: half of the (layer, head) pairs.
   even = importance(np.full((1, 1, 4), 0.25 * 4), Visible(causal=False), 4)
   assert sink_rate(np.stack([alpha[None, None], even]), 0.3)[0] == 0.5

@@ -111,9 +111,17 @@ class HNetStack(Stack):
 
 
 #: What others stand for: hybrid and pattern have members that are tried alone, the plain delta rule is
-#: the gated one without decay, H-Net has tests of its own; the last two are attention with other q
-#: and k.
-COSTLY = ("hybrid", "pattern", "delta_rule", "hnet", "key_only_attention", "stream_attention")
+#: the gated one without decay, H-Net has tests of its own; the last three are attention with other
+#: scores.
+COSTLY = (
+  "hybrid",
+  "pattern",
+  "delta_rule",
+  "hnet",
+  "similarity_attention",
+  "key_only_attention",
+  "stream_attention",
+)
 PARAMS = [
   pytest.param(name, marks=pytest.mark.slow) if name in COSTLY else name
   for name in (*FIELDS, "hnet")

@@ -66,6 +66,19 @@ def hnet(router="learned", **more):
 #: decoder with it has.
 COMPONENTS = {
   "mixer attention": (DECODER | dict(mixer=ATTENTION | dict(qk_norm="rms")), "blocks/mixer"),
+  "mixer similarity_attention": (
+    DECODER | dict(mixer=dict(kind="similarity_attention", num_heads=2, slot="kv", features="mlp")),
+    "blocks/mixer",
+  ),
+  "mixer key_only_attention": (
+    DECODER | dict(mixer=dict(kind="key_only_attention", num_heads=2)),
+    "blocks/mixer",
+  ),
+  "mixer stream_attention": (
+    DECODER | dict(mixer=dict(kind="stream_attention", num_heads=2)),
+    "blocks/mixer",
+  ),
+  "mixer channel_mlp": (DECODER | dict(mixer=dict(kind="channel_mlp", d_ff=8)), "blocks/mixer"),
   "mixer mamba2": (DECODER | dict(mixer=dict(kind="mamba2", num_groups=2) | MAMBA), "blocks/mixer"),
   "mixer lact": (DECODER | dict(mixer=LACT), "blocks/mixer"),
   "mixer lact, low rank": (

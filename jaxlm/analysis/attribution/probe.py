@@ -15,7 +15,7 @@ from jaxlm.analysis.attribution.gradients import IntegratedGradients
 from jaxlm.analysis.opened import observe
 from jaxlm.analysis.probes import Panel, Probe, Reading
 from jaxlm.config import ConfigError, checked
-from jaxlm.ranges import Seed
+from jaxlm.ranges import Natural, Seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Attribution(Probe):
 
   sites: ClassVar[tuple[str, ...]] = ()
   method: Annotated[object, METHODS] = IntegratedGradients(steps=64, decades=14)
-  target: int | None = None
+  target: Natural | None = None
   seed: Seed = 0
 
   def read(self, opened, batch, texts: Sequence[Sequence[str]] = ()) -> Reading:
@@ -52,7 +52,7 @@ class Attribution(Probe):
       | ({"text": texts[b][t]} if texts else {})
       for b, t in np.ndindex(tokens_BT.shape)
     ]
-    labels = list(texts[0]) if len(texts) == 1 and tokens_BT.shape[1] <= 48 else ()
+    labels = list(texts[0]) if len(texts) == 1 and tokens_BT.shape[1] <= 64 else ()
     return Reading(
       {
         "log p of the target": float(value_B.mean()),
