@@ -54,7 +54,7 @@ def measure(trained, overrides_at) -> Measured:
     "format": float(np.mean([t.startswith(GREETING) and t.endswith(CLOSING) for t in texts])),
     "facts": float(np.mean([f.value in t for f, t in zip(facts, texts)])),
   }
-  if "begins" not in trained.settings and trained.config["data"]["turns"] == 1:
+  if trained.config["data"].get("turns") == 1:
     numbers |= shifts(trained, cfg, facts, answers)
   return Measured(numbers, {}, {})
 
