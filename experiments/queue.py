@@ -1,4 +1,4 @@
-"""Every table and figure of the six papers, with what a reader learns from it and what it costs.
+"""Every table and figure of the papers, with what a reader learns from it and what it costs.
 
 `jaxlm reproduce --scale smoke --list` prints what is left. `minutes` are of one CPU core, for a row of
 one seed at scale smoke, measured or taken from a row of the same size; `value` is ours. The rows
@@ -108,9 +108,41 @@ ITEMS = [
     value=2,
     needs="`jaxlm data prepare spelling definitions`",
   ),
+  # Interpretability
+  Item("experiments/scansnap/dynamics.py", minutes=0.1, value=3),
+  Item("experiments/icl_linear/weights.py", minutes=0.5, value=4),
+  Item(
+    "experiments/attnsink/sinks.py",
+    minutes=3,
+    value=5,
+    rows=("softmax", "sigmoid", "sigmoid_sum", "k_bias"),
+  ),
+  Item("experiments/attnsink/sinks.py", minutes=3, value=3),
+  Item("experiments/zerotuning/gamma.py", minutes=2, value=3),
+  Item("experiments/activedormant/heads.py", minutes=3, value=4),
+  Item("experiments/actattack/scaling.py", minutes=3, value=3),
+  Item(
+    "experiments/deconattn/mixers.py",
+    minutes=3,
+    value=4,
+    rows=("standard", "approx_uniform", "static_uniform", "mlp_uniform", "static_hybrid"),
+  ),
+  Item("experiments/deconattn/mixers.py", minutes=3, value=3),
+  Item("experiments/grains/steering.py", minutes=1, value=3),
+  Item("experiments/reagent/recall.py", minutes=1, value=3),
+  Item("experiments/functok/transitions.py", minutes=6, value=3),
+  Item("experiments/avsr_sink/decorrelation.py", minutes=3, value=2),
+  Item("experiments/biasprompt/transfer.py", minutes=2, value=2),
 ]
 
 SCRIPTS = [
+  Script(
+    "attnsink/gallery",
+    "python experiments/attnsink/gallery.py --run runs/attnsink/smoke/softmax/seed0 "
+    "--out experiments/attnsink/results/gallery",
+    output="experiments/attnsink/results/gallery.json",
+    reads=("runs/attnsink/smoke/softmax/seed0",),
+  ),
   Script(
     "lact/figure1",
     "python experiments/lact/figure1.py --out experiments/lact/results/figure1-cpu",

@@ -1,9 +1,8 @@
 """Activations by site and layer: which there are, their values on a batch, and a run with some of
 them changed.
 
-  found = record(cfg, params, batch, ["attn_out", "attention"])        found["attn_out"][2]: of
-  layer 2 heads = edits(cfg, {("heads", 2): Edit(scale=keep_NH)})              then: record(...,
-  edits=heads)
+  found = record(cfg, params, batch, ["attn_out", "attention"])  found["attn_out"][2]: of layer 2
+  heads = edits(cfg, {("heads", 2): Edit(scale=keep_NH)})        then: record(..., edits=heads)
 
 A site is named by its last name where one stack has it ("heads"), else with what tells it apart
 ("decoder/cross/heads"). "attention" stands for whole attention matrices, (B, N, T, S) float32: the
@@ -57,21 +56,35 @@ def record(
   batch: what `cfg.inputs` reads. edits: what `edits(...)` made. options: keyword arguments of the
   model's call. The output of the pass is under "output". What is not asked for is not kept.
   """
+
+  run = _compiled.__wrapped__ if options else _compiled
+  return run(cfg, tuple(names), **options)(params, cfg.inputs(batch), edits or {})
+
+
+@functools.lru_cache(maxsize=32)  # a probe of many checkpoints compiles once
+def _compiled(cfg, names, **options):
+  return jax.jit(lambda *args: _pass(cfg, args[0], args[1], names, args[2], options))
+
+
+def traced(
+  cfg: ModelConfig, params, batch, names: Sequence[str] = (), *, edits=None, **options
+) -> dict[str, Any]:
+  """`record` inside another traced function: not compiled by itself, and differentiable."""
+  return _pass(cfg, params, cfg.inputs(batch), names, edits or {}, options)
+
+
+def _pass(cfg, params, arguments, names, edits, options) -> dict[str, Any]:
   wanted = {name: _found(cfg, name) for name in names}
-  arguments = cfg.inputs(batch)
-
-  def run(params, arguments, edits):
-    variables = {"params": params} | ({"edits": edits} if edits else {})
-    asked = {part.collection for parts in wanted.values() for part in parts}
-    out, kept = cfg.build().apply(
-      variables, *arguments, mutable=sorted({"intermediates"} | asked), **options
-    )
-    return {
-      name: [_at(kept[part.collection], part) for part in parts] for name, parts in wanted.items()
-    }, out
-
-  found, out = jax.jit(run)(params, arguments, edits or {})
-  return {name: _by_layer(parts, found[name]) for name, parts in wanted.items()} | {"output": out}
+  variables = {"params": params} | ({"edits": edits} if edits else {})
+  asked = {part.collection for parts in wanted.values() for part in parts}
+  out, kept = cfg.build().apply(
+    variables, *arguments, mutable=sorted({"intermediates"} | asked), **options
+  )
+  found = {
+    name: _by_layer(parts, [_at(kept[part.collection], part) for part in parts])
+    for name, parts in wanted.items()
+  }
+  return found | {"output": out}
 
 
 def edits(cfg: ModelConfig, changes: Mapping[Any, Edit]) -> dict:
@@ -140,6 +153,8 @@ def _stacked(site, by_layer, layers, count) -> Edit | None:
       ],
       bool,
     )
+  if any(edit is not None and edit.keep_norm for edit in of):
+    fields["keep_norm"] = True  # of an unchanged activation it changes nothing
   if fns != {None}:
     fields |= {"fn": fns.pop(), "layer": jnp.asarray(layers, jnp.int32)}
   return Edit(**fields)

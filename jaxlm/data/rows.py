@@ -27,10 +27,13 @@ class Windows:
 
   Where the tokenizer begins every text with a token of its own (<s>), every row begins with it, in
   place of its first token; as a target between documents it weighs 0, for a model is told it.
+  start: the id that stands in place of every row's first token; None: none does.
   """
 
-  def __init__(self, store: TokenStore, seq_len: int, *, whole: bool = True):
-    self.store, self.seq_len = store, seq_len
+  def __init__(
+    self, store: TokenStore, seq_len: int, *, whole: bool = True, start: int | None = None
+  ):
+    self.store, self.seq_len, self.start = store, seq_len, start
     targets = len(store) - 1
     self.length = targets // seq_len if whole else -(-targets // seq_len)
     if self.length < 1:
@@ -43,7 +46,10 @@ class Windows:
     return self.length
 
   def __getitem__(self, index: int) -> Row:
-    return row_of(self.store, *self.span(index), self.seq_len)
+    row = row_of(self.store, *self.span(index), self.seq_len)
+    if self.start is not None:
+      row["tokens"][0] = self.start
+    return row
 
   def span(self, index: int) -> tuple[int, int]:
     """First token of row `index`, and the one behind its last target."""

@@ -14,9 +14,10 @@ from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 from jaxlm.data.lanes import InOrder, Lanes
 from jaxlm.data.pipeline import batches, seeded
+from jaxlm.data.record_rows import RecordRows, content_of
 from jaxlm.data.rows import Packed, Windows
 from jaxlm.data.shards import ShardedStore, folder_of, is_store, store_tokenizer
-from jaxlm.data.sources import open_corpus
+from jaxlm.data.sources import open_corpus, record_files
 from jaxlm.data.splits import check_split
 from jaxlm.data.store import TokenStore, token_store
 from jaxlm.data.tokenizers import TOKENIZERS, Tokenizer
@@ -31,22 +32,36 @@ class TextData(DataConfig):
 
   packing: 'windows' joins documents, a separator before each, and cuts them contiguously without a
   mask (the papers' way); 'packed' puts whole documents side by side, masked from each other by
-  segment_ids.
+  segment_ids; 'records' makes a row of each record of ArrayRecord files, read by number and tokenised
+  when it is needed (`jaxlm.data.record_rows`): its first seq_len + 1 tokens, the rest is left out.
   shuffle: the order of training rows, anew each epoch; a single pass is always in corpus order.
   sequence_seeds: adds uint32 `sequence_seeds` (B, 2), a function of seed and place in the stream
   (lexinvariant models).
+  row_start: the first token of every window is the separator, in place of the text's own, so that all
+  rows begin alike (attention sinks).
   """
 
   source: str
   seq_len: Count
   batch_size: Count
   tokenizer: Annotated[object, TOKENIZERS] = ByteTokenizerConfig()
-  packing: Literal["windows", "packed"] = "windows"
+  packing: Literal["windows", "packed", "records"] = "windows"
   shuffle: bool = True
   num_workers: Annotated[int, Range(0, 1024)] = 0
   sequence_seeds: bool = False
+  row_start: bool = False
 
   def __post_init__(self):
+    if self.row_start and is_store(self.source):
+      raise ConfigError(
+        "data.row_start with a store: its rows are read in pieces as they are; set data.source to the "
+        "text itself"
+      )
+    if self.row_start and self.packing == "packed":
+      raise ConfigError(
+        "data.row_start with data.packing = 'packed': documents begin inside a row there; set packing "
+        "= 'windows'"
+      )
     if self.packing == "packed" and self.seq_len < 2:
       raise ConfigError("data.seq_len = 1 leaves a packed segment no target; wanted 2 or more")
 
@@ -69,10 +84,18 @@ class TextData(DataConfig):
     """The tokenizer; one that is trained here reads the train split the first time."""
     if is_store(self.source):
       return store_tokenizer(folder_of(self.source), self.tokenizer)
-    corpus = open_corpus(self.source)
-    return self.tokenizer.load(
-      lambda: corpus.documents("train"), corpus.fingerprint, data_dir() / "tokenizers"
-    )
+    if self.packing == "records":  # the files are not read for a fingerprint
+      content = content_of(*record_files(self.source, "train"))
+      train = lambda: open_corpus(self.source).documents("train")  # noqa: E731
+    else:
+      corpus = open_corpus(self.source)
+      content, train = corpus.fingerprint, lambda: corpus.documents("train")
+    return self.tokenizer.load(train, content, data_dir() / "tokenizers")
+
+  @property
+  def start(self) -> int | None:
+    """The token that every row begins with, or None."""
+    return self.load_tokenizer().separator if self.row_start else None
 
   def store(self, split: str) -> TokenStore | ShardedStore:
     """All tokens of a split: of a store, from the cache, or tokenised now."""
@@ -84,6 +107,12 @@ class TextData(DataConfig):
       open_corpus(self.source), split, self.load_tokenizer(), data_dir() / "tokens"
     )
 
+  def records(self, split: str) -> RecordRows:
+    """The records of a split by number. DataError for a source that has none."""
+    check_split(split)
+    paths, feature = record_files(self.source, split)
+    return RecordRows(paths, feature, self.load_tokenizer(), self.seq_len)
+
   def build(
     self,
     split: str,
@@ -94,11 +123,14 @@ class TextData(DataConfig):
     repeat: bool = True,
   ) -> grain.IterDataset:
     """Batches for ever (training), or one pass in corpus order with every target once (evaluation)."""
-    store = self.store(split)
+    if self.packing == "records":
+      rows = store = self.records(split)
+    else:
+      store = self.store(split)
     if self.packing == "packed":
       rows = Packed(store, self.seq_len, seed=seed if repeat and self.shuffle else None)
-    else:
-      rows = Windows(store, self.seq_len, whole=repeat)
+    elif self.packing == "windows":
+      rows = Windows(store, self.seq_len, whole=repeat, start=self.start)
     lanes = (
       self.shuffle and repeat and isinstance(store, ShardedStore) and self.packing == "windows"
     )
@@ -122,6 +154,7 @@ class TextData(DataConfig):
   def _position_of(self, store: TokenStore) -> str:
     """What a saved position depends on besides seed and batch size."""
     said = f"{store.fingerprint} {self.seq_len} {self.packing} {self.shuffle}"
+    said += " start" * self.row_start
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -143,7 +176,7 @@ def evaluation_batches(
   """
   if seq_len < 1:
     raise DataError(f"seq_len = {seq_len}: wanted 1 or more")
-  rows = Windows(cfg.store(split), seq_len, whole=False)
+  rows = Windows(cfg.store(split), seq_len, whole=False, start=cfg.start)
   if num_tokens is not None:
     rows.length = min(rows.length, max(num_tokens // seq_len, 1))
   return iter(

@@ -58,7 +58,7 @@ def summarise(
           "label": row.label or row.name,
           "scale": scale_name,
           "size": size,
-          "trained": not row.evaluate_from,
+          "trained": not row.evaluate_from and not row.computes,
           "seeds": sorted(seeds),
           "cells": cells,
           "published": {

@@ -36,6 +36,9 @@ def resolve(table: Table, row: Row, scale: Scale, size: str, seed: int) -> dict:
   """The configuration that a row trains: file, then scale, then size, then row, then seed."""
   from jaxlm.training.config import load_config
 
+  if row.computes:
+    settings = {**scale.overrides, **scale.sizes[size], **row.settings, "seed": seed}
+    return plain(settings)
   path, _, argument = (scale.configs.get(row.name) or scale.config or row.config).partition(":")
   if (
     not pathlib.Path(path).is_file() and (ROOT / path).is_file()
@@ -100,6 +103,10 @@ def run_rows(
               raise ConfigError(
                 f"row {source.name!r}, whose checkpoint it evaluates, has not finished"
               )
+          elif row.computes:
+            trained = Trained(config, None, str(path))
+            with record.training(path), record.cost(record.made_by()) as evaluation:
+              measured = table.measure(trained, lambda multiple: {})
           else:
             if row.begins_from:
               origin = folder(workdir, size, row.begins_from, seed)
@@ -113,9 +120,10 @@ def run_rows(
               trained = train(config, path)
             if any(r.evaluate_from == row.name for r in order):
               last[row.name] = trained
-          with record.cost(record.made_by()) as evaluation:
-            asked = trained._replace(settings=row.settings) if row.settings else trained
-            measured = table.measure(asked, row.overrides_at or (lambda multiple: {}))
+          if not row.computes:
+            trained = trained._replace(settings=row.settings or {})
+            with record.cost(record.made_by()) as evaluation:
+              measured = table.measure(trained, row.overrides_at or (lambda multiple: {}))
           run = folder(workdir, size, source.name, seed)
           made = {"training": record.starts(run), "evaluation": evaluation}
           made |= {"trace": record.loss_trace(run)} if row is source else {}
@@ -123,9 +131,10 @@ def run_rows(
           say(f"{where}: {_short(measured.numbers)}  ({time.time() - start:.0f} s)")
         except KeyboardInterrupt:
           raise
-        except Exception as error:  # one row's failure must not cost the night's other rows
+        except Exception as error:  # the other rows are run all the same
           failed[size, row.name, seed] = f"{type(error).__name__}: {error}"
-          say(f"{where}: failed, the others go on\n{traceback.format_exc()}")
+          about = error if isinstance(error, ConfigError) else traceback.format_exc()
+          say(f"{where}: failed, the others go on\n{about}")
   return failed
 
 
@@ -135,9 +144,9 @@ def in_order(table: Table, wanted: Sequence[Row]) -> list[Row]:
   """
   needed = [r for row in wanted for r in (*table.before(row), row)]
   order: list[Row] = []
-  for row in (r for r in table.rows if r.config and r in needed):
+  for row in (r for r in table.rows if not r.evaluate_from and r in needed):
     order += [r for r in (*table.before(row), row) if r not in order]
-  return order + [r for r in table.rows if not r.config and r in needed]
+  return order + [r for r in table.rows if r.evaluate_from and r in needed]
 
 
 def results(table: Table, scale_name: str, workdir) -> dict[tuple[str, str, int], dict]:
@@ -174,7 +183,7 @@ def identity_of(table: Table, row: Row, scale: Scale, size: str, seed: int) -> s
     [override(config, row.overrides_at(m)) for m in PROBED_MULTIPLES] if row.overrides_at else []
   )
   extra += [resolve(table, before, scale, size, seed) for before in table.before(source)]
-  extra += [dict(row.settings)] if row.settings else []
+  extra += [dict(row.settings)] if row.settings and not row.computes else []
   for value in config.get("data", {}).values():
     for source in value if isinstance(value, (list, tuple)) else [value]:
       if str(source).startswith(("text:", "bytes:", "array_record:")):

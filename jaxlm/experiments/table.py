@@ -44,9 +44,11 @@ class Row:
   evaluate_from: name of a row whose trained parameters this row evaluates; nothing is trained then,
   and `overrides_at(multiple)` gives the overrides of an evaluation at `multiple` times the training
   length.
-  settings: what the table's measure is told about this row (`Trained.settings`), plain values.
   begins_from: name of a row whose trained parameters this row's training begins with
   (`train.init_from`): that row is trained first.
+  settings: plain values that the measure finds in `Trained.settings`: which reading of a checkpoint
+  this row is. A row with neither config nor evaluate_from trains nothing and reads no checkpoint; its
+  settings, behind the scale's and the size's overrides and with the seed, are `Trained.config`.
   """
 
   name: str
@@ -56,18 +58,23 @@ class Row:
   evaluate_from: str = ""
   overrides_at: Callable[[float], Mapping[str, Any]] | None = None
   begins_from: str = ""
-  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  settings: Mapping[str, Any] | None = None
 
   def __post_init__(self):
-    if bool(self.config) == bool(self.evaluate_from):
+    if bool(self.config) == bool(self.evaluate_from) and not self.computes:
       raise ConfigError(
-        f"row {self.name!r} needs either a config to train or evaluate_from, a row whose checkpoint it "
-        f"evaluates"
+        f"row {self.name!r} needs either a config to train, or evaluate_from, a row whose checkpoint it "
+        f"evaluates, or settings to compute with"
       )
     if self.begins_from and not self.config:
       raise ConfigError(
         f"row {self.name!r} trains nothing, so it cannot begin from {self.begins_from!r}"
       )
+
+  @property
+  def computes(self) -> bool:
+    """Whether the row is its settings alone."""
+    return self.settings is not None and not self.config and not self.evaluate_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +114,8 @@ class Measured(NamedTuple):
 
 
 class Trained(NamedTuple):
-  """A finished training run as a measure sees it. config: the resolved plain mapping. settings: of the
-  row that is measured."""
+  """A finished training run as a measure sees it. config: the resolved plain mapping; of a row that
+  only computes, its settings and the seed, and params is None. settings: the row's own."""
 
   config: dict
   params: Any

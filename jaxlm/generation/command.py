@@ -4,7 +4,7 @@ written.
 
 from jaxlm import json_text
 from jaxlm.commands.exits import command
-from jaxlm.commands.flags import CONFIG, Parser, whole
+from jaxlm.commands.flags import CONFIG, Parser, parse_flags, whole
 from jaxlm.config import ConfigError, check_seed
 from jaxlm.generation.base import ENGINES, Options, engine_class
 from jaxlm.generation.processors import PROCESSORS
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     "jaxlm generate",
     description=USAGE.format(engines=", ".join(ENGINES.table)),
     others=CONFIG,
+    bare="--run",
     example='jaxlm generate --run runs/tiny --prompt "Call me"',
   )
   parser.add_argument(
@@ -105,7 +106,6 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--step", type=whole, default=None, help="checkpoint; default: the newest")
   parser.add_argument("--ema", action="store_true", help="the average of the parameters")
   parser.add_argument("--json", action="store_true", help="one JSON object per continuation")
-  from jaxlm.training.config import parse_flags
   from jaxlm.training.saved_config import config_of
 
   argv, process = _process_flags(argv)

@@ -14,12 +14,12 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.layers.attend import attend
 from jaxlm.layers.cache import Keys, KVCache, empty_cache, written_and_seen
 from jaxlm.layers.linear import linear
-from jaxlm.layers.mixer import Mixer
+from jaxlm.layers.mixer import Context, Mixer, given_or_plain
 from jaxlm.layers.norms import NORMS
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, weights, zeros
-from jaxlm.ranges import Count, Positive
+from jaxlm.ranges import Count, Natural, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class AttentionConfig(Mixer):
   heads together.
   softcap: c tanh(score / c). scale: of the scores, default 1 / sqrt(head_dim).
   implementation: of the attention kernel; None = best for the platform.
+  prefix: the first so many tokens of a document see one another whole (prefix LM); there is no
+  decoding state then, and biases of position count a token of the prefix as its last.
   """
 
   num_heads: Count
@@ -51,8 +53,11 @@ class AttentionConfig(Mixer):
   softmax1: bool = False
   implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = None
   causal: bool = True
+  prefix: Natural = 0
 
   def __post_init__(self):
+    if self.prefix and not self.causal:
+      raise ConfigError("prefix with causal = False: every token sees all others already; set one")
     if self.num_kv_heads is not None and (
       self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads
     ):
@@ -83,7 +88,14 @@ class AttentionConfig(Mixer):
   def stack_key(self):
     """All that decides which parameters there are."""
     return dataclasses.replace(
-      self, window=None, softcap=None, scale=None, softmax1=False, implementation=None, causal=True
+      self,
+      window=None,
+      softcap=None,
+      scale=None,
+      softmax1=False,
+      implementation=None,
+      causal=True,
+      prefix=0,
     )
 
   def build(self, d_model: int, dtype: str, name=None) -> nn.Module:
@@ -92,6 +104,11 @@ class AttentionConfig(Mixer):
   def init_state(
     self, d_model: int, batch_size: int, max_len: int, dtype, rewindable: int = 0
   ) -> KVCache:
+    if self.prefix:
+      raise ConfigError(
+        f"prefix = {self.prefix}: the tokens of a prefix see later ones, so there is nothing to cache; "
+        "run the model on the whole sequence again"
+      )
     if not self.causal:
       raise ConfigError(
         "causal = False: every token changes all others, so there is nothing to cache; run the model on "
@@ -106,16 +123,22 @@ class Attention(nn.Module):
 
   cfg: AttentionConfig
   d_model: int
-  dtype: str
+  dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x_BTD, context, state: KVCache | None = None):
+  def __call__(self, x_BTD, context: Context | None = None, state: KVCache | None = None):
+    context = given_or_plain(context, x_BTD, state)
     cfg, w, D = self.cfg, weights(self, self.dtype), self.d_model
     heads, position = cfg.heads(D), cfg.position or NoPosition()
     N, K, H = heads.num_heads, heads.num_kv_heads, heads.head_dim
 
+    source_BTD = self.scored_by(x_BTD, context)
+
     def project(letter, count, axis):
-      y = linear(x_BTD, w(f"w_{letter}", (D, count, H), ("embed", axis, "head_dim")))
+      y = linear(
+        x_BTD if letter == "v" else source_BTD,
+        w(f"w_{letter}", (D, count, H), ("embed", axis, "head_dim")),
+      )
       return (
         y + w(f"b_{letter}", (count, H), (axis, "head_dim"), init=zeros)[None, None]
         if cfg.use_bias
@@ -146,12 +169,17 @@ class Attention(nn.Module):
       self, heads, q_BTNH, k_BTKH, x_BTD, context, shared, None if state is None else state.position
     )
     q_BTNH, k_BTKH, v_BTKH = tap(self, "q", q_BTNH), tap(self, "k", k_BTKH), tap(self, "v", v_BTKH)
+    q_BTNH, k_BTKH = self.compared(q_BTNH, k_BTKH, context)
 
     def bias(key_info):
       return position.bias(self, heads, info, key_info, shared)
 
     if state is None:
       segment_ids_BT = context.segment_ids_BT if context.packed else None
+      sight = {}
+      if cfg.prefix:
+        late_BT = jnp.maximum(cfg.prefix - 1 - context.positions_BT, 0)
+        sight["q_index_BT"] = jnp.arange(late_BT.shape[1], dtype=jnp.int32)[None] + late_BT
       o_BTNH = self._attend(
         q_BTNH,
         k_BTKH,
@@ -159,6 +187,7 @@ class Attention(nn.Module):
         bias(info),
         q_segment_ids_BT=segment_ids_BT,
         kv_segment_ids_BS=context.key_segment_ids_BT,
+        **sight,
         structure=context.structure,
       )
     else:
@@ -183,6 +212,14 @@ class Attention(nn.Module):
     y_BTD = linear(tap(self, "heads", o_BTNH.astype(self.dtype)), w_o_NHD, contract=2)
     biased = cfg.use_bias if cfg.output_bias is None else cfg.output_bias
     return (y_BTD + w("b_o", (D,), ("embed",), init=zeros)[None, None] if biased else y_BTD), state
+
+  def scored_by(self, x_BTD, context):
+    """What queries and keys are projected from, (B, T, D); values are always of x."""
+    return x_BTD
+
+  def compared(self, q_BTNH, k_BTKH, context):
+    """The queries and keys whose products are the scores, of those behind the position encoding."""
+    return q_BTNH, k_BTKH
 
   def _normed(self, name, x_BTNH, axis):
     norm = self.cfg.qk_norm

@@ -16,7 +16,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.layers.attend import attend
 from jaxlm.layers.cache import Keys, KVCache, empty_cache, written_and_seen
 from jaxlm.layers.fast_weights import FastWeightConfig, Memory, MemoryState
-from jaxlm.layers.mixer import Mixer
+from jaxlm.layers.mixer import Context, Mixer, given_or_plain
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.positions.rope import RoPE
@@ -105,10 +105,11 @@ class LaCT(nn.Module):
 
   cfg: LaCTConfig
   d_model: int
-  dtype: str
+  dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x_BTD, context, state: LaCTState | None = None):
+  def __call__(self, x_BTD, context: Context | None = None, state: LaCTState | None = None):
+    context = given_or_plain(context, x_BTD, state)
     cfg, w, D = self.cfg, weights(self, self.dtype), self.d_model
     heads, position = cfg.heads(D), cfg.position or NoPosition()
     N, H, M = heads.num_heads, heads.head_dim, cfg.fast.num_heads

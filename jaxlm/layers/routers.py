@@ -100,7 +100,7 @@ class Learned:
 
   learned = True
   level = None
-  implementation: Literal["xla", "reference"] | None = None
+  implementation: Literal["xla", "reference", "pallas"] | None = None
 
   def build(self, d_model, dtype, name=None):
     return LearnedRouter(self, d_model, dtype, name=name)
@@ -127,6 +127,7 @@ class LearnedRouter(nn.Module):
       valid_BT=view.valid_BT,
       previous_BD=latest(state),
       implementation=self.cfg.implementation,
+      spec=nn.logical_to_mesh_axes(("batch", "seq", "embed_act")),
     )
     return decision, None if state is None else last_valid(x_BTD, view.valid_BT, state)
 

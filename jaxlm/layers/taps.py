@@ -30,6 +30,7 @@ class Edit:
   None: everywhere.
   layer: int32, the number of the layer, given to fn; fn: a function of (x, layer) that JAX can
   trace.
+  keep_norm: the result is scaled to the norm that x had, along the last axis.
   """
 
   scale: Any = None
@@ -38,6 +39,7 @@ class Edit:
   mask: Any = None
   layer: Any = None
   fn: Callable | None = struct.field(pytree_node=False, default=None)
+  keep_norm: bool = struct.field(pytree_node=False, default=False)
 
   def __call__(self, x):
     y, like = x, lambda v, dtype=x.dtype: _of_rank(jnp.asarray(v, dtype), x.ndim)
@@ -54,7 +56,19 @@ class Edit:
         f"an edit turns an activation of shape {x.shape} into {y.shape}; scale, add, value and mask must "
         f"broadcast to it, and fn must keep it"
       )
+    if self.keep_norm:
+      y = _with_norm_of(x, y)
     return y.astype(x.dtype)
+
+
+def _with_norm_of(x, y):
+  """y |x| / |y| along the last axis; a zero y stays 0."""
+
+  def norm(v):
+    return jnp.sqrt(jnp.sum(jnp.square(v.astype(jnp.float32)), axis=-1, keepdims=True))
+
+  of_y = norm(y)
+  return y.astype(jnp.float32) * (norm(x) / jnp.where(of_y == 0, 1.0, of_y))
 
 
 def _of_rank(v, rank: int):

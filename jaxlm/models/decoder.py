@@ -11,11 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import checked
+from jaxlm.config import ConfigError, checked
 from jaxlm.layers import stack
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
-from jaxlm.layers.lexinvariant import check_embedding, check_packing
+from jaxlm.layers.fixed_stream import FixedStreamConfig
+from jaxlm.layers.lexinvariant import LexinvariantConfig, check_embedding, check_packing
 from jaxlm.layers.mixer import MIXERS, Context, PatternConfig, layers_of
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import NORMS, RMSNormConfig
@@ -41,7 +42,8 @@ class DecoderConfig(ModelConfig):
   float32.
   loss_chunk: positions of the sequence whose logits exist at a time, so that (B, T, V) never does;
   None: by size.
-  final_norm: False leaves out the norm in front of the head.
+  final_norm: False leaves out the norm in front of the head. fixed_stream: see layers.fixed_stream;
+  such a model does not decode token by token.
   """
 
   vocab_size: Count
@@ -60,8 +62,14 @@ class DecoderConfig(ModelConfig):
   dtype: Dtype = "float32"
   loss_chunk: Count | None = None
   final_norm: bool = True
+  fixed_stream: FixedStreamConfig | None = None
 
   def __post_init__(self):
+    if self.fixed_stream is not None and isinstance(self.embedding, LexinvariantConfig):
+      raise ConfigError(
+        "fixed_stream with a lexinvariant embedding: a table that differs between rows has no fixed "
+        "stream; leave one of them out"
+      )
     check_embedding(self.embedding, self.tie_embeddings)
     for mixer in self.mixers:
       mixer.heads(self.d_model)
@@ -107,7 +115,7 @@ class DecoderConfig(ModelConfig):
 
   @property
   def decodes(self) -> bool:
-    return True
+    return self.fixed_stream is None
 
   @property
   def why_unstructured(self) -> str | None:
@@ -137,6 +145,10 @@ class DecoderConfig(ModelConfig):
     """The state before the first token; at most max_len tokens per row may follow, and each row can
     go back by `rewindable` tokens.
     """
+    if not self.decodes:
+      raise ConfigError(
+        "a model with fixed_stream has no decoding state; run it on the whole sequence again"
+      )
     position = (
       self.position.init_model_state(self.heads, batch_size) if self.heads is not None else ()
     )
@@ -269,9 +281,15 @@ class Decoder(nn.Module):
     packed = segment_ids_BT is not None or positions_BT is not None
     segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
     positions_BT = positions_in_segment(segment_ids_BT) if positions_BT is None else positions_BT
+    B, rows = tokens_BT.shape[0], 0
+    if cfg.fixed_stream is not None:
+      tokens_BT, segment_ids_BT, positions_BT, rows = cfg.fixed_stream.append(
+        tokens_BT, segment_ids_BT, positions_BT
+      )
     context = Context(
       segment_ids_BT,
       positions_BT,
+      num_fixed_rows=rows,
       depth=2 * cfg.num_layers,
       packed=packed,
       lexicon=lexicon,
@@ -287,9 +305,13 @@ class Decoder(nn.Module):
     x_BTD, context, position_state = self.position(
       x_BTD, context, state.position if state else None
     )
+    if rows:
+      x_BTD = cfg.fixed_stream.set(x_BTD, rows)
     x_BTD = tap(self, "embedded", x_BTD)
     layers = state.layers if state else stack.no_states(cfg.mixers, cfg.period)
     x_BTD, layers = self.blocks(x_BTD, context, layers)
+    if rows:
+      x_BTD, context = x_BTD[:B], context.replace(tokens_BT=tokens_BT[:B])
     h_BTD = tap(self, "final", self.final_norm(x_BTD))
     if state:
       valid_B = jnp.sum((segment_ids_BT != 0).astype(jnp.int32), axis=1)

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
@@ -186,6 +187,10 @@ class HNetConfig(ModelConfig):
     from jaxlm.models.hnet import HNet  # the network's file imports this one
 
     return HNet(self)
+
+  def example(self, length: int = 8) -> dict[str, jax.ShapeDtypeStruct]:
+    """As many rows as one buffer of chunks takes."""
+    return {"tokens": jax.ShapeDtypeStruct((self.join.rows_per_buffer, length), jnp.int32)}
 
   def init_state(self, batch_size: int, max_len: int, rewindable: int = 0) -> HNetState:
     """The state before the first byte; at most max_len bytes per row may follow, and each row can

@@ -7,10 +7,10 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jaxlm.config import checked
+from jaxlm.config import ConfigError, checked
 from jaxlm.models.score import lexicon_of
 from jaxlm.objectives.base import LossOutput, Objective, Pair
-from jaxlm.ranges import NonNegative
+from jaxlm.ranges import Natural, NonNegative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,19 @@ class NextToken(Objective):
 
   z_loss: keeps the softmax's denominator near 1; 0 switches it off. Reported as `loss` (without the
   z term) and, where it is on, `z` (mean (log z)^2).
+  prefix: targets inside the first so many tokens weigh 0: a prefix LM sees them.
   """
 
   z_loss: NonNegative = 0.0
+  prefix: Natural = 0
+
+  def check(self, cfg) -> None:
+    longest = max((getattr(mixer, "prefix", 0) for mixer in cfg.model.mixers), default=0)
+    if longest > self.prefix:
+      raise ConfigError(
+        f"model.mixer.prefix = {longest}, but objective.prefix = {self.prefix}: the model would see "
+        f"its targets; set objective.prefix = {longest}"
+      )
 
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     score = model.apply(
@@ -35,6 +45,8 @@ class NextToken(Objective):
       **lexicon_of(model.cfg, batch, train=train),
     )
     w_BT = batch["loss_weights"]
+    if self.prefix:
+      w_BT = w_BT * (batch["positions"] >= self.prefix - 1)
     weight = jnp.sum(w_BT)
 
     # Where the weight is 0 nothing counts, whatever an unused position says.

@@ -3,6 +3,7 @@
 One process writes, the first.
 """
 
+import io
 import json
 import math
 
@@ -76,10 +77,16 @@ class Writer:
 
 def plot(workdir) -> None:
   """curves.png: training and evaluation loss, gradient norm and learning rate over steps."""
+  data = picture(read(workdir))
+  if data:
+    (folder_path(workdir) / CURVES).write_bytes(data)
+
+
+def picture(records: list[dict]) -> bytes:
+  """The curves of a run as a PNG; nothing where no number is written."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  records = read(workdir)
   evals = sorted(
     {k for r in records for k in r if k.startswith("eval/") and ("loss" in k or "perplexity" in k)}
   )
@@ -92,7 +99,7 @@ def plot(workdir) -> None:
   panels = [[k for k in names if any(_number(r.get(k)) for r in records)] for names in panels]
   panels = [names for names in panels if names]
   if not panels:
-    return
+    return b""
   figure = Figure(figsize=(6, 2.4 * len(panels)), layout="constrained")
   FigureCanvasAgg(figure)
   for i, names in enumerate(panels):
@@ -104,7 +111,9 @@ def plot(workdir) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
   axes.set_xlabel("step")
-  figure.savefig(folder_path(workdir) / CURVES, dpi=130)
+  file = io.BytesIO()
+  figure.savefig(file, dpi=130, format="png")
+  return file.getvalue()
 
 
 def _number(value) -> bool:

@@ -136,6 +136,40 @@ def test_a_checkpoint_row_evaluates_another_rows_parameters_and_trains_nothing(t
   assert results["", "pi", 0]["numbers"] == {"ppl@1x": 1.0, "ppl@2x": 1.0}
 
 
+def test_a_row_of_settings_computes_and_one_that_reads_a_checkpoint_is_told_its_own(
+  table, tmp_path
+):
+  seen = []
+
+  def measure(trained, overrides_at):
+    seen.append((dict(trained.config), trained.params, dict(trained.settings)))
+    return Measured({"ppl@1x": 3.0}, {}, {})
+
+  alone = dataclasses.replace(
+    table,
+    rows=[Row("a", settings={"n": 1, "m": 2})],
+    scales={"smoke": Scale("", overrides={"n": 7, "k": 5})},
+    published={},
+    claims={},
+    figure=None,
+    measure=measure,
+  )
+  assert Trainer().run(alone, tmp_path / "w") == {}
+  assert seen == [({"n": 1, "k": 5, "m": 2, "seed": 0}, None, {})]
+  result = runner.results(alone, "smoke", tmp_path / "w")["", "a", 0]
+  assert result["numbers"] == {"ppl@1x": 3.0} and len(result["training"]) == 1
+  assert Trainer().run(alone, tmp_path / "w") == {} and len(seen) == 1  # finished
+  other = dataclasses.replace(alone, rows=[Row("a", settings={"n": 2, "m": 2})])
+  assert "another configuration" in Trainer().run(other, tmp_path / "w")["", "a", 0]
+  told = Row("pi", evaluate_from="rope", settings={"reading": "x"})
+  rows = [table.row("rope"), told]
+  of_rope = dataclasses.replace(table, rows=rows, published={}, claims={}, measure=measure)
+  assert Trainer().run(of_rope, tmp_path / "v") == {}
+  assert [settings for *_, settings in seen[1:]] == [{}, {"reading": "x"}]
+  with pytest.raises(ConfigError, match="or settings to compute with"):
+    Row("nothing")
+
+
 def test_a_row_begins_from_another_row_s_checkpoint_which_is_trained_first(table, tmp_path):
   rows = [
     dataclasses.replace(table.row("big"), name="second", begins_from="first"),

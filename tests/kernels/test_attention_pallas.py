@@ -223,6 +223,8 @@ def test_it_is_chosen_on_tpus_only_where_the_estimate_is_better(monkeypatch):
 
   assert chosen(512, table) == chosen(600, table, slope) == "pallas"
   assert chosen(256, table) == chosen(512, slope) == chosen(512, table, cope) == "xla"
+  assert chosen(256) == chosen(512) == "pallas"  # one block of keys: splash is slower
+  assert chosen(128) == chosen(1024) == "splash"
   monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: type("", (), dict(size=4)))
   assert chosen(512, table) == "xla"  # not partitioned without a spec
   assert chosen(512, table, spec=jax.P("data")) == "pallas"

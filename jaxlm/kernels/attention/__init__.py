@@ -2,7 +2,15 @@
 
 from jaxlm.kernels.attention.api import attention, attention_weights
 from jaxlm.kernels.attention.bias import BucketBias, CoPE, KeyBias, LinearBias, relative_bucket
+from jaxlm.kernels.attention.similarity import (
+  Kind,
+  Weights,
+  as_distribution,
+  similarity_attention,
+  similarity_weights,
+)
 from jaxlm.kernels.attention.structure import BlockDiffusionMask, SetMask, TreeMask
+from jaxlm.kernels.operation import callable_package
 
 __all__ = [
   "attention",
@@ -12,7 +20,14 @@ __all__ = [
   "BucketBias",
   "CoPE",
   "relative_bucket",
+  "Kind",
+  "Weights",
+  "as_distribution",
+  "similarity_attention",
+  "similarity_weights",
   "BlockDiffusionMask",
   "SetMask",
   "TreeMask",
 ]
+
+callable_package(attention)

@@ -5,7 +5,7 @@ Axes: B batch, T queries, S keys, N query heads, K kv heads, H head_dim of q and
 
 import jax.numpy as jnp
 
-from jaxlm.kernels.attention import blocks, cudnn, pallas_tpu, reference, splash, xla
+from jaxlm.kernels.attention import blocks, cudnn, pallas_gpu, pallas_tpu, reference, splash, xla
 from jaxlm.kernels.attention.reference import Rule, Sight
 from jaxlm.kernels.choices import note
 
@@ -15,16 +15,17 @@ _supports = {
   "cudnn": cudnn.supports,
   "splash": splash.supports,
   "pallas": pallas_tpu.supports,
+  "pallas_gpu": pallas_gpu.supports,
 }
 
 
 def best(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str:
-  """The platform's fused kernel where it covers the case, else dense when small, else by blocks."""
-  for fused in ("splash", "cudnn", "pallas"):
-    if sight.structure is not None:
-      break
-    if fused == "pallas" and not blocks.pallas_pays(q.shape[1], k.shape[1], biases):
-      continue
+  """Ours where its estimate is better, else the platform's fused kernel where it covers the case, else
+  dense when small, else by blocks.
+  """
+  pays = blocks.pallas_pays(q.shape[1], k.shape[1], biases)
+  fused_forms = (*(("pallas",) if pays else ()), "splash", "cudnn")
+  for fused in fused_forms if sight is None or sight.structure is None else ():
     if _supports[fused](q, k, v, sight, biases, rule, spec) is None:
       return fused
   return "reference" if q.shape[1] * k.shape[1] <= blocks.DENSE_SCORES else "xla"
@@ -72,13 +73,14 @@ def attention(
   structure: None, or TreeMask, SetMask, BlockDiffusionMask: a pair must be seen by it too.
   implementation: None (best for the platform), "reference", "xla", "cudnn", "splash", "pallas"
   (ours, for TPUs: with
-    LinearBias, KeyBias, BucketBias and softmax1). A named one that does not cover the case raises
+    LinearBias, KeyBias, BucketBias and softmax1), "pallas_gpu" (the same for Hopper GPUs; never run
+    on one, hence never the best). A named one that does not cover the case raises
     NotImplementedError.
-  spec: PartitionSpec of q under the context mesh (batch, None, heads, None), used by splash and
-  pallas, which are not
+  spec: PartitionSpec of q under the context mesh (batch, None, heads, None), used by splash, pallas
+  and pallas_gpu, which are not
     partitioned by the compiler.
   """
-  sight, biases, rule = _prepared(
+  sight, biases, rule = prepared(
     q_BTNH,
     k_BSKH,
     v_BSKF.shape,
@@ -111,13 +113,15 @@ def attention(
     named=implementation is not None,
     refused=lambda: {
       fused: _supports[fused](q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
-      for fused in ("splash", "cudnn", "pallas")
+      for fused in ("splash", "cudnn", "pallas", "pallas_gpu")
     },
   )
   if impl == "splash":
     return splash.attention(q_BTNH, k_BSKH, v_BSKF, q_segment_ids_BT, rule, spec)
   if impl == "cudnn":
     return cudnn.attention(q_BTNH, k_BSKH, v_BSKF, rule)
+  if impl == "pallas_gpu":
+    return pallas_gpu.attention(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
   if impl == "pallas":
     return pallas_tpu.attention(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
   return (reference if impl == "reference" else xla).attention(
@@ -146,7 +150,7 @@ def attention_weights(
 
   Arguments as of `attention`. For looking at models: memory grows with T S.
   """
-  sight, biases, rule = _prepared(
+  sight, biases, rule = prepared(
     q_BTNH,
     k_BSKH,
     k_BSKH.shape,
@@ -167,7 +171,7 @@ def attention_weights(
   return p_BNTS / jnp.where(l_BNT1 == 0, 1.0, l_BNT1)
 
 
-def _prepared(
+def prepared(
   q_BTNH,
   k_BSKH,
   v_shape,

@@ -1,0 +1,130 @@
+"""Attacks on activations by model size (arXiv 2312.02780): how many chosen tokens a free perturbation
+of a positions controls.
+
+  python experiments/actattack/scaling.py --scale smoke
+
+Targets are random tokens. t_max(a) is the largest number of targets that at least 80 % of the attacks
+reach; kappa is its slope over a, and chi = d 16 / (kappa log2 V) counts bits in per bit out. A real
+checkpoint: `jaxlm convert --from hf FOLDER --to OUT` and
+`jaxlm.analysis.activation_attack.attacker(Attack(), jaxlm.open_model(OUT), context, target)`.
+"""
+
+import numpy as np
+
+from jaxlm.experiments import Column, Figure, Measured, Row, Scale, Table
+
+CONFIG = "configs/attnsink/tiny.py"
+POSITIONS = (1, 2, 3, 4)
+LENGTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40)
+CONTEXT, ATTACKS, STEPS = 8, 10, 200
+
+
+def measure(trained, overrides_at) -> Measured:
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.analysis import activation_attack as aa
+  from jaxlm.experiments.readings import opened, validation
+
+  model = opened(trained)
+  V, D = model.config.vocab_size, model.config.d_model
+  rng = np.random.default_rng(trained.config["seed"])
+  context = validation(model.data, ATTACKS)["tokens"][:, :CONTEXT]
+  targets = rng.integers(0, V - 1, (ATTACKS, LENGTHS[-1]))
+  attack = aa.Attack(steps=STEPS)
+  sized = aa.attacker(attack, model, context, targets)
+  most = [aa.most_targets(sized, a, LENGTHS, attack.threshold)[0] for a in POSITIONS]
+  fit = aa.line(POSITIONS, most)
+
+  @jax.jit
+  def last(params, rows):
+    return jax.nn.log_softmax(model.config.build().apply({"params": params}, rows)[:, -1])
+
+  def read(rows):
+    return np.asarray(last(model.params, jnp.asarray(rows)))
+
+  reached = []
+  for b in range(ATTACKS):
+    goal = int(targets[b, 0])
+    found, _ = aa.token_attack(lambda rows, goal=goal: read(rows)[:, goal], context[b], V, 4)
+    whole = np.repeat(found[None], V, axis=0)  # of the same shape, so that one program serves all
+    reached.append(int(read(whole)[0].argmax()) == goal)
+  numbers = {f"t@{a}": float(t) for a, t in zip(POSITIONS, most)}
+  numbers |= {name: fit[name] for name in ("kappa", "intercept", "r2")}
+  numbers |= {
+    "chi": aa.resistance(fit["kappa"], D, V),
+    "tokens": 100 * float(np.mean(reached)),
+    "token_bits": 4 * np.log2(V),
+    "activation_bits": aa.resistance(fit["kappa"], D, V) * np.log2(V),
+  }
+  numbers = {name: float(x) for name, x in numbers.items() if np.isfinite(x)}
+  notes = {} if "chi" in numbers else {"chi": "t_max does not grow with a"}
+  return Measured(numbers, notes, {"t_max": [float(t) for t in most]})
+
+
+SIZES = (16, 32, 64, 128)
+ROWS = [
+  Row(
+    f"d{d}",
+    CONFIG,
+    {
+      "model.mixer": dict(kind="attention", num_heads=max(2, d // 16)),
+      "model.d_model": d,
+      "model.mlp.d_ff": 2 * d,
+    },
+    label=f"width {d}",
+  )
+  for d in SIZES
+]
+CHI = "chi, bits per bit"
+
+TABLE = Table(
+  name="actattack",
+  title="Tokens that a free perturbation of a positions controls",
+  rows=ROWS,
+  columns=[
+    *(Column(f"t_max, a = {a}", f"t@{a}", 0) for a in POSITIONS),
+    Column("kappa", "kappa", 2),
+    Column("R^2 of the line", "r2", 3),
+    Column(CHI, "chi", 1),
+    Column("one token by 4 tokens, %", "tokens", 0),
+    Column("bits of 4 tokens", "token_bits", 0),
+    Column("bits of activations per token", "activation_bits", 0),
+  ],
+  scales={
+    "smoke": Scale(
+      "3 layers of width 16 to 128, 800 steps of 32 rows of 64 bytes; 10 attacks of 200 steps; about two "
+      "minutes a row on one core",
+      num_seeds=3,
+      overrides={"train.steps": 800, "train.keep_every": 800, "train.save_every": 800},
+    ),
+    "small": Scale(
+      "6 layers, the same widths, 10,000 steps of 64 rows of 256 bytes",
+      num_seeds=3,
+      overrides={
+        "model.num_layers": 6,
+        "model.unroll": 6,
+        "data.seq_len": 256,
+        "data.batch_size": 64,
+        "train.steps": 10_000,
+      },
+    ),
+  },
+  measure=measure,
+  source="arXiv 2312.02780: chi between 16 and 25 over two orders of magnitude of size (its abstract)",
+  claims={
+    "t_max is linear in a (R^2 of 0.9 at every width)": lambda t: (
+      min(t[row.name, "R^2 of the line"] for row in ROWS) - 0.9
+    ),
+    "chi is about the same at every width (within a factor of 2)": lambda t: (
+      2 - max(t[row.name, CHI] for row in ROWS) / min(t[row.name, CHI] for row in ROWS)
+    ),
+    "a wider model is controlled by fewer positions": lambda t: (
+      t[ROWS[-1].name, "kappa"] - t[ROWS[0].name, "kappa"]
+    ),
+  },
+  figure=Figure("t_max", "Controlled tokens by attacked positions", "a", "t_max"),
+)
+
+if __name__ == "__main__":
+  raise SystemExit(TABLE.main())

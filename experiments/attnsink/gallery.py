@@ -1,0 +1,76 @@
+r"""The pictures of docs/probes.md: every probe of one run of `sinks.py`.
+
+  python experiments/attnsink/gallery.py --run runs/attnsink/smoke/softmax/seed0 \
+    --out experiments/attnsink/results/gallery
+
+Writes OUT.json, the readings with the revision and the run's step, and OUT-<probe>.png. Refused from
+files that differ from the revision.
+"""
+
+import argparse
+import pathlib
+
+import numpy as np
+
+from jaxlm import json_text
+
+TEXT = "Mr. Darcy danced only once with Mrs. Hurst and once with Mi"
+ROWS, LENGTH = 16, 64
+
+
+def readings(run: str):
+  """({probe: Reading}, the opened run)."""
+  from jaxlm.analysis.command import batch_of
+  from jaxlm.analysis.probes import probe
+  from jaxlm.checkpoint.opening import open_model
+
+  opened = open_model(run)
+  batch, texts = batch_of(opened, [], ROWS, LENGTH)
+  found = {kind: probe(kind).read(opened, batch, texts) for kind in ("sinks", "heads", "norms")}
+  batch, texts = batch_of(opened, [TEXT], 1, LENGTH)
+  return found | {"attribution": probe("attribution").read(opened, batch, texts)}, opened
+
+
+def plain(panel) -> dict:
+  """The panel as JSON holds it."""
+  out = {"title": panel.title, "x_label": panel.x_label, "y_label": panel.y_label}
+  if panel.heat is not None:
+    return out | {"heat": np.round(np.asarray(panel.heat, float), 4).tolist()}
+  return out | {
+    "lines": {k: np.round(np.asarray(y, float), 4).tolist() for k, y in panel.lines.items()}
+  }
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--run", required=True, help="folder of a finished run")
+  parser.add_argument("--out", required=True, help="stem of the .json and the pictures")
+  args = parser.parse_args()
+
+  from jaxlm.analysis.pictures import draw
+  from jaxlm.experiments.reproduce.pages import require_clean
+  from jaxlm.experiments.runner import provenance
+
+  require_clean(draft=False)
+  found, opened = readings(args.run)
+  saved = {
+    "run": "/".join(pathlib.Path(args.run).parts[-2:]),
+    "step": opened.step,
+    "text": TEXT,
+    "probes": {
+      kind: {"numbers": reading.numbers, "panels": [plain(p) for p in reading.panels]}
+      for kind, reading in found.items()
+    },
+  } | provenance()
+  stem = pathlib.Path(args.out)
+  stem.parent.mkdir(parents=True, exist_ok=True)
+  stem.with_name(stem.name + ".json").write_text(json_text.dumps(saved, indent=1) + "\n")
+  for kind, reading in found.items():
+    draw(reading, stem.with_name(f"{stem.name}-{kind}.png"), title=f"{kind}, {saved['run']}")
+  return 0
+
+
+if __name__ == "__main__":
+  raise SystemExit(main())

@@ -1,0 +1,66 @@
+"""Norms of the residual stream and of the values, at the first token and elsewhere
+(arXiv 2410.13835: residual-state peaks and value-state drains).
+
+Axes: L layers, B batch, T time, K kv heads, H head_dim, D d_model.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from jaxlm.analysis.activations import sites
+from jaxlm.analysis.opened import observe
+from jaxlm.analysis.probes import Panel, Probe, Reading, named, stacks_of
+from jaxlm.config import checked
+
+
+def at_first_and_elsewhere(x, axes: tuple[int, ...] = (-1,)) -> tuple[float, float]:
+  """(mean norm at position 0, mean norm at the others) of (B, T, ...); norm over `axes`.
+
+  A row of one token has nothing elsewhere: nan.
+  """
+  norm = np.sqrt(np.sum(np.square(np.asarray(x, np.float64)), axis=axes))
+  rest = norm[:, 1:]
+  return float(norm[:, 0].mean()), float(rest.mean()) if rest.size else float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+@checked
+class Norms(Probe):
+  """Norm of the stream behind each layer, and of each layer's values where it has some."""
+
+  sites: ClassVar[tuple[str, ...]] = ("resid",)
+
+  def read(self, opened, batch, texts: Sequence[Sequence[str]] = ()) -> Reading:
+    cfg, numbers, tables, panels = opened.config, {}, {}, []
+    streams = stacks_of(cfg, "resid", "probe 'norms'")
+    values = [n for n, layers in sites(cfg).items() if n.rsplit("/", 1)[-1] == "v" and layers]
+    found = observe(opened, batch, *streams.values(), *values)
+    for stack, full in streams.items():
+      pairs = [at_first_and_elsewhere(x) for x in found[full]]
+      peak = max(range(len(pairs)), key=lambda l: pairs[l][0] / pairs[l][1])
+      numbers |= {
+        named(stack, "residual peak, first / others"): pairs[peak][0] / pairs[peak][1],
+        named(stack, "layer of the peak"): peak,
+      }
+      tables[named(stack, "residual norms")] = [
+        {"layer": l, "first": a, "others": b} for l, (a, b) in enumerate(pairs)
+      ]
+      panels.append(
+        Panel(
+          named(stack, "norm of the residual stream"),
+          "layer",
+          "mean norm",
+          lines={"first token": [a for a, _ in pairs], "other tokens": [b for _, b in pairs]},
+        )
+      )
+    for full in values:
+      pairs = [at_first_and_elsewhere(x, (-1,)) for x in found[full]]
+      name = full.rsplit("/", 1)[0] if len(values) > 1 else ""
+      numbers[named(name, "value norm, first / others")] = min(a / b for a, b in pairs)
+      tables[named(name, "value norms")] = [
+        {"layer": l, "first": a, "others": b} for l, (a, b) in enumerate(pairs)
+      ]
+    return Reading(numbers, tables, panels)

@@ -1,0 +1,1 @@
+"""Small models whose training has a closed form, in float64 NumPy."""
