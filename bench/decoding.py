@@ -174,7 +174,7 @@ def against_hugging_face(prompts, args):
       pad_token_id=0,
     )
   ).eval()
-  fields = theirs.config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
+  fields = theirs.config.to_diff_dict() | {"architectures": ["LlamaForCausalLM"]}
   config = read_config(fields)
   params = import_params(fields, {k: v.numpy() for k, v in theirs.state_dict().items()}, cfg=config)
   tokens = torch.tensor(prompts[:8])

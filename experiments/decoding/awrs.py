@@ -55,7 +55,7 @@ def posterior(model, params, prompt):
   import numpy as np
 
   rows = np.asarray([[*prompt, *w.encode()] for w in WORDS], np.int32)
-  logits = model.build().apply({"params": params}, jnp.asarray(rows))
+  logits = jax.jit(lambda p, x: model.build().apply({"params": p}, x))(params, jnp.asarray(rows))
   log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
   at = np.arange(len(prompt) - 1, len(prompt) + LENGTH - 1)
   total = np.take_along_axis(log_p[:, at], rows[:, len(prompt) :, None], 2)[..., 0].sum(1)

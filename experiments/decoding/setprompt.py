@@ -11,7 +11,7 @@ from jaxlm.experiments import Column, Measured, Row, Scale, Table
 from jaxlm.experiments.verdict import Exact
 
 CONFIG = "configs/decoding/tasks.py:choices"
-PROBLEMS, ORDERS = 128, 12
+PROBLEMS, ORDERS = 96, 12
 
 
 def measure(trained, overrides_at) -> Measured:

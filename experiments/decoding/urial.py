@@ -54,29 +54,32 @@ def measure(trained, overrides_at) -> Measured:
     "format": float(np.mean([t.startswith(GREETING) and t.endswith(CLOSING) for t in texts])),
     "facts": float(np.mean([f.value in t for f, t in zip(facts, texts)])),
   }
-  if "begins" not in trained.settings and trained.config["data"]["turns"] == 1:
+  if trained.config["data"].get("turns") == 1:
     numbers |= shifts(trained, cfg, facts, answers)
   return Measured(numbers, {}, {})
 
 
 def shifts(trained, cfg, facts, answers) -> dict:
   """Shares of bytes of the tuned model's answers whose class is shifted."""
+  import jax
   import jax.numpy as jnp
   import numpy as np
 
   from jaxlm.data.tasks.registers import TAGS, answer, query
   from jaxlm.evaluation.token_shift import shares, token_shift
 
-  base = base_of(trained)
+  base, network = base_of(trained), cfg.model.build()
+  whole = jax.jit(lambda p, x: network.apply({"params": p}, x))
+  width = cfg.data.seq_len
   found: dict[str, list] = {name: [] for name in (*TAGS, "start", "end", "all")}
   for fact, given in zip(facts, answers):
     if not len(given):
       continue
     prompt = prompt_of(query(fact))
-    row = jnp.asarray([[*prompt, *given.tolist()]], jnp.int32)
+    n = len(prompt) + len(given)
+    row = jnp.asarray([[*prompt, *given.tolist(), *[0] * (width - n)]], jnp.int32)
     tuned_TV, base_TV = (
-      cfg.model.build().apply({"params": p}, row)[:, len(prompt) - 1 : -1]
-      for p in (trained.params, base)
+      np.asarray(whole(p, row))[:, len(prompt) - 1 : n - 1] for p in (trained.params, base)
     )
     shift = token_shift(tuned_TV, base_TV, jnp.asarray(given)[None])
     text, tags = answer(fact, "polite")

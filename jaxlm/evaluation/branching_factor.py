@@ -12,6 +12,7 @@ estimator). For long answers -log p(y) / |y| has the same limit as the mean entr
 equipartition). The exponential of the mean is reported as BF, not the mean of exponentials.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -81,9 +82,15 @@ def of_answers(model, params, prompt, answers, sampling: Sampling, window: int =
   for b, answer in enumerate(answers):
     tokens_BT[b, : len(prompt) + len(answer)] = [*prompt, *answer]
     inside_BT[b, : len(answer)] = True
-  logits_BTV = model.build().apply({"params": params}, jnp.asarray(tokens_BT))
-  first = len(prompt) - 1
-  h_BT, lp_BT = entropies(
-    logits_BTV[:, first : first + longest], jnp.asarray(tokens_BT[:, len(prompt) :]), sampling
-  )
-  return branching(h_BT, lp_BT, inside_BT, window)
+  width = -(-tokens_BT.shape[1] // 32) * 32  # a few programs for all lengths
+  padded_BT = np.pad(tokens_BT, ((0, 0), (0, width - tokens_BT.shape[1])))
+  h_BT, lp_BT = _of_rows(params, padded_BT, model, sampling)
+  at = slice(len(prompt) - 1, len(prompt) - 1 + longest)
+  return branching(h_BT[:, at], lp_BT[:, at], inside_BT, window)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _of_rows(params, tokens_BT, model, sampling):
+  """(H, log p) of every token but the first, (B, T - 1)."""
+  logits_BTV = model.build().apply({"params": params}, tokens_BT)
+  return entropies(logits_BTV[:, :-1], tokens_BT[:, 1:], sampling)

@@ -89,7 +89,7 @@ def test_beams_are_those_of_hugging_face(early_stopping, length_penalty):
       bos_token_id=1,
     )
   ).eval()
-  fields = theirs.config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
+  fields = theirs.config.to_diff_dict() | {"architectures": ["LlamaForCausalLM"]}
   config = read_config(fields)
   params = import_params(fields, {k: v.numpy() for k, v in theirs.state_dict().items()}, cfg=config)
   engine = Beam(config, (3,), 3, length_penalty, early_stopping)

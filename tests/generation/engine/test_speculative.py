@@ -56,6 +56,7 @@ def test_sampled_tokens_follow_the_target(pair):
   assert toys.chi_square(found.answers, wrong) < 1e-9
 
 
+@pytest.mark.slow
 def test_a_row_draws_the_same_whatever_is_beside_it(pair):
   config, params = pair
   engine = Speculative(config, config, Sampling(temperature=0.9), num_draft=3, deterministic=True)
@@ -63,6 +64,7 @@ def test_a_row_draws_the_same_whatever_is_beside_it(pair):
   assert answers(engine, params, PROMPTS[:1], 6, seed=3) == together[:1]
 
 
+@pytest.mark.slow
 def test_stops_and_limits_are_those_of_the_target_alone(pair):
   config, params = pair
   free = answers(LeftToRight(config, GREEDY), params["target"], PROMPTS, 10)
@@ -74,6 +76,7 @@ def test_stops_and_limits_are_those_of_the_target_alone(pair):
   assert shots[-1].final and list(shots[-1].sequence) == PROMPTS[0] + alone[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "mixer",
   [dict(kind="gla", num_heads=2, chunk=16), dict(kind="mamba2", d_state=4, head_dim=8)],
