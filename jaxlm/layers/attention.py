@@ -49,7 +49,9 @@ class AttentionConfig(Mixer):
   softcap: Positive | None = None
   scale: Positive | None = None
   softmax1: bool = False
-  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = None
+  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas", "pallas_gpu"] | None = (
+    None
+  )
   causal: bool = True
 
   def __post_init__(self):
