@@ -75,7 +75,10 @@ def estimate(case: tuple[str, str, str, str]) -> dict | str:
     re.S,
   )
   if len(kernels) == len(result["shared_bytes"]):
-    result["kernels"] = [{"name": name, "spilled_bytes": int(spilled)} for name, spilled in kernels]
+    result["kernels"] = [
+      {"name": name, "spilled_bytes": int(spilled), "registers": int(registers)}
+      for name, spilled, registers in kernels
+    ]
   return result
 
 
