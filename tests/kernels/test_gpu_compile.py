@@ -1,5 +1,6 @@
 """Every op compiled for GPUs that are not there: XLA's forms for an H100 and an A100, the Mosaic GPU
-kernels for an H100."""
+kernels for an H100. Needs the extra `preflight-gpu`; a third of an hour on two cores.
+"""
 
 import pytest
 
