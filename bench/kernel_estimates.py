@@ -401,10 +401,10 @@ def fast_weight_chunk(form, shape, struct, chip):
   x, eta = struct((1, G, few, H), bf16), (struct((1, G, few, 1), jnp.float32),) * 3
 
   def step_back(w, ct, k, v, eta):
-    return xla._backward("bfloat16", (w, k, v, eta), ct)
+    return xla.step_backward("bfloat16", (w, k, v, eta), ct)
 
   def read_back(w, q, ct):
-    return xla._read_backward("bfloat16", (w, q), ct.astype(jnp.float32))
+    return xla.read_backward("bfloat16", (w, q), ct.astype(jnp.float32))
 
   return [
     Program(lambda *a: xla._swiglu_step("bfloat16", *a), (w, x, x, eta), scale),

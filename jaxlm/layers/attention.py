@@ -51,7 +51,9 @@ class AttentionConfig(Mixer):
   softcap: Positive | None = None
   scale: Positive | None = None
   softmax1: bool = False
-  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = None
+  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas", "pallas_gpu"] | None = (
+    None
+  )
   causal: bool = True
   prefix: Natural = 0
 

@@ -52,7 +52,7 @@ class LaCTConfig(Mixer):
   qk_norm: bool = False
   silu: Literal["qkv", "qk", "none"] = "qkv"
   gate: bool = True
-  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = (
+  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas", "pallas_gpu"] | None = (
     None  # of the attention kernel; None = best for the platform
   )
 

@@ -45,7 +45,7 @@ class Mamba2Config(Mixer):
   norm_eps: NonNegative = 1e-5
   use_bias: bool = False
   followed_by_mlp: bool = False
-  implementation: Literal["xla", "reference", "pallas"] | None = None
+  implementation: Literal["xla", "reference", "pallas", "pallas_gpu"] | None = None
 
   def num_heads(self, d_model: int) -> int:
     d_inner = self.expand * d_model

@@ -45,7 +45,9 @@ class T5LayerConfig:
   dropout: BelowOne = 0.0
   init: Positive = 1.0
   dtype: str = "float32"
-  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = None
+  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas", "pallas_gpu"] | None = (
+    None
+  )
 
 
 class Keys(NamedTuple):

@@ -76,7 +76,7 @@ def _body(
 
   @pl.when(wg < COMPUTE)
   def _():
-    plgpu.set_max_registers(240, action="increase")
+    plgpu.set_max_registers(pipeline.COMPUTE_REGISTERS, action="increase")
     head = first_head + wg
     state_smem, u_smem, y_smem, out_smem = (ref.at[wg] for ref in (low_state, u, y, wide))
     halves = [pl.ds(start, ROWS) for start in range(0, E, ROWS)]
@@ -136,7 +136,7 @@ def _body(
 
   @pl.when(wg == COMPUTE)
   def _():
-    plgpu.set_max_registers(24, action="decrease")
+    plgpu.set_max_registers(pipeline.MEMORY_REGISTERS, action="decrease")
 
     def load(n, slot, _):
       at, barrier = pl.ds(n * ROWS, ROWS), barriers[0].at[slot]
