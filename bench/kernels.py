@@ -14,7 +14,6 @@ since no simulator of a GPU is known.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -281,7 +280,7 @@ def main() -> int:
   for case in chosen:
     results["rows"] += measure(case, found[0], bandwidth, args.repeats)
     args.out.write_text(json_text.dumps(results, indent=1) + "\n")
-  print(json.dumps({"rows": len(results["rows"]), "out": str(args.out)}))
+  print(json_text.dumps({"rows": len(results["rows"]), "out": str(args.out)}))
   return 0
 
 

@@ -22,6 +22,9 @@ TABLES = {
   "schedule": "jaxlm.training.schedules:SCHEDULES",
   "decoding engine": "jaxlm.generation.base:ENGINES",
   "logit processor": "jaxlm.generation.processors:PROCESSORS",
+  "way of drafting": "jaxlm.generation.engine.trees:DRAFTINGS",
+  "probe": "jaxlm.analysis.probes:PROBES",
+  "attribution method": "jaxlm.analysis.attribution.base:METHODS",
 }
 
 

@@ -24,6 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxlm import json_text
 from jaxlm.checkpoint import notes
 from jaxlm.checkpoint.checksums import checksums
 from jaxlm.checkpoint.errors import CheckpointError
@@ -167,7 +168,7 @@ class LocalSteps:
 
 def _write(path: pathlib.Path, value) -> None:
   draft = path.with_name(f"{path.name}.part")
-  draft.write_text(json.dumps(value))
+  draft.write_text(json_text.dumps(value))
   os.replace(draft, path)
 
 

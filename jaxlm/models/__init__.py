@@ -58,6 +58,8 @@ if TYPE_CHECKING:
   )
   from jaxlm.models.score import Outputs as Outputs
   from jaxlm.models.score import Score as Score
+  from jaxlm.models.skip_decoder import SkipDecoderConfig as SkipDecoderConfig
+  from jaxlm.models.skip_decoder import SkipSchedule as SkipSchedule
 
 MODELS = Kinds(
   "model",
@@ -83,6 +85,7 @@ _NAMES = lazy.by_name(
     "jaxlm.models.lact_nvs": "NVS NVSConfig",
     "jaxlm.models.masked_diffusion": "MaskedDiffusionConfig MaskedDiffusionNetwork",
     "jaxlm.models.score": "Outputs Score",
+    "jaxlm.models.skip_decoder": "SkipDecoderConfig SkipSchedule",
   }
 )
 __getattr__, __dir__ = lazy.attributes(__name__, _NAMES)

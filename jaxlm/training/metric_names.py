@@ -14,6 +14,8 @@ MEANINGS = {
   r"bpb@([\d.]+)x": "bits per byte at {0} times the training length",
   r"accuracy": "share of predicted tokens that are right",
   r"sequence_accuracy": "share of answers that are right as a whole",
+  r"guarded": "share of the guarded tokens whose probability is still lowered",
+  r"log_p": "mean log probability of the guarded tokens, in nats",
   r"grad_norm": "norm of the gradient before clipping",
   r"learning_rate": "of this step",
   r"tokens_per_s": "training speed over all devices",

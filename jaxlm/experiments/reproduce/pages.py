@@ -43,6 +43,7 @@ PAPERS = {
   "functok": "Function tokens (arXiv 2510.08203)",
   "avsr_sink": "Decorrelation from the first token (arXiv 2510.22603)",
   "biasprompt": "Bias after prompting (arXiv 2509.08146)",
+  "decoding": "Decoding: twelve papers (experiments/README.md)",
 }
 
 

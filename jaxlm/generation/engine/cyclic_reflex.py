@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
 from jaxlm.generation.processors import Processor
-from jaxlm.ranges import Natural, Positive, Range
+from jaxlm.ranges import Finite, Natural, Positive, Range
 
 
 def add_to_ids(logits_BV, ids, offset_B1):
@@ -47,7 +47,7 @@ class Add(Processor):
   """z + value on the ids, until the row has drawn `until`."""
 
   ids: tuple[Natural, ...]
-  value: float
+  value: Finite
   until: Natural | None = None
 
   def __call__(self, logits_BV, num_new_B):
@@ -63,7 +63,7 @@ class Cyclic(Processor):
   """
 
   ids: tuple[Natural, ...]
-  amplitude: float = 3.0
+  amplitude: Finite = 3.0
   period: Positive = 100.0
   shift: Annotated[float, Range(0, 1)] = 0.0
   until: Natural | None = None
