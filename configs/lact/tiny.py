@@ -4,6 +4,7 @@ r"""LaCT on an embedded novel's bytes, or on your own text, at the size of a lap
   jaxlm train --config=configs/lact/tiny.py:window --workdir=runs/window      the same without the fast weights
   jaxlm train --config=configs/lact/tiny.py --config.data.source='text:books/*.jsonl#text' --workdir=runs/mine
 
+Validation loss 1.91 nats per byte after the 500 steps (one run); some minutes of two busy CPU cores.
 Every number is ours; the paper's sizes are in lm_760m.py and lm_3b.py, its questions in miniature in micro.py.
 """
 
