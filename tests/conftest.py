@@ -64,3 +64,17 @@ def write_run():
     return folder
 
   return write
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_forgotten():
+  """After a module, programs that are compiled are dropped where the process has grown large."""
+  yield
+  import gc
+  import os
+  import pathlib
+
+  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+  if pages * os.sysconf("SC_PAGE_SIZE") > 3 * 2**30:
+    jax.clear_caches()
+    gc.collect()

@@ -18,6 +18,9 @@ from jaxlm import lazy
 if TYPE_CHECKING:
   from jaxlm.layers.attention import Attention as Attention
   from jaxlm.layers.attention import AttentionConfig as AttentionConfig
+  from jaxlm.layers.deconstructed import ChannelMLPConfig as ChannelMLPConfig
+  from jaxlm.layers.deconstructed import KeyOnlyAttentionConfig as KeyOnlyAttentionConfig
+  from jaxlm.layers.deconstructed import StreamAttentionConfig as StreamAttentionConfig
   from jaxlm.layers.delete_gate import (
     DeleteGate as DeleteGate,
   )
@@ -91,6 +94,10 @@ if TYPE_CHECKING:
   from jaxlm.layers.positions.cope import CoPE as CoPE
   from jaxlm.layers.positions.rope import RoPE as RoPE
   from jaxlm.layers.positions.t5 import T5Bias as T5Bias
+  from jaxlm.layers.similarity_attention import SimilarityAttention as SimilarityAttention
+  from jaxlm.layers.similarity_attention import (
+    SimilarityAttentionConfig as SimilarityAttentionConfig,
+  )
 
 _NAMES = lazy.by_name(
   {
@@ -116,6 +123,8 @@ _NAMES = lazy.by_name(
     "jaxlm.layers.positions.cope": "CoPE",
     "jaxlm.layers.positions.rope": "RoPE",
     "jaxlm.layers.positions.t5": "T5Bias",
+    "jaxlm.layers.similarity_attention": "SimilarityAttention SimilarityAttentionConfig",
+    "jaxlm.layers.deconstructed": "ChannelMLPConfig KeyOnlyAttentionConfig StreamAttentionConfig",
   }
 )
 __getattr__, __dir__ = lazy.attributes(__name__, _NAMES)

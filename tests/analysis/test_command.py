@@ -44,7 +44,7 @@ def test_every_probe_prints_and_draws(run, tmp_path, capsys):
     (["--probe", "sink"], "did you mean 'sinks'"),
     (["--probe", "heads", "--eps", "0.1"], "--eps belongs to --probe sinks"),
     (["--probe", "heads", "--method", "random"], "--method belongs to --probe attribution"),
-    (["--probe", "attribution", "--method", "saliency"], "is not a attribution method"),
+    (["--probe", "attribution", "--method", "saliency"], "is not an attribution method"),
     (["--probe", "heads", "--rows", "0"], "at least 1"),
     (["--probe", "heads", "--out", "x.pdf"], "ends in .png or .svg"),
     (["--probe", "heads", "--run", "nowhere"], "it does not exist"),

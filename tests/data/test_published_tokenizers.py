@@ -429,6 +429,7 @@ def test_generate_feeds_the_ids_of_the_library_and_stops_at_the_end(folder, monk
   )
   args = types.SimpleNamespace(
     run="",
+    draft=None,
     step=None,
     ema=False,
     prompt=["Hello world", "x"],

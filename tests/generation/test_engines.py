@@ -72,7 +72,8 @@ def test_an_engine_is_static_and_refuses_other_models_with_both_named(name):
   assert issubclass(cls, Engine) and dataclasses.fields(cls)[0].name == "model"
   wrong = DIFFUSION if "masked_tokens" not in cls.scores else DECODER
   with pytest.raises(ConfigError) as error:
-    engine_for(wrong, name, ids=IDS) if "ids" in cls.__dataclass_fields__ else cls(wrong)
+    required = {"ids": IDS, "mask": 3}
+    engine_for(wrong, name, **{k: v for k, v in required.items() if k in cls.__dataclass_fields__})
   said = str(error.value)
   assert f"engine {name!r} decodes models that score {cls.scores[0]}" in said
   assert f"scores {wrong.scores}; engines of this model: " in said

@@ -22,6 +22,7 @@ from jaxlm.models.hnet import HNetConfig, StageConfig
 from jaxlm.models.insertion import InsertionConfig
 from jaxlm.models.lact_nvs import NVSConfig
 from jaxlm.models.masked_diffusion import MaskedDiffusionConfig
+from jaxlm.models.skip_decoder import SkipDecoderConfig
 
 ATTENTION, MAMBA = AttentionConfig(2), Mamba2Config(d_state=4, head_dim=8)
 T5 = dict(
@@ -35,6 +36,7 @@ T5 = dict(
 )
 SMALL = {
   "decoder": DecoderConfig(20, 16, 2, ATTENTION, position=RoPE()),
+  "skip_decoder": SkipDecoderConfig(20, 16, 2, ATTENTION, position=RoPE()),
   "decoder, Mamba-2": DecoderConfig(20, 16, 2, MAMBA, mlp=None, tie_embeddings=False),
   "encoder_decoder": EncoderDecoderConfig(**T5),
   "encoder_decoder, gate": EncoderDecoderConfig(**T5, reduction=DeleteGateConfig(1), softmax1=True),

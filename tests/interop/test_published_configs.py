@@ -316,7 +316,7 @@ def test_unknown_fields_are_listed_at_once_with_the_flags_that_ignore_them():
     all(repr(name) in said for name in ("n_hed", "output_past", "secret_gate"))
     and "did you mean 'n_head'" in said
   )
-  assert "--ignore-field=n_hed --ignore-field=output_past --ignore-field=secret_gate" in said
+  assert "--ignore_field=n_hed --ignore_field=output_past --ignore_field=secret_gate" in said
   assert read_config(extra, ignore=("n_hed", "output_past", "secret_gate")).num_layers == 48
 
 

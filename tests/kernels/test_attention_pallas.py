@@ -18,7 +18,7 @@ from jaxlm.kernels.attention import (
   attention,
   pallas_tpu,
 )
-from jaxlm.kernels.attention.reference import AttentionSpec
+from jaxlm.kernels.attention.reference import AttentionSpec, MaskInputs
 from jaxlm.kernels.attention.tiles import tiles
 
 # Float32 sums of up to 300 terms in another order: some 1e-6 of the largest value; softmax's
@@ -221,7 +221,8 @@ def test_it_is_chosen_on_tpus_only_where_the_estimate_is_better(monkeypatch):
 
   def chosen(T, *biases, spec=None):
     q = jax.ShapeDtypeStruct((1, T, 1, 4), jnp.float32)
-    return api.best(q, q, q, None, biases, AttentionSpec(1.0), spec)
+    ids = jax.ShapeDtypeStruct((1, T), jnp.int32)
+    return api.best(q, q, q, MaskInputs(ids, ids, ids, ids), biases, AttentionSpec(1.0), spec)
 
   assert chosen(512, table) == chosen(600, table, slope) == "pallas"
   assert chosen(256, table) == chosen(512, slope) == chosen(512, table, cope) == "xla"

@@ -25,6 +25,10 @@ FIELDS = {
   "delta_rule": dict(num_heads=2, chunk=4),
   "gated_delta_rule": dict(num_heads=2, chunk=4),
   "attention": dict(num_heads=2, position="rope"),
+  "similarity_attention": dict(num_heads=2, position="rope"),
+  "key_only_attention": dict(num_heads=2),
+  "stream_attention": dict(num_heads=2),
+  "channel_mlp": dict(d_ff=16),
   "lact": dict(num_heads=2, window=4, position="rope", fast=dict(num_heads=1, chunk=4)),
   "hybrid": dict(
     members=(dict(kind="gla", num_heads=2), dict(kind="attention", num_heads=2, window=3))

@@ -34,6 +34,7 @@ def NAMED(kinds):
 # One configuration for each model; together they have every objective.
 MODEL = {
   "decoder": "carope/tiny.py",
+  "skip_decoder": "carope/tiny.py",
   "insertion": "ilm/star_easy.py",
   "masked_diffusion": "ilm/star_easy.py:masked_diffusion",
   "encoder_decoder": "mrt5/smoke.py",
@@ -49,6 +50,9 @@ OBJECTIVE = {
   "sequence_to_sequence": {},
   "view_synthesis": {},
   "distillation": {"teacher": "runs/teacher"},
+  "block_diffusion": {"mask": 255},
+  "confusion": {"hidden": (1, 2), "begin": 0},
+  "decorrelation": {},
 }
 
 
@@ -68,6 +72,7 @@ def test_every_registered_part_declares_what_it_needs():
 @pytest.mark.parametrize("model, objective", list(itertools.product(MODEL, OBJECTIVE)))
 def test_an_objective_that_a_model_cannot_serve_is_refused(model, objective):
   config = mapping(MODEL[model])
+  config["model"]["kind"] = model
   if MODELS.cls(model).scores == OBJECTIVES.cls(objective).scores:
     return
   config["objective"] = {"kind": objective, **OBJECTIVE[objective]}
@@ -110,7 +115,7 @@ def test_an_objective_that_a_model_cannot_serve_is_refused(model, objective):
       dict(kind="text", source="mini:en", seq_len=16, batch_size=4),
       "data.kind from: scenes",
     ),
-    ("hnet/tiny.py", dict(kind="scenes", batch_size=4), "data.kind from: bigram"),
+    ("hnet/tiny.py", dict(kind="scenes", batch_size=4), "data.kind from: backcopy, bigram"),
   ],
 )
 def test_data_of_another_form_are_refused_with_what_would_fit(file, data, said):

@@ -157,6 +157,7 @@ COMPONENTS = {
     "reduction",
   ),
   "model decoder": (DECODER | dict(tie_embeddings=False), ""),
+  "model skip_decoder": (DECODER | dict(kind="skip_decoder", tie_embeddings=False), ""),
   "model insertion": (
     DECODER | dict(kind="insertion", mixer=ATTENTION | dict(causal=False), slot_embedding=True),
     "",

@@ -116,6 +116,11 @@ def read_config(config: Mapping[str, Any], *, seq_len: int | None = None, ignore
   seq_len: the length for which `dynamic` RoPE is fixed; default max_position_embeddings.
   """
   config = _plain_floats(config)
+  if not isinstance(config, Mapping):
+    raise ConfigError(
+      f"config.json holds a {type(config).__name__} where fields by name were wanted; compare it with the config.json of a "
+      f"checkpoint that works"
+    )
   quantised = config.get("quantization_config") or config.get("compression_config")
   if quantised and not {"quantization_config", "compression_config"} & set(ignore):
     method = quantised.get("quant_method", "unnamed") if isinstance(quantised, dict) else quantised
