@@ -10,7 +10,7 @@ DEMO ?= runs/demo
 export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults test-compile lint preflight bench reproduce clean
+.PHONY: help demo test test-slow test-faults test-compile lint types preflight bench reproduce docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,17 +34,23 @@ lint: $(VENV)/.test  ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: $(VENV)/.types  ## mypy on the public surface; installs mypy
+	$(BIN)/python -m mypy
+
 preflight: $(VENV)/.preflight  ## compile every paper-scale configuration for its TPU slice (an hour), rewrite tpu/PREFLIGHT.md
 	$(BIN)/python tpu/matrix.py --write --again
 
 reproduce: $(VENV)/.report  ## every table at scale smoke (hours on a CPU, resumable), then REPRODUCTION.md; ONLY=lact/figure5
 	$(BIN)/jaxlm reproduce --scale smoke $(if $(ONLY),--only $(ONLY))
 
+docs: $(VENV)/.docs  ## the site in docs/_build/html; runs the notebooks (ten minutes the first time), a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 bench: $(VENV)/.bench  ## a training step against PyTorch; installs torch
 	$(BIN)/python bench/train_step.py
 
 clean:  ## remove the environment and every cache; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per set of extras, so that a second `make` installs nothing.
@@ -67,6 +73,14 @@ $(VENV)/.preflight: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.report: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[report]'
+	@touch $@
+
+$(VENV)/.types: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[types]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python

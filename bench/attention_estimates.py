@@ -39,7 +39,11 @@ RESULTS = pathlib.Path(__file__).with_suffix(".json")
 TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1"}
 LIMIT_S = 240
 ORDERS = {"free": (0, 1, 2, 3), "time_last": (0, 2, 3, 1), "heads_first": (0, 2, 1, 3)}
-LAYOUTS = {"pallas": ("time_last",), "xla": ("free", "heads_first")}
+LAYOUTS = {
+  "pallas": ("time_last",),
+  "xla": ("free", "heads_first"),
+  "splash": ("heads_first",),
+}
 FLAGS = "--xla_jf_dump_static_llo_profile_to={} --xla_tpu_check_llo_types=false"
 
 
@@ -48,7 +52,8 @@ class Case:
   """An attention of a paper. real: rows and heads of a device, batch and N: those that are
   profiled.
 
-  keys: numbers per key and query (CABLE: 2); gate: a number per key.
+  keys: numbers per key and query (CABLE: 2); gate: a number per key. other: the implementation that
+  the kernel is compared with.
   """
 
   T: int
@@ -65,6 +70,7 @@ class Case:
   real: tuple[int, int] = (16, 12)
   batch: int = 2
   N: int = 2
+  other: str = "xla"
 
 
 CASES = {
@@ -77,6 +83,10 @@ CASES = {
   "alibi_1024": Case(1024, True, slopes=True, packed=True),
   "cable_1024": Case(1024, True, keys=2, packed=True),
   "short_t5": Case(256, True, buckets=32),
+  "gpt2_small": Case(512, True, packed=True, real=(64, 12), other="splash"),
+  "packed_256": Case(256, True, packed=True, real=(64, 12), other="splash"),
+  "packed_wide": Case(512, True, H=128, packed=True, real=(32, 12), other="splash"),
+  "plain_512": Case(512, True, real=(64, 12), other="splash"),
 }
 
 
@@ -327,14 +337,15 @@ def main():
   )
   for name in args.cases:
     for chip in args.chips:
-      pallas, xla = (both(chip, name, form) for form in ("pallas", "xla"))
+      other = CASES[name].other
+      pallas, xla = (both(chip, name, form) for form in ("pallas", other))
       ratio = (
         xla["seconds"] / pallas["seconds"] if "seconds" in pallas and "seconds" in xla else None
       )
       rows[f"{chip} {name}"] = dict(
         case=dataclasses.asdict(CASES[name]),
         pallas=pallas,
-        xla=xla,
+        **{other: xla},
         revision=at,
         ratio=ratio and round(ratio, 2),
       )
@@ -364,8 +375,8 @@ def table(rows: dict) -> str:
   ratio of their times.
   """
   lines = [
-    "| case | chip | XLA, cycles | Pallas, cycles | XLA / Pallas | revision |",
-    "| --- | --- | ---: | ---: | ---: | --- |",
+    "| case | chip | other form | its cycles | Pallas, cycles | other / Pallas | revision |",
+    "| --- | --- | --- | ---: | ---: | ---: | --- |",
   ]
 
   def show(form):
@@ -373,10 +384,11 @@ def table(rows: dict) -> str:
 
   for name, row in sorted(rows.items(), key=lambda item: item[0].split()[::-1]):
     chip, case = name.split()
+    other = row["case"].get("other", "xla")
     ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
     length = f"T {row['case']['T']:,}" + (f", S {row['case']['S']:,}" if row["case"]["S"] else "")
     lines.append(
-      f"| {case} ({length}, H {row['case']['H']}) | {chip} | {show(row['xla'])} | {show(row['pallas'])} | {ratio} | {row.get('revision', '-')} |"
+      f"| {case} ({length}, H {row['case']['H']}) | {chip} | {other} | {show(row[other])} | {show(row['pallas'])} | {ratio} | {row.get('revision', '-')} |"
     )
   return "\n".join(lines)
 

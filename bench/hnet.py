@@ -30,7 +30,7 @@ from jaxlm.evaluation.flops import dot_flops
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.layers.positions.rope import RoPE
-from jaxlm.layers.routers import Learned, Pool, Space, space_like
+from jaxlm.layers.routers import CosineRouter, FixedStride, SpaceBoundaries, space_like
 from jaxlm.models.hnet import HNetConfig, JoinConfig, StageConfig
 from jaxlm.models.hnet_rules import forward_flops
 from jaxlm.parallel.cpu import keep_memory
@@ -187,7 +187,9 @@ def main():
   # at the same work.
   # Unrolled: a CPU's loop over layers copies everything that the backward pass keeps, of which
   # Mamba-2 has more.
-  hnet = HNetConfig("m2 [T4] m2", (stage(D, router=Pool(n)), stage(D * 3 // 2)), unroll=args.unroll)
+  hnet = HNetConfig(
+    "m2 [T4] m2", (stage(D, router=FixedStride(n)), stage(D * 3 // 2)), unroll=args.unroll
+  )
   print(
     f"device {jax.devices()[0].device_kind}, jax {jax.__version__}, float32, T {T}, batch {args.batch_size}, width {D}, "
     f"unroll {args.unroll}, memory {'given back' if args.give_memory_back else 'kept'}"
@@ -196,7 +198,7 @@ def main():
     np.random.default_rng(0).integers(0, 256, (args.batch_size, T + 1)), jnp.int32
   )
   capacity = -(-T // n // 8) * 8
-  learned = dataclasses.replace(hnet, stages=(stage(D, router=Learned()), hnet.stages[1]))
+  learned = dataclasses.replace(hnet, stages=(stage(D, router=CosineRouter()), hnet.stages[1]))
   flops = forward_flops(learned, T, (n,))
   flats = {
     "products": transformer_with(hnet, tokens, products(learned, tokens, (capacity,))),
@@ -222,7 +224,9 @@ def main():
     return
 
   text = text_batches(64, args.batch_size, T + 1)
-  on_spaces = dataclasses.replace(hnet, unroll=1, stages=(stage(D, router=Space()), hnet.stages[1]))
+  on_spaces = dataclasses.replace(
+    hnet, unroll=1, stages=(stage(D, router=SpaceBoundaries()), hnet.stages[1])
+  )
   forms = capacity_forms(on_spaces, text[..., :-1])
   sides = {
     name: step_of(

@@ -24,7 +24,7 @@ from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.chunking import ratio_loss, ratio_sums
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.layers.positions.rope import RoPE
-from jaxlm.layers.routers import Learned
+from jaxlm.layers.routers import CosineRouter
 from jaxlm.models.hnet import HNetConfig, StageConfig
 from jaxlm.models.hnet_rules import stack_flops
 from jaxlm.preflight.cost import instruction_flops
@@ -38,7 +38,7 @@ def stage(width: int) -> StageConfig:
     4 * width,
     AttentionConfig(4, position=RoPE(rotary_dim=width // 8)),
     Mamba2Config(d_state=64),
-    Learned(),
+    CosineRouter(),
   )
 
 

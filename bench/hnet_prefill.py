@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.generation.left_to_right import _prefill_piece, prefill
+from jaxlm.generation.engine.step import _prefill_piece, prefill
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.layers.positions.rope import RoPE
-from jaxlm.layers.routers import Pool
+from jaxlm.layers.routers import FixedStride
 from jaxlm.models import hnet
 
 
@@ -28,7 +28,7 @@ def stage(width: int, n: int) -> hnet.StageConfig:
     4 * width,
     AttentionConfig(4, position=RoPE(rotary_dim=width // 8)),
     Mamba2Config(d_state=64),
-    Pool(n),
+    FixedStride(n),
   )
 
 

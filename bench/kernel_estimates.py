@@ -401,10 +401,10 @@ def fast_weight_chunk(form, shape, struct, chip):
   x, eta = struct((1, G, few, H), bf16), (struct((1, G, few, 1), jnp.float32),) * 3
 
   def step_back(w, ct, k, v, eta):
-    return xla._backward("bfloat16", (w, k, v, eta), ct)
+    return xla.step_backward("bfloat16", (w, k, v, eta), ct)
 
   def read_back(w, q, ct):
-    return xla._read_backward("bfloat16", (w, q), ct.astype(jnp.float32))
+    return xla.read_backward("bfloat16", (w, q), ct.astype(jnp.float32))
 
   return [
     Program(lambda *a: xla._swiglu_step("bfloat16", *a), (w, x, x, eta), scale),
@@ -511,6 +511,52 @@ def compact(form, shape, struct, chip):
   raise SystemExit("no estimate: the profile of XLA's gathers aborts")
 
 
+def route(form, shape, struct, chip):
+  """shape: B, T, D of a device; T_sim: rows that are simulated. Both directions, from the row before."""
+  import jax
+  import jax.numpy as jnp
+
+  from jaxlm.kernels.pallas_support import vmem_bytes
+  from jaxlm.kernels.route import blocks, pallas_tpu, xla
+
+  B, T, D, t = (shape[k] for k in ("B", "T", "D", "T_sim"))
+  x, w, first = (
+    struct((1, t, D), jnp.bfloat16),
+    struct((D, D), jnp.bfloat16),
+    struct((1, D), jnp.bfloat16),
+  )
+  g, scale = struct((1, t), jnp.float32), B * T / t
+
+  def both(cosine):
+    def run(first, x, w_q, w_k, g):
+      cos, pull = jax.vjp(cosine, first, x, w_q, w_k)
+      return cos, pull(g)
+
+    return run
+
+  if form == "xla":
+    return [Program(both(xla.cosine), (first, x, w, w, g), scale)]
+  rows, columns = blocks.tiles(T, D, vmem_bytes(chip.device_kind), D, 2)
+
+  def sizes(B, T):
+    return pallas_tpu.Sizes(B, T, D, D, rows, columns)
+
+  row, sums = struct((1, 1, D), jnp.float32), struct((1, pallas_tpu.SUMS, t), jnp.float32)
+  carries = struct((1, sizes(1, t).grid[1], 1, D), jnp.float32)
+  moved = [pallas_tpu.cost(sizes(B, T), 2, back).bytes_accessed for back in (False, True)]
+
+  def weights(x, dq, dk):
+    return [jnp.einsum("btd,bte->de", x, d, preferred_element_type=jnp.float32) for d in (dq, dk)]
+
+  return [
+    Program(lambda *a: pallas_tpu.forward(sizes(1, t), *a), (x, w, w, row), scale, moved[0]),
+    Program(
+      lambda *a: pallas_tpu.backward(sizes(1, t), *a), (x, w, w, carries, sums), scale, moved[1]
+    ),
+    Program(weights, (x, x, x), scale),
+  ]
+
+
 #: Ops without products, whose floor is the bytes that they must read and write.
 MOVES = ("phase", "ema_upsample", "compact")
 
@@ -556,6 +602,14 @@ OPS = {
       "H-Net, inner stage": dict(B=1, T=3072, C=1024, D=1536, T_sim=768, C_sim=256),
     },
     lambda s: s["B"] * s["D"] * 4 * (s["T"] + s["C"]),
+  ),
+  "route": (
+    route,
+    {
+      "H-Net, 1 stage": dict(B=1, T=8192, D=1024, T_sim=2048),
+      "H-Net, inner stage": dict(B=1, T=3072, D=1536, T_sim=1536),
+    },
+    lambda s: 2 * 3 * s["B"] * s["T"] * 2 * s["D"] ** 2,
   ),
   "ssd": (
     ssd,

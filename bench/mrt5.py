@@ -2,7 +2,7 @@ r"""MrT5's hard deletion at the shape of ByT5-small: the same weights undeleted,
 a quarter of the tokens.
 
   python bench/mrt5.py                   # CPU times, compiled FLOPs and memory; with Hugging Face's T5 beside it
-  python bench/mrt5.py --tpu v5e:2x2     # compile-time report for one chip of a slice that is not there
+  python bench/mrt5.py --tpu v5e:2x2     # compile-time report for one chip of a slice, without having it
   python bench/mrt5.py --waste runs/mrt5-span/smoke/mrt5_50/seed0      # slots against kept tokens, of a trained model
 
 One process, rounds alternate between the sides. 'undeleted' is the plain T5; the gated model has

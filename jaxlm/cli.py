@@ -14,6 +14,13 @@ COMMANDS = {
   "train": ("jaxlm.training.command", "train a model, or resume its run"),
   "eval": ("jaxlm.evaluation.command", "perplexity and bits per byte of a run, at any length"),
   "generate": ("jaxlm.generation.command", "continue a prompt with a trained model"),
+  "config": ("jaxlm.discover.config_command", "every key of a configuration, explained"),
+  "list": (
+    "jaxlm.discover.list_command",
+    "models, mixers, positions, ..., configs, tables, kernels",
+  ),
+  "runs": ("jaxlm.discover.runs_command", "the runs below a folder, side by side"),
+  "report": ("jaxlm.discover.report_command", "one HTML page about a run"),
   "preflight": (
     "jaxlm.preflight.command",
     "compile for a TPU slice that is not there: memory, FLOPs, collectives",
@@ -28,11 +35,12 @@ COMMANDS = {
     "jaxlm.experiments.reproduce.command",
     "run all tables in order of value, then write REPRODUCTION.md",
   ),
+  "completion": ("jaxlm.discover.completion.command", "make the shell complete commands and flags"),
 }
 
 
 def usage() -> str:
-  rows = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+  rows = "\n".join(f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items())
   return (
     f"jaxlm {__version__}\n\nusage: jaxlm COMMAND ...\n\n{rows}\n\njaxlm COMMAND --help says more."
   )

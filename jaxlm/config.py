@@ -19,9 +19,12 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from jaxlm import outside
 from jaxlm.ranges import Range, Seed, storable
+
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
@@ -33,6 +36,10 @@ def nearest(key, known) -> str:
   known = sorted(map(str, known))
   close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
   return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+def _a(noun: str) -> str:
+  return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 class RangeError(ConfigError):
@@ -68,24 +75,44 @@ class Kinds:
     out.table = self.table
     return out
 
+  def all(self) -> dict[str, str]:
+    """{kind: 'module:Class'}, those of installed packages too."""
+    return outside.entry_points(self.what) | self.table
+
   def cls(self, kind: str, path: str = "") -> type:
-    if not isinstance(kind, str) or kind not in self.table:
-      where = f"{path}.kind" if path else f"{self.what} kind"
+    """The class of a kind, of this table or from outside the package (`jaxlm.outside`)."""
+    if isinstance(kind, str) and kind in self.table:
+      module, name = self.table[kind].split(":")
+      return getattr(importlib.import_module(module), name)
+    where = f"{path}.kind" if path else f"{self.what} kind"
+    try:
+      if outside.is_target(kind):
+        found = outside.load(kind)
+      elif isinstance(kind, str) and kind in self.all():
+        found = outside.load(self.all()[kind], checked=False)
+      else:
+        raise ConfigError(
+          f"{where} = {kind!r} is not {_a(self.what)}; {nearest(str(kind), self.all())}"
+        )
+    except outside.OutsideError as error:
+      raise ConfigError(f"{where} = {kind!r}: {error}") from None
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
       raise ConfigError(
-        f"{where} = {kind!r} is not a {self.what}; {nearest(str(kind), self.table)}"
+        f"{where} = {kind!r}: wanted a frozen dataclass, as docs/extending.md shows"
       )
-    module, name = self.table[kind].split(":")
-    return getattr(importlib.import_module(module), name)
+    return found
 
   def kind_of(self, config) -> str:
-    """The key under which this config's class is registered."""
+    """The key under which this config's class is registered; module:Class where it has none."""
     name = f"{type(config).__module__}:{type(config).__qualname__}"
-    return next(kind for kind, target in self.table.items() if target == name)
+    return next((kind for kind, target in self.table.items() if target == name), None) or next(
+      (kind for kind, target in self.all().items() if target == name), name
+    )
 
   def build(self, mapping: Mapping, path: str = ""):
     mapping = dict(mapping)
     if "kind" not in mapping and self.default is None:
-      raise ConfigError(f"{path or self.what}: no 'kind'; known: {', '.join(sorted(self.table))}")
+      raise ConfigError(f"{path or self.what}: no 'kind'; known: {', '.join(sorted(self.all()))}")
     kind = mapping.pop("kind", self.default)
     return build(self.cls(kind, path), mapping, path)
 
@@ -95,15 +122,20 @@ def _hints(cls: type) -> dict[str, Any]:
   return typing.get_type_hints(cls, include_extras=True)
 
 
-def checked(cls: type) -> type:
-  """Class decorator, below `dataclasses.dataclass`: every instance has its numbers in range before
-  `__post_init__`.
+def checked(cls: type[T]) -> type[T]:
+  """Class decorator, below `dataclasses.dataclass`: before `__post_init__` every instance has its
+  parts built, where they are given as in a configuration file ("rope", {"kind": "rope"}), and its
+  numbers in range.
   """
   after = cls.__dict__.get("__post_init__")
 
   def __post_init__(self):
     for field in dataclasses.fields(type(self)):
-      _check_ranges(getattr(self, field.name), _hints(type(self))[field.name], field.name)
+      value, hint = getattr(self, field.name), _hints(type(self))[field.name]
+      if _is_written(value) and _holds_parts(hint):
+        value = _convert(value, hint, field.name)
+        object.__setattr__(self, field.name, value)
+      _check_ranges(value, hint, field.name)
     if after is not None:
       after(self)
     elif inherited := getattr(super(cls, self), "__post_init__", None):
@@ -113,13 +145,88 @@ def checked(cls: type) -> type:
   return cls
 
 
-def unknown_key(key: str, at: str, cls: type, names) -> ConfigError:
+def _is_written(value) -> bool:
+  """Whether a value is given as a configuration file gives parts: a kind, a mapping, a list of them."""
+  return isinstance(value, (str, Mapping, list)) or (
+    isinstance(value, tuple) and any(isinstance(item, (str, Mapping)) for item in value)
+  )
+
+
+def _holds_parts(hint) -> bool:
+  """Whether a type is a part of a configuration, or has some inside."""
+  args = typing.get_args(hint)
+  return (
+    (isinstance(hint, type) and dataclasses.is_dataclass(hint))
+    or any(isinstance(arg, Kinds) for arg in args)
+    or any(map(_holds_parts, args))
+  )
+
+
+#: What other libraries call a key -> what it is called here.
+ALIASES = {
+  "batch": "batch_size",
+  "beta1": "b1",
+  "beta2": "b2",
+  "betas": "b1",
+  "block_size": "seq_len",
+  "bs": "batch_size",
+  "context_length": "seq_len",
+  "d_head": "head_dim",
+  "depth": "num_layers",
+  "dim": "d_model",
+  "epsilon": "eps",
+  "ffn_dim": "d_ff",
+  "grad_clip": "clip_norm",
+  "gradient_accumulation_steps": "accumulation",
+  "grad_accum": "accumulation",
+  "heads": "num_heads",
+  "hidden_dim": "d_ff",
+  "hidden_size": "d_model",
+  "init_checkpoint": "init_from",
+  "intermediate_size": "d_ff",
+  "iterations": "steps",
+  "kv_heads": "num_kv_heads",
+  "layers": "num_layers",
+  "lr": "learning_rate",
+  "max_grad_norm": "clip_norm",
+  "max_iters": "steps",
+  "max_length": "seq_len",
+  "max_seq_len": "seq_len",
+  "max_steps": "steps",
+  "n_embd": "d_model",
+  "n_head": "num_heads",
+  "n_heads": "num_heads",
+  "n_layer": "num_layers",
+  "n_layers": "num_layers",
+  "num_attention_heads": "num_heads",
+  "num_hidden_layers": "num_layers",
+  "num_key_value_heads": "num_kv_heads",
+  "num_steps": "steps",
+  "pos": "position",
+  "precision": "dtype",
+  "rope_theta": "theta",
+  "save_steps": "save_every",
+  "sequence_length": "seq_len",
+  "train_steps": "steps",
+  "warmup": "warmup_steps",
+  "wd": "weight_decay",
+  "width": "d_model",
+}
+
+
+def unknown_key(key: str, at: str, cls: type, names, elsewhere: str | None = None) -> ConfigError:
   """The error for a key that `cls` has not. Of a field that there was, the class says in
-  `former_fields`, {name: sentence}, what to write instead.
+  `former_fields`, {name: sentence}, what to write instead. elsewhere: the dotted key of another
+  section that was meant.
   """
   former = getattr(cls, "former_fields", {})  # a class of any room may have it
   if key in former:
     return ConfigError(f"there is no {at} any more: {former[key]}")
+  other = ALIASES.get(key)
+  if other in names:
+    return ConfigError(f"unknown key {at}; did you mean {other!r}?")
+  if elsewhere is not None:
+    return ConfigError(f"unknown key {at}; did you mean {elsewhere!r}?")
   return ConfigError(f"unknown key {at}; {nearest(key, names)}")
 
 
@@ -223,7 +330,7 @@ def _convert(value, hint, path: str):
       return kinds.build({"kind": value}, path)
     if dataclasses.is_dataclass(value):
       return value
-    raise ConfigError(f"{path} = {value!r}: wanted a {kinds.what} (a mapping with 'kind')")
+    raise ConfigError(f"{path} = {value!r}: wanted {_a(kinds.what)} (a mapping with 'kind')")
   if origin in (typing.Union, types.UnionType):
     if value is None and type(None) in args:
       return None

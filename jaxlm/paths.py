@@ -3,8 +3,30 @@ stay as they are.
 """
 
 import os
+import re
 
 from jaxlm.config import ConfigError
+
+#: What object stores and their clients say when an account may not do something.
+_DENIED = re.compile(
+  r"Forbidden|PERMISSION_DENIED|does not have storage\.|AccessDenied|Access Denied|Anonymous caller|Unauthorized"
+  r"|default credentials|Invalid Credentials|(?:HTTP(?:/[\d.]+)?|code|status|error)[ :=]*40[13]\b|\b40[13] caller",
+  re.IGNORECASE,
+)
+#: The remedy.
+RIGHTS = (
+  "give this account the right to list, read and write the bucket's objects (of Google: roles/storage.objectUser), "
+  "or log in (gcloud auth application-default login)"
+)
+
+
+def denied(error: BaseException) -> bool:
+  """Whether an object store has refused for want of rights. A disk's errors have a number, and are not meant."""
+  if getattr(error, "code", getattr(error, "status", None)) in (401, 403):
+    return True
+  if isinstance(error, PermissionError):
+    return error.errno is None
+  return bool(_DENIED.search(str(error))) and getattr(error, "errno", None) is None
 
 
 def expand(path: str | os.PathLike) -> str:

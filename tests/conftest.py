@@ -1,19 +1,28 @@
 """Eight simulated CPU devices, full-precision matmuls, no silent rank promotion."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices on two busy cores reach a collective late; by default the runtime aborts the process
 # after 40 s.
+# The emitters of fusions (MLIR) take half of the compiler's time on programs of this size; without
+# them LLVM IR is written directly.
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_cpu_collective_call_terminate_timeout_seconds=300 --xla_cpu_use_fusion_emitters=false"
 )
 # Programs here are tiny and run a few times: compiling them is most of the suite's time, and
 # without the CPU compiler's dear passes it takes a third less. Processes that tests start inherit
 # it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Runs of tests keep no compiled programs, unless their caller has named a folder for them.
-os.environ.setdefault("JAXLM_COMPILATION_CACHE", "off")
+# Runs of all tests of a session share their compiled programs, and those of no other session. The
+# processes of pytest-xdist inherit the folder of the process that starts them.
+if "JAXLM_COMPILATION_CACHE" not in os.environ:
+  os.environ["JAXLM_COMPILATION_CACHE"] = tempfile.mkdtemp(prefix="jaxlm-tests-")
+  atexit.register(shutil.rmtree, os.environ["JAXLM_COMPILATION_CACHE"], ignore_errors=True)
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # parallel compile tests share one libtpu
 
 import jax

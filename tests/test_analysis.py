@@ -2,14 +2,15 @@
 they cost nothing.
 """
 
+import functools
 import pathlib
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import random_params
 
 from jaxlm.analysis import Edit, edits, intervene, observe, record, sites
 from jaxlm.checkpoint.opening import Opened
@@ -48,6 +49,7 @@ WAVE = np.sin(np.arange(256)).astype(np.float32)  # not constant: a layer norm w
 STREAM = {"hnet": "main/resid", "mrt5": "decoder/resid"}
 
 
+@functools.cache
 def given(name):
   file, overrides = FILES[name]
   cfg = run_config(load_config(f"{CONFIGS}/{file}", overrides)).model
@@ -62,20 +64,7 @@ def given(name):
 
   batch = jax.tree.map(draw, cfg.example(12) if name != "views" else cfg.example())
   batch = batch | ({"decoder_tokens": batch["tokens"]} if name == "mrt5" else {})
-  params = nn.unbox(
-    jax.jit(
-      lambda *a: cfg.build().init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, *a)
-    )(*zeros(cfg.inputs(batch)))
-  )["params"]
-  return (
-    cfg,
-    jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(p.size), p.shape), params),
-    batch,
-  )
-
-
-def zeros(arguments):
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), arguments)
+  return cfg, random_params(cfg), batch
 
 
 def output(cfg, params, batch, tree=None):
@@ -96,6 +85,11 @@ def concrete(arguments):  # the noise level of masked diffusion is a shape, not 
   )
 
 
+def close(got, want):
+  """Up to the rounding of two programs, each of which may sum in its own order."""
+  np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * max(1.0, float(np.abs(want).max())))
+
+
 #: The others trace and compile for ten to twenty seconds each.
 QUICK = ("decoder", "hnet", "mrt5")
 
@@ -114,9 +108,8 @@ def test_recording_and_editing_by_layer_in_every_family(family, monkeypatch):
   stream = STREAM.get(name, "resid")
   plain = record(cfg, params, batch, [stream])
   want = np.asarray(output(cfg, params, batch))
-  np.testing.assert_array_equal(
-    jax.tree.leaves(plain["output"])[0], want
-  )  # looking changes nothing
+  # Looking changes nothing.
+  close(jax.tree.leaves(plain["output"])[0], want)
   layers = plain[stream]
   assert (
     len(layers)
@@ -125,7 +118,7 @@ def test_recording_and_editing_by_layer_in_every_family(family, monkeypatch):
   last = len(layers) - 1
   # Replacing the last stream by itself is the identity.
   same = output(cfg, params, batch, edits(cfg, {(stream, last): Edit(value=layers[last])}))
-  np.testing.assert_allclose(same, want, atol=1e-5)
+  close(same, want)
   # An edit of the last layer changes the output, this layer's value, and no earlier one's.
   changed = record(
     cfg,
@@ -136,11 +129,9 @@ def test_recording_and_editing_by_layer_in_every_family(family, monkeypatch):
   )
   assert float(jnp.abs(jax.tree.leaves(changed["output"])[0] - want).max()) > 1e-3
   changed = changed[stream]
-  np.testing.assert_allclose(
-    changed[last], np.asarray(layers[last]) + WAVE[: layers[last].shape[-1]], atol=1e-5
-  )
+  close(changed[last], np.asarray(layers[last]) + WAVE[: layers[last].shape[-1]])
   for l in range(last):
-    np.testing.assert_array_equal(changed[l], layers[l])
+    close(changed[l], layers[l])
 
 
 def test_a_zeroed_head_is_that_of_a_model_without_its_output_weights():

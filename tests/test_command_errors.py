@@ -13,8 +13,9 @@ import pytest
 
 from jaxlm import cli
 from jaxlm.checkpoint.opening import run_mapping
+from jaxlm.commands.flags import parse_flags
 from jaxlm.config import ConfigError
-from jaxlm.training.config import load_config, parse_flags, run_config
+from jaxlm.training.config import load_config, run_config
 from jaxlm.training.run import train
 
 ROOT = pathlib.Path(__file__).parents[1]

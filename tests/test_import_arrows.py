@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "jaxlm"
 
 # The files beside the rooms, open to all but kernels.
-OPEN = {"config", "parameter", "paths", "ranges", "json_text"}
+OPEN = {"config", "json_text", "lazy", "outside", "parameter", "parts", "paths", "ranges"}
 
 # room -> rooms it may import.
 MAY_IMPORT = {
@@ -56,6 +56,12 @@ MAY_IMPORT = {
     "data",
     "generation",
     "evaluation",
+  },
+  "discover": {  # what there is, for people: reads everything, and nothing imports it
+    "checkpoint",
+    "commands",
+    "generation",
+    "training",
   },
   "experiments": {
     "analysis",

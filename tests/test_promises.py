@@ -6,9 +6,10 @@ import re
 
 import pytest
 
+from jaxlm.commands.flags import parse_flags
 from jaxlm.config import ConfigError
 from jaxlm.experiments.command import load
-from jaxlm.training.config import load_config, parse_flags
+from jaxlm.training.config import load_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "promises.md").read_text()

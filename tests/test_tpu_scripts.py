@@ -3,10 +3,12 @@
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
+from fake_cloud import Cloud
 
 TPU = pathlib.Path(__file__).parents[1] / "tpu"
 VARIABLES = dict(
@@ -18,7 +20,7 @@ VARIABLES = dict(
   CLUSTER="c",
   IMAGE="i",
   DRY_RUN="1",
-  TPU_ENV="/nonexistent",
+  CLUSTER_ENV="/nonexistent",
 )
 CONFIG = "configs/carope/tiny.py"
 
@@ -84,6 +86,8 @@ def test_dry_run_prints_gcloud_commands_and_runs_none(script):
     ("create.sh", (), dict(TOPOLOGY="v9:4x4"), "known: v4 v5e v5p v6e"),
     ("create.sh", (), dict(TOPOLOGY="v5e"), "chip:AxB"),
     ("create.sh", (), dict(PROJECT=None), "PROJECT is not set"),
+    ("create.sh", (), dict(CAPACITY="free"), "wanted spot, reservation or on-demand"),
+    ("create.sh", (), dict(CAPACITY="reservation"), "RESERVATION is not set"),
     ("launch.sh", ("configs/none.py",), {}, "no config file"),
     ("launch.sh", (), {}, "usage"),
     ("launch.sh", (CONFIG,), dict(WORKDIR="/tmp/x", DRY_RUN="0"), "not gs://"),
@@ -106,71 +110,111 @@ def test_scripts_are_shellcheck_clean():
   assert done.returncode == 0, done.stdout
 
 
-GCLOUD = """#!/usr/bin/env bash
-# Stands for gcloud: writes down what it is asked; training fails as often as $FAILURES says, `describe` answers $STATE.
-echo "$*" >> "$LOG"
-case "$*" in
-  *"jaxlm train --config"*) [[ "$(grep -c 'jaxlm train --config' "$LOG")" -gt "$FAILURES" ]] ;;
-  *describe*) [[ "$STATE" == ACTIVE ]] && echo ACTIVE || { echo "$STATE" >&2; exit 1; } ;;
-esac
-"""
-
-
-def launched(folder, failures, state):
-  """launch.sh against a gcloud of ours, and what that was asked."""
-  (folder / "gcloud").write_text(GCLOUD)
-  (folder / "gcloud").chmod(0o755)
-  done = dry_run(
-    "launch.sh",
-    CONFIG,
-    DRY_RUN="0",
-    PATH=f"{folder}{os.pathsep}{os.environ['PATH']}",
-    LOG=str(folder / "log"),
-    FAILURES=str(failures),
-    STATE=state,
-    STATE_TRIES="2",
-    STATE_PAUSE="0",
-    RESTART_PAUSE="0",
-    RETRIES="4",
+@pytest.fixture
+def cloud(tmp_path):
+  """A slice of two hosts that exists, with the checkout on them."""
+  made = Cloud(
+    tmp_path / "cloud",
+    **VARIABLES
+    | {
+      "DRY_RUN": "0",
+      "STATE_TRIES": "1",
+      "STATE_PAUSE": "0",
+      "POLL_S": "0.2",
+      "SUPERVISE": "--pause_s=0.1",
+    },
   )
-  return done, (folder / "log").read_text().splitlines()
+  yield made
+  made.close()
 
 
-def test_a_crash_on_a_living_slice_is_cleared_away_and_tried_again(tmp_path):
-  done, asked = launched(tmp_path, 2, "ACTIVE")
+@pytest.fixture
+def slice_of_two(cloud):
+  done = cloud.run([TPU / "create.sh"])
   assert done.returncode == 0, done.stderr
-  cleared = [line for line in asked if "pkill" in line]
-  assert len(cleared) == 2 and all(
-    "'[j]axlm train'" in line for line in cleared
-  )  # a plain pattern finds its own shell
-  assert sum("jaxlm train --config" in line for line in asked) == 3 and not any(
-    "delete" in line for line in asked
-  )
+  for home in cloud.homes():  # what bootstrap.sh brings and launch.sh needs
+    (home / "jaxlm" / "tpu").mkdir(parents=True)
+    shutil.copy(TPU / "supervise.py", home / "jaxlm" / "tpu")
+  return cloud
 
 
-def test_three_crashes_in_a_row_end_the_launch(tmp_path):
-  done, _ = launched(tmp_path, 9, "ACTIVE")
-  assert done.returncode == 2 and "three failures on a living slice" in done.stderr
+def launch(cloud, **variables):
+  return cloud.run([TPU / "launch.sh", CONFIG], **variables)
 
 
-def test_a_slice_that_cannot_be_asked_about_is_not_deleted(tmp_path):
-  done, asked = launched(tmp_path, 9, "ERROR: could not resolve host")
-  assert (
-    done.returncode == 2
-    and "may still be training" in done.stderr
-    and not any("delete" in line for line in asked)
-  )
+def started(cloud):
+  """How often each host has started the trainer."""
+  return [len((home / "trained").read_text().splitlines()) for home in cloud.homes()]
 
 
-def test_a_slice_that_was_taken_away_is_asked_for_again(tmp_path):
-  done, asked = launched(tmp_path, 9, "ERROR: NOT_FOUND")
-  assert done.returncode == 2 and any(
-    "queued-resources delete" in line for line in asked
-  )  # create.sh then finds none
-  assert any("queued-resources create" in line for line in asked)
+def test_crashes_and_losses_are_mended_on_the_hosts_and_the_slice_is_kept(slice_of_two):
+  slice_of_two.trains([1, 75, 143, 0])
+  done = launch(slice_of_two)
+  assert done.returncode == 0 and "finished: gs://b/r" in done.stderr, done.stderr
+  assert started(slice_of_two) == [4, 4]
+  assert not any("delete" in call for call in slice_of_two.asked())
+  logs = slice_of_two.run([TPU / "logs.sh"], LOG_DIR=str(slice_of_two.folder / "logs"))
+  assert logs.returncode == 0, logs.stderr
+  log = (slice_of_two.folder / "logs" / "n-worker-1.log").read_text()
+  assert "attempt 2 ended with code 75: another process of the run was lost" in log
+
+
+def test_a_bug_ends_the_launch_on_all_hosts(slice_of_two):
+  slice_of_two.trains([1, 1, 1])
+  done = launch(slice_of_two)
+  assert done.returncode == 1 and "3 crashes in a row" in done.stderr
+  assert started(slice_of_two) == [3, 3]
+
+
+def test_a_lost_connection_is_no_crash_and_ends_nothing(slice_of_two):
+  with subprocess.Popen(
+    [TPU / "launch.sh", CONFIG],
+    env=slice_of_two.environment,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=TPU.parent,
+    start_new_session=True,
+  ) as laptop:
+    lines = iter(laptop.stderr.readline, "")
+    assert any("2 running" in line for line in lines)
+    slice_of_two.say(offline=True)
+    assert any("no answer from the hosts (2 times), slice is UNKNOWN" in line for line in lines)
+    slice_of_two.say(offline=None)
+    assert any("2 running" in line for line in lines)
+    os.killpg(laptop.pid, signal.SIGINT)  # the lid is closed
+    assert "the run goes on" in laptop.stderr.read()
+  assert laptop.returncode == 130
+  assert started(slice_of_two) == [1, 1]  # through all of it
+  looked = slice_of_two.run([TPU / "status.sh"])
+  assert looked.stdout.count('"state": "running"') == 2, looked.stderr
+  again = launch(slice_of_two, DETACH="1")
+  assert again.returncode == 0 and started(slice_of_two) == [1, 1]
+  stopped = slice_of_two.run([TPU / "stop.sh"])
+  assert stopped.stdout.count('"state": "stopped"') == 2, stopped.stderr
+
+
+@pytest.mark.skipif(not (TPU.parent / ".git").exists(), reason="bootstrap.sh copies a git checkout")
+def test_a_slice_that_was_taken_away_is_asked_for_again_and_the_run_goes_on(slice_of_two):
+  with subprocess.Popen(
+    [TPU / "launch.sh", CONFIG],
+    env=slice_of_two.environment,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=TPU.parent,
+  ) as laptop:
+    lines = iter(laptop.stderr.readline, "")
+    assert any("2 running" in line for line in lines)
+    slice_of_two.trains([0])
+    slice_of_two.take_away()  # the queued resource still says ACTIVE
+    rest = "".join(lines)
+  assert laptop.returncode == 0 and "slice is PREEMPTED" in rest and "finished" in rest, rest
+  calls = [" ".join(call) for call in slice_of_two.asked()]
+  for action, times in (("delete", 1), ("create", 2)):
+    assert sum(f"queued-resources {action} n" in call for call in calls) == times
+  assert all((home / "jaxlm" / "REVISION").exists() for home in slice_of_two.homes())
 
 
 def test_the_environment_wins_over_the_file(tmp_path):
   (tmp_path / "env").write_text("TOPOLOGY=v5e:8x8\nNAME=from-file\n")
-  done = dry_run("create.sh", TPU_ENV=str(tmp_path / "env"), NAME=None)
+  done = dry_run("create.sh", CLUSTER_ENV=str(tmp_path / "env"), NAME=None)
   assert "accelerator-type=v5litepod-16 " in done.stdout and "create from-file" in done.stdout

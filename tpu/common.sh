@@ -5,16 +5,17 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 root="$(dirname "$here")"
 
-# Values come from the environment, else from tpu/env (copy env.example and edit it): what is set already is set again.
+# Values come from the environment, else from tpu/cluster.env (copy cluster.env.example and edit it): what is set already is
+# set again.
 given="$(export -p)"
-if [[ -f "${TPU_ENV:-$here/env}" ]]; then
+if [[ -f "${CLUSTER_ENV:-$here/cluster.env}" ]]; then
   # shellcheck disable=SC1090
-  source "${TPU_ENV:-$here/env}"
+  source "${CLUSTER_ENV:-$here/cluster.env}"
   eval "$given"
 fi
 DRY_RUN="${DRY_RUN:-0}"
 NUM_SLICES="${NUM_SLICES:-1}"
-SPOT="${SPOT:-1}"
+CAPACITY="${CAPACITY:-spot}"
 
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
@@ -22,7 +23,7 @@ die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 need() {
   local name
   for name in "$@"; do
-    [[ -n "${!name:-}" ]] || die "$name is not set: copy tpu/env.example to tpu/env and fill it in, or export $name"
+    [[ -n "${!name:-}" ]] || die "$name is not set: copy tpu/cluster.env.example to tpu/cluster.env and fill it in, or export $name"
   done
 }
 
@@ -97,4 +98,20 @@ state() {
   done
   printf 'error: no answer about %s: %s\n' "$NAME" "$said" >&2
   return 2
+}
+
+# State of the slice: as `state`, but PREEMPTED where the queued resource is ACTIVE and one of its nodes was taken away.
+slice_state() {
+  local node said current
+  current="$(state)" || return 2
+  if [[ "$current" == ACTIVE ]]; then
+    for node in $(nodes); do
+      said="$(gcloud compute tpus tpu-vm describe "$node" --project="$PROJECT" --zone="$ZONE" --format='value(state)' 2>/dev/null)" ||
+        continue
+      case "$said" in
+        PREEMPTED | TERMINATED | STOPPED) current=PREEMPTED ;;
+      esac
+    done
+  fi
+  printf '%s\n' "$current"
 }

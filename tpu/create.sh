@@ -10,7 +10,12 @@ if [[ "$NUM_SLICES" == 1 ]]; then
 else
   arguments+=(--node-count="$NUM_SLICES" --node-prefix="$NAME")
 fi
-[[ "$SPOT" == 1 ]] && arguments+=(--spot)
+case "$CAPACITY" in
+  spot) arguments+=(--spot) ;;
+  reservation) need RESERVATION; arguments+=(--reserved --reservation="$RESERVATION") ;;
+  on-demand) ;;
+  *) die "CAPACITY '$CAPACITY': wanted spot, reservation or on-demand" ;;
+esac
 
 printf '%s: %s chips, accelerator type %s, runtime %s, %s slice(s)\n' \
   "$TOPOLOGY" "$CHIPS" "$ACCELERATOR" "$RUNTIME" "$NUM_SLICES" >&2

@@ -10,7 +10,7 @@ hosts=$(((CHIPS + 3) / 4))
 [[ "$TOPOLOGY" =~ ^v[56]e && "$CHIPS" -le 8 ]] && hosts=1
 for node in $(nodes); do
   for ((k = 0; k < hosts; k++)); do
-    run gcloud compute tpus tpu-vm scp "$node:jaxlm-worker.log" "$out/$node-worker-$k.log" \
+    run gcloud compute tpus tpu-vm scp "$node:jaxlm-run/log.txt" "$out/$node-worker-$k.log" \
       --project="$PROJECT" --zone="$ZONE" --worker="$k"
   done
 done

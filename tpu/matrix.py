@@ -272,7 +272,7 @@ def compiled(row: Row) -> dict:
     bucket=row.bucket,
   )
   found = report.to_json()
-  found.pop("dearest")
+  found.pop("most_expensive")
   versions = {p: metadata.version(p) for p in ("jax", "libtpu")}
   lines = [line.replace(f"{ROOT}/", "") for line in broken(report, Budget(**row.budget))]
   return found | {

@@ -47,7 +47,7 @@ MULTIPLIERS = {2: (2.0, 1.0), 3: (2.0, 1.5, 1.0)}  # by hand, as the paper says 
 # A learned router starts as the identity: it cuts where neighbouring rows of the encoder differ. We
 # suppose, without having measured it, that at the others' rate it leaves that before those rows say
 # anything, and that its cuts stay where they fell; in the paper the warm-up alone is 22,000 steps.
-# What other values gave: experiments/hnet/README.md.
+# What other values gave: experiments/hnet/NOTES.md.
 ROUTER_RATE = 0.02
 
 

@@ -9,6 +9,7 @@ Every call makes a new folder; nothing is resumed. About two minutes on 2 CPU co
 import argparse
 import logging
 import pathlib
+import shlex
 import sys
 import time
 
@@ -67,6 +68,23 @@ def sample(workdir: pathlib.Path, row: str, num_tokens: int, seed: int = 0) -> s
   return tokenizer.decode(tokens[1:].tolist())
 
 
+def closing(workdir: pathlib.Path, length: int, steps: int) -> str:
+  """What the texts can be expected to be, and three commands to go on with."""
+  program = pathlib.Path(sys.executable).with_name("jaxlm")
+  if program.is_relative_to(pathlib.Path.cwd()):
+    program = program.relative_to(pathlib.Path.cwd())
+  run = shlex.quote(str(runner.folder(workdir, "", "carope", 0)))
+  mine = shlex.quote(str(workdir / "mine"))
+  return (
+    f"A byte model of {steps:,} steps spells frequent words and puts blanks between them; sentences that mean something are not\n"
+    "to be expected of it. What the demo shows is the table: beyond the training length RoPE loses more than CARoPE.\n\n"
+    "Go on: at eight times the training length; with another prompt; on your own text (here the pages of this repository):\n\n"
+    f"{program} eval --run {run} --lengths={length},{8 * length}\n"
+    f"{program} generate --run {run} --prompt 'It was' --max_new_tokens 200\n"
+    f"{program} train --config={CONFIG} --config.data.source='text:docs/**/*.md' --workdir={mine}"
+  )
+
+
 def main(argv=None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -109,15 +127,7 @@ def main(argv=None) -> int:
     print(sample(workdir, row, 3 * length - len(PROMPT)))
   print(
     f"\nTable {pages[0]}, figure {picture}, runs with checkpoints and curves in {workdir}; "
-    f"{time.time() - start:.0f} s in all."
-  )
-  command, run = (
-    pathlib.Path(sys.executable).with_name("jaxlm"),
-    runner.folder(workdir, "", "carope", 0),
-  )
-  print(
-    f"Go on: {command} eval --run {run} --lengths={length},{8 * length}\n"
-    f"       {command} generate --run {run} --prompt {PROMPT.strip()!r}"
+    f"{time.time() - start:.0f} s in all.\n\n{closing(workdir, length, steps)}"
   )
   return 0
 

@@ -29,7 +29,7 @@ ROWS = [Row(name, f"{TINY}:{name}", label=label) for name, label in LABELS.items
 BPB, CHUNK = "bits per byte", "bytes per chunk"
 # SpaceByte's rule counts the byte after a word, punctuation and line breaks included; blanks before
 # words only, and how
-# to read all three: `experiments.hnet.chunks.alignment`, README.md.
+# to read all three: `experiments.hnet.chunks.alignment`, NOTES.md.
 RULE, BLANKS, LETTERS = "F1, SpaceByte's rule", "F1, blank before a word", "F1, first letter"
 
 TABLE = Table(

@@ -206,7 +206,7 @@ def alike(t, row: str, other: str, slack: float):
   if t[other, EXACT] < t.get((other, CHANCE), 0.0) / 2:
     return (
       None,
-      f"{t[other, EXACT]:.3f}, far below a guess: the two rows were trained and built differently, see the README",
+      f"{t[other, EXACT]:.3f}, far below a guess: the two rows were trained and built differently, see NOTES.md",
     )
   return t[row, EXACT] - (t[other, EXACT] - slack)
 

@@ -1,7 +1,7 @@
 """The character models that figure_gap, cipher, reasoning and semi measure: the same rows, the same
 scales.
 
-A table finds a model that another one has trained if its run folder is copied: see README.md of
+A table finds a model that another one has trained if its run folder is copied: see NOTES.md of
 this folder.
 """
 

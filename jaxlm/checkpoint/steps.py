@@ -23,6 +23,7 @@ from jaxlm.checkpoint.locations import folder_path
 from jaxlm.checkpoint.reading import alone, compared, first_line, newest, read_note
 from jaxlm.checkpoint.rotation import Rotation
 from jaxlm.parallel.agree import from_first, gather
+from jaxlm.paths import RIGHTS, denied
 
 DISK_FULL = re.compile(
   r"No space left|ENOSPC|quota exceeded|File too large|RESOURCE_EXHAUSTED", re.IGNORECASE
@@ -90,15 +91,19 @@ class Checkpoints:
           ),
         ),
       )
-    except (OSError, ValueError, RuntimeError) as error:
-      raise self._explain(error, step) from error
+    except Exception as error:  # object stores have errors of their own
+      if isinstance(error, (OSError, ValueError, RuntimeError)) or denied(error):
+        raise self._explain(error, step) from error
+      raise
 
   def wait(self) -> None:
     try:
       self.manager.wait_until_finished()
       self.manager.check_for_errors()
-    except (OSError, ValueError, RuntimeError) as error:
-      raise self._explain(error) from error
+    except Exception as error:
+      if isinstance(error, (OSError, ValueError, RuntimeError)) or denied(error):
+        raise self._explain(error) from error
+      raise
 
   def restore(self, state, iterator) -> tuple[Any, dict, list[str]]:
     """(state, note, lines) of the newest step that every process can read; the iterator is moved in
@@ -170,7 +175,8 @@ class Checkpoints:
       errno.EFBIG,
     ) or DISK_FULL.search(str(error))
     what = "the disk is full" if full else first_line(error)
+    remedy = f"{RIGHTS[0].upper()}{RIGHTS[1:]}" if denied(error) else "Free space there"
     return CheckpointError(
       f"saving a checkpoint in {self.folder} failed: {what}; {good}. "
-      f"Free space there and run the same command again to resume."
+      f"{remedy}, and run the same command again to resume."
     )

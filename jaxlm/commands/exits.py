@@ -7,6 +7,8 @@
            command continues (result.json: finished false), so that
            `jaxlm train ... && jaxlm eval ...` does not go on with half a model; 141 nobody reads
            its output any more (`jaxlm eval ... | head -1`)
+  75       a training process is well and has lost another of its run, or has not met it; the same command resumes
+  76       a training process hung, printed its stacks and ended (train.hang.ends); the same command resumes
 
 What a person or the system has refused is one sentence on standard error. Any other exception is a
 fault of this library and keeps its traceback. With JAXLM_DEBUG=1 the sentences have theirs, too.
@@ -17,6 +19,7 @@ import functools
 import io
 import os
 import pathlib
+import re
 import select
 import sys
 import traceback
@@ -24,6 +27,7 @@ from collections.abc import Callable, Sequence
 
 from jaxlm.checkpoint.errors import CheckpointError, CheckpointFileError, WeightsError
 from jaxlm.config import ConfigError
+from jaxlm.paths import RIGHTS, denied
 
 GOOD, FAILED, WRONG = 0, 1, 2
 INTERRUPTED, UNREAD = 128 + 2, 128 + 13
@@ -93,6 +97,8 @@ def ending(name: str, error: BaseException, refusals: tuple[type[Exception], ...
     return refuse(name, error, FAILED)
   if isinstance(error, (ConfigError, CheckpointFileError, WeightsError, *refusals)):
     return refuse(name, error, WRONG)
+  if denied(error):
+    return refuse(name, no_right(error), WRONG)
   if isinstance(error, OSError):
     return refuse(name, explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)
   if isinstance(error, MemoryError):
@@ -101,9 +107,38 @@ def ending(name: str, error: BaseException, refusals: tuple[type[Exception], ...
     "Please install"
   ):  # etils': an object store without its client
     return refuse(name, str(error), WRONG)
+  if absent := no_device(error):
+    return refuse(name, absent, WRONG)
   if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):  # XLA's
     return refuse(name, f"out of memory: {str(error).splitlines()[0][:300]}", FAILED)
   raise error
+
+
+def no_device(error: BaseException) -> str:
+  """What to do where JAX has not the device that JAX_PLATFORMS names; '' of another error."""
+  said, named = str(error), os.environ.get("JAX_PLATFORMS", "")
+  if isinstance(error, AssertionError):  # what JAX raises where no platform of the list has started
+    frames = traceback.extract_tb(error.__traceback__)
+    if not named or not frames or not frames[-1].filename.endswith("xla_bridge.py"):
+      return ""
+    platform, why = named, ""
+  else:
+    found = re.search(r"(?:Unable to initialize backend|Unknown backend) '?(\w+)'?", said)
+    if not isinstance(error, RuntimeError) or not found:
+      return ""
+    platform, why = found[1], f" ({said.splitlines()[0][:200]})"
+  package = {"cuda": "gpu", "gpu": "gpu", "tpu": "tpu"}.get(platform)
+  install = f", or install its plugin (pip install 'jaxlm[{package}]')" if package else ""
+  return (
+    f"JAX_PLATFORMS={named or platform}: JAX finds no such device here{why}; set JAX_PLATFORMS=cpu, unset it for whatever "
+    f"is there{install}"
+  )
+
+
+def no_right(error: BaseException) -> str:
+  """The sentence for what an object store has refused (`paths.denied`)."""
+  said = (str(error) or type(error).__name__).splitlines()[0][:200]
+  return f"the object store refuses ({said}); {RIGHTS}"
 
 
 def refuse(name: str, sentence, code: int) -> int:

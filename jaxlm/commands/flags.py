@@ -3,36 +3,84 @@ right one.
 """
 
 import argparse
+import ast
+import contextlib
 import difflib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from jaxlm.config import ConfigError, nearest
 
 CONFIG = ("--config",)
+WHAT_CONFIG_NAMES = (
+  "FILE.py, FILE.py:ARG, FILE.json, FILE.toml, a run folder, or a name of `jaxlm list configs`"
+)
+_collected: list["Parser"] | None = None
+
+
+@contextlib.contextmanager
+def collected_parsers():
+  """A list that gets the parsers of commands that are called within; they do nothing else."""
+  global _collected
+  before, _collected = _collected, []
+  try:
+    yield _collected
+  finally:
+    _collected = before
 
 
 class Parser(argparse.ArgumentParser):
   """argparse whose errors are ConfigError.
 
   example: a whole command, shown where a required flag is missing. others: flags that are read
-  before this parser. `-` and `_` inside a flag's name are the same.
+  before this parser; `--config` is shown in its help. bare: the flag that a word without one was
+  meant for. `-` and `_` inside a flag's name are the same; `_` is shown.
   """
 
-  def __init__(self, prog: str, *, example: str = "", others: Sequence[str] = (), **options):
+  def __init__(
+    self,
+    prog: str,
+    *,
+    example: str = "",
+    others: Sequence[str] = (),
+    bare: str = "",
+    **options,
+  ):
     options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
     super().__init__(prog, allow_abbrev=False, **options)
-    self.example, self.others = example, tuple(others)
+    self.example, self.others, self.bare, self.words = example, tuple(others), bare, []
+    if "--config" in self.others:  # read by `parse_flags`
+      self.add_argument("--config", metavar="FILE", help=WHAT_CONFIG_NAMES)
+      self.add_argument(
+        "--config.KEY", metavar="VALUE", help="one value of it, as in --config.model.d_model=256"
+      )
+
+  def add_argument(self, *names, **options):
+    if options.get("metavar") is None and options.get("nargs") is None:
+      letter = {float: "X", whole: "N"}.get(options.get("type"))
+      if letter is not None:
+        options["metavar"] = letter
+    return super().add_argument(*names, **options)
 
   def parse_args(self, args=None, namespace=None):
-    args = [self._spelled(word) for word in args]
+    if _collected is not None:
+      _collected.append(self)
+      raise SystemExit(0)
     namespace, rest = self.parse_known_args(args, namespace)
     if rest:
       raise ConfigError(self._unknown(rest[0]))
     return namespace
 
+  def parse_known_args(self, args=None, namespace=None):  # also called for a command's command
+    self.words = [self._spelled(word) for word in args]
+    return super().parse_known_args(self.words, namespace)
+
   def error(self, message: str):
     """argparse's own sentence, turned into ours where it leaves the remedy open."""
+    word = self._bare_word()
+    if self.bare and word:
+      raise ConfigError(self._without_flag(word))
     missing = re.fullmatch(r"the following arguments are required: (.*)", message)
     if missing:
       raise ConfigError(
@@ -61,6 +109,24 @@ class Parser(argparse.ArgumentParser):
       )
     raise ConfigError(message)
 
+  def _bare_word(self) -> str | None:
+    """The first word that is neither a flag nor a flag's value."""
+    takes = False
+    for word in self.words:
+      if word.startswith("-"):
+        action = self._option_string_actions.get(word.partition("=")[0])
+        takes = "=" not in word and action is not None and action.nargs != 0
+      elif not takes:
+        return word
+      else:
+        takes = False
+    return None
+
+  def _without_flag(self, word: str) -> str:
+    return f"{word!r} stands without its flag; write {self.bare}={word}" + (
+      f", as in: {self.example}" if self.example else ""
+    )
+
   def _flags(self) -> list[str]:
     return [*self._option_string_actions, *self.others]
 
@@ -79,6 +145,8 @@ class Parser(argparse.ArgumentParser):
 
   def _unknown(self, word: str) -> str:
     flag = word.partition("=")[0]
+    if not flag.startswith("-") and self.bare:
+      return self._without_flag(word)
     if not flag.startswith("-"):
       return f"{word!r} is not expected here" + (
         f"; for example: {self.example}" if self.example else ""
@@ -100,3 +168,41 @@ def whole(text: str) -> int:
     if not number.is_integer():
       raise ValueError(text) from None
     return int(number)
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[str | None, dict[str, Any], list[str]]:
+  """(config spec, overrides, the rest) of '--config=...', '--config.a.b=value' and '--config.a.b
+  value'.
+  """
+  spec, overrides, rest = None, {}, []
+  argv = list(argv)
+  while argv:
+    flag, equals, value = argv.pop(0).partition("=")
+    if flag != "--config" and not flag.startswith("--config."):
+      rest.append(flag + equals + value)
+      continue
+    if not equals:
+      if not argv or argv[0].startswith("--"):
+        raise ConfigError(f"{flag} has no value; write {flag}=...")
+      value = argv.pop(0)
+    if flag == "--config":
+      spec = value
+    else:
+      overrides[flag.removeprefix("--config.")] = _literal(value)
+  return spec, overrides, rest
+
+
+def _literal(text: str):
+  """A Python literal where it is one ('1e-3', '(2, 4)', 'None', 'true'), else the text itself."""
+  if text in ("true", "false"):
+    return text == "true"
+  try:
+    return ast.literal_eval(text)
+  except (
+    ValueError,
+    SyntaxError,
+    TypeError,
+    MemoryError,
+    RecursionError,
+  ):  # also of what nests too deep, or cannot be a key
+    return text

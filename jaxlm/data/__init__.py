@@ -14,14 +14,30 @@ weight per sequence. One that reads a corpus also has `batch_fields`, {name: (sh
 global batch, so that preflight needs no data.
 """
 
+from typing import TYPE_CHECKING
+
+from jaxlm import lazy
 from jaxlm.config import Kinds
 from jaxlm.data.errors import DataError
+
+if TYPE_CHECKING:
+  from jaxlm.data.base import DataConfig as DataConfig
+  from jaxlm.data.corrupted_text import SpanCorruptionData as SpanCorruptionData
+  from jaxlm.data.mixture import MixtureData as MixtureData
+  from jaxlm.data.passages import PassageData as PassageData
+  from jaxlm.data.sources import Corpus as Corpus
+  from jaxlm.data.sources import open_corpus as open_corpus
+  from jaxlm.data.text import TextData as TextData
 
 DATA = Kinds(
   "data",
   {
     "backcopy": "jaxlm.data.backcopy:BackcopyData",
     "bigram": "jaxlm.data.bigram:BigramData",
+    "backtracking": "jaxlm.data.tasks.backtracking:BacktrackingData",
+    "choices": "jaxlm.data.tasks.choices:ChoicesData",
+    "hidden_text": "jaxlm.data.hidden_text:HiddenTextData",
+    "registers": "jaxlm.data.tasks.registers:RegisterData",
     "star_graphs": "jaxlm.data.tasks.star_graphs:StarGraphData",
     "diagnostic": "jaxlm.data.tasks.diagnostic:DiagnosticData",
     "mixture": "jaxlm.data.mixture:MixtureData",
@@ -43,4 +59,15 @@ DATA = Kinds(
   },
 )
 
-__all__ = ["DATA", "DataError"]
+_NAMES = lazy.by_name(
+  {
+    "jaxlm.data.base": "DataConfig",
+    "jaxlm.data.mixture": "MixtureData",
+    "jaxlm.data.passages": "PassageData",
+    "jaxlm.data.sources": "Corpus open_corpus",
+    "jaxlm.data.text": "TextData",
+    "jaxlm.data.corrupted_text": "SpanCorruptionData",
+  }
+)
+__getattr__, __dir__ = lazy.attributes(__name__, _NAMES)
+__all__ = ["DATA", "DataError", *_NAMES]

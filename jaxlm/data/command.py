@@ -6,7 +6,7 @@ import os
 import sys
 
 from jaxlm.commands.exits import FAILED, FULL, INTERRUPTED, command, explain, refuse
-from jaxlm.commands.flags import CONFIG, Parser, whole
+from jaxlm.commands.flags import CONFIG, Parser, parse_flags, whole
 from jaxlm.commands.tables import print_table
 from jaxlm.config import ConfigError
 from jaxlm.data.errors import DataError
@@ -28,8 +28,6 @@ Stopping is safe at any time: the same command goes on. Files go to $JAXLM_DATA,
 def main(argv: list[str]) -> int:
   spec, overrides = None, {}
   if argv[:1] == ["tokenize"]:  # the others need no JAX
-    from jaxlm.training.config import parse_flags
-
     spec, overrides, argv = parse_flags(argv)
   parser = Parser("jaxlm data", description=USAGE, example="jaxlm data list")
   actions = parser.add_subparsers(
@@ -51,7 +49,7 @@ def main(argv: list[str]) -> int:
     sub = actions.add_parser(
       action, help=what, example=f"jaxlm data {action}" + " prose-small" * (action != "list")
     )
-    sub.add_argument("--data-dir", default=None, help="default: $JAXLM_DATA, else ~/.cache/jaxlm")
+    sub.add_argument("--data_dir", default=None, help="default: $JAXLM_DATA, else ~/.cache/jaxlm")
     if action != "list":
       sub.add_argument(
         "names" if action == "prepare" else "name", nargs="+" if action == "prepare" else None
@@ -81,7 +79,7 @@ def main(argv: list[str]) -> int:
     if error.errno in FULL:
       return refuse(
         "jaxlm data",
-        f"{explain(error)}. What is written so far stays good; --data-dir names another folder",
+        f"{explain(error)}. What is written so far stays good; --data_dir names another folder",
         FAILED,
       )
     raise
@@ -116,11 +114,11 @@ def _tokenize_flags(actions) -> None:
 def _tokenize(spec, overrides, args) -> None:
   from jaxlm.data.text import TextData
   from jaxlm.data.tokenize import Job, tokenize
-  from jaxlm.training.config import load_config, run_config
+  from jaxlm.training.config import configured
 
   if spec is None:
     raise ConfigError("no configuration; give --config=configs/carope/tiny.py, say")
-  data = run_config(load_config(spec, overrides)).data
+  data = configured(spec, overrides).data
   if not isinstance(data, TextData):
     raise ConfigError(f"{spec}: only data.kind = 'text' has tokens to keep")
   hosts, host = (
@@ -221,9 +219,12 @@ def _prepare(folder, name: str, force: bool, quiet: bool) -> None:
 
   from jaxlm.data.prepare.catalog import corpus
   from jaxlm.data.prepare.checksums import complaints
+  from jaxlm.data.prepare.costs import forecast
   from jaxlm.data.prepare.write import prepare
 
   recipe = corpus(name)
+  if force or not (folder / "prepared" / name / "manifest.json").is_file():
+    print(forecast(name, recipe), file=sys.stderr)
   columns = (
     TextColumn("{task.description}"),
     BarColumn(),

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from jaxlm.data.errors import DataError
-from jaxlm.paths import expand
+from jaxlm.paths import RIGHTS, denied, expand
 
 PACKAGES = {"gs": "gcsfs (pip install 'jaxlm[tpu]')", "gcs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 READ_AHEAD = 8 << 20  # bytes of a file that is read from start to end
@@ -53,12 +53,8 @@ def explained(path) -> Iterator[None]:
 
 def _sentence(path, error: Exception) -> str:
   scheme, said = str(path).partition("://")[0], _first_line(error)
-  code = getattr(error, "code", getattr(error, "status", None))
-  if isinstance(error, PermissionError) or code in (401, 403) or "credentials" in said.lower():
-    return (
-      f"no right to use {path} ({said}); give this account the right to list, read and write the bucket's "
-      f"objects (of Google: roles/storage.objectUser), or log in (gcloud auth application-default login)"
-    )
+  if denied(error) or isinstance(error, PermissionError):
+    return f"no right to use {path} ({said}); {RIGHTS}"
   if isinstance(error, ImportError):
     return f"{path}: reading {scheme}:// needs the package {PACKAGES.get(scheme, said)}"
   if isinstance(error, ValueError) and "Protocol not known" in said:

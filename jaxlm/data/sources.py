@@ -58,6 +58,12 @@ def open_corpus(source: str) -> Corpus:
   """The corpus that `source` names; reads no document beyond what its fingerprint needs."""
   scheme, colon, rest = source.partition(":")
   if not colon or scheme not in SCHEMES:
+    if os.path.exists(expand(source)):
+      kind = "parquet" if source.endswith(".parquet") else "text"
+      raise DataError(
+        f"data.source = {source!r} is a path and says not how to read it; write '{kind}:{source}' (other schemes: "
+        f"{', '.join(sorted(SCHEMES))})"
+      )
     raise DataError(
       f"data.source = {source!r}: no such scheme; {nearest(scheme, SCHEMES)} (e.g. 'mini:moby_dick', "
       f"'text:books/*.txt', 'tfds:lm1b', 'prepared:prose-small')"
@@ -104,6 +110,21 @@ def _files(source: str, pattern: str) -> Corpus:
 
 def _array_record(source: str, pattern: str) -> Corpus:
   return _records(source, pattern, "**/*.array_record*", read_records)
+
+
+def record_files(source: str, split: str) -> tuple[list[str], str | None]:
+  """(files, feature) of one split of an array_record source, to be read by number; nothing is read."""
+  scheme, _, rest = source.partition(":")
+  pattern, feature = plain_files.with_column(rest)
+  if scheme != "array_record" or "{split}" not in pattern:
+    raise DataError(
+      f"data.source = {source!r}: data.packing = 'records' wants ArrayRecord files with their splits in the path, as in "
+      f"'array_record:c4/{{split}}-*.array_record#text'; other sources: data.packing = 'packed'"
+    )
+  found = _by_split(source, pattern, "**/*.array_record*")[split]
+  if not found:
+    raise DataError(f"data.source = {source!r}: no file matches for the split {split!r}")
+  return found, feature
 
 
 def _parquet(source: str, pattern: str) -> Corpus:

@@ -14,9 +14,10 @@ from jaxlm.data.errors import DataError
 from jaxlm.data.folders import data_dir
 from jaxlm.data.lanes import InOrder, Lanes
 from jaxlm.data.pipeline import batches, seeded
+from jaxlm.data.record_rows import RecordRows, content_of
 from jaxlm.data.rows import Packed, Windows
 from jaxlm.data.shards import ShardedStore, folder_of, is_store, store_tokenizer
-from jaxlm.data.sources import open_corpus
+from jaxlm.data.sources import open_corpus, record_files
 from jaxlm.data.splits import check_split
 from jaxlm.data.store import TokenStore, token_store
 from jaxlm.data.tokenizers import TOKENIZERS, Tokenizer
@@ -31,7 +32,8 @@ class TextData(DataConfig):
 
   packing: 'windows' joins documents, a separator before each, and cuts them contiguously without a
   mask (the papers' way); 'packed' puts whole documents side by side, masked from each other by
-  segment_ids.
+  segment_ids; 'records' makes a row of each record of ArrayRecord files, read by number and tokenised
+  when it is needed (`jaxlm.data.record_rows`): its first seq_len + 1 tokens, the rest is left out.
   shuffle: the order of training rows, anew each epoch; a single pass is always in corpus order.
   sequence_seeds: adds uint32 `sequence_seeds` (B, 2), a function of seed and place in the stream
   (lexinvariant models).
@@ -43,7 +45,7 @@ class TextData(DataConfig):
   seq_len: Count
   batch_size: Count
   tokenizer: Annotated[object, TOKENIZERS] = ByteTokenizerConfig()
-  packing: Literal["windows", "packed"] = "windows"
+  packing: Literal["windows", "packed", "records"] = "windows"
   shuffle: bool = True
   num_workers: Annotated[int, Range(0, 1024)] = 0
   sequence_seeds: bool = False
@@ -82,10 +84,13 @@ class TextData(DataConfig):
     """The tokenizer; one that is trained here reads the train split the first time."""
     if is_store(self.source):
       return store_tokenizer(folder_of(self.source), self.tokenizer)
-    corpus = open_corpus(self.source)
-    return self.tokenizer.load(
-      lambda: corpus.documents("train"), corpus.fingerprint, data_dir() / "tokenizers"
-    )
+    if self.packing == "records":  # the files are not read for a fingerprint
+      content = content_of(*record_files(self.source, "train"))
+      train = lambda: open_corpus(self.source).documents("train")  # noqa: E731
+    else:
+      corpus = open_corpus(self.source)
+      content, train = corpus.fingerprint, lambda: corpus.documents("train")
+    return self.tokenizer.load(train, content, data_dir() / "tokenizers")
 
   @property
   def start(self) -> int | None:
@@ -102,6 +107,12 @@ class TextData(DataConfig):
       open_corpus(self.source), split, self.load_tokenizer(), data_dir() / "tokens"
     )
 
+  def records(self, split: str) -> RecordRows:
+    """The records of a split by number. DataError for a source that has none."""
+    check_split(split)
+    paths, feature = record_files(self.source, split)
+    return RecordRows(paths, feature, self.load_tokenizer(), self.seq_len)
+
   def build(
     self,
     split: str,
@@ -112,10 +123,13 @@ class TextData(DataConfig):
     repeat: bool = True,
   ) -> grain.IterDataset:
     """Batches for ever (training), or one pass in corpus order with every target once (evaluation)."""
-    store = self.store(split)
+    if self.packing == "records":
+      rows = store = self.records(split)
+    else:
+      store = self.store(split)
     if self.packing == "packed":
       rows = Packed(store, self.seq_len, seed=seed if repeat and self.shuffle else None)
-    else:
+    elif self.packing == "windows":
       rows = Windows(store, self.seq_len, whole=repeat, start=self.start)
     lanes = (
       self.shuffle and repeat and isinstance(store, ShardedStore) and self.packing == "windows"

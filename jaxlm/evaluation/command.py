@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jaxlm import json_text
 from jaxlm.commands.exits import command
-from jaxlm.commands.flags import CONFIG, Parser, whole
+from jaxlm.commands.flags import CONFIG, Parser, parse_flags, whole
 from jaxlm.commands.tables import print_table
 from jaxlm.config import ConfigError
 
@@ -16,7 +16,9 @@ USAGE = """Perplexity, bits per byte and loss by position of a trained run, at a
   jaxlm eval --run runs/carope --lengths=512,1024,2048
   jaxlm eval --run runs/rope --lengths=1024 --config.model.position.scaling='{"kind": "ntk", "factor": 2.0}'
 
-Every length scores the same text. A length that the model cannot read is answered with the reason, not a number."""
+Every length scores the same text. A length that the model cannot read is answered with the reason, not a number.
+A model that does not predict the next token (insertion, masked diffusion, encoder-decoder, view synthesis) is measured by
+its objective on the split, as while it was trained."""
 
 
 EPILOG = """\
@@ -31,6 +33,7 @@ def main(argv: list[str]) -> int:
     description=USAGE,
     epilog=EPILOG,
     others=CONFIG,
+    bare="--run",
     example="jaxlm eval --run runs/tiny --lengths=128,256",
   )
   parser.add_argument(
@@ -53,17 +56,15 @@ def main(argv: list[str]) -> int:
     default=None,
     help="lexinvariant models: tables averaged per sequence; default: eval.num_tables of the run, 1",
   )
-  parser.add_argument("--by-position", action="store_true", help="loss at each position too")
+  parser.add_argument("--by_position", action="store_true", help="loss at each position too")
   parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
-  from jaxlm.training.config import parse_flags
   from jaxlm.training.saved_config import config_of
 
   spec, overrides, rest = parse_flags(argv)
   args = parser.parse_args(rest)
   logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns about what a reader leaves unread
   cfg = config_of(args.run, spec, overrides)
-  lengths = _lengths(args.lengths, cfg.data.seq_len)
   if args.num_tokens is not None and args.num_tokens < 1:
     raise ConfigError(
       f"--num_tokens={args.num_tokens}: wanted 1 or more; leave it out for the whole split"
@@ -71,6 +72,9 @@ def main(argv: list[str]) -> int:
   if args.tables is not None and args.tables < 1:
     raise ConfigError(f"--tables={args.tables}: wanted 1 or more")
 
+  if cfg.model.scores != "next_token":
+    return _by_objective(cfg, args)
+  lengths = _lengths(args.lengths, cfg.data.seq_len)
   evaluations, step = evaluate_run(
     cfg,
     args.run,
@@ -140,6 +144,74 @@ def evaluate_run(
       process_count=count,
       num_tables=num_tables,
     ), opened.step
+
+
+def evaluate_objective(
+  cfg, folder: str, *, split="validation", num_tokens=None, step=None, ema=False
+):
+  """({name: number}, step): the objective of a run folder's checkpoint on a split, on all devices.
+
+  What depends on the state that the objective carries through training (`objective`, `alpha`) is left
+  out.
+  """
+  import dataclasses
+
+  import jax
+
+  from jaxlm.checkpoint.opening import open_model
+  from jaxlm.data.pipeline import example
+  from jaxlm.parallel.mesh import make_mesh
+  from jaxlm.parallel.place import host_rows, placer
+  from jaxlm.training.evaluating import EvaluationSplit, evaluate
+  from jaxlm.training.step import build_program
+
+  cfg = dataclasses.replace(
+    cfg, eval=dataclasses.replace(cfg.eval, split=split, num_tokens=num_tokens, lengths=())
+  )
+  mesh = make_mesh(cfg.mesh)
+  index, hosts = host_rows(mesh)
+  batches = EvaluationSplit(cfg, index, hosts)
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((cfg.data.batch_size, *x.shape[1:]), x.dtype),
+    example(batches.of(cfg.data)),
+  )
+  program = build_program(cfg, mesh, shapes)
+  opened = open_model(folder, model=cfg.model, mesh=mesh, step=step, ema=ema)
+  state = cfg.objective.init_state()
+  with program.context():
+    found = evaluate(program, opened.params, state, placer(mesh), batches, 0)
+  carried = ("objective", "alpha") if jax.tree.leaves(state) else ()
+  found = {name.removeprefix("eval/"): value for name, value in found.items()}
+  return {name: v for name, v in found.items() if name not in carried}, opened.step
+
+
+def _by_objective(cfg, args) -> int:
+  """`jaxlm eval` of a model that scores something else than the next token."""
+  from jaxlm.training.metric_names import meaning
+
+  for flag, given in (
+    ("--lengths", args.lengths),
+    ("--tables", args.tables),
+    ("--by_position", args.by_position or None),
+  ):
+    if given is not None:
+      raise ConfigError(
+        f"{flag}: loss by position and length is of models of the next token, and {type(cfg.model).__name__} scores "
+        f"{cfg.model.scores}; leave it out"
+      )
+  found, step = evaluate_objective(
+    cfg, args.run, split=args.split, num_tokens=args.num_tokens, step=args.step, ema=args.ema
+  )
+  if args.json:
+    print(json_text.dumps({"run": args.run, "step": step, "split": args.split, "metrics": found}))
+    return 0
+  print_table(
+    ("name", "value", "what it is"),
+    [[name, f"{value:.4f}", meaning(name)] for name, value in found.items()],
+    words=("what it is",),
+    title=", ".join([args.run, *([] if step is None else [f"step {step}"]), args.split]),
+  )
+  return 0
 
 
 def _lengths(text: str | None, default: int) -> list[int]:

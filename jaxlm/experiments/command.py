@@ -18,13 +18,35 @@ from jaxlm.paths import expand
 @command("jaxlm table")
 def main(argv: list[str]) -> int:
   """`jaxlm table`. Exit codes: `jaxlm.commands.exits`; 1 if a row failed."""
-  files = [a for a in argv if a.endswith(".py") and not a.startswith("-")]
-  if not files:
-    _parser("jaxlm table FILE.py", ("smoke", "small", "paper")).parse_args(
+  named = scripts()
+  words = [a for a in argv if not a.startswith("-")]
+  found = next((a for a in words if a.endswith(".py") or a in named), None)
+  if found is None:
+    _parser("jaxlm table TABLE", ("smoke", "small", "paper")).parse_args(
       [a for a in argv if a in ("-h", "--help")] or ["--scale=smoke"]
     )
-    raise ConfigError("no table: name its script, for example experiments/carope/table1.py")
-  return run_table(load(expand(files[0])), [a for a in argv if a != files[0]])
+    if argv and argv[0] in words:
+      raise ConfigError(f"no table {argv[0]!r}; {nearest(argv[0], named)}")
+    raise ConfigError(
+      "no table: name its script, for example experiments/carope/table1.py, or one of `jaxlm list tables`"
+    )
+  path = expand(found)
+  if not pathlib.Path(path).is_file() and (known := found.removeprefix("experiments/")) != found:
+    path = str(named.get(known.removesuffix(".py"), path))  # of an installed package
+  path = str(named[found]) if found in named else path
+  return run_table(load(path), [a for a in argv if a != found])
+
+
+def scripts() -> dict[str, pathlib.Path]:
+  """{'carope/table1': its script} of the package `experiments`, those without a table included."""
+  package = util.find_spec("experiments")
+  folders = (package.submodule_search_locations or ()) if package else ()
+  return {
+    f"{file.parent.name}/{file.stem}": file
+    for folder in folders
+    for file in sorted(pathlib.Path(folder).glob("*/*.py"))
+    if file.stem != "__init__"
+  }
 
 
 def load(path: str) -> Table:

@@ -131,9 +131,10 @@ def run_rows(
           say(f"{where}: {_short(measured.numbers)}  ({time.time() - start:.0f} s)")
         except KeyboardInterrupt:
           raise
-        except Exception as error:  # one row's failure must not cost the night's other rows
+        except Exception as error:  # the other rows are run all the same
           failed[size, row.name, seed] = f"{type(error).__name__}: {error}"
-          say(f"{where}: failed, the others go on\n{traceback.format_exc()}")
+          about = error if isinstance(error, ConfigError) else traceback.format_exc()
+          say(f"{where}: failed, the others go on\n{about}")
   return failed
 
 

@@ -37,6 +37,14 @@ ENGINES = Kinds(
     "insertion_transformer": "jaxlm.generation.insertion_engines:InsertionTransformerEngine",
     "masked_diffusion": "jaxlm.generation.masked_diffusion:MaskedDiffusionEngine",
     "infilling": "jaxlm.generation.infilling:Infilling",
+    "continuous": "jaxlm.generation.engine.continuous:Continuous",
+    "beam": "jaxlm.generation.engine.beam:Beam",
+    "speculative": "jaxlm.generation.engine.speculative:Speculative",
+    "tree": "jaxlm.generation.engine.trees:TreeSpeculative",
+    "set_prompts": "jaxlm.generation.engine.set_prompts:SetPrompts",
+    "blocks": "jaxlm.generation.engine.blocks:Blocks",
+    "elastic": "jaxlm.generation.engine.elastic:Elastic",
+    "constrained": "jaxlm.generation.engine.constrained:Constrained",
   },
 )
 
@@ -143,11 +151,24 @@ class Options(NamedTuple):
   slot_top_k: int | None = None
   slot_top_p: float | None = None
   stop_threshold: float | None = None
+  draft: Any = None
+  num_draft: int | None = None
+  drafting: str | None = None
+  constraint: str | None = None
+  particles: int | None = None
+  beams: int | None = None
+  block_len: int | None = None
+  processors: tuple | None = None
 
   def sampling(self, default_temperature: float) -> Sampling:
     """Of the token; ConfigError for a number outside its range."""
     temperature = default_temperature if self.temperature is None else self.temperature
-    return Sampling(temperature, self.top_k, self.top_p, self.min_p)
+    processors = self.processors or ()
+    return Sampling(temperature, self.top_k, self.top_p, self.min_p, processors)
+
+
+#: Options that every engine with a `sampling` has.
+OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "processors")
 
 
 class Engine:
@@ -204,7 +225,7 @@ class Engine:
     if "sampling" not in (field.name for field in dataclasses.fields(cls)):
       refuse_options(cls, options, Options._fields)
       return {}
-    refuse_options(cls, options, ("slot_top_k", "slot_top_p", "stop_threshold"))
+    refuse_options(cls, options, [name for name in Options._fields if name not in OF_SAMPLING])
     return {"sampling": options.sampling(default_temperature=0.8)}
 
   @classmethod

@@ -4,9 +4,10 @@ written.
 
 from jaxlm import json_text
 from jaxlm.commands.exits import command
-from jaxlm.commands.flags import CONFIG, Parser, whole
+from jaxlm.commands.flags import CONFIG, Parser, parse_flags, whole
 from jaxlm.config import ConfigError, check_seed
 from jaxlm.generation.base import ENGINES, Options, engine_class
+from jaxlm.generation.processors import PROCESSORS
 
 MOST = 10_000_000  # a cache has a place for each token, and is made before the first
 
@@ -24,6 +25,16 @@ Insertion models fill gaps of a prompt; the sentence is shown after every insert
 
   jaxlm generate --run runs/ilm-text --prompt "a ___ used for ___" --top_p 0.9 --slot_top_k 1
 
+Several tokens per pass of the model with a small one that drafts, answers that match a regular
+expression, and beams (docs/decoding.md):
+
+  jaxlm generate --run runs/large --draft runs/small --algorithm speculative --prompt "Call me"
+  jaxlm generate --run runs/large --algorithm constrained --constraint "[0-9]{{4}}" --prompt "In the year "
+
+A logit processor in front of the temperature:
+
+  jaxlm generate --run runs/large --process.kind=cyclic --process.words=wait,but --process.amplitude=5 --prompt "Let"
+
 Every model has a default decoding engine. --algorithm names another: {engines}."""
 
 
@@ -33,6 +44,7 @@ def main(argv: list[str]) -> int:
     "jaxlm generate",
     description=USAGE.format(engines=", ".join(ENGINES.table)),
     others=CONFIG,
+    bare="--run",
     example='jaxlm generate --run runs/tiny --prompt "Call me"',
   )
   parser.add_argument(
@@ -74,14 +86,29 @@ def main(argv: list[str]) -> int:
     default=None,
     help="insertion ends at this probability; default 0.9",
   )
+  parser.add_argument("--draft", default=None, help="run of a small model with the same tokenizer")
+  parser.add_argument(
+    "--num_draft", type=whole, default=None, help="speculative: tokens drafted per round"
+  )
+  parser.add_argument(
+    "--drafting",
+    default=None,
+    help="tree: rsd_c, rsd_s, replacement, dyspec or dyspec_layers; default rsd_c",
+  )
+  parser.add_argument(
+    "--constraint", default=None, help="constrained: regular expression of the whole answer"
+  )
+  parser.add_argument("--particles", type=whole, default=None, help="constrained; default 8")
+  parser.add_argument("--beams", type=whole, default=None, help="beam; default 4")
+  parser.add_argument("--block_len", type=whole, default=None, help="blocks; default 16")
   parser.add_argument("--num_samples", type=whole, default=1, help="continuations of each prompt")
   parser.add_argument("--seed", type=whole, default=0)
   parser.add_argument("--step", type=whole, default=None, help="checkpoint; default: the newest")
   parser.add_argument("--ema", action="store_true", help="the average of the parameters")
   parser.add_argument("--json", action="store_true", help="one JSON object per continuation")
-  from jaxlm.training.config import parse_flags
   from jaxlm.training.saved_config import config_of
 
+  argv, process = _process_flags(argv)
   spec, overrides, rest = parse_flags(argv)
   args = parser.parse_args(rest)
   for prompt in args.prompt:
@@ -95,11 +122,70 @@ def main(argv: list[str]) -> int:
     raise ConfigError(f"--max_new_tokens and --num_samples are at most {MOST:,}")
   check_seed(args.seed, "--seed")
   cfg = config_of(args.run, spec, overrides)
-  cls = engine_class(cfg.model, args.algorithm, cfg.data.batch_form)
-  options = Options(
-    **{name: value for name, value in vars(args).items() if name in Options._fields}
-  )
-  return _continue(cfg, args, cls.from_command(cfg.model, cfg.data, options))
+  algorithm = args.algorithm or ("speculative" if args.draft else None)
+  cls = engine_class(cfg.model, algorithm, cfg.data.batch_form)
+  asked = {name: value for name, value in vars(args).items() if name in Options._fields}
+  if process:
+    asked["processors"] = (_processor(process, cfg.data.load_tokenizer()),)
+  if args.draft:
+    asked["draft"] = _draft(args, cfg, cls)
+  return _continue(cfg, args, cls.from_command(cfg.model, cfg.data, Options(**asked)))
+
+
+def _process_flags(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+  """(the other arguments, {field: value} of --process.field=value)."""
+  rest, fields = [], {}
+  for arg in argv:
+    if arg.startswith("--process."):
+      name, equals, value = arg.removeprefix("--process.").partition("=")
+      if not equals:
+        raise ConfigError(f"{arg}: wanted a value, as in --process.{name}=VALUE")
+      fields[name] = value
+    else:
+      rest.append(arg)
+  return rest, fields
+
+
+def _processor(fields: dict[str, str], tokenizer):
+  """The logit processor of --process.*; words: its ids, by their spelling."""
+  import ast
+
+  from jaxlm.generation.engine.cyclic_reflex import ids_of_words
+
+  found = {}
+  for name, value in fields.items():
+    if name == "words":
+      found["ids"] = ids_of_words(value.split(","), tokenizer)
+      continue
+    if name == "until" and not value.isdigit():
+      [found["until"]] = ids_of_words([value], tokenizer)
+      continue
+    try:
+      found[name] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      found[name] = value
+  return PROCESSORS.build(found)
+
+
+def _draft(args, cfg, cls):
+  """The config of the model in --draft, whose tokenizer must be the run's."""
+  from jaxlm.generation.base import registered_name
+  from jaxlm.generation.engine.drafted import DraftedEngine
+  from jaxlm.training.saved_config import config_of
+
+  if not issubclass(cls, DraftedEngine):
+    raise ConfigError(
+      f"--draft={args.draft}: engine {registered_name(ENGINES, cls)!r} drafts nothing; choose --algorithm speculative "
+      f"or tree, or leave --draft out"
+    )
+  other = config_of(args.draft, None, {})
+  names = [c.data.load_tokenizer().fingerprint for c in (cfg, other)]
+  if names[0] != names[1]:
+    raise ConfigError(
+      f"--run={args.run} has the tokenizer {names[0]} and --draft={args.draft} has {names[1]}; draft with a model that "
+      f"was trained with the run's tokenizer"
+    )
+  return other.model
 
 
 def _encodes(text: str) -> bool:
@@ -116,6 +202,8 @@ def _continue(cfg, args, engine) -> int:
   from jaxlm.data.base import FramedDataConfig
 
   params = open_model(args.run, model=cfg.model, step=args.step, ema=args.ema).params
+  if args.draft:
+    params = {"target": params, "draft": open_model(args.draft, ema=args.ema).params}
   if isinstance(cfg.data, FramedDataConfig):
     from jaxlm.generation.forms_command import generate
 

@@ -33,7 +33,7 @@ BUCKETS = (
   *range(1280, 2049, 256),
   *range(2560, 4097, 512),
 )
-FEWEST = 8  # rows of a batch from which on the finished ones are set aside
+MIN_ROWS_TO_HALVE = 8  # a batch of at least so many rows is halved when half of them have stopped
 FORBIDDEN = -1e30  # finite: an infinite bias would meet 0 * inf in a partition
 
 
@@ -293,8 +293,8 @@ class Inserter:
       rows = run(params, grow(rows, self), keys_B, self)
       alive_B = np.asarray(rows.alive_B)
       if int(rows.steps) >= self.max_steps or not alive_B.any():
-        return together([*aside, (places, rows)], self.pad)
-      if few(alive_B.sum(), len(alive_B)):
+        return merge_rows([*aside, (places, rows)], self.pad)
+      if should_halve_batch(alive_B.sum(), len(alive_B)):
         order = np.argsort(~alive_B, kind="stable")
         going, gone = order[: len(order) // 2], order[len(order) // 2 :]
 
@@ -309,12 +309,12 @@ class Inserter:
         )
 
 
-def few(alive, batch_size: int):
+def should_halve_batch(alive, batch_size: int):
   """Whether half a batch holds all that is left of it."""
-  return (batch_size >= FEWEST) & (2 * alive <= batch_size)
+  return (batch_size >= MIN_ROWS_TO_HALVE) & (2 * alive <= batch_size)
 
 
-def together(parts: Sequence[tuple[np.ndarray, Sequences]], pad: int) -> Sequences:
+def merge_rows(parts: Sequence[tuple[np.ndarray, Sequences]], pad: int) -> Sequences:
   """One batch again of rows that were parted; parts: (their places, the rows), the last has seen
   all steps.
   """
@@ -349,7 +349,7 @@ def grow(rows: Sequences, cfg: Inserter) -> Sequences:
   """A larger buffer if a living row fills this one and may hold more: never longer than a row may
   become, as a learned table of positions has no place behind that."""
   size = rows.tokens_BL.shape[1]
-  if not bool(jnp.any(cramped(rows, cfg))):
+  if not bool(jnp.any(needs_larger_buffer(rows, cfg))):
     return rows
   more = ((0, 0), (0, bucket(size + 1, max(size + 1, cfg.max_len)) - size))
   return rows._replace(
@@ -358,13 +358,13 @@ def grow(rows: Sequences, cfg: Inserter) -> Sequences:
   )
 
 
-def cramped(rows: Sequences, cfg: Inserter):
+def needs_larger_buffer(rows: Sequences, cfg: Inserter):
   """Bool (B,): rows that fill the buffer and may yet get a token."""
-  may_B = (rows.length_B < cap(rows, cfg)) | (cfg.force_first & (rows.steps == 0))
+  may_B = (rows.length_B < max_length(rows, cfg)) | (cfg.force_first & (rows.steps == 0))
   return rows.alive_B & (rows.length_B >= rows.tokens_BL.shape[1]) & may_B
 
 
-def cap(rows: Sequences, cfg: Inserter):
+def max_length(rows: Sequences, cfg: Inserter):
   """Tokens that each row may hold, (B,) or one number."""
   return cfg.max_len if rows.most_B is None else jnp.minimum(rows.most_B, cfg.max_len)
 
@@ -374,9 +374,14 @@ def run(params, rows: Sequences, key, cfg: Inserter) -> Sequences:
   """Steps until all rows have stopped or half of them, max_steps, or a living row fills the buffer."""
 
   def going(rows):
-    full = jnp.any(cramped(rows, cfg))
+    full = jnp.any(needs_larger_buffer(rows, cfg))
     left = jnp.sum(rows.alive_B)
-    return (rows.steps < cfg.max_steps) & (left > 0) & ~full & ~few(left, len(rows.alive_B))
+    return (
+      (rows.steps < cfg.max_steps)
+      & (left > 0)
+      & ~full
+      & ~should_halve_batch(left, len(rows.alive_B))
+    )
 
   return jax.lax.while_loop(going, lambda rows: take_step(params, rows, key, cfg)[0], rows)
 
@@ -407,7 +412,7 @@ def take_step(params, rows: Sequences, key, cfg: Inserter) -> tuple[Sequences, S
     stop_B = jnp.min(jnp.where(open_BL, p_BL, 1.0), axis=1)
     open_BL = open_BL & ~done_BL
     go_B = jnp.any(open_BL, axis=1)
-  go_B = (go_B & (rows.length_B < cap(rows, cfg))) | (
+  go_B = (go_B & (rows.length_B < max_length(rows, cfg))) | (
     cfg.force_first & (rows.steps == 0) & jnp.any(open_BL, axis=1)
   )
   alive_B = rows.alive_B & go_B

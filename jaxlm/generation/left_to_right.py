@@ -20,10 +20,11 @@ import numpy as np
 from jaxlm.config import checked
 from jaxlm.data.base import FramedDataConfig
 from jaxlm.generation.base import Batch, Engine, Row, Snapshot
+from jaxlm.generation.engine.step import extend, padded, prefill, round_up
+from jaxlm.generation.processors import met_by, none_met
 from jaxlm.generation.sampling import Sampling, sample
 from jaxlm.ranges import Count, Natural
 
-PIECE = 64  # prompt tokens per prefill call; the cache grows in this unit
 SMOOTH_S = 1 / 30  # of a dispatch while someone watches, so that text does not come in jerks
 
 
@@ -33,7 +34,8 @@ class LeftToRight(Engine):
   """Each token is drawn from p(token | those before it).
 
   stops: ids after which a row is finished (they are not returned); without any it never stops
-  early. tokens_per_dispatch: the tokens do not depend on it.
+  early. tokens_per_dispatch: the tokens do not depend on it. deterministic: passes row by row
+  (`generation.engine.step`), so that a row's tokens cannot depend on the batch around it.
   """
 
   token_by_token: ClassVar[bool] = True
@@ -43,6 +45,7 @@ class LeftToRight(Engine):
   sampling: Sampling = Sampling()
   stops: tuple[Natural, ...] = ()
   tokens_per_dispatch: Count = 32
+  deterministic: bool = False
 
   @classmethod
   def from_data(cls, data):
@@ -68,16 +71,14 @@ class LeftToRight(Engine):
 
     smooth: dispatches begin at one token and grow while they are short.
     """
-    model, length_B = self.model, np.asarray([len(p) for p in batch.prompts], np.int32)
-    state = model.init_state(len(length_B), round_up(batch.longest))
-    logits_BV, state = prefill(model, params, _pad(batch.prompts, length_B), length_B, state)
-    drawn = _first(logits_BV, jnp.asarray(batch.room_B), batch.keys_B, engine=self)
+    logits_BV, state, shift_B = self.begin(params, batch)
+    drawn = first_tokens(logits_BV, jnp.asarray(batch.room_B), batch.keys_B, engine=self)
     yield from _columns(np.asarray(drawn.kept_B)[:, None])
     limit = 1 if smooth else self.tokens_per_dispatch
     while bool(drawn.alive_B.any()):
       start = time.perf_counter()
-      kept_BC, drawn, state = _dispatch(
-        params, state, drawn, jnp.asarray(batch.room_B), batch.keys_B, limit, engine=self
+      kept_BC, drawn, state = dispatch(
+        params, state, drawn, jnp.asarray(batch.room_B), batch.keys_B, limit, shift_B, engine=self
       )
       kept_BC = np.asarray(kept_BC)[:, :limit]
       seconds = time.perf_counter() - start
@@ -86,6 +87,16 @@ class LeftToRight(Engine):
         limit = (
           min(2 * limit, self.tokens_per_dispatch) if seconds < SMOOTH_S else max(limit // 2, 1)
         )
+
+  def begin(self, params, batch: Batch):
+    """(logits_BV behind each prompt, the state, shift_B of `dispatch`)."""
+    length_B = np.asarray([len(p) for p in batch.prompts], np.int32)
+    state = self.model.init_state(len(length_B), round_up(batch.longest))
+    tokens_BT = padded(batch.prompts, length_B)
+    logits_BV, state = prefill(
+      self.model, params, tokens_BT, length_B, state, deterministic=self.deterministic
+    )
+    return logits_BV, state, None
 
   def watch(self, params, prompt, max_new_tokens: int, *, seed: int = 0):
     batch = self.single(prompt, max_new_tokens, seed)
@@ -99,54 +110,30 @@ class LeftToRight(Engine):
 
 class Drawn(NamedTuple):
   """token_B: drawn last. kept_B: that token, -1 where the row has finished. alive_B: bool, rows that
-  take another. num_new_B: int32, tokens of each row so far."""
+  take another. num_new_B: int32, tokens of each row so far. met_BP: see `processors.process`."""
 
   token_B: jax.Array
   kept_B: jax.Array
   alive_B: jax.Array
   num_new_B: jax.Array
-
-
-def prefill(model, params, tokens_BT, length_B, state):
-  """Feeds right-padded prompts in pieces.
-
-  Returns (logits_BV after each row's last token, state).
-  """
-  logits_BV, size = None, min(PIECE, model.max_len or PIECE)  # a table of positions may be shorter
-  for start in range(0, int(length_B.max()), size):
-    piece_BT = jnp.asarray(tokens_BT[:, start : start + size])
-    logits_BV, state = _prefill_piece(
-      params, state, piece_BT, jnp.asarray(length_B), start, logits_BV, config=model
-    )
-  return logits_BV, state
-
-
-@functools.partial(jax.jit, static_argnames="config", donate_argnums=1)
-def _prefill_piece(params, state, tokens_BT, length_B, start, logits_BV, *, config):
-  index_BT = start + jnp.arange(tokens_BT.shape[1])[None, :]
-  valid_BT = (index_BT < length_B[:, None]).astype(jnp.int32)
-  out_BTV, state = config.build().apply(
-    {"params": params}, tokens_BT, state, valid_BT, method="extend"
-  )
-  last_B = length_B - 1 - start
-  here_B1 = ((last_B >= 0) & (last_B < tokens_BT.shape[1]))[:, None]
-  picked_BV = jnp.take_along_axis(
-    out_BTV, jnp.clip(last_B, 0, tokens_BT.shape[1] - 1)[:, None, None], axis=1
-  )[:, 0]
-  return (picked_BV if logits_BV is None else jnp.where(here_B1, picked_BV, logits_BV)), state
+  met_BP: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames="engine")
-def _first(logits_BV, room_B, keys_B, *, engine: LeftToRight) -> Drawn:
+def first_tokens(logits_BV, room_B, keys_B, *, engine: LeftToRight) -> Drawn:
   """The token behind each prompt."""
-  return _draw(engine, keys_B, logits_BV, room_B > 0, jnp.zeros_like(room_B), room_B)
+  met_BP = none_met(engine.sampling.chain, len(room_B))
+  return draw(engine, keys_B, logits_BV, room_B > 0, jnp.zeros_like(room_B), room_B, met_BP)
 
 
 @functools.partial(jax.jit, static_argnames="engine", donate_argnums=1)
-def _dispatch(params, state, drawn: Drawn, room_B, keys_B, limit, *, engine: LeftToRight):
+def dispatch(
+  params, state, drawn: Drawn, room_B, keys_B, limit, shift_B=None, *, engine: LeftToRight
+):
   """(kept_BC, drawn, state) after `limit` more tokens, or fewer if all rows have finished.
 
   C = tokens_per_dispatch; columns behind the last token are -1. limit is traced: one program.
+  shift_B: int32, a token's position is the number of tokens before it less this; None: it is that.
   """
 
   def more(carry):
@@ -156,14 +143,25 @@ def _dispatch(params, state, drawn: Drawn, room_B, keys_B, limit, *, engine: Lef
   def take(carry):
     step, kept_BC, drawn, state = carry
     # A finished row feeds padding: its state stays, and its draw is ignored.
-    logits_BTV, state = engine.model.build().apply(
-      {"params": params},
+    shifted = {} if shift_B is None else {"positions_BT": (state.length_B - shift_B)[:, None]}
+    logits_BTV, state = extend(
+      engine.model,
+      params,
       drawn.token_B[:, None],
       state,
       drawn.alive_B[:, None].astype(jnp.int32),
-      method="extend",
+      deterministic=engine.deterministic,
+      **shifted,
     )
-    drawn = _draw(engine, keys_B, logits_BTV[:, 0], drawn.alive_B, drawn.num_new_B, room_B)
+    drawn = draw(
+      engine,
+      keys_B,
+      logits_BTV[:, 0],
+      drawn.alive_B,
+      drawn.num_new_B,
+      room_B,
+      drawn.met_BP,
+    )
     kept_BC = jax.lax.dynamic_update_slice_in_dim(kept_BC, drawn.kept_B[:, None], step, axis=1)
     return step + 1, kept_BC, drawn, state
 
@@ -171,14 +169,19 @@ def _dispatch(params, state, drawn: Drawn, room_B, keys_B, limit, *, engine: Lef
   return jax.lax.while_loop(more, take, (0, empty_BC, drawn, state))[1:]
 
 
-def _draw(engine, keys_B, logits_BV, alive_B, num_new_B, room_B) -> Drawn:
+def draw(engine, keys_B, logits_BV, alive_B, num_new_B, room_B, met_BP) -> Drawn:
+  """The next token of each row that is alive, and what follows from it.
+
+  engine: with `sampling` and `stops`.
+  """
   draw_keys_B = jax.vmap(jax.random.fold_in)(keys_B, num_new_B)
-  token_B = sample(draw_keys_B, logits_BV, engine.sampling, num_new_B)
+  token_B = sample(draw_keys_B, logits_BV, engine.sampling, num_new_B, met_BP)
   stopped_B = jnp.isin(token_B, jnp.asarray(engine.stops, jnp.int32))
   going_B = alive_B & ~stopped_B
   num_new_B = num_new_B + going_B
+  met_BP = met_by(engine.sampling.chain, token_B, going_B, met_BP)
   kept_B = jnp.where(going_B, token_B, -1)
-  return Drawn(token_B, kept_B, going_B & (num_new_B < room_B), num_new_B)
+  return Drawn(token_B, kept_B, going_B & (num_new_B < room_B), num_new_B, met_BP)
 
 
 def _columns(kept_BC) -> Iterator[np.ndarray]:
@@ -187,14 +190,3 @@ def _columns(kept_BC) -> Iterator[np.ndarray]:
     if (kept_B < 0).all():
       return
     yield kept_B
-
-
-def round_up(n: int) -> int:
-  return -(-n // PIECE) * PIECE
-
-
-def _pad(prompts, length_B):
-  tokens_BT = np.zeros((len(prompts), round_up(int(length_B.max()))), np.int32)
-  for b, prompt in enumerate(prompts):
-    tokens_BT[b, : len(prompt)] = prompt.tokens
-  return tokens_BT

@@ -22,12 +22,19 @@ PROCESSORS = Kinds(
     "top_k": "jaxlm.generation.processors:TopK",
     "top_p": "jaxlm.generation.processors:TopP",
     "min_p": "jaxlm.generation.processors:MinP",
+    "add": "jaxlm.generation.engine.cyclic_reflex:Add",
+    "cyclic": "jaxlm.generation.engine.cyclic_reflex:Cyclic",
   },
 )
 
 
 class Processor:
-  """Base of logit processors (frozen dataclasses). Override `__call__`."""
+  """Base of logit processors (frozen dataclasses). Override `__call__`.
+
+  until: a token id; the processor is idle in a row that has drawn it. None: it is never idle.
+  """
+
+  until: int | None = None
 
   def __call__(self, logits_BV, num_new_B):
     """Float32 logits (B, V) after the change; -inf excludes a token, one must stay.
@@ -38,13 +45,32 @@ class Processor:
     raise NotImplementedError(f"{type(self).__name__} changes no logits")
 
 
-def process(logits_BV, processors: Sequence[Processor], num_new_B=None):
-  """Float32 logits (B, V) after all processors, in order. num_new_B: None: no token so far."""
+def process(logits_BV, processors: Sequence[Processor], num_new_B=None, met_BP=None):
+  """Float32 logits (B, V) after all processors, in order. num_new_B: None: no token so far.
+
+  met_BP: bool, whether the row has drawn the `until` of processor p; None: no row has.
+  """
   logits_BV = logits_BV.astype(jnp.float32)
   num_new_B = jnp.zeros(logits_BV.shape[:1], jnp.int32) if num_new_B is None else num_new_B
-  for processor in processors:
-    logits_BV = processor(logits_BV, num_new_B)
+  for p, processor in enumerate(processors):
+    after_BV = processor(logits_BV, num_new_B)
+    if met_BP is not None and processor.until is not None:
+      after_BV = jnp.where(met_BP[:, p, None], logits_BV, after_BV)
+    logits_BV = after_BV
   return logits_BV
+
+
+def none_met(processors: Sequence[Processor], num_rows: int):
+  """`met_BP` of rows that have drawn nothing."""
+  return jnp.zeros((num_rows, len(processors)), bool)
+
+
+def met_by(processors: Sequence[Processor], token_B, drawn_B, met_BP):
+  """`met_BP` after the rows of drawn_B (bool) have drawn their token."""
+  for p, processor in enumerate(processors):
+    if processor.until is not None:
+      met_BP = met_BP.at[:, p].max(drawn_B & (token_B == processor.until))
+  return met_BP
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,13 +59,21 @@ class Sampling:
 PLAIN, GREEDY = Sampling(), Sampling(temperature=0)
 
 
-def sample(keys_B, logits_BV, sampling: Sampling, num_new_B=None):
+def sample(keys_B, logits_BV, sampling: Sampling, num_new_B=None, met_BP=None):
   """One int32 token per row.
 
   keys_B: typed PRNG keys, one per row, so that a row's draw does not depend on the batch.
-  num_new_B: see `Processor`.
+  num_new_B, met_BP: see `process`.
   """
-  logits_BV = process(logits_BV, sampling.chain, num_new_B)
+  logits_BV = process(logits_BV, sampling.chain, num_new_B, met_BP)
   if sampling.is_greedy:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def probabilities(logits_BV, sampling: Sampling, num_new_B=None):
+  """What `sample` draws from, float32 (B, V); one-hot where it is greedy. num_new_B: as there."""
+  logits_BV = process(logits_BV, sampling.chain, num_new_B)
+  if sampling.is_greedy:
+    return jax.nn.one_hot(jnp.argmax(logits_BV, axis=-1), logits_BV.shape[-1], dtype=jnp.float32)
+  return jax.nn.softmax(logits_BV, axis=-1)

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--from", dest="source", nargs="+", required=True, metavar=("[hf] DIR", ""))
   parser.add_argument("--to", dest="target", nargs="+", required=True, metavar=("[hf] DIR", ""))
   parser.add_argument(
-    "--dry-run", action="store_true", help="check everything and print the mapping, write nothing"
+    "--dry_run", action="store_true", help="check everything and print the mapping, write nothing"
   )
   parser.add_argument(
     "--dtype",
@@ -53,20 +53,20 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--step", type=whole, help="checkpoint of a run; default: the newest")
   parser.add_argument("--ema", action="store_true", help="the average of a run's parameters")
   parser.add_argument(
-    "--seq-len",
+    "--seq_len",
     type=whole,
     help="length for which `dynamic` RoPE is fixed, and the limit that is "
     "written for a model without one",
   )
   parser.add_argument(
-    "--ignore-field",
+    "--ignore_field",
     action="append",
     default=[],
     metavar="NAME",
     help="a field of config.json that you know to change nothing",
   )
   parser.add_argument(
-    "--delete-gate",
+    "--delete_gate",
     type=whole,
     metavar="BLOCK",
     help="of a T5 that becomes an MrT5: a fresh gate before "
@@ -130,7 +130,7 @@ def _from_hf(source, target, args) -> None:
     from jaxlm.models.encoder_decoder import EncoderDecoderConfig
 
     if not isinstance(cfg, EncoderDecoderConfig):
-      raise ConfigError("--delete-gate is for T5 and ByT5 checkpoints")
+      raise ConfigError("--delete_gate is for T5 and ByT5 checkpoints")
     cfg, params = add_gate(
       dataclasses.replace(cfg, softmax1=True), params, DeleteGateConfig(args.delete_gate)
     )
@@ -140,7 +140,7 @@ def _from_hf(source, target, args) -> None:
     notes = [
       *notes,
       f"the RoPE of this model is dynamic: it is fixed here as it is for inputs of {length} tokens, and longer ones would "
-      f"be computed otherwise by the library; for another length give --seq-len",
+      f"be computed otherwise by the library; for another length give --seq_len",
     ]
   for note in notes:
     print(f"note: {note}")
@@ -156,7 +156,7 @@ def _to_hf(source, target, args) -> None:
   from jaxlm.interop import huggingface
 
   if args.ignore_field:
-    raise ConfigError("--ignore-field is for the config.json of `--from hf`")
+    raise ConfigError("--ignore_field is for the config.json of `--from hf`")
   opened = open_model(source, step=args.step, ema=args.ema, as_stored=True)
   cfg, params = opened.config, opened.params
   origin = companions.source_of(source, opened.run)
@@ -212,7 +212,7 @@ def _not_written(config, kept, arch, cfg, max_len) -> list[str]:
     and config.get("max_position_embeddings") == DEFAULT_LENGTH
   ):
     notes.append(
-      f"max_position_embeddings = {DEFAULT_LENGTH} is a guess, the model has no limit; --seq-len says another"
+      f"max_position_embeddings = {DEFAULT_LENGTH} is a guess, the model has no limit; --seq_len says another"
     )
   return notes
 
@@ -222,7 +222,7 @@ def _to_weights(source, target, args) -> None:
   from jaxlm.checkpoint.opening import open_model
 
   if args.ignore_field or args.architecture:
-    raise ConfigError("--ignore-field and --architecture are for Hugging Face folders")
+    raise ConfigError("--ignore_field and --architecture are for Hugging Face folders")
   opened = open_model(source, step=args.step, ema=args.ema, as_stored=True)
   params = opened.params
   dtype = _numpy_dtype(args.dtype)

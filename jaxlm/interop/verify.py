@@ -231,7 +231,7 @@ def main(argv: list[str]) -> int:
     "--json", action="store_true", help="the whole report as one JSON document on stdout"
   )
   parser.add_argument(
-    "--allow-unread",
+    "--allow_unread",
     action="store_true",
     help="pass although stored results were neither compared nor skipped with a reason",
   )

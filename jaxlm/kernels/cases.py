@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.kernels import attention, compact, ema_upsample, phase, ssd
+from jaxlm.kernels import attention, compact, ema_upsample, phase, route, ssd
 from jaxlm.kernels.attention import shapes as attention_shapes
 from jaxlm.kernels.ema_upsample import shapes as chunk_shapes
 from jaxlm.kernels.phase import shapes as phase_shapes
+from jaxlm.kernels.route import shapes as route_shapes
 from jaxlm.kernels.ssd import shapes as ssd_shapes
 
 Case = tuple[str, Callable, tuple[Any, ...]]
@@ -60,4 +61,12 @@ def cases() -> Iterator[Case]:
       f"chunks {name}",
       chunks,
       (_struct(B, T, dtype=bool), _struct(B, T, D), _struct(B, C, dtype=jnp.float32)),
+    )
+  for name in ("HNET_1STAGE_L", "HNET_2STAGE_XL_INNER"):
+    B, T, D = route_shapes.__dict__[name]
+    mask = _struct(B, T, dtype=bool)
+    yield (
+      f"route {name}",
+      lambda x, w, mask: route.route(x, w, w, first_BT=mask, valid_BT=mask),
+      (_struct(B, T, D), _struct(D, D), mask),
     )

@@ -16,6 +16,11 @@ SLOWER = (
 )
 
 
+#: Implementations that no device has run yet: opt-in, and the log says so.
+NEVER_RUN = ("pallas_gpu",)
+UNTRIED = "it is supported; no device has run it yet, and it is taken only by name"
+
+
 class Choice(NamedTuple):
   """What one call of an op took. arguments: names, dtypes and shapes. named: it was asked for by
   name. refused: (other implementation, sentence that says why it was not taken)."""
@@ -61,7 +66,11 @@ def note(
     implementation,
     ", ".join(f"{name} {x.dtype} {tuple(x.shape)}" for name, x in arrays.items()),
     named,
-    tuple((name, reason or SLOWER) for name, reason in others.items() if name != implementation),
+    tuple(
+      (name, reason or (UNTRIED if name in NEVER_RUN else SLOWER))
+      for name, reason in others.items()
+      if name != implementation
+    ),
   )
   if choice not in heard:
     heard.append(choice)
@@ -75,19 +84,28 @@ def choose(
   *,
   preferred: bool,
   reason: Callable[[], str | None],
+  gpu_reason: Callable[[], str | None] | None = None,
 ) -> str:
   """The implementation of an op with a Pallas kernel for TPUs: `named`; else "pallas" where it is
   preferred and supported; else "xla". It is noted.
 
-  reason(): why the kernel does not support these arguments, None where it does. NotImplementedError
-  where a name is not known, or where the kernel is named and not supported.
+  reason(): why the kernel does not support these arguments, None where it does; gpu_reason(): the
+  same of "pallas_gpu", where there is one. NotImplementedError where a name is not known, or where
+  the kernel is named and not supported.
   """
+  reasons = {"pallas": reason} | ({} if gpu_reason is None else {"pallas_gpu": gpu_reason})
   if named not in (None, *known):
     raise NotImplementedError(f"{op} has no implementation {named!r}; it has {', '.join(known)}")
   name = named or ("pallas" if preferred and reason() is None else "xla")
-  if name == "pallas" and (refused := reason()) is not None:
-    raise NotImplementedError(f"{op} implementation 'pallas': {refused}")
-  note(op, name, arrays, named=named is not None, refused=lambda: {"pallas": reason()})
+  if name in reasons and (refused := reasons[name]()) is not None:
+    raise NotImplementedError(f"{op} implementation {name!r}: {refused}")
+  note(
+    op,
+    name,
+    arrays,
+    named=named is not None,
+    refused=lambda: {kernel: why() for kernel, why in reasons.items()},
+  )
   return name
 
 
@@ -96,4 +114,10 @@ def summary(choices: list[Choice]) -> str:
   taken: dict[str, set[str]] = {}
   for choice in choices:
     taken.setdefault(choice.op, set()).add(choice.implementation)
-  return ", ".join(f"{op} {' and '.join(sorted(names))}" for op, names in sorted(taken.items()))
+
+  def said(name):
+    return f"{name} (no device has run it yet)" if name in NEVER_RUN else name
+
+  return ", ".join(
+    f"{op} {' and '.join(map(said, sorted(names)))}" for op, names in sorted(taken.items())
+  )

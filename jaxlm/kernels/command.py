@@ -6,7 +6,7 @@ import sys
 
 from jaxlm import json_text
 from jaxlm.commands.exits import GOOD, command
-from jaxlm.commands.flags import CONFIG, Parser
+from jaxlm.commands.flags import CONFIG, Parser, parse_flags
 from jaxlm.config import ConfigError
 
 EPILOG = """\
@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
     description="Print which implementation each op takes, and why it takes no other.",
     epilog=EPILOG,
     others=CONFIG,
+    bare="--config",
     example="jaxlm kernels --config=configs/carope/tiny.py --topology=v5p:4x4x4",
   )
   parser.add_argument(
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
   )
   parser.add_argument("--json", action="store_true", help="print the list as JSON")
 
-  from jaxlm.training.config import load_config, parse_flags, run_config
+  from jaxlm.training.config import configured
 
   spec, overrides, rest = parse_flags(argv)
   args = parser.parse_args(rest)
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
     raise ConfigError(
       f"--config.{next(iter(overrides))} changes a configuration and none is given; add --config=FILE"
     )
-  cfg = None if spec is None else run_config(load_config(spec, overrides))
+  cfg = None if spec is None else configured(spec, overrides)
   devices = _devices(args.topology)
   found = _of_shapes(devices) if cfg is None else _of_config(cfg, devices)
   if args.json:

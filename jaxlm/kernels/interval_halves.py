@@ -60,14 +60,17 @@ def _neighbour(v, level: int, axis: int):
   )
 
 
-def near_sums(v, axis: int):
-  """(near, start, end): near[l] as above; start[Q] = sum_{t <= Q} v_t, end[R] = sum_{t > R} v_t."""
+def near_sums(v, axis: int, neighbour=_neighbour):
+  """(near, start, end): near[l] as above; start[Q] = sum_{t <= Q} v_t, end[R] = sum_{t > R} v_t.
+
+  neighbour: another form of `_neighbour`, which rolls as TPU kernels do.
+  """
   start, end = v, jnp.zeros_like(v)
   near = []
   for level in range(num_levels(v.shape[axis])):
     upper = upper_half(v.shape, level, axis)
     near.append(jnp.where(upper, start, end))
-    other = _neighbour(start + end, level, axis)  # the sum of the neighbouring block
+    other = neighbour(start + end, level, axis)  # the sum of the neighbouring block
     start, end = start + jnp.where(upper, other, 0.0), end + jnp.where(upper, 0.0, other)
   return near, start, end
 

@@ -14,7 +14,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.layers.attend import attend
 from jaxlm.layers.cache import Keys, KVCache, empty_cache, written_and_seen
 from jaxlm.layers.linear import linear
-from jaxlm.layers.mixer import Mixer
+from jaxlm.layers.mixer import Context, Mixer, given_or_plain
 from jaxlm.layers.norms import NORMS
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.taps import tap
@@ -51,7 +51,9 @@ class AttentionConfig(Mixer):
   softcap: Positive | None = None
   scale: Positive | None = None
   softmax1: bool = False
-  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = None
+  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas", "pallas_gpu"] | None = (
+    None
+  )
   causal: bool = True
   prefix: Natural = 0
 
@@ -123,10 +125,11 @@ class Attention(nn.Module):
 
   cfg: AttentionConfig
   d_model: int
-  dtype: str
+  dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x_BTD, context, state: KVCache | None = None):
+  def __call__(self, x_BTD, context: Context | None = None, state: KVCache | None = None):
+    context = given_or_plain(context, x_BTD, state)
     cfg, w, D = self.cfg, weights(self, self.dtype), self.d_model
     heads, position = cfg.heads(D), cfg.position or NoPosition()
     N, K, H = heads.num_heads, heads.num_kv_heads, heads.head_dim
@@ -175,10 +178,10 @@ class Attention(nn.Module):
 
     if state is None:
       segment_ids_BT = context.segment_ids_BT if context.packed else None
-      sight = {}
+      mask_inputs = {}
       if cfg.prefix:
         late_BT = jnp.maximum(cfg.prefix - 1 - context.positions_BT, 0)
-        sight["q_index_BT"] = jnp.arange(late_BT.shape[1], dtype=jnp.int32)[None] + late_BT
+        mask_inputs["q_index_BT"] = jnp.arange(late_BT.shape[1], dtype=jnp.int32)[None] + late_BT
       o_BTNH = self._attend(
         q_BTNH,
         k_BTKH,
@@ -186,10 +189,12 @@ class Attention(nn.Module):
         bias(info),
         q_segment_ids_BT=segment_ids_BT,
         kv_segment_ids_BS=context.key_segment_ids_BT,
-        **sight,
+        **mask_inputs,
+        structure=context.structure,
       )
     else:
-      index_BT = jnp.where(context.segment_ids_BT != 0, context.positions_BT, -1)
+      order_BT = context.positions_BT if context.order_BT is None else context.order_BT
+      index_BT = jnp.where(context.segment_ids_BT != 0, order_BT, -1)
       new = Keys(k_BTKH, v_BTKH, index_BT, info)
       written, keys = written_and_seen(state, new, cfg.window, position)
       o_BTNH = self._attend(
@@ -199,6 +204,7 @@ class Attention(nn.Module):
         bias(keys.info),
         q_index_BT=index_BT,
         kv_index_BS=keys.index_BS,
+        structure=context.structure,
       )
       state = KVCache(*written, position_state)
 
@@ -225,7 +231,7 @@ class Attention(nn.Module):
       x_BTNH.shape
     )
 
-  def _attend(self, q, k, v, bias, **sight):
+  def _attend(self, q, k, v, bias, **mask_inputs):
     cfg = self.cfg
     rule = dict(
       causal=cfg.causal,
@@ -234,6 +240,6 @@ class Attention(nn.Module):
       softcap=cfg.softcap,
       scale=cfg.scale,
       softmax1=cfg.softmax1,
-      **sight,
+      **mask_inputs,
     )
     return attend(self, q, k, v, implementation=cfg.implementation, **rule)

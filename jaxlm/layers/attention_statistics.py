@@ -48,6 +48,7 @@ def attention_statistics(
   q_segment_ids_BT=None,
   kv_segment_ids_BS=None,
   weights: Callable[..., Weights] = _of_softmax,
+  structure=None,
   **rule,
 ) -> Statistics:
   """Statistics of `weights` of the same arguments, in memory of B N block S.
@@ -77,6 +78,7 @@ def attention_statistics(
   i_BT, j_BS = pad(count(q_index_BT, T)), count(kv_index_BS, S)
   biases = () if bias is None else tuple(bias) if isinstance(bias, (tuple, list)) else (bias,)
   biases = tuple(b.pad_queries(padded) for b in biases)
+  structure = None if structure is None else structure.pad_queries(padded)
 
   def step(columns_BNS, n):
     def cut(x):
@@ -90,6 +92,7 @@ def attention_statistics(
       q_segment_ids_BT=cut(q_segments_BT),
       kv_segment_ids_BS=kv_segment_ids_BS,
       bias=tuple(b.cut(n * block, block, 0, S) for b in biases),
+      structure=None if structure is None else structure.cut(n * block, block),
       **rule,
     )
     entropy_BNQ = -jnp.sum(jax.scipy.special.xlogy(p_BNQS, p_BNQS), axis=-1)

@@ -28,6 +28,25 @@ class KVCache(NamedTuple):
     index_BS = jnp.where(self.index_BS >= until_B[..., None], -1, self.index_BS)
     return self._replace(index_BS=index_BS, position=rewind(self.position, length_B))
 
+  def kept(self, base_B, path_BK, count_B) -> "KVCache":
+    """The keys of index base + path[k] as those of index base + k, k < count; all behind emptied."""
+    if self.index_BS.ndim > 2:  # layers in front
+      return jax.vmap(lambda cache: cache.kept(base_B, path_BK, count_B))(self)
+    S, row_B1 = self.index_BS.shape[1], jnp.arange(self.index_BS.shape[0])[:, None]
+    number_1K = jnp.arange(path_BK.shape[1])[None]
+    is_kept_BK = number_1K < count_B[:, None]
+    from_BK = (base_B[:, None] + path_BK) % S
+    new_BK = base_B[:, None] + number_1K
+    to_BK = jnp.where(is_kept_BK, new_BK % S, S)  # S lies outside and is dropped
+
+    def move(x):
+      return x.at[row_B1, to_BK].set(x[row_B1, from_BK], mode="drop")
+
+    k, v, info = jax.tree.map(move, (self.k_BSKH, self.v_BSKH, self.key_info))
+    index_BS = self.index_BS.at[row_B1, to_BK].set(new_BK, mode="drop")
+    index_BS = jnp.where(index_BS >= (base_B + count_B)[:, None], -1, index_BS)
+    return self._replace(k_BSKH=k, v_BSKH=v, index_BS=index_BS, key_info=info)
+
 
 class Keys(NamedTuple):
   """What attention needs of a set of keys."""

@@ -15,7 +15,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.delta_rule import delta_rule
 from jaxlm.layers.causal_conv import causal_conv, history, last_inputs, no_inputs
 from jaxlm.layers.mamba2 import init_a_log, init_conv, init_dt_bias, starts
-from jaxlm.layers.mixer import Mixer
+from jaxlm.layers.mixer import Context, Mixer, given_or_plain
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.rewind import trail, walk
 from jaxlm.layers.taps import tap
@@ -91,10 +91,11 @@ class DeltaRule(nn.Module):
 
   cfg: DeltaRuleConfig
   d_model: int
-  dtype: str
+  dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x_BTD, context, state: DeltaState | None = None):
+  def __call__(self, x_BTD, context: Context | None = None, state: DeltaState | None = None):
+    context = given_or_plain(context, x_BTD, state)
     cfg, w, D, N = self.cfg, weights(self, self.dtype), self.d_model, self.cfg.num_heads
     H, E = cfg.widths(D)
     valid_BT = context.segment_ids_BT != 0

@@ -91,7 +91,7 @@ class Embedding(nn.Module):
   cfg: EmbeddingConfig
   vocab_size: int
   d_model: int
-  dtype: str
+  dtype: str = "float32"
 
   def setup(self):
     self.embedding_VD = weights(self)(
@@ -101,20 +101,20 @@ class Embedding(nn.Module):
       init=normal(self.cfg.init_std),
     )
 
-  def encode(self, tokens_BT, context):
+  def encode(self, tokens_BT, context=None):
     x_BTD = jnp.take(self.embedding_VD, tokens_BT, axis=0, mode="clip").astype(self.dtype)
     return x_BTD * jnp.asarray(self.d_model**0.5, self.dtype) if self.cfg.scale_by_width else x_BTD
 
-  def logits(self, h_BTD, context, softcap=None):
+  def logits(self, h_BTD, context=None, softcap=None):
     return logits(h_BTD, self.embedding_VD.astype(self.dtype), softcap)
 
-  def score(self, h_BTD, targets_BT, context, softcap=None, chunk=None):
+  def score(self, h_BTD, targets_BT, context=None, softcap=None, chunk=None):
     return score(h_BTD, self.embedding_VD.astype(self.dtype), targets_BT, softcap, chunk)
 
-  def log_z(self, h_BTD, context, bias_V=None, chunk=None, where_BT=None):
+  def log_z(self, h_BTD, context=None, bias_V=None, chunk=None, where_BT=None):
     return log_z(h_BTD, self.embedding_VD.astype(self.dtype), bias_V, chunk, where_BT)
 
-  def pick(self, h_BTD, tokens_BT, context):
+  def pick(self, h_BTD, tokens_BT, context=None):
     return pick(h_BTD, self.embedding_VD.astype(self.dtype), tokens_BT)
 
 
@@ -123,20 +123,20 @@ class Head(nn.Module):
 
   vocab_size: int
   d_model: int
-  dtype: str
+  dtype: str = "float32"
 
   def setup(self):
     w = weights(self, self.dtype)
     self.w_VD = w("w_out", (self.vocab_size, self.d_model), ("vocab", "embed"))
 
-  def logits(self, h_BTD, context, softcap=None):
+  def logits(self, h_BTD, context=None, softcap=None):
     return logits(h_BTD, self.w_VD, softcap)
 
-  def score(self, h_BTD, targets_BT, context, softcap=None, chunk=None):
+  def score(self, h_BTD, targets_BT, context=None, softcap=None, chunk=None):
     return score(h_BTD, self.w_VD, targets_BT, softcap, chunk)
 
-  def log_z(self, h_BTD, context, bias_V=None, chunk=None, where_BT=None):
+  def log_z(self, h_BTD, context=None, bias_V=None, chunk=None, where_BT=None):
     return log_z(h_BTD, self.w_VD, bias_V, chunk, where_BT)
 
-  def pick(self, h_BTD, tokens_BT, context):
+  def pick(self, h_BTD, tokens_BT, context=None):
     return pick(h_BTD, self.w_VD, tokens_BT)

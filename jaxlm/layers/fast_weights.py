@@ -92,7 +92,7 @@ class FastWeightConfig:
   base_rate: Positive = 0.001
   update: UpdateConfig = UpdateConfig()
   documents: Literal["isolated", "shared"] = "isolated"
-  implementation: Literal["xla", "pallas"] | None = None
+  implementation: Literal["xla", "pallas", "pallas_gpu"] | None = None
 
   def __post_init__(self):
     if self.network not in MATRICES:

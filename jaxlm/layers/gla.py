@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.gla import BLOCK, gla
-from jaxlm.layers.mixer import Mixer
+from jaxlm.layers.mixer import Context, Mixer, given_or_plain
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.rewind import trail, walk
 from jaxlm.layers.taps import tap
@@ -72,10 +72,11 @@ class GLA(nn.Module):
 
   cfg: GLAConfig
   d_model: int
-  dtype: str
+  dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x_BTD, context, state=None):
+  def __call__(self, x_BTD, context: Context | None = None, state=None):
+    context = given_or_plain(context, x_BTD, state)
     cfg, w, D, N = self.cfg, weights(self, self.dtype), self.d_model, self.cfg.num_heads
     H, E = cfg.widths(D)
 

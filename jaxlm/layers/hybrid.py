@@ -5,11 +5,12 @@ from typing import Annotated
 
 import flax.linen as nn
 
-from jaxlm.config import ConfigError
-from jaxlm.layers.mixer import MIXERS, Mixer, PatternConfig
+from jaxlm.config import ConfigError, checked
+from jaxlm.layers.mixer import MIXERS, Context, Mixer, PatternConfig, given_or_plain
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class HybridConfig(Mixer):
   """y = sum of the members' outputs, all of the same input."""
 
@@ -49,10 +50,11 @@ class Hybrid(nn.Module):
 
   cfg: HybridConfig
   d_model: int
-  dtype: str
+  dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x_BTD, context, state=None):
+  def __call__(self, x_BTD, context: Context | None = None, state=None):
+    context = given_or_plain(context, x_BTD, state)
     total, states = None, []
     for i, member in enumerate(self.cfg.members):
       y_BTD, new = member.build(self.d_model, self.dtype, f"member_{i}")(

@@ -18,7 +18,7 @@ from jaxlm.layers import stack
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.layout import Run
 from jaxlm.layers.mamba2 import Mamba2Config
-from jaxlm.layers.mixer import PatternConfig, check_width
+from jaxlm.layers.mixer import Context, PatternConfig, check_width, given_or_plain
 from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import RMSNormConfig
 from jaxlm.layers.positions import NoPosition
@@ -134,7 +134,8 @@ class Isotropic(nn.Module):
   cfg: IsotropicConfig
 
   @nn.compact
-  def __call__(self, x_BTD, context, state: IsotropicState | None = None):
+  def __call__(self, x_BTD, context: Context | None = None, state: IsotropicState | None = None):
+    context = given_or_plain(context, x_BTD, state)
     cfg, runs = self.cfg, []
     old = IsotropicState((None,) * len(cfg.runs), ()) if state is None else state
     position_state = old.position

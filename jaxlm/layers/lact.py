@@ -16,7 +16,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.layers.attend import attend
 from jaxlm.layers.cache import Keys, KVCache, empty_cache, written_and_seen
 from jaxlm.layers.fast_weights import FastWeightConfig, Memory, MemoryState
-from jaxlm.layers.mixer import Mixer
+from jaxlm.layers.mixer import Context, Mixer, given_or_plain
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.positions.rope import RoPE
@@ -52,7 +52,7 @@ class LaCTConfig(Mixer):
   qk_norm: bool = False
   silu: Literal["qkv", "qk", "none"] = "qkv"
   gate: bool = True
-  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = (
+  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas", "pallas_gpu"] | None = (
     None  # of the attention kernel; None = best for the platform
   )
 
@@ -105,10 +105,11 @@ class LaCT(nn.Module):
 
   cfg: LaCTConfig
   d_model: int
-  dtype: str
+  dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x_BTD, context, state: LaCTState | None = None):
+  def __call__(self, x_BTD, context: Context | None = None, state: LaCTState | None = None):
+    context = given_or_plain(context, x_BTD, state)
     cfg, w, D = self.cfg, weights(self, self.dtype), self.d_model
     heads, position = cfg.heads(D), cfg.position or NoPosition()
     N, H, M = heads.num_heads, heads.head_dim, cfg.fast.num_heads
@@ -197,8 +198,8 @@ class LaCT(nn.Module):
   def _attend(self, q_BTNH, k_BTNH, v_BTNH, info, bias, position, position_state, context, cache):
     cfg = self.cfg
 
-    def run(k, v, key_info, **sight):
-      rule = dict(window=cfg.window, bias=bias(key_info), **sight)
+    def run(k, v, key_info, **mask_inputs):
+      rule = dict(window=cfg.window, bias=bias(key_info), **mask_inputs)
       return attend(self, q_BTNH, k, v, implementation=cfg.implementation, **rule)
 
     if cache is None:

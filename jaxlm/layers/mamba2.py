@@ -16,7 +16,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.kernels.ssd import ssd
 from jaxlm.layers.causal_conv import causal_conv, history, last_inputs, no_inputs
 from jaxlm.layers.linear import linear
-from jaxlm.layers.mixer import Mixer
+from jaxlm.layers.mixer import Context, Mixer, given_or_plain
 from jaxlm.layers.norms import rms_norm
 from jaxlm.layers.rewind import trail, walk
 from jaxlm.layers.taps import tap
@@ -45,7 +45,7 @@ class Mamba2Config(Mixer):
   norm_eps: NonNegative = 1e-5
   use_bias: bool = False
   followed_by_mlp: bool = False
-  implementation: Literal["xla", "reference", "pallas"] | None = None
+  implementation: Literal["xla", "reference", "pallas", "pallas_gpu"] | None = None
 
   def num_heads(self, d_model: int) -> int:
     d_inner = self.expand * d_model
@@ -124,10 +124,11 @@ class Mamba2(nn.Module):
 
   cfg: Mamba2Config
   d_model: int
-  dtype: str
+  dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, u_BTD, context, state: Mamba2State | None = None):
+  def __call__(self, u_BTD, context: Context | None = None, state: Mamba2State | None = None):
+    context = given_or_plain(context, u_BTD, state)
     cfg, w, stored, D = self.cfg, weights(self, self.dtype), weights(self), self.d_model
     N, H, K, E, J = cfg.num_heads(D), cfg.head_dim, cfg.num_groups, cfg.d_state, cfg.d_conv
     B, T, _ = u_BTD.shape

@@ -7,7 +7,9 @@ A mixer is chosen by its config, a frozen dataclass that derives from `Mixer` an
 MIXERS.
 
 The module is called as `y_BTD, state = module(x_BTD, context, state)`. With `state=None` it maps a
-whole sequence and returns None as the state. With a state it continues after the tokens the state
+whole sequence and returns None as the state; without a context every token is valid and each row is one
+document (`given_or_plain`), so that a mixer stands alone in any module: `y_BTD, state = module(x_BTD)`.
+With a state it continues after the tokens the state
 has seen, for any T >= 1 (prefill or one step), and returns the state after the last *valid* token
 of each row; a row whose token is invalid (segment id 0) keeps its state. Both paths share their
 functions and must agree. `layers.rewind.rewind` takes tokens back, exactly, from a state that was
@@ -18,6 +20,7 @@ import dataclasses
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from jaxlm.config import ConfigError, Kinds, checked
@@ -63,6 +66,8 @@ class Context:
   tokens_BT: the token ids, for embeddings whose softmax depends on which occur.
   streaming: the tokens continue rows whose earlier tokens are not here.
   num_fixed_rows: so many rows at the end are the model's fixed stream.
+  order_BT: int32, index of a token among those of its row, where it is not positions_BT: causality and
+  the key-value cache go by it. structure: a mask of jaxlm.kernels.attention.structure, None for none.
   """
 
   segment_ids_BT: jax.Array
@@ -77,6 +82,31 @@ class Context:
   streaming: bool = struct.field(pytree_node=False, default=False)
   key_segment_ids_BT: jax.Array | None = None
   num_fixed_rows: int = struct.field(pytree_node=False, default=0)
+  order_BT: jax.Array | None = None
+  structure: Any = None
+
+
+def given_or_plain(context: Context | None, x_BTD, state=None) -> Context:
+  """The context, or that of rows of one document each, without padding, which go on where `state`
+  ends.
+  """
+  if context is not None:
+    return context
+  B, T, _ = x_BTD.shape
+  cached = [
+    part
+    for part in jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "index_BS"))
+    if hasattr(part, "index_BS")
+  ]
+  positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+  if cached:  # only attention asks for positions, and its cache knows them
+    index_BS = cached[0].index_BS.reshape(-1, *cached[0].index_BS.shape[-2:])[
+      0
+    ]  # of a stack, the first layer
+    positions_BT = positions_BT + jnp.max(index_BS, axis=1, keepdims=True) + 1
+  return Context(
+    jnp.ones((B, T), jnp.int32), positions_BT, packed=False, streaming=state is not None
+  )
 
 
 class Mixer:

@@ -51,7 +51,7 @@ class MLP(nn.Module):
 
   cfg: MLPConfig
   d_model: int
-  dtype: str
+  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, x_BTD, depth: int = 1):

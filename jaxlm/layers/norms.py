@@ -80,7 +80,7 @@ class RMSNorm(nn.Module):
   """axis: logical name of the normalised axis."""
 
   cfg: RMSNormConfig
-  dtype: str
+  dtype: str = "float32"
   axis: str = "embed"
 
   @nn.compact
@@ -94,7 +94,7 @@ class LayerNorm(nn.Module):
   """axis: logical name of the normalised axis."""
 
   cfg: LayerNormConfig
-  dtype: str
+  dtype: str = "float32"
   axis: str = "embed"
 
   @nn.compact

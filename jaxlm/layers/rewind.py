@@ -216,3 +216,22 @@ def rewind(state, length_B):
     raise ConfigError(CANNOT)
 
   return jax.tree.map(one, state, is_leaf=lambda part: hasattr(part, "rewound"))
+
+
+def keep(state, base_B, path_BK, count_B):
+  """The states of layers when row b holds its first base tokens and then, of those behind, the ones
+  numbered path[0] < path[1] < ..., count of them.
+
+  state: a pytree of KVCache and of nothing else that says something, for a recurrence has no state
+  of a branch. path_BK: int32, numbers from 0; what lies behind count is not read. ConfigError:
+  another state.
+  """
+
+  def one(part):
+    if hasattr(part, "kept"):
+      return part.kept(base_B, path_BK, count_B)
+    raise ConfigError(
+      "the state of a recurrence cannot keep a branch of a tree: only attention can"
+    )
+
+  return jax.tree.map(one, state, is_leaf=lambda part: hasattr(part, "kept"))

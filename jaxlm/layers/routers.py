@@ -6,7 +6,7 @@ A router is chosen by its config, registered in ROUTERS:
 
   build(d_model, dtype, name) -> nn.Module, or a function with its signature if it has no parameters
   init_state(d_model, batch_size, dtype) -> pytree, batch axis first; () if it does not look back
-  module(x_BTD, view, state) -> (Route, state)      x: the encoder's output
+  module(x_BTD, inputs, state) -> (Route, state)      x: the encoder's output
   learned: bool                 the ratio loss applies
   level: None or 0              0: needs bytes or given boundaries, which only the outermost stage has
 
@@ -21,7 +21,7 @@ What it must return:
                  (`layers.rewind`)
 
 Nothing may depend on another document of the row, nor on later tokens. A router with a rule has p =
-b, hence c = 1, and P = 0.9999 by the clip: `by_rule` does all of this. `given` is for callers in
+b, hence c = 1, and P = 0.9999 by the clip: `certain_boundaries` does all of this. `given` is for callers in
 Python: no data kind makes boundaries.
 """
 
@@ -42,16 +42,16 @@ from jaxlm.ranges import Count
 ROUTERS = Kinds(
   "router",
   {
-    "learned": "jaxlm.layers.routers:Learned",
-    "direct": "jaxlm.layers.routers:Direct",
-    "pool": "jaxlm.layers.routers:Pool",
-    "space": "jaxlm.layers.routers:Space",
-    "given": "jaxlm.layers.routers:Given",
+    "learned": "jaxlm.layers.routers:CosineRouter",
+    "direct": "jaxlm.layers.routers:SigmoidRouter",
+    "pool": "jaxlm.layers.routers:FixedStride",
+    "space": "jaxlm.layers.routers:SpaceBoundaries",
+    "given": "jaxlm.layers.routers:ExternalBoundaries",
   },
 )
 
 
-class View(NamedTuple):
+class RouterInputs(NamedTuple):
   """What a router may look at besides the hidden rows.
 
   first_BT: bool, the first token of a document. valid_BT: bool. positions_BT: int32, index in the
@@ -66,9 +66,9 @@ class View(NamedTuple):
   boundaries_BT: jax.Array | None = None
 
 
-def by_rule(start_BT, view: View) -> Route:
+def certain_boundaries(start_BT, inputs: RouterInputs) -> Route:
   """p = b, where b is a rule's boundary or a document's first token."""
-  start_BT = (start_BT | view.first_BT) & view.valid_BT
+  start_BT = (start_BT | inputs.first_BT) & inputs.valid_BT
   return Route(start_BT.astype(jnp.float32), start_BT, jnp.ones(start_BT.shape, jnp.float32))
 
 
@@ -95,77 +95,78 @@ def identity(key, shape, dtype=jnp.float32):
 
 
 @dataclasses.dataclass(frozen=True)
-class Learned:
+class CosineRouter:
   """p_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2; both matrices start as the identity."""
 
   learned = True
   level = None
-  implementation: Literal["xla", "reference"] | None = None
+  implementation: Literal["xla", "reference", "pallas"] | None = None
 
   def build(self, d_model, dtype, name=None):
-    return LearnedRouter(self, d_model, dtype, name=name)
+    return CosineRouterLayer(self, d_model, dtype, name=name)
 
   def init_state(self, d_model, batch_size, dtype):
     return jnp.zeros((batch_size, d_model), dtype)
 
 
-class LearnedRouter(nn.Module):
+class CosineRouterLayer(nn.Module):
   """State: the last row seen, before the projections."""
 
-  cfg: Learned
+  cfg: CosineRouter
   d_model: int
   dtype: str
 
   @nn.compact
-  def __call__(self, x_BTD, view, state):
+  def __call__(self, x_BTD, inputs, state):
     w, D = weights(self, self.dtype, init=identity), self.d_model
     decision = route(
       x_BTD,
       w("w_q", (D, D), ("embed", None)),
       w("w_k", (D, D), ("embed", None)),
-      first_BT=view.first_BT,
-      valid_BT=view.valid_BT,
+      first_BT=inputs.first_BT,
+      valid_BT=inputs.valid_BT,
       previous_BD=latest(state),
       implementation=self.cfg.implementation,
+      spec=nn.logical_to_mesh_axes(("batch", "seq", "embed_act")),
     )
-    return decision, None if state is None else last_valid(x_BTD, view.valid_BT, state)
+    return decision, None if state is None else last_valid(x_BTD, inputs.valid_BT, state)
 
 
 @dataclasses.dataclass(frozen=True)
-class Direct:
+class SigmoidRouter:
   """p_t = sigmoid(w . x_t + b): the ablation without the cosine of neighbours (paper, figure 7)."""
 
   learned = True
   level = None
 
   def build(self, d_model, dtype, name=None):
-    return DirectRouter(self, d_model, dtype, name=name)
+    return SigmoidRouterLayer(self, d_model, dtype, name=name)
 
   def init_state(self, d_model, batch_size, dtype):
     return ()
 
 
-class DirectRouter(nn.Module):
-  cfg: Direct
+class SigmoidRouterLayer(nn.Module):
+  cfg: SigmoidRouter
   d_model: int
   dtype: str
 
   @nn.compact
-  def __call__(self, x_BTD, view, state):
+  def __call__(self, x_BTD, inputs, state):
     w = weights(self)
     logit_BT = jnp.einsum(
       "btd,d->bt", x_BTD.astype(jnp.float32), w("w", (self.d_model,), ("embed",))
     )
     p_BT = jnp.where(
-      view.first_BT, 1.0, jax.nn.sigmoid(logit_BT + w("b", (1,), (None,), init=zeros)[None])
+      inputs.first_BT, 1.0, jax.nn.sigmoid(logit_BT + w("b", (1,), (None,), init=zeros)[None])
     )
     start_BT = p_BT > 0.5
-    return Route(p_BT, start_BT & view.valid_BT, jnp.where(start_BT, p_BT, 1 - p_BT)), state
+    return Route(p_BT, start_BT & inputs.valid_BT, jnp.where(start_BT, p_BT, 1 - p_BT)), state
 
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class Pool:
+class FixedStride:
   """A boundary every `width` tokens of a document."""
 
   width: Count
@@ -173,7 +174,10 @@ class Pool:
   level = None
 
   def build(self, d_model, dtype, name=None):
-    return lambda x_BTD, view, state: (by_rule(view.positions_BT % self.width == 0, view), state)
+    return lambda x_BTD, inputs, state: (
+      certain_boundaries(inputs.positions_BT % self.width == 0, inputs),
+      state,
+    )
 
   def init_state(self, d_model, batch_size, dtype):
     return ()
@@ -194,7 +198,7 @@ def space_like(tokens_BT):
 
 
 @dataclasses.dataclass(frozen=True)
-class Space:
+class SpaceBoundaries:
   """A boundary at a space-like byte whose predecessor is not space-like. State: was the last byte
   space-like?
   """
@@ -209,32 +213,32 @@ class Space:
     return jnp.ones((batch_size,), bool)
 
 
-def _space(x_BTD, view, state):
-  like_BT = space_like(view.tokens_BT)
+def _space(x_BTD, inputs, state):
+  like_BT = space_like(inputs.tokens_BT)
   before_B = jnp.ones(like_BT.shape[:1], bool) if state is None else latest(state)
   start_BT = like_BT & ~jnp.concatenate([before_B[:, None], like_BT[:, :-1]], axis=1)
-  return by_rule(start_BT, view), None if state is None else last_valid(
-    like_BT, view.valid_BT, state
+  return certain_boundaries(start_BT, inputs), None if state is None else last_valid(
+    like_BT, inputs.valid_BT, state
   )
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class ExternalBoundaries:
   """The boundaries that came with the batch (`boundaries`), a tokenizer's for example."""
 
   learned = False
   level = 0
 
   def build(self, d_model, dtype, name=None):
-    return _given
+    return _external
 
   def init_state(self, d_model, batch_size, dtype):
     return ()
 
 
-def _given(x_BTD, view, state):
-  if view.boundaries_BT is None:
+def _external(x_BTD, inputs, state):
+  if inputs.boundaries_BT is None:
     raise ValueError(
       "router 'given': this batch has no boundaries; pass a bool array (B, T) or choose another router"
     )
-  return by_rule(view.boundaries_BT, view), state
+  return certain_boundaries(inputs.boundaries_BT, inputs), state

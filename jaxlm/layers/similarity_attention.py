@@ -110,7 +110,7 @@ class SimilarityAttention(Attention):
 
     return {"slot_k_KH": of("k"), "slot_v_KF": of("v")}
 
-  def _attend(self, q, k, v, bias, **sight):
+  def _attend(self, q, k, v, bias, **mask_inputs):
     cfg = self.cfg
     slot = self._slot(k.shape[2], k.shape[3])
     rule = dict(
@@ -120,7 +120,7 @@ class SimilarityAttention(Attention):
       softcap=cfg.softcap,
       scale=cfg.scale,
       softmax1=cfg.softmax1,
-      **sight,
+      **mask_inputs,
     )
     rule = with_key_bias(self, q, k, rule)
     slot_k = {name: x for name, x in slot.items() if name == "slot_k_KH"}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import checked
 from jaxlm.kernels.attention import BucketBias, KeyBias
-from jaxlm.kernels.attention.reference import LOWEST_MAX, Rule, Sight, scores
+from jaxlm.kernels.attention.reference import LOWEST_MAX, AttentionSpec, MaskInputs, scores
 from jaxlm.layers.attend import attend
 from jaxlm.layers.linear import linear
 from jaxlm.layers.norms import rms_norm
@@ -45,7 +45,9 @@ class T5LayerConfig:
   dropout: BelowOne = 0.0
   init: Positive = 1.0
   dtype: str = "float32"
-  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = None
+  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas", "pallas_gpu"] | None = (
+    None
+  )
 
 
 class Keys(NamedTuple):
@@ -191,11 +193,13 @@ def logits(
   def count(index, length):
     return jnp.arange(length, dtype=jnp.int32)[None] if index is None else index
 
-  sight = Sight(
+  mask_inputs = MaskInputs(
     count(index_BT, q_BTNH.shape[1]), count(keys.index_BS, k_BSNH.shape[1]), row_BT, keys.segment_BS
   )
-  rule = Rule(scale=1.0, causal=causal, contiguous=index_BT is None and keys.index_BS is None)
-  return scores(q_BTNH.swapaxes(1, 2), k_BSNH.swapaxes(1, 2), sight, bias, rule)
+  rule = AttentionSpec(
+    scale=1.0, causal=causal, contiguous=index_BT is None and keys.index_BS is None
+  )
+  return scores(q_BTNH.swapaxes(1, 2), k_BSNH.swapaxes(1, 2), mask_inputs, bias, rule)
 
 
 class FeedForward(nn.Module):

@@ -86,6 +86,12 @@ def tap(module: nn.Module, site: str, x: jax.Array) -> jax.Array:
   return x
 
 
+def recorded_collections(module: nn.Module) -> list[str]:
+  """The collections that taps are being recorded into."""
+  names = ("intermediates", "taps", "attention", STATISTICS)
+  return [name for name in names if module.is_mutable_collection(name)]
+
+
 def wants_attention(module: nn.Module) -> bool:
   """Whether the whole attention matrix is asked for, which costs (T, S) memory: the collection
   `attention` is mutable.

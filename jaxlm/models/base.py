@@ -64,6 +64,11 @@ class ModelConfig:
     return False
 
   @property
+  def why_unstructured(self) -> str | None:
+    """Why it cannot read draft trees and set prompts, as the end of 'this model ..'; None: it can."""
+    return "is no decoder of attention alone"
+
+  @property
   def stacks(self) -> dict[str, tuple[StackPart, ...]]:
     """{name of a stack: its parts}, for those who read or edit activations by layer
     (`jaxlm.analysis`).

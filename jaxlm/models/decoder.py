@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
 from jaxlm.layers import stack
+from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
 from jaxlm.layers.fixed_stream import FixedStreamConfig
 from jaxlm.layers.lexinvariant import LexinvariantConfig, check_embedding, check_packing
@@ -21,7 +22,7 @@ from jaxlm.layers.mlp import MLPConfig
 from jaxlm.layers.norms import NORMS, RMSNormConfig
 from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.positions.shared import SharedPosition
-from jaxlm.layers.rewind import Reach, rewind, trail
+from jaxlm.layers.rewind import Reach, keep, rewind, trail
 from jaxlm.layers.taps import tap
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.score import Score
@@ -116,8 +117,29 @@ class DecoderConfig(ModelConfig):
   def decodes(self) -> bool:
     return self.fixed_stream is None
 
+  @property
+  def why_unstructured(self) -> str | None:
+    """Why it cannot read draft trees and set prompts, as the end of 'this model ..'; None: it can.
+
+    Their masks go by the order of the tokens, their positions do not.
+    """
+    for mixer in self.mixers:
+      if not isinstance(mixer, AttentionConfig):
+        return f"has a {type(mixer).__name__}, whose state knows no branches"
+      if mixer.window is not None:
+        return "has a window, which counts tokens in order"
+      position = NoPosition() if mixer.position is None else mixer.position
+      for used in (position, self.position):
+        if not used.by_position:
+          return f"has position {type(used).__name__}, which goes by the order of the tokens"
+    return None
+
   def build(self) -> nn.Module:
     return Decoder(self)
+
+  def build_stack(self, *, init: bool) -> nn.Module:
+    """The layers: `x_BTD, states = stack(x_BTD, context, states)`. init: is_initializing()."""
+    return stack.build(self.block, self.mixers, self.period, "blocks", init=init)
 
   def init_state(self, batch_size: int, max_len: int, rewindable: int = 0) -> "DecoderState":
     """The state before the first token; at most max_len tokens per row may follow, and each row can
@@ -148,6 +170,14 @@ class DecoderConfig(ModelConfig):
       layers=rewind(state.layers, length_B),
     )
 
+  def keep(self, state: "DecoderState", base_B, path_BK, count_B) -> "DecoderState":
+    """The state when each row has its first base tokens and those numbered path behind them, `count`
+    of them (`layers.rewind.keep`). base_B: int32, at least the oldest length that is kept.
+    """
+    base_B = state.reach.allowed(base_B, state.length_B)
+    layers = keep(state.layers, base_B, path_BK, count_B)
+    return state._replace(length_B=base_B + count_B, layers=layers)
+
 
 class DecoderState(NamedTuple):
   """length_B: tokens seen; position: of the model's position encoding; layers: of the stack. reach:
@@ -169,17 +199,19 @@ class Decoder(nn.Module):
     cfg = self.cfg
     self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
     self.position = SharedPosition(cfg.position, cfg.heads)
-    self.blocks = stack.build(
-      cfg.block, cfg.mixers, cfg.period, "blocks", init=self.is_initializing()
-    )
+    self.blocks = cfg.build_stack(init=self.is_initializing())
     self.final_norm = (
       cfg.norm.build(cfg.dtype, "final_norm") if cfg.final_norm else lambda x_BTD: x_BTD
     )
     self.head = self.embed if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
 
-  def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, lexicon=None):
-    """float32 logits (B, T, V)."""
-    h_BTD, context, _ = self._hidden(tokens_BT, segment_ids_BT, positions_BT, lexicon=lexicon)
+  def __call__(
+    self, tokens_BT, segment_ids_BT=None, positions_BT=None, lexicon=None, structure=None
+  ):
+    """float32 logits (B, T, V). structure: see `Context`."""
+    h_BTD, context, _ = self._hidden(
+      tokens_BT, segment_ids_BT, positions_BT, lexicon=lexicon, structure=structure
+    )
     return self.head.logits(h_BTD, context, softcap=self.cfg.softcap)
 
   def score(
@@ -202,20 +234,48 @@ class Decoder(nn.Module):
     every_BT = jnp.ones_like(tokens_BT)
     return self.embed.encode(tokens_BT, Context(every_BT, every_BT, packed=False, lexicon=lexicon))
 
-  def extend(self, tokens_BT, state: DecoderState, segment_ids_BT=None, lexicon=None):
+  def extend(
+    self,
+    tokens_BT,
+    state: DecoderState,
+    segment_ids_BT=None,
+    lexicon=None,
+    positions_BT=None,
+    structure=None,
+  ):
     """(logits_BTV, state) after more tokens of each row's one document; tokens of segment 0 are
     passed over.
+
+    positions_BT: int32, for the position encoding, where it is not the number of tokens before;
+    structure: see `Context`. Both need `why_unstructured` None.
     """
     valid_BT = (
       jnp.ones_like(tokens_BT)
       if segment_ids_BT is None
       else (segment_ids_BT != 0).astype(jnp.int32)
     )
-    positions_BT = state.length_B[:, None] + jnp.maximum(jnp.cumsum(valid_BT, axis=1) - 1, 0)
-    h_BTD, context, state = self._hidden(tokens_BT, valid_BT, positions_BT, state, lexicon)
+    order_BT = state.length_B[:, None] + jnp.maximum(jnp.cumsum(valid_BT, axis=1) - 1, 0)
+    h_BTD, context, state = self._hidden(
+      tokens_BT,
+      valid_BT,
+      order_BT if positions_BT is None else positions_BT,
+      state,
+      lexicon,
+      order_BT,
+      structure,
+    )
     return self.head.logits(h_BTD, context, softcap=self.cfg.softcap), state
 
-  def _hidden(self, tokens_BT, segment_ids_BT, positions_BT, state=None, lexicon=None):
+  def _hidden(
+    self,
+    tokens_BT,
+    segment_ids_BT,
+    positions_BT,
+    state=None,
+    lexicon=None,
+    order_BT=None,
+    structure=None,
+  ):
     cfg = self.cfg
     check_packing(cfg.embedding, segment_ids_BT, positions_BT)
     packed = segment_ids_BT is not None or positions_BT is not None
@@ -235,6 +295,8 @@ class Decoder(nn.Module):
       lexicon=lexicon,
       tokens_BT=tokens_BT,
       streaming=state is not None,
+      order_BT=order_BT,
+      structure=structure,
     )
 
     x_BTD = nn.with_logical_constraint(

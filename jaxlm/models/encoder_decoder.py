@@ -83,7 +83,9 @@ class EncoderDecoderConfig(ModelConfig):
   remat: bool = False
   unroll: Count = 1
   dtype: Dtype = "float32"
-  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas"] | None = None
+  implementation: Literal["reference", "xla", "cudnn", "splash", "pallas", "pallas_gpu"] | None = (
+    None
+  )
 
   def __post_init__(self):
     if self.reduction is not None and not 0 <= self.reduction.layer < self.num_encoder_layers:

@@ -25,8 +25,8 @@ from jaxlm.layers.linear import linear
 from jaxlm.layers.mamba2 import starts
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.rewind import Trail, last_valid, latest
-from jaxlm.layers.routers import View, tap_boundaries
-from jaxlm.layers.taps import tap
+from jaxlm.layers.routers import RouterInputs, tap_boundaries
+from jaxlm.layers.taps import recorded_collections, tap
 from jaxlm.layers.weights import weights, zeros
 from jaxlm.models.hnet_config import HNetConfig, JoinConfig, StageConfig
 from jaxlm.models.hnet_state import HNetState, StageState
@@ -39,8 +39,8 @@ __all__ = ["HNet", "HNetConfig", "HNetState", "JoinConfig", "StageConfig", "Stag
 MIN_PREFILL = 32
 
 
-class Outside(NamedTuple):
-  """What only the outermost stage sees, for routers with a rule."""
+class ByteInputs(NamedTuple):
+  """What only the outermost stage has: routers that read bytes or boundaries need it."""
 
   tokens_BT: jax.Array | None = None
   boundaries_BT: jax.Array | None = None
@@ -53,7 +53,7 @@ class Stage(nn.Module):
   index: int
 
   @nn.compact
-  def __call__(self, x_BTD, context, outside, capacities, state):
+  def __call__(self, x_BTD, context, byte_inputs, capacities, state):
     """Returns (y_BTD, (StageInfo of this stage, of the next, ...), state). capacities: of the chunk
     buffers, outside in; None: the stage's whole length."""
     cfg, s, width = self.cfg, self.index, x_BTD.shape[-1]
@@ -83,7 +83,7 @@ class Stage(nn.Module):
     first_BT = first_BT.at[:, 0].set(True if state is None else ~old.seen_B)
     router = cfg.stages[s].router.build(D, cfg.dtype, "router")
     decision, router_state = router(
-      h_BTD, View(first_BT, valid_BT, context.positions_BT, *outside), old.router
+      h_BTD, RouterInputs(first_BT, valid_BT, context.positions_BT, *byte_inputs), old.router
     )
     decision = tap_boundaries(self, decision, first_BT, valid_BT)
     T = x_BTD.shape[1]
@@ -103,33 +103,40 @@ class Stage(nn.Module):
     inner = Stage(cfg, s + 1, name="inner")
 
     def run(inner, x_BCD, state):
-      return inner(x_BCD, chunk_context, Outside(), capacities[1:] if capacities else None, state)
+      return inner(
+        x_BCD, chunk_context, ByteInputs(), capacities[1:] if capacities else None, state
+      )
 
-    whole = self.is_initializing() or self.is_mutable_collection(
-      "intermediates"
-    )  # sown values have all slots
-    if state is not None and T == 1 and not whole:
+    recorded = [] if self.is_initializing() else recorded_collections(self)
+    if state is not None and T == 1 and not self.is_initializing():
       # No row starts a chunk at most steps: then the inner network, most of the parameters, need
       # not run.
       def skip(inner, x_BCD, state):
         return (jnp.zeros_like(x_BCD), _no_infos(cfg, s + 1, valid_BT), state)
 
-      z_BCD, infos, inner_state = nn.cond(
-        jnp.any(slots.valid_BC), run, skip, inner, chunks_BCD, old.inner
-      )
-    elif state is not None and T >= MIN_PREFILL and not whole:
+      if recorded:
+        z_BCD, infos, inner_state = self._recorded(
+          recorded, jnp.any(slots.valid_BC), run, skip, chunks_BCD, old.inner
+        )
+      else:
+        z_BCD, infos, inner_state = nn.cond(
+          jnp.any(slots.valid_BC), run, skip, inner, chunks_BCD, old.inner
+        )
+    elif state is not None and T >= MIN_PREFILL and not (recorded or self.is_initializing()):
       # The chunks of a prefill usually fill few of the slots that must be there for all.
-      few = T * 3 // 8
+      num_slots = T * 3 // 8
       start_context = chunk_context.replace(
-        segment_ids_BT=chunk_context.segment_ids_BT[:, :few],
-        positions_BT=chunk_context.positions_BT[:, :few],
+        segment_ids_BT=chunk_context.segment_ids_BT[:, :num_slots],
+        positions_BT=chunk_context.positions_BT[:, :num_slots],
       )
 
       def start(inner, x_BCD, state):
-        return _lengthened(*inner(x_BCD[:, :few], start_context, Outside(), None, state), T)
+        return _lengthened(
+          *inner(x_BCD[:, :num_slots], start_context, ByteInputs(), None, state), T
+        )
 
       z_BCD, infos, inner_state = nn.cond(
-        jnp.all(slots.count_B <= few), start, run, inner, chunks_BCD, old.inner
+        jnp.all(slots.count_B <= num_slots), start, run, inner, chunks_BCD, old.inner
       )
     else:
       z_BCD, infos, inner_state = run(inner, chunks_BCD, old.inner)
@@ -174,6 +181,35 @@ class Stage(nn.Module):
         decoder,
       )
     return y_BTD[..., :width], (stage_info(decision, slots, valid_BT), *infos), state
+
+  def _recorded(self, collections, enter, run, skip, x_BCD, state):
+    """nn.cond(enter, run, skip, inner, x_BCD, state) for an inner network whose taps are recorded:
+    where it does not run, its values in `collections` are zero.
+
+    Both branches of nn.cond would have to record the same, so the inner network is applied as a
+    function, and what it has recorded is put in its place.
+    """
+    variables = {
+      name: self.get_variable(name, "inner")
+      for name in ("params", "edits")
+      if self.has_variable(name, "inner")
+    }
+
+    def entered(x_BCD, state):
+      return nn.apply(run, Stage(self.cfg, self.index + 1, parent=None), mutable=collections)(
+        variables, x_BCD, state
+      )
+
+    values = jax.eval_shape(entered, x_BCD, state)[1]
+
+    def skipped(x_BCD, state):
+      zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), values)
+      return skip(None, x_BCD, state), zeros
+
+    out, found = jax.lax.cond(enter, entered, skipped, x_BCD, state)
+    for name, value in found.items():
+      self.put_variable(name, "inner", value)
+    return out
 
   def _residual(self, h_BTD):
     """W h + b in float32; W starts at zero, b does not (section 12)."""
@@ -366,7 +402,7 @@ class HNet(nn.Module):
     y_BTD, infos, stage = self.backbone(
       x_BTD,
       context,
-      Outside(tokens_BT, boundaries_BT),
+      ByteInputs(tokens_BT, boundaries_BT),
       capacities,
       None if state is None else state.stage,
     )

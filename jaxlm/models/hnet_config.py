@@ -8,6 +8,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
@@ -19,7 +20,7 @@ from jaxlm.layers.lexinvariant import check_embedding
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.layers.mixer import MIXERS
 from jaxlm.layers.rewind import Reach, trail
-from jaxlm.layers.routers import ROUTERS, Given, Learned
+from jaxlm.layers.routers import ROUTERS, CosineRouter, ExternalBoundaries
 from jaxlm.models.base import ModelConfig, StackPart
 from jaxlm.models.hnet_state import HNetState, StageState, rewind_stage
 from jaxlm.ranges import Count, Dtype, Natural, NonNegative
@@ -40,7 +41,7 @@ class StageConfig:
   d_ff: Natural | None = None
   attention: AttentionConfig | None = None
   mamba: Annotated[object, MIXERS.with_default("mamba2")] = Mamba2Config()
-  router: Annotated[object, ROUTERS] = Learned()
+  router: Annotated[object, ROUTERS] = CosineRouter()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ class HNetConfig(ModelConfig):
 
   def check(self, cfg) -> None:
     """Against the other sections of a run's configuration."""
-    if self.num_chunkings and isinstance(self.stages[0].router, Given):
+    if self.num_chunkings and isinstance(self.stages[0].router, ExternalBoundaries):
       raise ConfigError(
         "model.stages[0].router = 'given' waits for boundaries, which no data section makes: it is for "
         "callers in Python; use 'learned', 'space' or 'pool'"
@@ -186,6 +187,10 @@ class HNetConfig(ModelConfig):
     from jaxlm.models.hnet import HNet  # the network's file imports this one
 
     return HNet(self)
+
+  def example(self, length: int = 8) -> dict[str, jax.ShapeDtypeStruct]:
+    """As many rows as one buffer of chunks takes."""
+    return {"tokens": jax.ShapeDtypeStruct((self.join.rows_per_buffer, length), jnp.int32)}
 
   def init_state(self, batch_size: int, max_len: int, rewindable: int = 0) -> HNetState:
     """The state before the first byte; at most max_len bytes per row may follow, and each row can

@@ -9,13 +9,14 @@ Axes: B batch, T position, D d_model, C conditioning width, V vocab. docs/specs/
 """
 
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxlm.config import checked
+from jaxlm.kernels.attention import BlockDiffusionMask
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.embedding import EMBEDDINGS, EmbeddingConfig, Head
 from jaxlm.layers.lexinvariant import check_embedding
@@ -89,6 +90,23 @@ class MaskedDiffusionConfig(ModelConfig):
   def build(self) -> nn.Module:
     return MaskedDiffusionNetwork(self)
 
+  def init_state(self, batch_size: int, max_len: int, rewindable: int = 0) -> "BlockState":
+    """The keys and values of finished blocks, none yet; at most max_len tokens per row may follow.
+
+    Nothing goes back: a pass that is not to be kept leaves its state behind.
+    """
+    mixer = dataclasses.replace(self.mixer, causal=True)  # a cache is one whoever looks at it
+    layer = mixer.init_state(self.d_model, batch_size, max_len, self.dtype)
+    layers = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.num_layers, *x.shape)), layer)
+    return BlockState(jnp.zeros(batch_size, jnp.int32), layers)
+
+
+class BlockState(NamedTuple):
+  """length_B: int32, tokens of finished blocks. layers: their keys and values."""
+
+  length_B: jax.Array
+  layers: Any
+
 
 def modulation(module, c_BC, count: int, d_model: int, dtype):
   """`count` arrays (B, 1, D), linear in c; zero at the start."""
@@ -107,19 +125,19 @@ class AdaptiveBlock(nn.Module):
   cfg: MaskedDiffusionConfig
 
   @nn.compact
-  def __call__(self, x_BTD, context, c_BC):
+  def __call__(self, x_BTD, context, c_BC, state=None):
     cfg = self.cfg
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation(self, c_BC, 6, cfg.d_model, cfg.dtype)
     in_BTD = cfg.norm.build(cfg.dtype, "norm")(x_BTD) * (1 + scale1) + shift1
     in_BTD = tap(self, "attn_in", in_BTD)
-    y_BTD, _ = cfg.mixer.build(cfg.d_model, cfg.dtype, "mixer")(in_BTD, context, None)
+    y_BTD, state = cfg.mixer.build(cfg.d_model, cfg.dtype, "mixer")(in_BTD, context, state)
     x_BTD = (in_BTD if cfg.residual == "official" else x_BTD) + gate1 * tap(self, "attn_out", y_BTD)
     h_BTD = cfg.norm.build(cfg.dtype, "mlp_norm")(x_BTD) * (1 + scale2) + shift2
     h_BTD = tap(self, "mlp_in", h_BTD)
     y_BTD = cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, 2 * cfg.num_layers)
     x_BTD = x_BTD + gate2 * tap(self, "mlp_out", y_BTD)
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "seq", "embed_act"))
-    return tap(self, "resid", x_BTD), None
+    return tap(self, "resid", x_BTD), state
 
 
 class NoiseEmbedding(nn.Module):
@@ -173,7 +191,7 @@ class MaskedDiffusionNetwork(nn.Module):
     self.embed = cfg.embedding.build(cfg.vocab_size, cfg.d_model, cfg.dtype)
     self.absolute = AbsolutePosition(cfg)
     self.noise = NoiseEmbedding(cfg)
-    self.blocks = scan_layers(AdaptiveBlock, cfg.num_layers, (nn.broadcast, nn.broadcast))(cfg)
+    self.blocks = scan_layers(AdaptiveBlock, cfg.num_layers, (nn.broadcast, nn.broadcast, 0))(cfg)
     self.final_norm = FinalNorm(cfg)
     self.head = Head(cfg.vocab_size, cfg.d_model, cfg.dtype)
 
@@ -189,6 +207,78 @@ class MaskedDiffusionNetwork(nn.Module):
     h_BTD, context = self._hidden(tokens_BT, sigma_B, keys_BT)
     return self.head.score(h_BTD, targets_BT, context, chunk=self.cfg.loss_chunk)
 
+  def plain_context(self, tokens_BT) -> Context:
+    """Of whole rows in which every token is seen."""
+    B, T = tokens_BT.shape
+    positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+    return Context(
+      jnp.ones_like(tokens_BT), positions_BT, depth=2 * self.cfg.num_layers, packed=False
+    )
+
+  def block_logits(self, noisy_BT, clean_BT, block_len_B):
+    """float32 logits (B, T, V) of each place of noisy_BT given its block and the clean blocks before
+    it, in one pass over both copies. The noise level is not told: a block is what it is.
+    """
+    return self.head.logits(*self._two_copies(noisy_BT, clean_BT, block_len_B))
+
+  def block_score(self, noisy_BT, clean_BT, block_len_B):
+    """(log p(clean), log z), float32 (B, T), as `block_logits` has them."""
+    h_BTD, context = self._two_copies(noisy_BT, clean_BT, block_len_B)
+    return self.head.score(h_BTD, clean_BT, context, chunk=self.cfg.loss_chunk)
+
+  def _two_copies(self, noisy_BT, clean_BT, block_len_B):
+    B, T = noisy_BT.shape
+    row_len_B = jnp.full(B, T, jnp.int32)
+    h_BTD, context, _ = self._run(
+      jnp.concatenate([noisy_BT, clean_BT], axis=1),
+      jnp.zeros(B, jnp.float32),
+      positions_BT=jnp.broadcast_to((jnp.arange(2 * T) % T)[None], (B, 2 * T)),
+      structure=BlockDiffusionMask(block_len_B, row_len_B),
+    )
+    return h_BTD[:, :T], context
+
+  def extend(self, tokens_BT, state: BlockState, segment_ids_BT=None):
+    """(logits_BTV, state) with one more block of each row, which sees itself and what was kept.
+
+    Tokens of segment 0 are passed over. A pass over noise is made for its logits, and its state is
+    left; the state of the pass over the clean block is kept.
+    """
+    valid_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else (segment_ids_BT != 0) * 1
+    h_BTD, context, layers = self._run(
+      tokens_BT,
+      jnp.zeros(tokens_BT.shape[0], jnp.float32),
+      positions_BT=state.length_B[:, None] + jnp.maximum(jnp.cumsum(valid_BT, axis=1) - 1, 0),
+      segment_ids_BT=valid_BT.astype(jnp.int32),
+      layers=state.layers,
+    )
+    length_B = state.length_B + jnp.sum(valid_BT, axis=1, dtype=jnp.int32)
+    return self.head.logits(h_BTD, context), BlockState(length_B, layers)
+
+  def _run(
+    self,
+    tokens_BT,
+    sigma_B,
+    *,
+    positions_BT,
+    structure=None,
+    segment_ids_BT=None,
+    layers=None,
+  ):
+    """(what the head reads, context, states of the layers)."""
+    cfg = self.cfg
+    context = Context(
+      jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT,
+      positions_BT,
+      depth=2 * cfg.num_layers,
+      packed=True,
+      structure=structure,
+      streaming=layers is not None,
+    )
+    c_BC = self.noise(sigma_B)
+    x_BTD = self.absolute(self.embed.encode(tokens_BT, context), context)
+    x_BTD, layers = self.blocks(tap(self, "embedded", x_BTD), context, c_BC, layers)
+    return tap(self, "final", self.final_norm(x_BTD, c_BC)), context, layers
+
   def _hidden(self, tokens_BT, sigma_B, keys_BT):
     cfg, (B, T) = self.cfg, tokens_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
@@ -203,5 +293,5 @@ class MaskedDiffusionNetwork(nn.Module):
     c_BC = self.noise(sigma_B)
     x_BTD = self.absolute(self.embed.encode(tokens_BT, context), context)
     x_BTD = tap(self, "embedded", x_BTD)
-    x_BTD, _ = self.blocks(x_BTD, context, c_BC)
+    x_BTD, _ = self.blocks(x_BTD, context, c_BC, None)
     return tap(self, "final", self.final_norm(x_BTD, c_BC)), context

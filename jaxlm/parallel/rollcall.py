@@ -26,6 +26,11 @@ GREETING, GO, BYE, MISSING, GONE = b"jaxlm", b"go", b"bye", b"missing", b"gone"
 ALIVE, FACTS, VERDICT = b"alive", b"facts", b"verdict"
 
 
+#: Exit code of a process that is well itself and has lost another, or has not met it: the same
+#: command, given to all, resumes. It is EX_TEMPFAIL of sysexits.h.
+LOST = 75
+
+
 class ProcessLost(RuntimeError):
   """A process of this run did not come, or is gone; the message says which and what to do."""
 
@@ -34,7 +39,7 @@ class RollCall:
   """Every process of a run; made by `join`, which returns when all are there.
 
   A process that goes without `leave` ends all others: `lost` is called with the sentence that says
-  which one, in a thread of its own, and by default prints it and exits with code 1 (a main thread
+  which one, in a thread of its own, and by default prints it and exits with code 75 (a main thread
   that waits in a collective for a process that is dead can only be ended from outside).
   """
 
@@ -332,4 +337,4 @@ def _missing(missing: list[int], count: int, timeout_s: float, address: str) -> 
 def _exit(sentence: str) -> None:
   print(f"jaxlm: {sentence}", file=sys.stderr, flush=True)
   sys.stdout.flush()
-  os._exit(1)
+  os._exit(LOST)

@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation for a pod that is not there."""
+"""Ahead-of-time compilation for a pod, without having one."""

@@ -4,8 +4,9 @@ source.
 HBM and slice shapes: Google Cloud's "TPU system architecture" pages; the per-core values agree with
 those compiled into `jax.experimental.pallas.tpu.get_tpu_info_for_chip` (v4 and v5p count two cores
 as one device).
-Interconnect: one-way bandwidth per link and links per chip as in the scaling book
-(github.com/jax-ml/scaling-book).
+Interconnect: one-way bandwidth per link, links per chip and a chip's share of its host's data-centre
+network as in the scaling book (github.com/jax-ml/scaling-book, chapter on TPUs; it gives none for
+the hosts of a v4).
 Clocks are not published as such: they follow from peak = 2 x multiply-adds per cycle x clock.
 """
 
@@ -29,6 +30,7 @@ class Chip:
   links: int
   clock_hz: float
   default_topologies: tuple[str, ...]
+  dcn_bandwidth: float | None = None  # bytes/s between slices, one chip's share of its host's
 
   @property
   def peak_flops(self) -> float:
@@ -65,6 +67,7 @@ CHIPS = {
       4,
       1.5e9,
       ("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"),
+      3.125e9,
     ),
     Chip(
       "v5p",
@@ -84,6 +87,7 @@ CHIPS = {
         "v5p:4x8x8",
         "v5p:8x8x8",
       ),
+      6.25e9,
     ),
     Chip(
       "v6e",
@@ -94,6 +98,7 @@ CHIPS = {
       4,
       1.75e9,
       ("v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v6e:4x8", "v6e:8x8", "v6e:8x16", "v6e:16x16"),
+      12.5e9,
     ),
   )
 }

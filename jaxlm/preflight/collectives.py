@@ -3,7 +3,9 @@ step.
 
 Wire bytes are what one device must *receive*, for a group of n devices and a payload of P bytes
 (the full, gathered array): all-gather P (n-1)/n, reduce-scatter P (n-1)/n, all-reduce 2 P (n-1)/n,
-all-to-all P (n-1)/n, permute P. Asynchronous collectives that the compiler cuts into pieces share a
+all-to-all P (n-1)/n, permute P. What goes from slice to slice is no collective in the program but
+a transfer to the host, which sends it over the data-centre network (DCN): its kind is read off the
+transfer, its n is the number of slices, its P the array that each device hands over. Asynchronous collectives that the compiler cuts into pieces share a
 channel id:
 they are counted once, at the outermost loop level where one of the pieces stands.
 """
@@ -40,6 +42,7 @@ class Collective:
   op_name: str
   source: str
   windowed: bool  # a permute of a windowed einsum: a weight gather turned into a ring
+  between_slices: bool = False  # over the data-centre network, not over the slice's own links
 
   @property
   def total(self) -> int:
@@ -47,7 +50,7 @@ class Collective:
 
 
 def collectives(loops: Loops, mesh_shape: dict[str, int]) -> list[Collective]:
-  """All collectives, dearest first. mesh_shape: axis name -> size, in the order of the device
+  """All collectives, the most expensive first. mesh_shape: axis name -> size, in the order of the device
   array.
   """
   found: dict[tuple, tuple[int, int, object]] = {}
@@ -90,7 +93,53 @@ def collectives(loops: Loops, mesh_shape: dict[str, int]) -> list[Collective]:
         windowed=kind == "collective-permute" and _windowed(loops, site, computation),
       )
     )
+  result += [_between_slices(site, loops) for site in loops.sites(fused=True) if _is_sent(site)]
   return sorted(result, key=lambda c: -c.total)
+
+
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_TARGET = re.compile(r'_xla_megascale_target="(\{[^}]*\})x')
+
+
+def _is_sent(site) -> bool:
+  return site.instruction.opcode == "send" and "_xla_megascale_" in site.instruction.attributes
+
+
+def _between_slices(site, loops: Loops) -> Collective:
+  """The transfer of one array to the hosts of other slices. They are joined along `data`."""
+  said = _TRANSFER.search(site.instruction.attributes)
+  kind = said[1].lower().replace("_", "-") if said else "transfer"
+  target = _TARGET.search(site.instruction.attributes)
+  slices = _members(target[1]) if target else 2
+  payload = site.instruction.arrays[0].bytes  # (array, context, token)
+  fraction = {
+    "all-reduce": 2 * (slices - 1) / slices,
+    "reduce-scatter": (slices - 1) / slices,
+    "all-to-all": (slices - 1) / slices,
+    "all-gather": slices - 1,  # what is handed over is a part, not the whole
+  }.get(kind, 1.0)
+  return Collective(
+    kind=kind,
+    axes=("data",),
+    group=slices,
+    payload=payload,
+    wire=int(payload * fraction),
+    count=site.count,
+    dtype=site.instruction.arrays[0].dtype,
+    op_name=site.instruction.op_name,
+    source=loops.module.source(site.instruction),
+    windowed=False,
+    between_slices=True,
+  )
+
+
+def _members(text: str) -> int:
+  """How many numbers {1,2} or {0:3} names."""
+  count = 0
+  for part in text.strip("{}").split(","):
+    first, colon, last = part.partition(":")
+    count += int(last) - int(first) + 1 if colon else 1
+  return count
 
 
 def _kind(opcode: str) -> str | None:

@@ -9,7 +9,7 @@ import sys
 
 from jaxlm import json_text
 from jaxlm.commands.exits import FAILED, GOOD, command
-from jaxlm.commands.flags import CONFIG, Parser, whole
+from jaxlm.commands.flags import CONFIG, Parser, parse_flags, whole
 from jaxlm.config import ConfigError, nearest
 from jaxlm.paths import expand
 
@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
     "jaxlm preflight",
     description=__doc__,
     others=CONFIG,
+    bare="--config",
     example="jaxlm preflight --config=configs/carope/tiny.py --cpu=4",
   )
   parser.add_argument(
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
     help="compiler option besides those of the chip; repeat it",
   )
 
-  from jaxlm.training.config import load_config, parse_flags, run_config
+  from jaxlm.training.config import configured
 
   spec, overrides, rest = parse_flags(argv)
   args = parser.parse_args(rest)
@@ -86,7 +87,7 @@ def main(argv: list[str]) -> int:
       raise ConfigError(f"--{name}={getattr(args, name)}: wanted 1 or more")
   if args.compare and args.mesh:
     raise ConfigError("--compare names the meshes: repeat it, and leave out --mesh")
-  cfg = run_config(load_config(spec, overrides))
+  cfg = configured(spec, overrides)
   if args.hlo and not pathlib.Path(expand(args.hlo)).absolute().parent.is_dir():
     raise ConfigError(
       f"--hlo={args.hlo}: there is no folder {pathlib.Path(args.hlo).parent} to write it in"

@@ -1,4 +1,4 @@
-"""A config's real programs, compiled ahead of time for devices that are not there.
+"""A config's real programs, compiled ahead of time for devices that this machine does not have.
 
 The step is the trainer's own (`training.step.build_program`): same sharding rules, same donation,
 same function.

@@ -69,7 +69,7 @@ class Cost:
       row["count"] += w.count
     return dict(table)
 
-  def dearest(self, n: int = 10) -> list[Work]:
+  def most_expensive(self, n: int = 10) -> list[Work]:
     return sorted(self.work, key=lambda w: -w.cycles * w.count)[:n]
 
 

@@ -50,6 +50,11 @@ class Report:
     return sum(c.total for c in self.collectives)
 
   @property
+  def dcn_bytes(self) -> int:
+    """Of wire_bytes, what comes from other slices over the data-centre network."""
+    return sum(c.total for c in self.collectives if c.between_slices)
+
+  @property
   def wire_ratio(self) -> float | None:
     least = sum(self.minimum.values())
     return self.wire_bytes / least if least else None
@@ -62,7 +67,8 @@ class Report:
   def seconds(self) -> dict[str, float]:
     """matmul: the compiler's cycles. other: HBM bytes at full bandwidth (low) to the compiler's
     cycles (high).
-    attention: analytic, at peak. wire: all links busy."""
+    attention: analytic, at peak. wire: all links of the slice busy. dcn: what comes from other
+    slices, at the chip's share of its host's network; 0 where that is not known."""
     if self.chip is None or self.error:
       return {}
     rows, hz = self.cost.by_class(), self.chip.clock_hz
@@ -73,10 +79,12 @@ class Report:
       "other_low": min(sum(row["bytes"] for row in rest) / self.chip.hbm_bandwidth, high),
       "other_high": high,
       "attention": self.attention_flops / self.chip.peak_flops,
-      "wire": self.wire_bytes / self.chip.wire_bandwidth,
+      "wire": (self.wire_bytes - self.dcn_bytes) / self.chip.wire_bandwidth,
+      "dcn": self.dcn_bytes / self.chip.dcn_bandwidth if self.chip.dcn_bandwidth else 0.0,
     }
     found["best"] = found["matmul"] + found["other_low"] + found["attention"]
-    found["worst"] = found["matmul"] + found["other_high"] + found["attention"] + found["wire"]
+    sent = found["wire"] + found["dcn"]
+    found["worst"] = found["matmul"] + found["other_high"] + found["attention"] + sent
     return found
 
   @property
@@ -100,7 +108,7 @@ class Report:
     """(kind, axes) -> count, payload and wire bytes per step."""
     groups = collections.defaultdict(lambda: dict(count=0, payload=0, wire=0))
     for c in self.collectives:
-      row = groups[c.kind, c.axes]
+      row = groups[f"{c.kind}{' between slices' if c.between_slices else ''}", c.axes]
       row["count"] += c.count
       row["payload"] += c.payload * c.count
       row["wire"] += c.total
@@ -129,6 +137,7 @@ class Report:
         {"kind": kind, "axes": axes, **row} for (kind, axes), row in self.by_collective().items()
       ],
       "wire_bytes": self.wire_bytes,
+      "dcn_bytes": self.dcn_bytes,
       "wire_minimum": self.minimum,
       "wire_ratio": self.wire_ratio,
       "windowed_einsum_wire_bytes": self.windowed_bytes,
@@ -136,7 +145,7 @@ class Report:
       "unknown_loops": self.unknown_loops,
       "compile_seconds": self.compile_seconds,
       "estimates": {"seconds": self.seconds, "utilisation": self.utilisation},
-      "dearest": [dataclasses.asdict(w) for w in self.cost.dearest()],
+      "most_expensive": [dataclasses.asdict(w) for w in self.cost.most_expensive()],
     }
 
 

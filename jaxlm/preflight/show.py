@@ -11,7 +11,10 @@ NOTE = (
   "for comparing programs: compiler cycles (matmuls good to 2-20 %, more on thin shapes and v6e; element-wise "
   "work 1.2-6x too high), attention kernels at peak, every link busy. Nothing was timed on hardware."
 )
-SLICES = " Traffic between slices is charged as if it stayed inside one: the data-centre network is slower and not modelled."
+SLICES = (
+  " Traffic between slices is charged at a chip's share of its host's network (6.25 GB/s for v5p, 3.1 for v5e, "
+  "12.5 for v6e), without its latency and without what the runtime does on the hosts."
+)
 LIBRARIES = " Products in library calls (cuBLAS, cuDNN, a CPU's) are not counted: executed FLOPs are a lower bound."
 
 
@@ -94,16 +97,16 @@ def _tables(r: Report):
     wire.add_row("analytic minimum", parts, "", "", f"{least / 1e9:.3f}  (x {r.wire_ratio:.2f})")
   yield wire
 
-  dearest = Table("dearest instructions", "class", "runs", "cycles (M)", "where", box=None)
-  for w in r.cost.dearest():
-    dearest.add_row(
+  expensive = Table("most expensive instructions", "class", "runs", "cycles (M)", "where", box=None)
+  for w in r.cost.most_expensive():
+    expensive.add_row(
       w.name,
       w.op_class,
       str(w.count),
       f"{w.cycles * w.count / 1e6:.2f}",
       f"{_short(w.source)}  {w.op_name[-48:]}",
     )
-  yield dearest
+  yield expensive
   if r.unknown_loops:
     yield f"[red]loops of unknown trip count (counted once):[/red] {', '.join(r.unknown_loops)}"
 
@@ -115,7 +118,11 @@ def _estimates(r: Report):
   yield "estimate: matmuls", f"{s['matmul']:.3f} s"
   yield "estimate: attention kernels, at peak", f"{s['attention']:.3f} s"
   yield "estimate: everything else", f"{s['other_low']:.3f} to {s['other_high']:.3f} s"
-  yield "estimate: communication", f"{s['wire'] * 1e3:.1f} ms"
+  yield "estimate: communication in a slice", f"{s['wire'] * 1e3:.1f} ms"
+  if r.dcn_bytes:
+    known = r.chip.dcn_bandwidth is not None
+    text = f"{s['dcn'] * 1e3:.1f} ms" if known else "the network of this chip's hosts is not known"
+    yield "estimate: communication between slices", text
   yield "estimate: step", f"{s['best']:.3f} (communication hidden) to {s['worst']:.3f} s"
   if r.utilisation:
     yield "estimate: model-FLOPs utilisation", f"{r.utilisation[0]:.2f} to {r.utilisation[1]:.2f}"

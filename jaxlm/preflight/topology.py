@@ -1,4 +1,4 @@
-"""Devices of a slice that is not there, from the TPU compiler in libtpu."""
+"""Devices of a slice that this machine does not have, from the TPU compiler in libtpu."""
 
 import os
 import re

@@ -13,28 +13,33 @@ from jaxlm.commands.exits import (
   command,
   ending,
   explain,
+  no_device,
+  no_right,
   refuse,
 )
-from jaxlm.commands.flags import CONFIG, Parser
+from jaxlm.commands.flags import CONFIG, Parser, parse_flags
 from jaxlm.config import ConfigError
+from jaxlm.paths import denied
 
 EPILOG = """\
 --config=FILE.py[:ARG]        a file with get_config(ARG)
 --config.KEY.SUBKEY=VALUE     override one value; --config.model.position=rope changes a kind, and a number picks
                               an entry of a list: --config.model.stages.0.d_ff=256
 A work folder that holds this run already is resumed; one that another process writes to is refused.
-Ctrl-C, SIGTERM and SIGHUP save and end with code 130, 143, 129; a second Ctrl-C aborts.
+Ctrl-C, SIGTERM and SIGHUP save and end with code 130, 143, 129; a second Ctrl-C aborts. Code 75: another
+process of the run was lost; 76: it hung (train.hang.ends). After these the same command resumes.
+SIGUSR1 prints the stack of every thread, and the run goes on.
 Several hosts run the same command; tpu/README.md says how they find each other."""
 
 
 @command("jaxlm train")
 def main(argv: list[str]) -> int:
-  from jaxlm.training.config import parse_flags
 
   parser = Parser(
     "jaxlm train",
     epilog=EPILOG,
     others=CONFIG,
+    bare="--config",
     description="Train a model, or resume its run.",
     example="jaxlm train --config=configs/carope/tiny.py --workdir=runs/tiny",
   )
@@ -72,22 +77,25 @@ def run(spec, overrides, args) -> int:
   import absl.logging
 
   from jaxlm.checkpoint.errors import CheckpointError
+  from jaxlm.parallel.rollcall import LOST
   from jaxlm.parallel.start import ProcessLost, explained, finish, start
   from jaxlm.training.loop import BucketOverflow, NonFinite
   from jaxlm.training.run import train
   from jaxlm.training.run_lock import LockLost
+  from jaxlm.training.watchdog import stacks_on_request
 
   # Orbax and its event loop log the traceback of a failed write five times before it is raised;
   # once is enough.
   absl.logging.set_verbosity(absl.logging.FATAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   try:
+    stacks_on_request()
     start()
     result = train(
       spec, args.workdir, overrides, new=args.new, quiet=args.quiet, take_over=args.take_over
     )
   except (ConfigError, ProcessLost) as error:
-    return _failed(error, WRONG if isinstance(error, ConfigError) else FAILED)
+    return _failed(error, WRONG if isinstance(error, ConfigError) else LOST)
   except KeyboardInterrupt:
     return _failed("aborted; the same command resumes from the newest checkpoint", INTERRUPTED)
   except Exception as error:
@@ -95,13 +103,15 @@ def run(spec, overrides, args) -> int:
       return _failed("aborted; the same command resumes from the newest checkpoint", INTERRUPTED)
     other = explained(error)  # a failure here may be the echo of one elsewhere
     if other:
-      return _failed(other, 1)
+      return _failed(other, LOST)
     if isinstance(error, (NonFinite, BucketOverflow, CheckpointError, LockLost)):
       return _failed(error, 1)
     if isinstance(error, NotImplementedError) and _is_ours(
       error
     ):  # a kernel that was named and cannot be
       return _failed(error, 1)
+    if absent := no_device(error):
+      return _failed(absent, WRONG)
     if isinstance(error, FloatingPointError):  # only train.debug raises it
       return _failed(str(error).splitlines()[0], 1)
     if "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower():
@@ -112,6 +122,8 @@ def run(spec, overrides, args) -> int:
       )
     if isinstance(error, BrokenPipeError):  # nobody reads what is printed
       return finish(ending("jaxlm train", error))
+    if denied(error):
+      return _failed(no_right(error), WRONG)
     if isinstance(error, OSError):
       return _failed(explain(error), WRONG if error.errno in PATH_ERRORS else FAILED)
     traceback.print_exc()

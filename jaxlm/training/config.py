@@ -8,29 +8,39 @@ number picks an entry of a list (`--config.model.stages.0.d_ff=256`). Changing a
 old kind that the new one does not have.
 """
 
-import ast
 import dataclasses
-import importlib.util
 import pathlib
+import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import ml_collections
-from etils import epath
 
-from jaxlm.checkpoint.former_fields import with_present_fields
-from jaxlm.checkpoint.json_files import read_json
-from jaxlm.config import ConfigError, Kinds, build, checked, unknown_key
+from jaxlm import outside
+from jaxlm.config import ConfigError, build, checked
 from jaxlm.data import DATA
 from jaxlm.data.base import FramedDataConfig
 from jaxlm.models import MODELS
 from jaxlm.objectives import OBJECTIVES
 from jaxlm.parallel.mesh import MeshConfig
-from jaxlm.paths import expand
 from jaxlm.ranges import Cadence, Count, Fraction, Inside, Natural, Range, Seed, Steps
+from jaxlm.training.config_files import is_data, read_config
 from jaxlm.training.optimizers import OPTIMIZERS
+from jaxlm.training.overrides import kinds_of, override, plain
 from jaxlm.training.schedules import SCHEDULES
+from jaxlm.training.watchdog import HangConfig
+
+
+@dataclasses.dataclass(frozen=True)
+@checked
+class LocalConfig:
+  """Checkpoints on the hosts' own disks, every so many steps, besides those in the run folder
+  (`checkpoint.local_steps`). folder: on a disk of each host, such as a RAM disk; None: none.
+  """
+
+  folder: str | None = None
+  every: Count = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +56,9 @@ class TrainConfig:
   None: never. gather_dtype: large parameters are cast before they are gathered and their gradients
   reduced in it ("bfloat16" halves the traffic of fsdp); None: float32.
   init: "own", as each parameter declares, or "torch", PyTorch's defaults (models.torch_init), with
-  all layers alike on request. profile: first and last step of an XProf trace. init_from: run
+  all layers alike on request. hang: when a run that does not go on prints its stacks. local: checkpoints on the hosts. profile: first and last step of an XProf trace. init_from: run
   folder, or weights folder of `jaxlm convert`, whose parameters a new run begins with (and nothing
-  else of it). debug: one device, every NaN raises where it arises, nothing asynchronous.
+  else of it). tracker: a service that gets the numbers too. debug: one device, every NaN raises where it arises, nothing asynchronous.
   """
 
   steps: Steps
@@ -64,8 +74,11 @@ class TrainConfig:
   keep_every: Count | None = None
   gather_dtype: str | None = None
   init: Literal["own", "torch", "torch_identical_layers"] = "own"
+  hang: HangConfig = HangConfig()
+  local: LocalConfig = LocalConfig()
   profile: tuple[Natural, Natural] | None = None
   init_from: str | None = None
+  tracker: Literal["wandb", "trackio"] | None = None
   debug: bool = False
 
   def __post_init__(self):
@@ -110,16 +123,23 @@ class RunConfig:
 def load_config(
   spec: str | pathlib.Path | Mapping | ml_collections.ConfigDict,
   overrides: Mapping[str, Any] | None = None,
-):
+  *,
+  trusted: bool = True,
+) -> ml_collections.ConfigDict:
   """Locked ConfigDict of a file or mapping, with {'dotted.key': value} on top.
 
   'path.py' and 'path.py:argument' are programs, and are run: take them from people whom you trust.
-  'path.json', such as a run folder's config.json, is only data.
+  'path.json', 'path.toml' and run folders are only data. 'carope/tiny' is a configuration of this
+  package. trusted: a kind that a mapping
+  writes as module:Class may be imported; False for mappings that were read from files.
   """
   is_mapping = isinstance(spec, (Mapping, ml_collections.ConfigDict))
-  config = plain(spec if is_mapping else _call_get_config(str(spec)))
+  config = plain(spec if is_mapping else read_config(spec))
+  if trusted and (is_mapping or not is_data(spec)):
+    outside.trust(config)
+  outside.trust(overrides or {})
   for key, value in (overrides or {}).items():
-    _override(config, key, value)
+    override(config, key, value, RunConfig)
   try:
     return ml_collections.ConfigDict(config).lock()
   except (ValueError, TypeError) as error:  # a name with a dot in it, of which no field has one
@@ -136,6 +156,42 @@ def run_config(config: Mapping) -> RunConfig:
   return cfg
 
 
+def configured(
+  spec, overrides: Mapping[str, Any] | None = None, *, trusted: bool = True
+) -> RunConfig:
+  """`run_config` of `load_config`.
+
+  Where the configuration is good without one of the overrides, its error names that override.
+  """
+  from_file = not isinstance(spec, (Mapping, ml_collections.ConfigDict))
+  trusted = trusted and not (from_file and is_data(spec))
+  mapping = plain(load_config(spec, trusted=trusted))
+  try:
+    return run_config(load_config(mapping, overrides, trusted=trusted))
+  except ConfigError as error:
+    blamed = _blamed(mapping, overrides or {}, str(error), trusted)
+    raise ConfigError(f"{error}{blamed}") from None
+
+
+def _blamed(mapping: dict, overrides: Mapping[str, Any], said: str, trusted: bool) -> str:
+  """A sentence about the override without which the configuration is good, unless the error has
+  named it; '' where there is none.
+  """
+  for key, value in overrides.items():
+    if key in said or re.search(
+      rf"\b{re.escape(key.split('.')[-1])} = {re.escape(repr(value))}", said
+    ):
+      return ""
+  for key, value in overrides.items():
+    others = {k: v for k, v in overrides.items() if k != key}
+    try:
+      run_config(load_config(mapping, others, trusted=trusted))
+    except ConfigError:
+      continue
+    return f". --config.{key}={value} makes it so; without it the configuration is good"
+  return ""
+
+
 def resolved(cfg) -> dict:
   """The mapping that `run_config` reads back: every field, defaults too, every union with its kind."""
   return _resolved(cfg, type(cfg))
@@ -143,7 +199,7 @@ def resolved(cfg) -> dict:
 
 def _resolved(value, hint):
   if dataclasses.is_dataclass(value):
-    hints, kinds = typing.get_type_hints(type(value), include_extras=True), _kinds_of(hint)
+    hints, kinds = typing.get_type_hints(type(value), include_extras=True), kinds_of(hint)
     out = {"kind": kinds.kind_of(value)} if kinds else {}
     return out | {
       f.name: _resolved(getattr(value, f.name), hints[f.name])
@@ -166,193 +222,6 @@ def differences(old: Mapping, new: Mapping, at: str = "") -> list[tuple[str, Any
     elif a != b:
       out.append((where, a, b))
   return out
-
-
-def parse_flags(argv: Sequence[str]) -> tuple[str | None, dict[str, Any], list[str]]:
-  """(config spec, overrides, the rest) of '--config=...', '--config.a.b=value' and '--config.a.b
-  value'.
-  """
-  spec, overrides, rest = None, {}, []
-  argv = list(argv)
-  while argv:
-    flag, equals, value = argv.pop(0).partition("=")
-    if flag != "--config" and not flag.startswith("--config."):
-      rest.append(flag + equals + value)
-      continue
-    if not equals:
-      if not argv or argv[0].startswith("--"):
-        raise ConfigError(f"{flag} has no value; write {flag}=...")
-      value = argv.pop(0)
-    if flag == "--config":
-      spec = value
-    else:
-      overrides[flag.removeprefix("--config.")] = _literal(value)
-  return spec, overrides, rest
-
-
-def _literal(text: str):
-  """A Python literal where it is one ('1e-3', '(2, 4)', 'None', 'true'), else the text itself."""
-  if text in ("true", "false"):
-    return text == "true"
-  try:
-    return ast.literal_eval(text)
-  except (
-    ValueError,
-    SyntaxError,
-    TypeError,
-    MemoryError,
-    RecursionError,
-  ):  # also of what nests too deep, or cannot be a key
-    return text
-
-
-def _call_get_config(spec: str):
-  path, _, argument = spec.partition(":")
-  file = pathlib.Path(expand(path))
-  if file.is_dir():
-    raise ConfigError(
-      f"config file {path or repr(path)} is a folder" + _files_like(file / "any.py")
-    )
-  if not file.is_file():
-    raise ConfigError(f"config file {path} does not exist" + _files_like(file))
-  if file.suffix == ".json":
-    return _mapping_in(file, argument)
-  if file.suffix != ".py":
-    raise ConfigError(
-      f"config file {path} is neither a Python file (.py) that defines get_config(), as configs/carope/tiny.py does, nor a JSON file (.json)"
-    )
-  module_spec = importlib.util.spec_from_file_location("jaxlm_config_file", file)
-  module = importlib.util.module_from_spec(module_spec)
-  try:
-    module_spec.loader.exec_module(module)
-  except Exception as error:
-    raise ConfigError(
-      f"config file {path} does not run: {type(error).__name__}: {error}"
-    ) from error
-  if not hasattr(module, "get_config"):
-    raise ConfigError(f"config file {path} defines no get_config()")
-  call = f"get_config({argument!r})" if argument else "get_config()"
-  try:
-    config = module.get_config(argument) if argument else module.get_config()
-  except Exception as error:
-    raise ConfigError(f"{path}: {call} raises {type(error).__name__}: {error}") from error
-  if not isinstance(config, (Mapping, ml_collections.ConfigDict)):
-    raise ConfigError(
-      f"{path}: {call} returns a {type(config).__name__}, wanted a ConfigDict or a dict"
-    )
-  return config
-
-
-def _mapping_in(file: pathlib.Path, argument: str) -> dict:
-  """A configuration that is only data, such as a run's config.json: nothing of it is executed."""
-  if argument:
-    raise ConfigError(f"{file}:{argument}: a JSON file takes no argument")
-  return with_present_fields(read_json(epath.Path(file)))
-
-
-def _files_like(file: pathlib.Path) -> str:
-  near = (
-    sorted(file.parent.glob("*.py"))
-    if file.parent.is_dir()
-    else sorted(pathlib.Path("configs").glob("*/*.py"))
-  )
-  return f"; there are {', '.join(map(str, near[:12]))}{', ..' * (len(near) > 12)}" if near else ""
-
-
-def plain(value):
-  """Mappings as dicts and sequences as tuples, so that a file, JSON and a command line compare
-  equal.
-  """
-  if isinstance(value, ml_collections.ConfigDict):
-    value = dict(value.items())
-  if isinstance(value, Mapping):
-    return {str(key): plain(item) for key, item in value.items()}
-  return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _override(config: dict, key: str, value, cls=RunConfig, prefix: str = "") -> None:
-  """Sets one dotted key in place; the classes along the path say which names exist. A number picks
-  an entry of a list.
-
-  cls, prefix: of `config`, when it is such an entry."""
-  here, names, kinds = config, key.split("."), None
-  for depth, name in enumerate(names):
-    at = prefix + ".".join(names[: depth + 1])
-    hints = typing.get_type_hints(cls, include_extras=True) if cls else {}
-    is_kind = kinds is not None and name == "kind"
-    if cls and name not in hints and not is_kind:
-      raise unknown_key(name, f"--config.{at}", cls, list(hints) + ["kind"] * (kinds is not None))
-    if is_kind:
-      _switch_kind(here, kinds, value, at)
-      return
-    inner_kinds = _kinds_of(hints.get(name))
-    if depth == len(names) - 1:
-      if inner_kinds is not None and isinstance(value, str):
-        if not isinstance(here.get(name), Mapping):
-          here[name] = (
-            {"kind": value} if not isinstance(here.get(name), str) else {"kind": here[name]}
-          )
-        _switch_kind(here[name], inner_kinds, value, at)
-      else:
-        here[name] = plain(value)
-      return
-    if isinstance(here.get(name), str) and inner_kinds is not None:
-      here[name] = {"kind": here[name]}
-    if isinstance(here.get(name), tuple):
-      here[name] = _override_entry(here[name], names[depth + 1 :], value, hints.get(name), at)
-      return
-    if not isinstance(here.get(name, {}), Mapping) and here.get(name) is not None:
-      raise ConfigError(f"--config.{prefix}{key}: {at} = {here[name]!r} has no fields")
-    if here.get(name) is None:
-      here[name] = {}
-    here, kinds = here[name], inner_kinds
-    if kinds is not None:
-      kind = here.get("kind", kinds.default)
-      cls = kinds.cls(kind, at) if kind is not None else None
-    else:
-      cls = next((t for t in _alternatives(hints.get(name)) if dataclasses.is_dataclass(t)), None)
-
-
-def _override_entry(items: tuple, names: list[str], value, hint, at: str) -> tuple:
-  """The list with one entry, or something inside it, replaced. names: what follows the list's name
-  in the key.
-  """
-  number, *rest = names
-  if not number.isdecimal() or int(number) >= len(items):
-    raise ConfigError(
-      f"--config.{at}.{'.'.join(names)}: {at} is a list of {len(items)}; wanted {at}.0 .. {at}.{len(items) - 1}"
-      if items
-      else f"--config.{at}.{'.'.join(names)}: {at} is an empty list; give the whole of it"
-    )
-  item, element = items[int(number)], next(iter(typing.get_args(hint)), None)
-  if not rest:
-    item = plain(value)
-  elif isinstance(item, Mapping):
-    item, kinds = dict(item), _kinds_of(element)
-    cls = kinds.cls(item["kind"], f"{at}.{number}") if kinds and "kind" in item else element
-    _override(
-      item, ".".join(rest), value, cls if dataclasses.is_dataclass(cls) else None, f"{at}.{number}."
-    )
-  else:
-    raise ConfigError(f"--config.{at}.{'.'.join(names)}: {at}.{number} = {item!r} has no fields")
-  return (*items[: int(number)], item, *items[int(number) + 1 :])
-
-
-def _switch_kind(section: dict, kinds: Kinds, kind: str, at: str) -> None:
-  fields = {field.name for field in dataclasses.fields(kinds.cls(kind, at.removesuffix(".kind")))}
-  for name in [name for name in section if name not in fields]:
-    del section[name]
-  section["kind"] = kind
-
-
-def _kinds_of(hint) -> Kinds | None:
-  if typing.get_origin(hint) is Annotated:
-    return next((arg for arg in typing.get_args(hint)[1:] if isinstance(arg, Kinds)), None)
-  return None
-
-
-def _alternatives(hint) -> tuple:
-  return typing.get_args(hint) or (hint,)
 
 
 def _data_vocab_size(data) -> int | None:

@@ -64,6 +64,6 @@ def is_spike(loss, losses_W, factor: float) -> jax.Array:
   return (median > 0) & (loss > factor * median)
 
 
-def remember(losses_W, loss) -> jax.Array:
+def append_loss(losses_W, loss) -> jax.Array:
   """(W,): the window with the oldest loss dropped and this one at its end."""
   return jnp.concatenate([losses_W[1:], loss[None].astype(losses_W.dtype)])

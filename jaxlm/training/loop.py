@@ -18,6 +18,7 @@ from jaxlm.parallel.agree import gather
 from jaxlm.training.first_nan import located
 from jaxlm.training.mirror import Mirror
 from jaxlm.training.progress import Rate
+from jaxlm.training.watchdog import Watchdog
 
 #: Steps the host may be ahead of the device: enough to hide it, few enough to bound the batches
 #: held in memory.
@@ -101,13 +102,15 @@ def run_steps(
   on_step,
   stop: StopSignal,
   profile_folder,
+  watchdog: Watchdog,
   frozen=None,
 ):
   """Trains from state.step to train.steps. Returns (state, bucket index, stopped early).
 
-  batches: host batches. on_log(step, metrics as means, seconds per step or None); on_step(step,
-  state, bucket) -> whether it took time that is not training (saving, evaluating). frozen: as
-  `Program.frozen`, with numbers; None where there is none.
+  batches: host batches. on_log(step, metrics as means, seconds per step or None, seconds of all
+  steps so far); on_step(step, state, bucket) -> whether it took time that is not training (saving,
+  evaluating). watchdog: is told of every step. frozen: as `Program.frozen`, with numbers; None
+  where there is none.
   """
   cfg, step = program.cfg, int(state.step)
   pending, flight, rate, profile = (
@@ -117,11 +120,12 @@ def run_steps(
     Profile(cfg.train.profile, profile_folder),
   )
   used = set()  # buckets that are compiled
+  watchdog.unusual(f"step {step + 1}, which compiles,")
   while step < cfg.train.steps:
     profile.before(step, state)
     batch, compiled, start = place(next(batches)), len(used), time.perf_counter()
     try:
-      state, metrics, bucket = one_step(program, state, batch, bucket, used, frozen)
+      state, metrics, bucket = one_step(program, state, batch, bucket, used, frozen, watchdog)
     except FloatingPointError as error:  # only train.debug raises it
       raise located(
         error, step + 1, lambda: one_step(program, state, batch, bucket, used, frozen)
@@ -137,6 +141,8 @@ def run_steps(
         rate.pause(time.perf_counter() - start)
     else:
       rate.num_steps += 1
+    if profile.mirror:
+      watchdog.unusual("writing the profile")
     profile.after(step, state)
     pending.append(metrics)
     flight.append(metrics["loss"].sum)
@@ -144,7 +150,7 @@ def run_steps(
       flight.popleft().block_until_ready()
     if step % cfg.train.log_every == 0 or step == cfg.train.steps:
       values = means(pending)
-      on_log(step, values, rate.lap())
+      on_log(step, values, rate.lap(), rate.total)
       pending = []
       try:
         guard(values, step, cfg.train)
@@ -154,15 +160,18 @@ def run_steps(
     start = time.perf_counter()
     if on_step(step, state, bucket):
       rate.pause(time.perf_counter() - start)
+    watchdog.step(step + 1)
     if stop.agreed(step, cfg.train.log_every):
       break
   profile.close()
   if pending:
-    on_log(step, means(pending), rate.lap())
+    on_log(step, means(pending), rate.lap(), rate.total)
   return state, bucket, step < cfg.train.steps
 
 
-def one_step(program, state, batch, bucket: int, used: set[int], frozen=None):
+def one_step(
+  program, state, batch, bucket: int, used: set[int], frozen=None, watchdog: Watchdog | None = None
+):
   """(state, metrics, next bucket index); a step that overflowed its bucket is done again in a
   larger one, and `redone` says how often. used: gets the buckets that were run. frozen: as
   `Program.frozen`, with numbers; None where there is none."""
@@ -170,6 +179,8 @@ def one_step(program, state, batch, bucket: int, used: set[int], frozen=None):
     state, metrics, _ = program.step(state, batch, frozen)
     return state, metrics, bucket
   for attempt in itertools.count():
+    if bucket not in used and watchdog is not None:
+      watchdog.unusual(f"a step in bucket {program.buckets[bucket]}, which compiles,")
     used.add(bucket)
     state, metrics, fitted = program.step(state, batch, frozen, bucket=program.buckets[bucket])
     overflow, following = map(float, jax.device_get(fitted))

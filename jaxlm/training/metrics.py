@@ -3,6 +3,7 @@
 One process writes, the first.
 """
 
+import io
 import json
 import math
 
@@ -12,6 +13,7 @@ from jaxlm.checkpoint.locations import folder_path
 from jaxlm.config import ConfigError
 from jaxlm.training.events import EventFile
 from jaxlm.training.mirror import Mirror
+from jaxlm.training.tracker import Tracker
 
 JSONL, EVENTS, CURVES = "metrics.jsonl", "events", "curves.png"
 
@@ -41,11 +43,12 @@ def read(workdir) -> list[dict]:
 
 
 class Writer:
-  """Appends records; opening at step S forgets what an interrupted run wrote after S, which will
+  """Appends records, and hands them to a tracker if there is one; opening at step S forgets what an interrupted run wrote after S, which will
   come again.
   """
 
-  def __init__(self, workdir, step: int):
+  def __init__(self, workdir, step: int, tracker: Tracker | None = None):
+    self.tracker = tracker
     self.mirror = Mirror(workdir)
     path = self.mirror.local / JSONL
     kept = [record for record in read(workdir) if record["step"] <= step]
@@ -58,6 +61,8 @@ class Writer:
     for name, value in values.items():
       if math.isfinite(value):
         self.events.scalar(name, value, step)
+    if self.tracker is not None:
+      self.tracker.write(step, values)
     if self.mirror.due():
       self.upload()
 
@@ -70,16 +75,24 @@ class Writer:
   def close(self) -> None:
     self.file.close()
     self.events.close()
+    if self.tracker is not None:
+      self.tracker.close()
     plot(self.mirror.local)
     self.mirror.close()
 
 
 def plot(workdir) -> None:
   """curves.png: training and evaluation loss, gradient norm and learning rate over steps."""
+  data = picture(read(workdir))
+  if data:
+    (folder_path(workdir) / CURVES).write_bytes(data)
+
+
+def picture(records: list[dict]) -> bytes:
+  """The curves of a run as a PNG; nothing where no number is written."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  records = read(workdir)
   evals = sorted(
     {k for r in records for k in r if k.startswith("eval/") and ("loss" in k or "perplexity" in k)}
   )
@@ -92,7 +105,7 @@ def plot(workdir) -> None:
   panels = [[k for k in names if any(_number(r.get(k)) for r in records)] for names in panels]
   panels = [names for names in panels if names]
   if not panels:
-    return
+    return b""
   figure = Figure(figsize=(6, 2.4 * len(panels)), layout="constrained")
   FigureCanvasAgg(figure)
   for i, names in enumerate(panels):
@@ -104,7 +117,9 @@ def plot(workdir) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
   axes.set_xlabel("step")
-  figure.savefig(folder_path(workdir) / CURVES, dpi=130)
+  file = io.BytesIO()
+  figure.savefig(file, dpi=130, format="png")
+  return file.getvalue()
 
 
 def _number(value) -> bool:

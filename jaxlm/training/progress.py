@@ -48,16 +48,19 @@ class Display:
 
 class Rate:
   """Seconds per step since the last log; what was spent on saving, evaluating and compiling is left
-  out.
+  out. total: seconds of all steps so far.
   """
 
   def __init__(self):
-    self.start, self.away, self.num_steps = time.perf_counter(), 0.0, 0
+    self.start, self.away, self.num_steps, self.total = time.perf_counter(), 0.0, 0, 0.0
 
   def lap(self) -> float | None:
     now, num_steps = time.perf_counter(), self.num_steps
     seconds, self.start, self.away, self.num_steps = now - self.start - self.away, now, 0.0, 0
-    return max(seconds, 1e-9) / num_steps if num_steps else None
+    if not num_steps:
+      return None
+    self.total += max(seconds, 1e-9)
+    return max(seconds, 1e-9) / num_steps
 
   def pause(self, seconds: float) -> None:
     self.away += seconds
@@ -69,6 +72,8 @@ def describe(values: dict[str, float]) -> str:
     parts.append(f"{count(values['tokens_per_s'])} tokens/s")
   if "mfu" in values:
     parts.append(f"MFU {values['mfu']:.2f}")
+  if "goodput" in values:
+    parts.append(f"goodput {values['goodput']:.2f}")
   if values.get("skipped"):
     parts.append(f"{values['skipped']:.0f} skipped")
   return "  ".join(parts)

@@ -27,6 +27,7 @@ def provenance() -> dict:
   device = jax.devices()[0]
   return {
     "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    "started_unix": round(time.time(), 3),
     "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
     "revision": revision(),
     "python": sys.version.split()[0],
@@ -41,15 +42,20 @@ RESULTS = (
   ":(exclude)experiments/*/results/*",
   ":(exclude)bench/*.json",
   ":(exclude)docs/faults.*",
+  ":(exclude)docs/measured/*",
+  ":(exclude)docs/systems/*",
   ":(exclude)docs/reproduction.html",
+  ":(exclude)README.md",
   ":(exclude)REPRODUCTION.md",
+  ":(exclude)experiments/*/README.md",
+  ":(exclude)experiments/*/NOTES.md",
   ":(exclude)jaxlm/kernels/README.md",
 )
 
 
 def revision() -> str:
-  """Commit of the source, '+' appended when tracked files (reports apart) differ from it; 'unknown'
-  outside a repository.
+  """Commit of the source, '+' appended when tracked files (reports apart) differ from it. Outside a
+  repository the file REVISION, which tpu/bootstrap.sh and tpu/Dockerfile write, else 'unknown'.
   """
   root = pathlib.Path(__file__).parents[2]
 
@@ -63,4 +69,7 @@ def revision() -> str:
       "+" if git("status", "--porcelain", "-uno", "--", ".", *RESULTS).strip() else ""
     )
   except (OSError, subprocess.CalledProcessError):
-    return "unknown"
+    try:
+      return (root / "REVISION").read_text().strip()[:12] or "unknown"
+    except OSError:
+      return "unknown"

@@ -2,7 +2,7 @@
 
 config.json    the resolved configuration; the same folder with another one is refused
 run.json       revision, versions, device, command of each start
-metrics.jsonl, events/, curves.png
+metrics.jsonl, events/, curves.png; tracker.json where train.tracker names a service
 checkpoints/   state, data position, note
 lock.json      who writes here now, if anybody does
 result.json    the end: step, last metrics, newest checkpoint, whether it is finished or why not
@@ -10,6 +10,7 @@ result.json    the end: step, last metrics, newest checkpoint, whether it is fin
 
 import contextlib
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import jax
 
 from jaxlm.checkpoint.errors import CheckpointError
 from jaxlm.checkpoint.json_files import write_json
+from jaxlm.checkpoint.local_steps import LocalSteps, check_local
 from jaxlm.checkpoint.opening import initial_params
 from jaxlm.checkpoint.steps import Checkpoints
 from jaxlm.config import ConfigError
@@ -33,16 +35,21 @@ from jaxlm.parallel.place import batch_sharding, host_rows, placer
 from jaxlm.parallel.rules import unsharded
 from jaxlm.parallel.start import require_same, several
 from jaxlm.training.compilation_cache import CompilationCache, keep_programs
-from jaxlm.training.config import RunConfig, check, load_config, resolved, run_config
+from jaxlm.training.config import RunConfig, check, configured, resolved
 from jaxlm.training.evaluating import EvaluationSplit, check_evaluation, evaluate
 from jaxlm.training.frozen import frozen_record, of_frozen, open_frozen, recorded_in
+from jaxlm.training.goodput import Goodput
 from jaxlm.training.loop import BucketOverflow, NonFinite, StopSignal, run_steps, written
+from jaxlm.training.metric_names import explained
 from jaxlm.training.metrics import Writer, read
 from jaxlm.training.progress import Display, count, duration
 from jaxlm.training.provenance import revision
-from jaxlm.training.run_folder import OpenFolder, lost_checkpoints, open_folder
+from jaxlm.training.run_folder import OpenFolder, lost_checkpoints, open_folder, starts_of
 from jaxlm.training.same_run import of_command, of_data
 from jaxlm.training.step import Program, build_program
+from jaxlm.training.tracker import Tracker
+from jaxlm.training.tracker import check as check_tracker
+from jaxlm.training.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +100,7 @@ def train(
   new: refuse a folder that holds a run already. take_over: also a folder whose lock another process
   holds that is dead.
   """
-  cfg = run_config(load_config(config, overrides))
+  cfg = configured(config, overrides)
   keep_memory()
   if several():
     require_same(of_command(cfg, workdir, revision(), {"new": new, "take_over": take_over}))
@@ -104,7 +111,14 @@ def train(
         f"train.debug runs on one device, and this is a run of {jax.process_count()} processes; start one"
       )
     cfg, devices = dataclasses.replace(cfg, mesh=MeshConfig()), devices[:1]
+  if cfg.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+    raise ConfigError(
+      "model.dtype = 'float64': JAX makes float32 of it unless JAX_ENABLE_X64=1 is set; set it, or choose float32"
+    )
   check(cfg, len(devices))
+  check_tracker(cfg.train.tracker)
+  if cfg.train.local.folder is not None:
+    check_local(cfg.train.local.folder, jax.process_count())
   cache = keep_programs(workdir)
   with (
     open_folder(workdir, cfg, new=new, take_over=take_over) as opened,
@@ -138,17 +152,26 @@ def _train(
   with (
     program.context(),
     StopSignal() as stop,
+    Watchdog(cfg.train.hang, f"process {jax.process_index()} of {jax.process_count()}") as watchdog,
     Checkpoints(
       folder / "checkpoints",
       keep_last=cfg.train.keep_last,
       keep_every=cfg.train.keep_every,
       asynchronous=not cfg.train.debug,
     ) as saved,
+    local_steps(cfg, folder, mesh) as local,
   ):
-    lines, bucket = [], cfg.objective.first_bucket(len(program.buckets))
-    if saved.steps():
-      state, note, lines = saved.restore(program.state, iterator)
-      bucket = note["bucket"]
+    lines, read_note, bucket = [], {}, cfg.objective.first_bucket(len(program.buckets))
+    steps, near = saved.steps(), None if local is None else local.newest()
+    restored = None
+    if near is not None and near > max(steps, default=0):
+      restored = local.restore(near, program.state, iterator)
+    if isinstance(restored, tuple):
+      state, read_note, lines = restored
+      bucket = read_note["bucket"]
+    elif steps:
+      state, read_note, lines = saved.restore(program.state, iterator)
+      bucket = read_note["bucket"]
     else:
       lost = from_first(lost_checkpoints(folder, cfg.train.save_every, had_checkpoints))
       if lost:
@@ -159,21 +182,27 @@ def _train(
             (folder / "checkpoints").rmdir()
         raise ConfigError(lost)
       state = begin(program)
+    if isinstance(restored, str):
+      lines = [restored, *lines]
     step = int(state.step)
     display = Display(cfg.train.steps, step, quiet=quiet or not first)
-    writer = Writer(folder, step) if first else None
+    tracker = (
+      Tracker(cfg.train.tracker, folder, resolved(cfg)) if first and cfg.train.tracker else None
+    )
+    writer = Writer(folder, step, tracker) if first else None
     for line in [cache.warning, *opened.lines, *lines, *opening_lines(program, folder, step)]:
       if line:
         display.say(line)
     if step < cfg.train.steps:
       display.say(implementations(program, shapes, bucket, frozen))
-    report = Report(program, display, writer, index, hosts, peak_tokens, frozen)
+    goodput = Goodput.of_run(starts_of(folder) if first else [], read_note)
+    report = Report(program, display, writer, index, hosts, peak_tokens, frozen, goodput)
     same = {"config": resolved(cfg), "revision": revision(), "hosts": hosts}
     if recorded:
       same["frozen"] = recorded
 
     def note(bucket):
-      return same | {"bucket": bucket}
+      return same | {"bucket": bucket, "productive_s": round(goodput.productive_s, 3)}
 
     def on_step(step, state, bucket) -> bool:
       if cache.folder and (line := cache.line()):
@@ -182,14 +211,20 @@ def _train(
       if save and not int(
         state.skipped_in_row
       ):  # what makes steps fail takes no good checkpoint's place
+        watchdog.unusual("saving")
         opened.check()
         if writer:  # a checkpoint's metrics are there when the checkpoint is
           writer.upload()
         saved.save(step, state, iterator, note(bucket))
+      near = local is not None and not save and step % cfg.train.local.every == 0
+      if near and not int(state.skipped_in_row):
+        watchdog.unusual("saving on the hosts")
+        local.save(step, state, iterator, note(bucket))
       evaluate = cfg.eval.every and step % cfg.eval.every == 0 and step != cfg.train.steps
       if evaluate:
+        watchdog.unusual("evaluating")
         report.evaluation(step, state, place, bucket)
-      return bool(save or evaluate)
+      return bool(save or near or evaluate)
 
     try:
       state, bucket, early = run_steps(
@@ -202,8 +237,10 @@ def _train(
         on_step=on_step,
         stop=stop,
         profile_folder=folder / "profile",
+        watchdog=watchdog,
         frozen=frozen,
       )
+      watchdog.unusual("saving and evaluating at the end")
       step = int(state.step)
       opened.check()
       saved.save(step, state, iterator, note(bucket), rotate=not int(state.skipped_in_row))
@@ -262,6 +299,13 @@ def _train(
     return Result(
       step, last, str(folder), state.params, state.ema, stop.received if early else None
     )
+
+
+def local_steps(cfg: RunConfig, folder, mesh):
+  """A context with the checkpoints on the hosts, or with None."""
+  if cfg.train.local.folder is None:
+    return contextlib.nullcontext()
+  return LocalSteps(cfg.train.local.folder, folder, mesh)
 
 
 def too_many_skipped(skipped: int, steps: int, limit: float) -> str | None:
@@ -335,20 +379,27 @@ class Report:
     hosts: int,
     peak_tokens: float | None,
     frozen: Mapping[str, Any],
+    goodput: Goodput,
   ):
-    self.frozen = frozen
+    self.frozen, self.goodput = frozen, goodput
     self.program, self.display, self.writer = program, display, writer
     self.split = EvaluationSplit(program.cfg, index, hosts)
     self.cfg, self.last, self.step, self.start = program.cfg, {}, None, time.perf_counter()
+    self.explained = False
     self.tokens = self.cfg.data.batch_size * self.cfg.data.seq_len
     self.peak_tokens = peak_tokens
 
-  def log(self, step: int, values: dict[str, float], seconds: float | None) -> None:
-    values = written(values)
+  def log(
+    self, step: int, values: dict[str, float], seconds: float | None, productive_s: float
+  ) -> None:
+    values, self.goodput.here = written(values), productive_s
     if seconds is not None:
       values |= {"tokens_per_s": self.tokens / seconds, "step_s": seconds}
+      values["goodput"] = self.goodput.fraction()
       if self.peak_tokens:
         values["mfu"] = values["tokens_per_s"] / self.peak_tokens
+    if self.step is None and (line := above_uniform(self.cfg, step, values.get("loss"))):
+      self.display.say(line)
     self.step = step
     self._write(step, values)
     left = None if seconds is None else (self.cfg.train.steps - step) * seconds
@@ -360,6 +411,10 @@ class Report:
     if values:
       self._write(step, values)
       self.display.say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+      if not self.explained:
+        for name, text in explained(values):
+          self.display.say(f"  {name}: {text}")
+      self.explained = True
 
   def _write(self, step: int, values: dict[str, float]) -> None:
     self.last |= values
@@ -393,6 +448,20 @@ def implementations(program: Program, shapes, bucket: int, frozen) -> str:
   with recorded() as choices:
     program.trace(batch, bucket, frozen)
   return f"implementations: {summary(choices) or 'no op of jaxlm.kernels'}"
+
+
+def above_uniform(cfg: RunConfig, step: int, loss: float | None) -> str:
+  """A line where a run's first logged loss is above that of a uniform guess; '' elsewhere."""
+  vocab = getattr(cfg.model, "vocab_size", None)
+  if cfg.model.scores != "next_token" or not vocab or loss is None or step > cfg.train.log_every:
+    return ""
+  if not loss > math.log(vocab):
+    return ""
+  return (
+    f"step {step}: loss {loss:.2f} is above ln {vocab} = {math.log(vocab):.2f}, that of a uniform guess: the logits that a new "
+    "model begins with are not uniform, and this is the mean over the first steps. It falls below within some tens of "
+    "steps; if it does not, lower optimizer.learning_rate or lengthen schedule.warmup_steps"
+  )
 
 
 def evaluated(folder, step: int) -> bool:

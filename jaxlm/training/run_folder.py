@@ -28,6 +28,9 @@ MAY_CHANGE_ON_RESUME = (
   "train.keep_last",
   "train.keep_every",
   "train.profile",
+  "train.hang",
+  "train.tracker",
+  "train.local",
   "train.debug",
 )
 
@@ -99,15 +102,16 @@ def _open(folder, cfg: RunConfig, new: bool) -> None:
       )
     _refuse_other_config(folder, run_mapping(folder), cfg)
   write_json(path, now)
-  starts = _starts(folder / "run.json")
+  starts = starts_of(folder)
   write_json(folder / "run.json", [*starts, provenance()])
   (folder / "result.json").unlink(missing_ok=True)
 
 
-def _starts(path) -> list:
+def starts_of(folder) -> list:
   """The starts so far. They are provenance only: a damaged file is begun anew and does not stop a
   run.
   """
+  path = folder / "run.json"
   try:
     return read_json(path, list) if path.exists() else []
   except ConfigError:

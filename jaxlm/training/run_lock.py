@@ -80,6 +80,21 @@ def hold(workdir, *, take_over: bool = False, say=lambda line: None) -> Iterator
     lock.release()
 
 
+def is_held(workdir) -> bool:
+  """Whether a process is known to write to a run folder: one that runs on this machine, or one
+  elsewhere that has renewed its lease lately. Locks nothing.
+  """
+  path = folder_path(workdir) / LOCK
+  try:
+    owner = json.loads(path.read_text())
+    written = float(path.stat().mtime)
+  except (OSError, ValueError):
+    return False
+  if not isinstance(owner, dict) or not owner.get("token"):
+    return False
+  return _alive(owner) or (not _is_here(owner) and time.time() - written < 2 * seconds(*LEASE))
+
+
 def kernel_locks(folder) -> bool:
   """Whether `flock` in this folder is seen by every process that can write there."""
   if fcntl is None or _file_system(folder) in NETWORK:

@@ -6,7 +6,7 @@ from typing import Any
 from jaxlm.checkpoint.opening import run_mapping
 from jaxlm.checkpoint.weights_folder import is_weights_folder, read_document
 from jaxlm.config import ConfigError
-from jaxlm.training.config import RunConfig, load_config, plain, run_config
+from jaxlm.training.config import RunConfig, configured, load_config, plain, run_config
 
 
 def config_of(folder, spec=None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -20,6 +20,10 @@ def config_of(folder, spec=None, overrides: Mapping[str, Any] | None = None) -> 
         f"read with; the model is the folder's own"
       )
     return run_config(
-      load_config(plain(load_config(spec)) | {"model": read_document(folder)["model"]}, overrides)
+      load_config(
+        plain(load_config(spec)) | {"model": read_document(folder)["model"]},
+        overrides,
+        trusted=False,
+      )
     )
-  return run_config(load_config(spec or run_mapping(folder), overrides))
+  return configured(spec or run_mapping(folder), overrides, trusted=spec is not None)

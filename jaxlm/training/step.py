@@ -28,7 +28,7 @@ from jaxlm.parallel.place import like_params, replicated
 from jaxlm.parallel.rules import RULES, logical_axes, param_shardings, path_name, sharding_context
 from jaxlm.parallel.tpu import compiler_options
 from jaxlm.training.config import RunConfig
-from jaxlm.training.guard import Watched, all_sane, is_spike, remember, watched
+from jaxlm.training.guard import Watched, all_sane, append_loss, is_spike, watched
 from jaxlm.training.state import TrainState
 
 # What each random number is for; folded in after the step.
@@ -275,7 +275,7 @@ def train_step(
   spike = jnp.array(False)
   if watch:
     spike = is_spike(loss.sum / weight, state.opt_state.losses, cfg.train.spike_factor)
-    opt_state = Watched(opt_state, remember(state.opt_state.losses, loss.sum / weight))
+    opt_state = Watched(opt_state, append_loss(state.opt_state.losses, loss.sum / weight))
   good = finite & sane & ~spike
   applied = good & fits & ~empty
 

@@ -66,17 +66,32 @@ BY_KIND = {
   ("data", "scenes"): {"source": "toy", "size": 8, "num_inputs": 2, "num_targets": 1},
   ("data", "star_graphs"): {"seq_len": None},
   ("data", "zebra"): {"seq_len": None},
+  ("data", "backtracking"): {"seq_len": 42},
+  ("data", "registers"): {"seq_len": 230},
+  ("data", "hidden_text"): {"trigger": "who?", "hidden": "me"},
   ("data", "span_corruption"): {"sources": ("mini:udhr/eng",), "seq_len": 32},
   ("data", "diagnostic"): {"task": "copy"},
   ("data", "mixture"): {
     "sources": ({"data": TEXT}, {"data": TEXT, "weights": ((0, 0.0), (9, 1.0))})
   },
   ("objective", "distillation"): {"teacher": TEACHER},
+  ("objective", "block_diffusion"): {"mask": 3},
+  ("objective", "confusion"): {"hidden": (2, 3, 2, 3, 2), "begin": 1},
 }
 
 
 class NoValue(Exception):
   """A required field of a part has no value here."""
+
+
+def kinds_of(kinds: Kinds) -> list[str]:
+  """The library's own entries; other tests register parts of theirs."""
+  return [kind for kind, where in kinds.table.items() if where.startswith("jaxlm.")]
+
+
+def fields(kinds: Kinds, kind: str) -> set[str]:
+  """Names of the fields of a part."""
+  return {field.name for field in dataclasses.fields(kinds.cls(kind))}
 
 
 def part(kinds: Kinds, registry: str, kind: str, **given) -> dict:

@@ -3,6 +3,7 @@ to any number of hosts.
 """
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import random
@@ -125,15 +126,28 @@ def sources(corpus, store, tmp_path_factory):
   for text in TEXTS:
     writer.write(text.encode())
   writer.close()
+  (folder / "saved").mkdir()
+  table = pyarrow.table({"text": TEXTS})
+  with pyarrow.ipc.new_stream(folder / "saved" / "data.arrow", table.schema) as out:
+    out.write_table(table, 50)
+  (folder / "saved" / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+  packed = {}
+  if importlib.util.find_spec("zstandard"):  # extra zstd
+    import zstandard
+
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+    (folder / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines))
+    packed = {"zstd": f"text:{folder}/a.jsonl.zst#text"}
   memory = fsspec.filesystem("memory")
   memory.put(store, "/store-of-shards", recursive=True)
-  return {
+  return packed | {
     "jsonl": corpus.source,
     "text": f"text:{folder}/a.txt",
     "bytes": f"bytes:{folder}/a.txt",
     "parquet": f"parquet:{folder}/a.parquet",
     "array_record": f"array_record:{folder}/a.array_record",
     "mini": "mini:udhr",
+    "hf": f"hf:{folder}/saved",
     "store": f"store:{store}",
     "store behind an address": "store:memory://store-of-shards",
   }

@@ -1,4 +1,4 @@
-"""What README.md tells a newcomer to do is done here."""
+"""What README.md and docs/howto/own_part.md tell a newcomer to do is done here."""
 
 import dataclasses
 import pathlib
@@ -16,15 +16,16 @@ from jaxlm.models.decoder import DecoderConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+OWN_PART = (ROOT / "docs" / "howto" / "own_part.md").read_text()
 
 
 def test_the_example_of_a_new_position_encoding_trains_and_decodes(monkeypatch):
   [code] = [
     block
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for block in re.findall(r"```python\n(.*?)```", OWN_PART, re.DOTALL)
     if "(Position)" in block
   ]
-  [(name, module, cls)] = re.findall(r'`"(\w+)": "([\w.]+):(\w+)"`', README)
+  [(name, module, cls)] = re.findall(r'`"(\w+)": "([\w.]+):(\w+)"`', OWN_PART)
   written = types.ModuleType(module)
   monkeypatch.setitem(sys.modules, module, written)
   exec(compile(code, module, "exec"), written.__dict__)
@@ -57,6 +58,6 @@ def test_the_example_of_a_new_position_encoding_trains_and_decodes(monkeypatch):
 
 def test_every_path_in_the_readme_exists():
   paths = re.findall(r"\]\(([\w./-]+)\)", README) + re.findall(r"--config=(\S+\.py)", README)
-  paths += re.findall(r"jaxlm table (\S+\.py)", README)
+  paths += re.findall(r"jaxlm verify (\S+)", README)
   assert len(paths) > 5
   assert not [p for p in paths if not (ROOT / p).exists()]

@@ -1,5 +1,5 @@
-"""No number in a README that is not in a table's JSON, and no JSON, page or picture of a revision that
-cannot be checked out."""
+"""No number in a README, or on a page that is filled from JSON, that is not in the JSON, and no JSON, page
+or picture of a revision that cannot be checked out."""
 
 import functools
 import importlib.util
@@ -11,12 +11,12 @@ import pytest
 
 from jaxlm.config import ConfigError
 from jaxlm.experiments import record
-from jaxlm.experiments.reproduce import overview, pages
+from jaxlm.experiments.reproduce import overview, pages, papers_table
 from jaxlm.experiments.reproduce.command import declared
 from jaxlm.experiments.reproduce.readme import MARKED, fill, table
 
 ROOT = pathlib.Path(__file__).parents[2]
-READMES = [ROOT / "README.md", *sorted(ROOT.glob("experiments/*/README.md"))]
+READMES = [page for pattern in pages.FILLED for page in sorted(ROOT.glob(pattern))]
 RESULTS = sorted(ROOT.glob("experiments/*/results/*"))
 OLD_BENCHMARK_TABLES = 17  # measured before their numbers were kept; may only become fewer
 CELL = re.compile(r"[*~ ]*[-+]?\d+(\.\d+)?( ?%| ± [\d.]+| [a-zA-Z]+)?[* ]*")
@@ -38,8 +38,9 @@ def numbers(value) -> set[float]:
 
 
 @functools.cache
-def of_folder(folder: pathlib.Path) -> set[float]:
-  """All numbers of the cells, the papers' among them, in a paper's JSON."""
+def of_page(page: pathlib.Path) -> set[float]:
+  """All numbers of the cells, the papers' among them, in the JSON of the page's paper."""
+  folder = ROOT / "experiments" / page.stem if page.parent.name == "systems" else page.parent
   out = set()
   for path in folder.glob("results/*.json"):
     saved = json.loads(path.read_text())
@@ -49,14 +50,15 @@ def of_folder(folder: pathlib.Path) -> set[float]:
 
 
 def name(path):
-  return str(path.parent.relative_to(ROOT)) or "README"
+  return path.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("page", READMES, ids=name)
 def test_tables_say_what_their_json_says(page):
   text = page.read_text()
   assert fill(text, page.parent) == text, "run: jaxlm reproduce --scale smoke --report"
-  assert len(MARKED.findall(text)) == text.count("<!-- table ") + text.count("<!-- claims ")
+  begun = re.findall(r"<!-- (?:table|claims|verdict|first_run|systems) ", text)
+  assert len(MARKED.findall(text)) == len(begun)
 
 
 @pytest.mark.parametrize("page", READMES, ids=name)
@@ -72,7 +74,7 @@ def test_a_number_of_three_decimals_in_the_text_is_in_a_json(page):
     digits = len(found.split(".")[1])
     if digits > 4:  # arXiv 2507.23083
       continue
-    assert any(round(x, digits) == float(found) for x in of_folder(page.parent)), found
+    assert any(round(x, digits) == float(found) for x in of_page(page)), found
 
 
 def test_reproduction_md_is_what_the_tables_json_say():
@@ -98,6 +100,16 @@ def test_every_result_was_made_at_a_revision_that_can_be_checked_out():
       for revision in set(re.findall(r'"revision": "([^"]*)"', text)):
         assert not record.stale([{"revision": revision}]), f"{path.name}: {revision}"
       assert all(made), f"{path.name}: a row without a record of its training"
+
+
+def test_first_runs_were_measured_with_the_commands_that_the_pages_show():
+  kept = json.loads((ROOT / overview.COSTS).read_text())
+  for system in overview.systems():
+    if found := kept.get(system.name):
+      assert found["command"] == system.command, "run: python bench/first_runs.py"
+      assert found["cpu"] and found["date"] and "load" in found and "load_after" in found
+      if record.is_ancestor("HEAD"):
+        assert not record.stale([found]), f"{system.name}: {found['revision']}"
 
 
 def test_every_picture_and_page_has_a_json_or_says_its_revision():
@@ -137,9 +149,9 @@ def test_the_table_of_all_papers_says_what_their_json_and_the_queue_say():
   items = declared()[0]
   papers = pages.collect(items, ROOT)
   text = page.read_text()
-  assert overview.fill(text, papers, items, ROOT) == text, (
+  assert papers_table.fill(text, papers, items, ROOT) == text, (
     "run: jaxlm reproduce --scale smoke --report"
   )
-  assert {name for _, _, name, _ in overview.CELL.findall(text)} >= {"attnsink", "biasprompt"}
+  assert {name for _, _, name, _ in papers_table.CELL.findall(text)} >= {"attnsink", "biasprompt"}
   with pytest.raises(ConfigError, match="has no table; did you mean 'attnsink'"):
-    overview.fill("<!-- verdict attnsnk --><!-- end -->", papers, items, ROOT)
+    papers_table.fill("<!-- verdict attnsnk --><!-- end -->", papers, items, ROOT)

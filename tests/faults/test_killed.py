@@ -90,7 +90,7 @@ RUNS = {
     2,
   ),
 }
-TIMES = ("tokens_per_s", "step_s", "mfu")
+TIMES = ("tokens_per_s", "step_s", "mfu", "goodput")
 
 
 def start(kind: str, folder) -> list[subprocess.Popen]:

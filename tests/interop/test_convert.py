@@ -15,7 +15,7 @@ from jaxlm.checkpoint.weight_files import read_weights, write_weights
 from jaxlm.interop import convert, huggingface
 from jaxlm.interop.golden.case import Case
 from jaxlm.interop.golden.decoder import NOT_THEIRS
-from jaxlm.layers.routers import Space
+from jaxlm.layers.routers import SpaceBoundaries
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "decoder"
 
@@ -107,7 +107,8 @@ def test_an_hnet_is_written_as_it_is_released_and_read_back(tmp_path, capsys):
   weights_folder.save(
     tmp_path / "space",
     dataclasses.replace(
-      model, stages=(dataclasses.replace(model.stages[0], router=Space()), *model.stages[1:])
+      model,
+      stages=(dataclasses.replace(model.stages[0], router=SpaceBoundaries()), *model.stages[1:]),
     ),
     {k: v for k, v in params.items()}
     | {"backbone": {k: v for k, v in params["backbone"].items() if k != "router"}},

@@ -18,7 +18,7 @@ from jaxlm.kernels.attention import (
   attention,
   pallas_tpu,
 )
-from jaxlm.kernels.attention.reference import Rule
+from jaxlm.kernels.attention.reference import AttentionSpec
 from jaxlm.kernels.attention.tiles import tiles
 
 # Float32 sums of up to 300 terms in another order: some 1e-6 of the largest value; softmax's
@@ -181,7 +181,7 @@ def test_no_race_no_read_outside_and_no_unwritten_memory_on_two_cores(interprete
 )
 @pytest.mark.parametrize("T,S", [(640, 640), (256, 640), (640, 256)])
 def test_tiles_that_are_skipped_hide_every_pair_and_whole_ones_none(T, S, options):
-  rule = Rule(1.0, **options)
+  rule = AttentionSpec(1.0, **options)
   grid = tiles(T, S, 256, 128, rule)
   i, j = np.arange(grid.T)[:, None], np.arange(grid.S)[None]
   seen = j <= i if rule.causal else np.full((grid.T, grid.S), True)
@@ -208,7 +208,9 @@ def test_what_it_does_not_cover_is_refused_with_the_reason(interpreted):
   ask("explicit indices", q_index_BT=jnp.arange(8, dtype=jnp.int32)[None])
   ask("one of bfloat16, float32 for all", k=q.astype(jnp.bfloat16))
   long = jax.ShapeDtypeStruct((1, 100_000, 1, 64), jnp.bfloat16)
-  reason = pallas_tpu.supports(long, long, long, None, (LinearBias(jnp.ones(1)),), Rule(1.0))
+  reason = pallas_tpu.supports(
+    long, long, long, None, (LinearBias(jnp.ones(1)),), AttentionSpec(1.0)
+  )
   assert "100000 queries and 100000 keys need about" in reason and "use the XLA form" in reason
 
 
@@ -219,10 +221,12 @@ def test_it_is_chosen_on_tpus_only_where_the_estimate_is_better(monkeypatch):
 
   def chosen(T, *biases, spec=None):
     q = jax.ShapeDtypeStruct((1, T, 1, 4), jnp.float32)
-    return api.best(q, q, q, None, biases, Rule(1.0), spec)
+    return api.best(q, q, q, None, biases, AttentionSpec(1.0), spec)
 
   assert chosen(512, table) == chosen(600, table, slope) == "pallas"
   assert chosen(256, table) == chosen(512, slope) == chosen(512, table, cope) == "xla"
+  assert chosen(256) == chosen(512) == "pallas"  # one block of keys: splash is slower
+  assert chosen(128) == chosen(1024) == "splash"
   monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: type("", (), dict(size=4)))
   assert chosen(512, table) == "xla"  # not partitioned without a spec
   assert chosen(512, table, spec=jax.P("data")) == "pallas"

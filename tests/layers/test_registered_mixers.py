@@ -4,11 +4,14 @@ whole; outputs and gradients.
 A mixer is in these tests by being registered: it needs a small configuration in FIELDS.
 """
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import filled, random_params
 
 from jaxlm.kernels.ssd.blocks import chunk_length
 from jaxlm.layers.mixer import MIXERS, Context
@@ -64,14 +67,11 @@ class Stack:
     self.build = lambda: cfg.build(D, "float32")
     x = jnp.zeros((1, 4, D))
     ids = jnp.ones((1, 4), jnp.int32)
-    params = nn.unbox(
-      nn.init(self.run, self.build())(
-        jax.random.key(0), x, Context(ids, ids, embedding_BTD=x, packed=False), None
-      )
-    )["params"]
-    self.params = jax.tree.map(
-      lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params
-    )
+    context = Context(ids, ids, embedding_BTD=x, packed=False)
+    init = nn.init(self.run, self.build())
+    self.params = filled(jax.eval_shape(lambda: init(jax.random.key(0), x, context, None)))[
+      "params"
+    ]
     self.state = lambda rows, length: cfg.init_state(D, rows, length, "float32")
 
   def apply(self, params, x, ids, positions, state=None, packed=True):
@@ -95,12 +95,7 @@ class HNetStack(Stack):
     )
     cfg = MODELS.build(dict(kind="hnet", layout="m1 [T1] m1", stages=(stage, stage)))
     self.model = cfg.build()
-    params = nn.unbox(jax.jit(self.model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))[
-      "params"
-    ]
-    self.params = jax.tree.map(
-      lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params
-    )
+    self.params = random_params(cfg)
     self.state = cfg.init_state
 
   def apply(self, params, x, ids, positions, state=None, packed=True):
@@ -169,11 +164,8 @@ def test_packed_documents_are_as_if_apart(stack):
   name, stack = stack
   rng, (rows, T) = np.random.default_rng(0), rows_of(stack.chunk)
   x, (ids, positions) = stack.inputs(rng, len(rows), T), packed_rows(rows, T)
-  weights = jnp.asarray(
-    rng.standard_normal((len(rows), T, stack.apply(stack.params, x, ids, positions)[0].shape[-1])),
-    jnp.float32,
-  )
-  weights *= (ids != 0)[..., None]
+  shape = jax.eval_shape(lambda: stack.apply(stack.params, x, ids, positions)[0]).shape
+  weights = jnp.asarray(rng.standard_normal(shape), jnp.float32) * (ids != 0)[..., None]
 
   def packed(params, x):
     y = stack.apply(params, x, ids, positions)[0]
@@ -256,12 +248,26 @@ def test_streamed_tokens_are_as_if_whole(stack, cuts):
   weights = jnp.asarray(rng.standard_normal(whole.shape), jnp.float32) * ids[..., None]
 
   bounds = [0, *cuts, *range(cuts[-1] + 1, cuts[-1] + 4), T]
+  sizes = [(size, len(list(same))) for size, same in itertools.groupby(np.diff(bounds).tolist())]
 
   def streamed(params, x):
-    state, out = stack.state(len(lengths), T), []
-    for a, b in zip(bounds, bounds[1:]):
-      y, state = stack.apply(params, x[:, a:b], ids[:, a:b], positions[:, a:b], state)
-      out.append(y)
+    """Pieces of one size behind one another are the steps of a scan: there is less to compile."""
+    state, out, at = stack.state(len(lengths), T), [], 0
+
+    def piece(state, inputs):
+      y, state = stack.apply(params, *inputs, state)
+      return state, y
+
+    for size, number in sizes:
+      pieces = [
+        jnp.moveaxis(
+          v[:, at : at + size * number].reshape(len(v), number, size, *v.shape[2:]), 1, 0
+        )
+        for v in (x, ids, positions)
+      ]
+      state, y = jax.lax.scan(piece, state, pieces)
+      out += [*y]
+      at += size * number
     y = jnp.concatenate(out, 1)
     return jnp.sum(y * weights), y
 

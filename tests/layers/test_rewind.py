@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import filled, random_params
 
 from jaxlm.config import ConfigError
 from jaxlm.layers.mixer import MIXERS, Context
@@ -55,7 +56,7 @@ def shared_phases():
   return decoder(dict(kind="attention", num_heads=2), position=position)
 
 
-def hnet(router="learned"):
+def hnet(router="learned", layout="m1 [T1 [m1T1] m1] m1"):
   def stage(width, **fields):
     return (
       dict(
@@ -71,15 +72,16 @@ def hnet(router="learned"):
     dict(
       kind="hnet",
       vocab_size=128,
-      layout="m1 [T1 [m1T1] m1] m1",
-      stages=(stage(16, router=router), stage(16), stage(16)),
+      layout=layout,
+      stages=(stage(16, router=router), stage(16), stage(16))[: layout.count("[") + 1],
     )
   )
 
 
 BUILT = {name: lambda mixer=mixer: decoder(mixer) for name, mixer in MIXERS_TRIED.items()} | {
   "carope shared by the layers": shared_phases,
-  "hnet": hnet,
+  "hnet": lambda: hnet(layout="m1 [m1T1] m1"),
+  "hnet of two chunkings": hnet,
   "hnet by spaces": lambda: hnet("space"),
 }
 
@@ -91,10 +93,6 @@ def test_every_registered_mixer_is_tried():
 def first(length, count_B):
   """Segment ids of the first tokens of each row."""
   return jnp.asarray(np.arange(length)[None] < np.asarray(count_B)[:, None], jnp.int32)
-
-
-def shaken(params, by):
-  return jax.tree.map(lambda p: p + by * jax.random.normal(jax.random.key(p.size), p.shape), params)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +116,10 @@ def test_a_layer_that_goes_back_never_went_on(name):
     return cfg.build(D, "float32")
 
   ones = jnp.ones((1, 4), jnp.int32)
-  params = nn.unbox(
-    nn.init(run, build())(
-      jax.random.key(0), jnp.zeros((1, 4, D)), Context(ones, ones, packed=False), None
-    )
+  context, init = Context(ones, ones, packed=False), nn.init(run, build())
+  params = filled(
+    jax.eval_shape(lambda: init(jax.random.key(0), jnp.zeros((1, 4, D)), context, None))
   )["params"]
-  params = shaken(params, 0.3)
 
   @jax.jit
   def extend(x_BTD, state, length_B, count_B):
@@ -184,10 +180,7 @@ def test_a_model_that_goes_back_never_went_on(name):
   """Ragged prompts, longer than a row goes back; twice back and on."""
   cfg = BUILT[name]()
   network, rng, B = cfg.build(), np.random.default_rng(0), len(LENGTHS)
-  params = nn.unbox(jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))[
-    "params"
-  ]
-  params = shaken(params, 0.3)
+  params = random_params(cfg)
 
   def tokens(length):
     return jnp.asarray(rng.integers(0, cfg.vocab_size, (B, length)), jnp.int32)
@@ -208,7 +201,8 @@ def test_a_model_that_goes_back_never_went_on(name):
   )
 
   _, drafted = extend(draft, begun, first(BACK, [BACK] * B))
-  back = cfg.rewind(drafted, LENGTHS + KEPT)
+  go_back = jax.jit(cfg.rewind)
+  back = go_back(drafted, LENGTHS + KEPT)
   _, never = extend(draft, begun, first(BACK, KEPT))
   np.testing.assert_array_equal(back.length_B, never.length_B)
   for take in (BACK, 1):
@@ -219,10 +213,10 @@ def test_a_model_that_goes_back_never_went_on(name):
     # `never` was never as long as `back`: it has older states, which are not asked for.
     oldest = np.asarray(back.reach.oldest_B)
     assert (oldest >= np.asarray(never.reach.oldest_B)).all()
-    back, never = cfg.rewind(back, oldest), cfg.rewind(never, oldest)
+    back, never = go_back(back, oldest), go_back(never, oldest)
   with pytest.raises(ValueError, match="row 0 cannot go back to"):
     cfg.rewind(back, oldest - 1)
-  np.testing.assert_array_equal(jax.jit(cfg.rewind)(back, oldest - 1).length_B, oldest)
+  np.testing.assert_array_equal(go_back(back, oldest - 1).length_B, oldest)
 
 
 def test_a_bare_state_does_not_go_back():

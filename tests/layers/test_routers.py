@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.layers.routers import ROUTERS, Given, Pool, View
+from jaxlm.layers.routers import ROUTERS, ExternalBoundaries, FixedStride, RouterInputs
 
 D, SPLIT, VALID = 8, 5, 9
-OPTIONS = {"pool": Pool(3), "given": Given()}
+OPTIONS = {"pool": FixedStride(3), "given": ExternalBoundaries()}
 
 
-def cut(view, i, j):
-  return View(*(v[:, i:j] for v in view))
+def cut(inputs, i, j):
+  return RouterInputs(*(v[:, i:j] for v in inputs))
 
 
 @pytest.mark.parametrize("kind", ROUTERS.table)
@@ -21,7 +21,7 @@ def test_a_router_cuts_documents_in_a_row_as_alone_and_a_stream_as_the_whole(kin
   cfg = OPTIONS.get(kind) or ROUTERS.cls(kind)()
   rng = np.random.default_rng(0)
   positions = np.r_[:SPLIT, : VALID - SPLIT, :3]  # two documents, then padding
-  view = View(
+  inputs = RouterInputs(
     jnp.asarray((positions == 0) & (np.arange(12) < VALID))[None],
     jnp.arange(12)[None] < VALID,
     jnp.asarray(positions, jnp.int32)[None],
@@ -31,23 +31,23 @@ def test_a_router_cuts_documents_in_a_row_as_alone_and_a_stream_as_the_whole(kin
   x = jnp.asarray(rng.normal(size=(1, 12, D)), jnp.bfloat16)
   module = cfg.build(D, "bfloat16", None)
   if isinstance(module, nn.Module):
-    params = nn.unbox(module.init(jax.random.key(0), x, view, None))
+    params = nn.unbox(module.init(jax.random.key(0), x, inputs, None))
 
-    def run(x, view, state):
-      return module.apply(params, x, view, state)
+    def run(x, inputs, state):
+      return module.apply(params, x, inputs, state)
   else:
     run = module
 
-  whole, state = run(x, view, None)
+  whole, state = run(x, inputs, None)
   assert not jax.tree.leaves(state)
   assert (
     whole.p_BT.dtype == whole.confidence_BT.dtype == jnp.float32 and whole.boundary_BT.dtype == bool
   )
-  assert bool(jnp.all(whole.p_BT[view.first_BT] == 1)) and bool(
-    jnp.all(whole.boundary_BT[view.first_BT])
+  assert bool(jnp.all(whole.p_BT[inputs.first_BT] == 1)) and bool(
+    jnp.all(whole.boundary_BT[inputs.first_BT])
   )
   assert (
-    not bool(jnp.any(whole.boundary_BT & ~view.valid_BT))
+    not bool(jnp.any(whole.boundary_BT & ~inputs.valid_BT))
     and 2 < int(whole.boundary_BT.sum()) < VALID
   )
 
@@ -55,11 +55,11 @@ def test_a_router_cuts_documents_in_a_row_as_alone_and_a_stream_as_the_whole(kin
     return [np.testing.assert_allclose(a, b[:, i:j], atol=1e-6) for a, b in zip(got, whole)]
 
   for i, j in ((0, SPLIT), (SPLIT, VALID)):
-    same(run(x[:, i:j], cut(view, i, j), None)[0], i, j)
+    same(run(x[:, i:j], cut(inputs, i, j), None)[0], i, j)
 
   state = cfg.init_state(D, 1, "bfloat16")
-  start, state = run(x[:, :2], cut(view, 0, 2), state)
+  start, state = run(x[:, :2], cut(inputs, 0, 2), state)
   same(start, 0, 2)
-  _, resting = run(x[:, VALID:], cut(view, VALID, 12), state)  # no valid token: the state stays
+  _, resting = run(x[:, VALID:], cut(inputs, VALID, 12), state)  # no valid token: the state stays
   jax.tree.map(np.testing.assert_array_equal, resting, state)
-  same(run(x[:, 2:SPLIT], cut(view, 2, SPLIT), state)[0], 2, SPLIT)
+  same(run(x[:, 2:SPLIT], cut(inputs, 2, SPLIT), state)[0], 2, SPLIT)

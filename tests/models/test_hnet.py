@@ -17,7 +17,7 @@ from jaxlm.generation.sampling import GREEDY
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.mamba2 import Mamba2Config
 from jaxlm.layers.positions.rope import RoPE
-from jaxlm.layers.routers import Given, Pool, Space
+from jaxlm.layers.routers import ExternalBoundaries, FixedStride, SpaceBoundaries
 from jaxlm.models.hnet import HNetConfig, JoinConfig, StageConfig
 
 pytestmark = pytest.mark.slow  # compiling whole models takes minutes on two cores
@@ -158,7 +158,7 @@ def test_rows_generate_what_they_would_alone_and_a_finished_row_rests():
 def test_a_long_prefill_equals_the_parallel_pass_whether_its_chunks_are_few_or_many(width):
   cfg = HNetConfig(
     "m1 [T1m1 [T1] m1] m1",
-    (stage(16, router=Pool(width)), stage(16, window=4), stage(16)),
+    (stage(16, router=FixedStride(width)), stage(16, window=4), stage(16)),
     vocab_size=50,
   )
   params = nn.unbox(cfg.build().init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))
@@ -189,8 +189,8 @@ def test_a_long_prefill_equals_the_parallel_pass_whether_its_chunks_are_few_or_m
 @pytest.mark.parametrize(
   "router, want",
   [
-    (Pool(3), [1, 0, 0, 1, 0, 0, 1, 0, 1, 0, 0, 1]),
-    (Space(), [1, 0, 1, 0, 0, 0, 1, 0, 1, 1, 0, 0]),
+    (FixedStride(3), [1, 0, 0, 1, 0, 0, 1, 0, 1, 0, 0, 1]),
+    (SpaceBoundaries(), [1, 0, 1, 0, 0, 0, 1, 0, 1, 1, 0, 0]),
   ],
 )  # the second document is "f 12": its start, and its space
 def test_routers_with_a_rule_cut_by_it_and_at_every_document(router, want):
@@ -203,7 +203,9 @@ def test_routers_with_a_rule_cut_by_it_and_at_every_document(router, want):
 
 
 def test_given_boundaries_are_asked_for():
-  cfg = HNetConfig("m1 [m1] m1", (stage(16, router=Given()), stage(16)), vocab_size=256)
+  cfg = HNetConfig(
+    "m1 [m1] m1", (stage(16, router=ExternalBoundaries()), stage(16)), vocab_size=256
+  )
   with pytest.raises(ValueError, match="no boundaries"):
     cfg.build().init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
 

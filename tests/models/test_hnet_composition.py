@@ -4,11 +4,11 @@ test_lexinvariant_composition.py); full buffers.
 
 import pathlib
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import random_params
 
 from jaxlm.training.config import load_config, run_config
 
@@ -47,13 +47,6 @@ def tiny(main_position="rope", **overrides):
   )
 
 
-def params_of(cfg):
-  params = nn.unbox(jax.jit(cfg.model.build().init)(jax.random.key(0), BATCH["tokens"]))["params"]
-  return jax.tree.map(
-    lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params
-  )
-
-
 def test_carope_turns_the_chunks_of_the_main_network_and_learns_there():
   cfg = tiny("carope")
 
@@ -62,7 +55,7 @@ def test_carope_turns_the_chunks_of_the_main_network_and_learns_there():
       cfg.model.build(), params, BATCH, jax.random.key(0), cfg.objective.init_state(), train=True
     ).loss.mean()
 
-  grads = jax.jit(jax.grad(loss))(params_of(cfg))
+  grads = jax.jit(jax.grad(loss))(random_params(cfg.model))
   named = {
     jax.tree_util.keystr(path): g
     for path, g in jax.tree_util.tree_leaves_with_path(grads)
@@ -91,7 +84,7 @@ def test_a_full_buffer_shows_no_document_or_row_the_chunks_of_another(rows, capa
       },
     )
   )
-  params, segments = params_of(cfg), jnp.asarray([[1] * 4 + [2] * 6] * 2)
+  params, segments = random_params(cfg.model), jnp.asarray([[1] * 4 + [2] * 6] * 2)
   apply = jax.jit(
     lambda tokens, capacities: cfg.model.build().apply(
       {"params": params}, tokens, segments, capacities=capacities, method="run"

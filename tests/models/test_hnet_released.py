@@ -13,7 +13,7 @@ from jaxlm.checkpoint.trees import flatten
 from jaxlm.config import ConfigError
 from jaxlm.interop import hnet
 from jaxlm.layers.layout import LayoutError, height, parse_layout, parse_runs
-from jaxlm.layers.routers import Space
+from jaxlm.layers.routers import SpaceBoundaries
 from jaxlm.models.hnet import HNetConfig, StageConfig
 from jaxlm.models.hnet_rules import (
   DECAY,
@@ -231,7 +231,7 @@ def test_one_stage_can_be_changed_by_its_number():
   before = run_config(load_config(TINY))
   stages = before.model.stages
   assert cfg.model.stages == (
-    dataclasses.replace(stages[0], router=Space()),
+    dataclasses.replace(stages[0], router=SpaceBoundaries()),
     dataclasses.replace(stages[1], attention=dataclasses.replace(stages[1].attention, window=9)),
   )
   assert cfg.objective.targets == (4.0,)

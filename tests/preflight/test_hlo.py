@@ -164,6 +164,42 @@ def test_pieces_of_one_asynchronous_collective_count_once():
   assert len(collectives(Loops(hlo.parse(text)), {"fsdp": 16})) == 1
 
 
+def sent_text(kind, target="{1,2}x{0:3}", shape="f32[12,8,128]{2,1,0:T(8,128)}"):
+  """What the compiler makes of a collective over slices: a transfer to the host, and one back."""
+  about = (
+    f'frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    f'_xla_megascale_target="{target}",_xla_megascale_transfer_type="{kind}"}}'
+  )
+  result = f"({shape}, u32[]{{:S(2)}}, token[])"
+  return f"""HloModule jit_step
+
+ENTRY %main (x: f32[12,8,128]) -> f32[12,8,128] {{
+  %x = {shape} parameter(0)
+  %after-all.1 = token[] after-all()
+  %send.1 = {result} send(%x, %after-all.1), channel_id=4, is_host_transfer=true, {about}
+  %recv.1 = {result} recv(%after-all.1), channel_id=3, is_host_transfer=true, {about}
+  ROOT %done.1 = {shape} get-tuple-element(%recv.1), index=0
+}}
+"""
+
+
+@pytest.mark.parametrize(
+  "kind, target, fraction",
+  [
+    ("ALL_REDUCE", "{1,2}x{0:3}", 1),
+    ("ALL_REDUCE", "{1:4}x{0:3}", 1.5),
+    ("REDUCE_SCATTER", "{1:4}x{0:3}", 0.75),
+    ("ALL_GATHER", "{1:4}x{0:3}", 3),
+    ("ONE_TO_ONE", "{1,2}x{0:3}", 1),
+  ],
+)
+def test_what_goes_from_slice_to_slice_is_found_and_kept_apart(kind, target, fraction):
+  (found,) = collectives(Loops(hlo.parse(sent_text(kind, target))), {"data": 4, "fsdp": 4})
+  assert found.between_slices and found.axes == ("data",)
+  assert found.payload == 4 * 12 * 8 * 128 and found.wire == fraction * found.payload
+  assert found.kind == kind.lower().replace("_", "-")
+
+
 def test_collectives_of_two_shapes_count_twice_though_shard_map_gave_them_one_channel():
   text = psum_text("replica_groups=[1,16]<=[16]").replace(
     "  ROOT",

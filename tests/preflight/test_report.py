@@ -293,3 +293,18 @@ def test_a_broken_budget_names_the_line(monkeypatch):
   assert len(lines) == 4
   assert "layers/mlp.py:64" in lines[1] and "layers/attention.py:128" in lines[3]
   assert not broken(dataclasses.replace(report, memory={"peak": 1}), Budget())
+
+
+@pytest.mark.compile
+def test_traffic_between_slices_is_charged_to_their_network(capsys):
+  flags = ["--topology=v5e:2x2", "--num_slices=2", "--mesh=data=2,fsdp=4", "--json"]
+  assert main([f"--config={CONFIG}", "--config.data.batch_size=32", *flags]) == 0
+  report = json.loads(capsys.readouterr().out)
+  # One all-reduce over two slices of each device's quarter of the gradients, and of small sums.
+  least = report["wire_minimum"]["data"]
+  assert least <= report["dcn_bytes"] < 1.2 * least + 1e6
+  seconds = report["estimates"]["seconds"]
+  assert seconds["dcn"] == pytest.approx(report["dcn_bytes"] / 3.125e9)
+  assert seconds["wire"] < seconds["dcn"]
+  rows = {(row["kind"], *row["axes"]): row["wire"] for row in report["collectives"]}
+  assert rows["all-reduce between slices", "data"] == report["dcn_bytes"]

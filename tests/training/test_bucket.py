@@ -147,7 +147,10 @@ def final_state(bucket, run):
 
 def metrics(bucket, run):
   lines = [json.loads(line) for line in bucket.get(f"runs/{run}/metrics.jsonl").splitlines()]
-  return [{k: v for k, v in line.items() if k not in ("tokens_per_s", "step_s")} for line in lines]
+  return [
+    {k: v for k, v in line.items() if k not in ("tokens_per_s", "step_s", "goodput")}
+    for line in lines
+  ]
 
 
 def test_everything_in_a_bucket_survives_a_killed_host(bucket):

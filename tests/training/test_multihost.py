@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from jaxlm.checkpoint.reading import restore_params
+from jaxlm.parallel.rollcall import LOST
 from jaxlm.training import metrics
 
 HERE = pathlib.Path(__file__).parent
@@ -172,7 +173,7 @@ def test_a_killed_process_ends_the_other_and_both_together_continue_bit_for_bit(
   run.processes[victim].send_signal(signal.SIGKILL)
   killed = time.monotonic()
   codes = run.codes(timeout=60)
-  assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1, run.said(1 - victim)
+  assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == LOST, run.said(1 - victim)
   assert time.monotonic() - killed < 40
   assert f"process {victim} of 2 has ended or cannot be reached" in run.said(1 - victim)
   assert not re.search("Traceback|terminat|coordination", run.said(1 - victim))
@@ -196,7 +197,7 @@ def test_a_stopped_process_ends_the_other_within_the_time_out(victim, runs):
   run = Run(runs / f"stopped{victim}", 2, JAXLM_LOST_TIMEOUT_S="6").until("step 3/12")
   run.processes[victim].send_signal(signal.SIGSTOP)
   try:
-    assert run.processes[1 - victim].wait(timeout=30) == 1
+    assert run.processes[1 - victim].wait(timeout=30) == LOST
   finally:
     run.processes[victim].kill()
     run.codes()
@@ -284,7 +285,7 @@ def test_two_processes_go_on_with_what_one_saved(one, runs):
 def test_a_process_that_does_not_come_is_named(runs):
   for count, present, missing in ((2, 0, "process 1 of 2"), (3, 1, "process 0 of 3")):
     run = Run(runs / f"alone{present}", count, only=[present], JAXLM_START_TIMEOUT_S="1")
-    assert run.codes() == [1]
+    assert run.codes() == [LOST]
     assert f"jaxlm train: {missing} did not join within 1 s (coordinator 127.0.0.1:" in run.said(
       present
     )

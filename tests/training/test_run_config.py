@@ -5,8 +5,9 @@ sentence.
 import pytest
 import tiny_run
 
+from jaxlm.commands.flags import parse_flags
 from jaxlm.config import ConfigError
-from jaxlm.training.config import check, differences, load_config, parse_flags, resolved, run_config
+from jaxlm.training.config import check, differences, load_config, resolved, run_config
 from jaxlm.training.optimizers import Lion
 from jaxlm.training.schedules import InverseSqrt
 

@@ -19,6 +19,7 @@ from jaxlm.parallel.place import batch_sharding, placer
 from jaxlm.training.config import run_config
 from jaxlm.training.loop import one_step, run_steps
 from jaxlm.training.step import Fitted, build_program, cast_large
+from jaxlm.training.watchdog import HangConfig, Watchdog
 
 
 def started(num_devices=1, **overrides):
@@ -210,10 +211,11 @@ def test_a_step_that_compiles_another_bucket_is_left_out_of_the_rate():
     itertools.repeat(np.zeros(1)),
     lambda x: x,
     bucket=0,
-    on_log=lambda step, values, s: seconds.append(s),
+    on_log=lambda step, values, s, total: seconds.append(s),
     on_step=lambda *_: False,
     stop=types.SimpleNamespace(agreed=lambda *_: False),
     profile_folder=None,
+    watchdog=Watchdog(HangConfig(), "process 0 of 1"),
   )
   assert [s is None for s in seconds] == [
     True,

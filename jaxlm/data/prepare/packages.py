@@ -65,6 +65,7 @@ def _download(package: str, target: pathlib.Path) -> None:
       "package": package,
       "file": ", ".join(a.name for a in archives),
       "sha256": hashlib.sha256(b"".join(sorted(_sha256(a) for a in archives))).hexdigest(),
+      "bytes": sum(a.stat().st_size for a in archives),
     }
     shutil.rmtree(part / "archive")
     (part / "package.json").write_text(json_text.dumps(described))

@@ -73,6 +73,12 @@ class TaskData(FramedDataConfig):
   def rows_per_group(self) -> int:
     return self.layout.rows_per_group
 
+  def check(self, cfg) -> None:
+    """Refuses a form whose frame has a token that the task's vocabulary lacks."""
+    frame = {"cls": self.layout.begins_with_cls, "eos": self.layout.ends_with_eos}
+    names = tuple(name for name, needed in frame.items() if needed)
+    self.special_tokens.require(names, f"data.form = {self.form!r}")
+
   def problems(
     self, split: str, *, seed: int, number: int | None = None
   ) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -171,7 +171,7 @@ def _parser() -> Parser:
   parser.add_argument(
     "--report", action="store_true", help="run nothing; write the reports of what is finished"
   )
-  parser.add_argument("--no-report", action="store_true", help="run rows; write no report")
+  parser.add_argument("--no_report", action="store_true", help="run rows; write no report")
   parser.add_argument(
     "--draft", action="store_true", help="write reports although files are not committed"
   )

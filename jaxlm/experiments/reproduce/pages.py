@@ -14,12 +14,14 @@ from jaxlm import json_text
 from jaxlm.config import ConfigError
 from jaxlm.experiments import figure, record, report, runner
 from jaxlm.experiments.command import load
-from jaxlm.experiments.reproduce import overview, queue, readme
+from jaxlm.experiments.reproduce import papers_table, queue, readme
 from jaxlm.experiments.table import Means, Table
 from jaxlm.experiments.verdict import sentence
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SCALES = ("smoke", "small", "paper")
+#: Pages with tables that are copied from JSON.
+FILLED = ("README.md", "experiments/*/README.md", "experiments/*/NOTES.md", "docs/systems/*.md")
 PAPERS = {
   "carope": "CARoPE (arXiv 2507.23083)",
   "ilm": "Insertion language models (arXiv 2505.05755)",
@@ -41,6 +43,7 @@ PAPERS = {
   "functok": "Function tokens (arXiv 2510.08203)",
   "avsr_sink": "Decorrelation from the first token (arXiv 2510.22603)",
   "biasprompt": "Bias after prompting (arXiv 2509.08146)",
+  "decoding": "Decoding: twelve papers (experiments/README.md)",
 }
 
 
@@ -50,7 +53,7 @@ def require_clean(draft: bool) -> None:
   if revision.endswith("+") and not draft:
     raise ConfigError(
       f"the files differ from revision {revision.rstrip('+')}, so nobody could make these reports again; commit them first, "
-      f"or give --draft, which marks the reports, or --no-report"
+      f"or give --draft, which marks the reports, or --no_report"
     )
 
 
@@ -72,8 +75,9 @@ def write(
 
 
 def write_readmes(into) -> list[pathlib.Path]:
-  """The marked tables of all READMEs, from the tables' JSON. Returns the pages that changed."""
-  pages = [into / "README.md", *sorted((into / "experiments").glob("*/README.md"))]
+  """The marked tables of all pages that have some, from the tables' JSON. Returns the pages that
+  changed."""
+  pages = [page for pattern in FILLED for page in sorted(into.glob(pattern))]
   texts = {page: page.read_text() for page in pages if page.exists()}
   changed = {
     page: new for page, text in texts.items() if (new := readme.fill(text, page.parent)) != text
@@ -169,7 +173,7 @@ def write_overview(items: Sequence[queue.Item], into) -> list[pathlib.Path]:
   page.write_text(markdown(papers))
   table = into / "experiments" / "README.md"
   if table.exists():
-    table.write_text(overview.fill(table.read_text(), papers, items, ROOT))
+    table.write_text(papers_table.fill(table.read_text(), papers, items, ROOT))
   web = into / "docs" / "reproduction.html"
   web.parent.mkdir(parents=True, exist_ok=True)
   web.write_text(html(papers))

@@ -4,11 +4,15 @@ Between the two comments stands what `fill` writes:
 
   <!-- table results/smoke.json: rows=rope,carope; columns=train length as 64 (trained)|2x as 128; paper=small -->
   <!-- claims results/smoke.json -->
+  <!-- verdict carope -->
+  <!-- first_run carope -->
+  <!-- systems ../ -->
   <!-- end -->
 
 rows: default all with a number. columns: titles, each with another heading behind " as " if it
 should have one; default all. size: of a table with several. paper: also the published numbers of the
-columns at that size of the paper's model. A path is relative to the README.
+columns at that size of the paper's model. A path is relative to the page. verdict, first_run: of a
+system; systems: the table of all, with the way from the page to the repository (`overview.py`).
 """
 
 import json
@@ -18,11 +22,19 @@ from collections.abc import Mapping
 
 from jaxlm import json_text
 from jaxlm.config import ConfigError
+from jaxlm.experiments.reproduce import overview
 from jaxlm.experiments.verdict import sentence
 
 MARKED = re.compile(
-  r"(<!-- (table|claims) ([^\s:]+)(?:: ([^\n]*?))? -->\n).*?(<!-- end -->)", re.DOTALL
+  r"(<!-- (table|claims|verdict|first_run|systems) ([^\s:]+)(?:: ([^\n]*?))? -->\n).*?(<!-- end -->)",
+  re.DOTALL,
 )
+
+WHOLE = {
+  "verdict": overview.verdict,
+  "first_run": overview.first_run,
+  "systems": overview.table,
+}
 
 
 def fill(text: str, folder) -> str:
@@ -33,6 +45,8 @@ def fill(text: str, folder) -> str:
 
   def made(match) -> str:
     begin, kind, path, options, end = match.groups()
+    if kind in WHOLE:
+      return begin + "\n".join(WHOLE[kind](path)) + "\n" + end
     file = pathlib.Path(folder) / path
     if not file.exists():
       return f"{begin}Not measured at the present recipe yet.\n{end}"

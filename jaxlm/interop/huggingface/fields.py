@@ -91,7 +91,7 @@ class Fields:
       raise ConfigError(
         f"{self.what}: {fields} {listed} {are} unknown for this architecture, so the model might compute something "
         f"else. If {they} not change it, say so: "
-        + " ".join(f"--ignore-field={name}" for name in extra)
+        + " ".join(f"--ignore_field={name}" for name in extra)
       )
 
   def _near(self, name: str) -> str:

@@ -9,6 +9,8 @@ from jaxlm.kernels.attention.similarity import (
   similarity_attention,
   similarity_weights,
 )
+from jaxlm.kernels.attention.structure import BlockDiffusionMask, SetMask, TreeMask
+from jaxlm.kernels.operation import callable_package
 
 __all__ = [
   "attention",
@@ -23,4 +25,9 @@ __all__ = [
   "as_distribution",
   "similarity_attention",
   "similarity_weights",
+  "BlockDiffusionMask",
+  "SetMask",
+  "TreeMask",
 ]
+
+callable_package(attention)

@@ -5,8 +5,8 @@ Axes: B batch, T queries, S keys, N query heads, K kv heads, H head_dim of q and
 
 import jax.numpy as jnp
 
-from jaxlm.kernels.attention import blocks, cudnn, pallas_tpu, reference, splash, xla
-from jaxlm.kernels.attention.reference import Rule, Sight
+from jaxlm.kernels.attention import blocks, cudnn, pallas_gpu, pallas_tpu, reference, splash, xla
+from jaxlm.kernels.attention.reference import AttentionSpec, MaskInputs
 from jaxlm.kernels.choices import note
 
 _supports = {
@@ -15,15 +15,18 @@ _supports = {
   "cudnn": cudnn.supports,
   "splash": splash.supports,
   "pallas": pallas_tpu.supports,
+  "pallas_gpu": pallas_gpu.supports,
 }
 
 
-def best(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str:
-  """The platform's fused kernel where it covers the case, else dense when small, else by blocks."""
-  for fused in ("splash", "cudnn", "pallas"):
-    if fused == "pallas" and not blocks.pallas_pays(q.shape[1], k.shape[1], biases):
-      continue
-    if _supports[fused](q, k, v, sight, biases, rule, spec) is None:
+def best(q, k, v, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, spec=None) -> str:
+  """Ours where its estimate is better, else the platform's fused kernel where it covers the case, else
+  dense when small, else by blocks.
+  """
+  pays = blocks.pallas_pays(q.shape[1], k.shape[1], biases)
+  fused_forms = (*(("pallas",) if pays else ()), "splash", "cudnn")
+  for fused in fused_forms if mask_inputs is None or mask_inputs.structure is None else ():
+    if _supports[fused](q, k, v, mask_inputs, biases, rule, spec) is None:
       return fused
   return "reference" if q.shape[1] * k.shape[1] <= blocks.DENSE_SCORES else "xla"
 
@@ -43,6 +46,7 @@ def attention(
   softcap: float | None = None,
   scale: float | None = None,
   softmax1: bool = False,
+  structure=None,
   implementation: str | None = None,
   spec=None,
 ):
@@ -66,15 +70,17 @@ def attention(
   order).
   scale: default 1 / sqrt(H). softcap: c tanh(s / c). softmax1: one extra logit 0 in the
   denominator.
+  structure: None, or TreeMask, SetMask, BlockDiffusionMask: a pair must be seen by it too.
   implementation: None (best for the platform), "reference", "xla", "cudnn", "splash", "pallas"
   (ours, for TPUs: with
-    LinearBias, KeyBias, BucketBias and softmax1). A named one that does not cover the case raises
+    LinearBias, KeyBias, BucketBias and softmax1), "pallas_gpu" (the same for Hopper GPUs; never run
+    on one, hence never the best). A named one that does not cover the case raises
     NotImplementedError.
-  spec: PartitionSpec of q under the context mesh (batch, None, heads, None), used by splash and
-  pallas, which are not
+  spec: PartitionSpec of q under the context mesh (batch, None, heads, None), used by splash, pallas
+  and pallas_gpu, which are not
     partitioned by the compiler.
   """
-  sight, biases, rule = prepared(
+  mask_inputs, biases, rule = prepared(
     q_BTNH,
     k_BSKH,
     v_BSKF.shape,
@@ -88,13 +94,16 @@ def attention(
     softcap,
     scale,
     softmax1,
+    structure,
   )
-  impl = implementation or best(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
+  impl = implementation or best(q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, rule, spec)
   if impl not in _supports:
     raise ValueError(
       f"implementation {implementation!r} of attention; known: {', '.join(_supports)}"
     )
-  reason = _supports[impl](q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
+  reason = _supports[impl](q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, rule, spec)
+  if structure is not None and impl not in ("reference", "xla"):
+    reason = "masks with a structure are computed by 'reference' and 'xla' only"
   if reason is not None:
     raise NotImplementedError(f"attention implementation {impl!r}: {reason}")
   note(
@@ -103,18 +112,20 @@ def attention(
     {"q": q_BTNH, "k": k_BSKH},
     named=implementation is not None,
     refused=lambda: {
-      fused: _supports[fused](q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
-      for fused in ("splash", "cudnn", "pallas")
+      fused: _supports[fused](q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, rule, spec)
+      for fused in ("splash", "cudnn", "pallas", "pallas_gpu")
     },
   )
   if impl == "splash":
     return splash.attention(q_BTNH, k_BSKH, v_BSKF, q_segment_ids_BT, rule, spec)
   if impl == "cudnn":
     return cudnn.attention(q_BTNH, k_BSKH, v_BSKF, rule)
+  if impl == "pallas_gpu":
+    return pallas_gpu.attention(q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, rule, spec)
   if impl == "pallas":
-    return pallas_tpu.attention(q_BTNH, k_BSKH, v_BSKF, sight, biases, rule, spec)
+    return pallas_tpu.attention(q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, rule, spec)
   return (reference if impl == "reference" else xla).attention(
-    q_BTNH, k_BSKH, v_BSKF, sight, biases, rule
+    q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, rule
   )
 
 
@@ -132,13 +143,14 @@ def attention_weights(
   softcap: float | None = None,
   scale: float | None = None,
   softmax1: bool = False,
+  structure=None,
 ):
   """p_ij of `attention`, whole: float32 (B, N, T, S). Rows without keys are 0; rows of softmax1 sum
   to less than 1.
 
   Arguments as of `attention`. For looking at models: memory grows with T S.
   """
-  sight, biases, rule = prepared(
+  mask_inputs, biases, rule = prepared(
     q_BTNH,
     k_BSKH,
     k_BSKH.shape,
@@ -152,8 +164,9 @@ def attention_weights(
     softcap,
     scale,
     softmax1,
+    structure,
   )
-  s_BNTS = reference.scores(q_BTNH.swapaxes(1, 2), k_BSKH.swapaxes(1, 2), sight, biases, rule)
+  s_BNTS = reference.scores(q_BTNH.swapaxes(1, 2), k_BSKH.swapaxes(1, 2), mask_inputs, biases, rule)
   p_BNTS, l_BNT1, _ = reference.softmax(s_BNTS, rule.softmax1)
   return p_BNTS / jnp.where(l_BNT1 == 0, 1.0, l_BNT1)
 
@@ -172,8 +185,9 @@ def prepared(
   softcap,
   scale,
   softmax1,
+  structure,
 ):
-  """(sight, biases, rule) of checked arguments."""
+  """(mask_inputs, biases, rule) of checked arguments."""
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
   if k_BSKH.shape != (B, S, K, H) or v_shape[:3] != (B, S, K) or N % K:
@@ -194,8 +208,10 @@ def prepared(
   def count(index, length):
     return jnp.arange(length, dtype=jnp.int32)[None] if index is None else index
 
-  sight = Sight(count(q_index_BT, T), count(kv_index_BS, S), q_segment_ids_BT, kv_segment_ids_BS)
-  rule = Rule(
+  mask_inputs = MaskInputs(
+    count(q_index_BT, T), count(kv_index_BS, S), q_segment_ids_BT, kv_segment_ids_BS, structure
+  )
+  rule = AttentionSpec(
     scale=H**-0.5 if scale is None else float(scale),
     causal=causal,
     window=window,
@@ -204,4 +220,4 @@ def prepared(
     contiguous=contiguous,
   )
   biases = () if bias is None else tuple(bias) if isinstance(bias, (tuple, list)) else (bias,)
-  return sight, biases, rule
+  return mask_inputs, biases, rule

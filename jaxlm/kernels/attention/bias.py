@@ -165,10 +165,10 @@ class BucketBias(Bias):
     # values nor their gradient go through a gather or scatter of T * S elements.
     first = block.j_BS[0, 0] - block.i_BT[0, 0] - (T - 1)
     line_NR = self.by_distance(first + jnp.arange(T + S - 1, dtype=jnp.int32))
-    return s_BNTS + _skew(line_NR, T, S)[None]
+    return s_BNTS + skew(line_NR, T, S)[None]
 
 
-def _skew(line_NR, T, S):
+def skew(line_NR, T, S):
   """out[n, t, s] = line[n, T - 1 - t + s], R = T + S - 1, by broadcasting, slicing and reshaping
   only.
   """

@@ -14,7 +14,7 @@ float32, head size 64, 4 heads (bench/attention.py):
 from jaxlm.kernels.attention.bias import BucketBias
 from jaxlm.kernels.platform import target_platform
 
-STRETCHES = 8  # causal attention computes (1 + 1 / STRETCHES) times the needed scores
+NUM_QUERY_RANGES = 8  # causal attention computes (1 + 1 / NUM_QUERY_RANGES) times the needed scores
 DENSE_SCORES = 100 * 100  # scores per head up to which the dense form is as fast
 CPU_QUERIES = 64
 SCORE_BYTES = 256 * 2**20  # elsewhere: what the float32 scores of one query block should not exceed
@@ -38,7 +38,8 @@ def splash_block(T: int) -> int:
   return next(block for block in (512, 256, 128) if T % block == 0)
 
 
-PALLAS_FROM = 512  # queries and keys from which the Pallas kernel is chosen
+PALLAS_FROM = 512  # queries and keys from which the Pallas kernel is chosen for biases by buckets
+SHORT = (256, 512)  # queries and keys, from and up to, for which it is chosen without biases
 
 
 def pallas_blocks(T: int, S: int, positional: bool) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -62,10 +63,15 @@ def pallas_blocks(T: int, S: int, positional: bool) -> tuple[tuple[int, int], tu
 
 
 def pallas_pays(T: int, S: int, biases: tuple) -> bool:
-  """Whether the compiler's estimate of the XLA form is at least 1.3 times that of the Pallas
+  """Whether the compiler's estimate of the other form is at least 1.3 times that of the Pallas
   kernel, both directions.
 
   The figures are in kernels/README.md. XLA skews a table of buckets in every block; it fuses
   arithmetic on positions or numbers per token into its softmax, where the kernel gains nothing.
+  Without biases the other form is splash, which writes the rows' log-sums 128 times over: at one
+  block of keys that takes longer than its products. Longer rows were not compared: the profile of
+  splash aborts.
   """
+  if not biases:
+    return SHORT[0] <= min(T, S) and max(T, S) <= SHORT[1]
   return min(T, S) >= PALLAS_FROM and any(isinstance(bias, BucketBias) for bias in biases)

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from jaxlm.kernels.attention.reference import Rule, Sight
+from jaxlm.kernels.attention.reference import AttentionSpec, MaskInputs
 from jaxlm.kernels.platform import target_platform
 
 
-def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str | None:
+def supports(
+  q, k, v, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, spec=None
+) -> str | None:
   """None, or the sentence that says why not. q, k, v: anything with shape and dtype."""
   if target_platform() != "gpu":
     return f"the trace is for {target_platform()}, cuDNN needs a GPU"
@@ -18,7 +20,9 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str
   if biases or rule.softcap is not None or rule.softmax1:
     return "biases, softcap and softmax1 are not in cuDNN's kernel"
   if (
-    sight.q_segment_ids_BT is not None or sight.kv_segment_ids_BS is not None or not rule.contiguous
+    mask_inputs.q_segment_ids_BT is not None
+    or mask_inputs.kv_segment_ids_BS is not None
+    or not rule.contiguous
   ):
     return "segment ids and explicit indices would need a stored (length, length) mask"
   if q.shape[1] != k.shape[1]:
@@ -30,7 +34,7 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str
   return None
 
 
-def attention(q_BTNH, k_BSKH, v_BSKH, rule: Rule):
+def attention(q_BTNH, k_BSKH, v_BSKH, rule: AttentionSpec):
   window = None if rule.window is None else (rule.window - 1, 0)
   return jax.nn.dot_product_attention(
     q_BTNH,

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxlm.kernels.attention.reference import LOWEST_MAX, MASKED, Rule
+from jaxlm.kernels.attention.reference import LOWEST_MAX, MASKED, AttentionSpec
 from jaxlm.kernels.attention.tiles import Tiles
 from jaxlm.kernels.pallas_support import LANES, on_tpu
 
@@ -60,7 +60,7 @@ class Operands(NamedTuple):
 class Call:
   """The static side of a kernel call."""
 
-  rule: Rule
+  rule: AttentionSpec
   forward: Tiles
   backward: Tiles
   precision: Any

@@ -17,16 +17,17 @@ import jax.numpy as jnp
 from jaxlm.kernels.attention import blocks
 from jaxlm.kernels.attention import pallas_kernels as kernels
 from jaxlm.kernels.attention.bias import KeyBias
+from jaxlm.kernels.attention.operands import numbers, pad, segments
 from jaxlm.kernels.attention.pallas_kernels import Call, Operands
-from jaxlm.kernels.attention.reference import MASKED, Rule, Sight
+from jaxlm.kernels.attention.reference import AttentionSpec, MaskInputs
 from jaxlm.kernels.attention.tiles import tiles
 from jaxlm.kernels.pallas_support import round_up, vmem_bytes, why_not_here
 from jaxlm.kernels.platform import target_device_kind
 
-NO_SEGMENT = jnp.iinfo(jnp.int32).min  # of keys that are padding: no query has it
 
-
-def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str | None:
+def supports(
+  q, k, v, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, spec=None
+) -> str | None:
   """None, or the sentence that says why not. q, k, v: anything with shape and dtype."""
   reason = why_not_here()
   if reason is not None:
@@ -49,7 +50,7 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str
   return None
 
 
-def _grids(q, k, rule: Rule):
+def _grids(q, k, rule: AttentionSpec):
   """(forward, backward) grids over equally padded lengths. q (B, T, ...), k (B, S, ...)."""
   sizes = blocks.pallas_blocks(q.shape[1], k.shape[1], rule.causal or rule.window is not None)
   longest = [max(pair) for pair in zip(*sizes)]
@@ -137,64 +138,25 @@ def _backward(call: Call, residuals, do_BNFT):
 _attention.defvjp(_forward, _backward)
 
 
-def _pad(x, length: int, axis: int, value=0):
-  widths = [(0, 0)] * x.ndim
-  widths[axis] = (0, length - x.shape[axis])
-  return jnp.pad(x, widths, constant_values=value) if widths[axis][1] else x
-
-
-def _numbers(biases: tuple, sight: Sight, S: int, padded: int):
-  """(row_BNPS, column_BNPT), either None: what is subtracted per key and added per query, of
-  KeyBias and hidden keys.
-  """
-
-  def per_key(x_BSN):
-    return x_BSN.astype(jnp.float32).swapaxes(1, 2)
-
-  rows = [per_key(b.k_BSN) for b in biases if isinstance(b, KeyBias) and b.q_BTN is None]
-  rows = [sum(rows[1:], rows[0])] if rows else []  # nothing to subtract them from: one sum
-  pairs = [b for b in biases if isinstance(b, KeyBias) and b.q_BTN is not None]
-  hidden = None
-  if sight.kv_segment_ids_BS is not None and sight.q_segment_ids_BT is None:
-    hidden = sight.kv_segment_ids_BS == 0
-  if sight.kv_segment_ids_BS is None and padded > S:
-    hidden = jnp.zeros((1, S), bool)
-  if hidden is not None:
-    hidden_B1S = _pad(hidden, padded, 1, True)[:, None]
-    rows = [jnp.where(hidden_B1S, -MASKED, _pad(rows[0], padded, 2) if rows else 0.0)]
-  rows = [_pad(row, padded, 2) for row in rows]
-  columns = [per_key(b.q_BTN) for b in pairs]
-  rows += [_pad(per_key(b.k_BSN), padded, 2) for b in pairs]
-  if pairs and len(rows) > len(pairs):
-    columns = [jnp.zeros_like(columns[0]), *columns]
-
-  def stack(parts):
-    return jnp.stack(jnp.broadcast_arrays(*parts), axis=2) if parts else None
-
-  return stack(rows), stack(columns)
-
-
-def _operands(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, T: int, S: int) -> Operands:
+def _operands(
+  q_BTNH, k_BSKH, v_BSKF, mask_inputs: MaskInputs, biases: tuple, T: int, S: int
+) -> Operands:
   """Arguments padded to T queries and S keys."""
   B = q_BTNH.shape[0]
   line = None
   by_distance = [b for b in biases if not isinstance(b, KeyBias)]
   if by_distance:
     line = sum(b.by_distance(-jnp.arange(-S, T, dtype=jnp.int32)) for b in by_distance)
-  row, column = _numbers(biases, sight, k_BSKH.shape[1], S)
-  q_segment = k_segment = None
-  if sight.q_segment_ids_BT is not None:
-    q_segment = jnp.broadcast_to(_pad(sight.q_segment_ids_BT, T, 1), (B, T))[:, None]
-    keys = sight.kv_segment_ids_BS
-    k_segment = jnp.broadcast_to(
-      _pad(jnp.where(keys == 0, NO_SEGMENT, keys), S, 1, NO_SEGMENT), (B, S)
-    )[:, None]
+  row, column = numbers(biases, mask_inputs, k_BSKH.shape[1], S)
+  q_segment, k_segment = (
+    None if ids is None else ids[:, None] for ids in segments(mask_inputs, B, T, S)
+  )
 
   def whole(x):
     return None if x is None else jnp.broadcast_to(x, (B, *x.shape[1:]))
 
   def turned(x, length):
-    return _pad(x.transpose(0, 2, 3, 1), length, 3)
+    return pad(x.transpose(0, 2, 3, 1), length, 3)
 
   return Operands(
     turned(q_BTNH, T),
@@ -202,7 +164,7 @@ def _operands(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, T: int, S: in
     turned(v_BSKF, S),
     line,
     whole(row),
-    None if column is None else _pad(whole(column), T, 3),
+    None if column is None else pad(whole(column), T, 3),
     q_segment,
     k_segment,
   )
@@ -228,13 +190,15 @@ def _over_mesh(fn, x: Operands, spec):
   return jax.shard_map(fn, in_specs=(specs,), out_specs=specs.q, check_vma=False)(x)
 
 
-def attention(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, rule: Rule, spec=None):
+def attention(
+  q_BTNH, k_BSKH, v_BSKF, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, spec=None
+):
   """As reference.attention. Under a mesh of several devices `spec` places q (B, T, N, H); the rest
   follows it.
   """
   grids = _grids(q_BTNH, k_BSKH, rule)
   call = Call(rule, *grids, _precision(q_BTNH.dtype))
-  x = _operands(q_BTNH, k_BSKH, v_BSKF, sight, biases, grids[0].T, grids[0].S)
+  x = _operands(q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases, grids[0].T, grids[0].S)
   fn = functools.partial(_attention, call)
   if spec is not None and jax.sharding.get_abstract_mesh().size > 1:
     o_BNFT = _over_mesh(fn, x, spec)

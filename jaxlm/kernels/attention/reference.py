@@ -5,6 +5,7 @@ v. Inside this package heads come before time: q_BNTH, k_BKSH, v_BKSF.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ LOWEST_MAX = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class AttentionSpec:
   """The static part of an attention: who sees whom, and what becomes of the logits."""
 
   scale: float
@@ -29,16 +30,20 @@ class Rule:
   contiguous: bool = True  # indices are 0, 1, 2 ... in queries and keys
 
 
-@pytree(data=["i_BT", "j_BS", "q_segment_ids_BT", "kv_segment_ids_BS"])
-class Sight:
-  """Indices and segments of queries and keys; leading axes B or 1. Segments may be None."""
+@pytree(data=["i_BT", "j_BS", "q_segment_ids_BT", "kv_segment_ids_BS", "structure"])
+class MaskInputs:
+  """Indices and segments of queries and keys; leading axes B or 1. Segments may be None.
+
+  structure: None, or a mask of `structure.py`.
+  """
 
   i_BT: jax.Array
   j_BS: jax.Array
   q_segment_ids_BT: jax.Array | None
   kv_segment_ids_BS: jax.Array | None
+  structure: Any = None
 
-  def seen(self, rule: Rule):
+  def seen(self, rule: AttentionSpec):
     """Bool, broadcastable to (B, 1, T, S): which pairs may attend."""
     i, j = self.i_BT[:, None, :, None], self.j_BS[:, None, None, :]
     seen = j <= i if rule.causal else jnp.full((1, 1, i.shape[2], j.shape[3]), True)
@@ -53,12 +58,14 @@ class Sight:
       seen &= key != 0
       if self.q_segment_ids_BT is not None:
         seen &= self.q_segment_ids_BT[:, None, :, None] == key
+    if self.structure is not None:
+      seen &= self.structure.seen(i, j)
     return seen
 
 
-def scores(q_BNTH, k_BKSH, sight: Sight, biases: tuple, rule: Rule):
+def scores(q_BNTH, k_BKSH, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec):
   """s = softcap(scale q.k) + biases, MASKED where the pair may not attend. (B, N, T, S) float32."""
-  return from_products(products(q_BNTH, k_BKSH.swapaxes(2, 3)), q_BNTH, sight, biases, rule)
+  return from_products(products(q_BNTH, k_BKSH.swapaxes(2, 3)), q_BNTH, mask_inputs, biases, rule)
 
 
 def products(q_BNTH, k_BKHS):
@@ -70,13 +77,13 @@ def products(q_BNTH, k_BKHS):
   return s_BKGTS.reshape(B, N, T, S)
 
 
-def from_products(s_BNTS, q_BNTH, sight: Sight, biases: tuple, rule: Rule):
+def from_products(s_BNTS, q_BNTH, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec):
   """The scores, given q.k. q: for biases that read it."""
   s_BNTS = s_BNTS * rule.scale
   if rule.softcap is not None:
     s_BNTS = rule.softcap * jnp.tanh(s_BNTS / rule.softcap)
-  seen = sight.seen(rule)
-  block = Block(q_BNTH, sight.i_BT, sight.j_BS, seen, rule.contiguous)
+  seen = mask_inputs.seen(rule)
+  block = Block(q_BNTH, mask_inputs.i_BT, mask_inputs.j_BS, seen, rule.contiguous)
   for bias in biases:
     s_BNTS = bias.add(s_BNTS, block)
   return jnp.where(seen, s_BNTS, MASKED)
@@ -102,9 +109,9 @@ def weighted_sum(p_BNTS, v_BKSF):
   return o.reshape(B, N, T, v_BKSF.shape[-1])
 
 
-def attention(q_BTNH, k_BSKH, v_BSKF, sight: Sight, biases: tuple, rule: Rule):
+def attention(q_BTNH, k_BSKH, v_BSKF, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec):
   """o = softmax(s) v, rows without keys 0. (B, T, N, F) in q's dtype."""
-  s_BNTS = scores(q_BTNH.swapaxes(1, 2), k_BSKH.swapaxes(1, 2), sight, biases, rule)
+  s_BNTS = scores(q_BTNH.swapaxes(1, 2), k_BSKH.swapaxes(1, 2), mask_inputs, biases, rule)
   p_BNTS, l_BNT1, _ = softmax(s_BNTS, rule.softmax1)
   o_BNTF = weighted_sum(p_BNTS, v_BSKF.swapaxes(1, 2)) / jnp.where(l_BNT1 == 0, 1.0, l_BNT1)
   return o_BNTF.swapaxes(1, 2).astype(q_BTNH.dtype)

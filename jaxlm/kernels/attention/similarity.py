@@ -22,8 +22,8 @@ from jaxlm.kernels.attention.api import prepared
 from jaxlm.kernels.attention.reference import (
   LOWEST_MAX,
   MASKED,
-  Rule,
-  Sight,
+  AttentionSpec,
+  MaskInputs,
   scores,
   weighted_sum,
 )
@@ -85,12 +85,12 @@ def similarity_attention(
   """The o of the module's equation, (B, T, N, F) in q's dtype. Differentiable.
 
   slot_k_KH: the key of the slot, (K, H); None: no slot. slot_v_KF: its value, (K, F); None: 0.
-  rule: causal, window, segment ids, indices, bias, softcap and scale, as in `attention`.
+  rule: causal, window, segment ids, indices, bias, softcap, scale and structure, as in `attention`.
   implementation: None (best), "reference" (all scores at once), "xla" (blocks of `block` queries,
   O(T block) memory forward and backward), "recurrent" (a scan over time for similarities that are a
   product of features, without window, bias, segments or slot). A query that sees nothing gives 0.
   """
-  sight, biases, rule = _checked(q_BTNH, k_BSKH, v_BSKF.shape, kind, rule)
+  mask_inputs, biases, rule = _checked(q_BTNH, k_BSKH, v_BSKF.shape, kind, rule)
   T, S = q_BTNH.shape[1], k_BSKH.shape[1]
   impl = implementation or ("reference" if T * S <= blocks.DENSE_SCORES else "xla")
   if impl not in IMPLEMENTATIONS:
@@ -98,13 +98,13 @@ def similarity_attention(
       f"implementation {impl!r} of similarity_attention; known: {', '.join(IMPLEMENTATIONS)}"
     )
   if impl == "recurrent":
-    reason = _not_recurrent(kind, sight, biases, rule, slot_k_KH)
+    reason = _not_recurrent(kind, mask_inputs, biases, rule, slot_k_KH)
     if reason:
       raise NotImplementedError(f"similarity_attention implementation 'recurrent': {reason}")
     return recurrent(q_BTNH, k_BSKH, v_BSKF, kind, rule.scale)
 
-  def of(q_BTNH, sight, biases):
-    p_BNTS, slot_BNT = _weights(q_BTNH, k_BSKH, sight, biases, rule, kind, slot_k_KH)
+  def of(q_BTNH, mask_inputs, biases):
+    p_BNTS, slot_BNT = _weights(q_BTNH, k_BSKH, mask_inputs, biases, rule, kind, slot_k_KH)
     o_BNTF = weighted_sum(p_BNTS, v_BSKF.swapaxes(1, 2))
     if slot_k_KH is not None and slot_v_KF is not None:
       v_NF = _per_query_head(slot_v_KF, o_BNTF.shape[1]).astype(jnp.float32)
@@ -112,15 +112,15 @@ def similarity_attention(
     return o_BNTF.swapaxes(1, 2).astype(q_BTNH.dtype)
 
   if impl == "reference":
-    return of(q_BTNH, sight, biases)
+    return of(q_BTNH, mask_inputs, biases)
   block = min(block or blocks.query_block(q_BTNH.shape[0] * q_BTNH.shape[2], T, S), T)
-  return _by_blocks(of, q_BTNH, sight, biases, rule, block)
+  return _by_blocks(of, q_BTNH, mask_inputs, biases, rule, block)
 
 
 def similarity_weights(q_BTNH, k_BSKH, *, kind: Kind, slot_k_KH=None, **rule) -> Weights:
   """The weights of `similarity_attention`, whole: memory grows with T S."""
-  sight, biases, rule = _checked(q_BTNH, k_BSKH, k_BSKH.shape, kind, rule)
-  return Weights(*_weights(q_BTNH, k_BSKH, sight, biases, rule, kind, slot_k_KH))
+  mask_inputs, biases, rule = _checked(q_BTNH, k_BSKH, k_BSKH.shape, kind, rule)
+  return Weights(*_weights(q_BTNH, k_BSKH, mask_inputs, biases, rule, kind, slot_k_KH))
 
 
 def as_distribution(found: Weights) -> Weights:
@@ -184,6 +184,7 @@ def _checked(q_BTNH, k_BSKH, v_shape, kind, rule):
     softcap=None,
     scale=None,
     softmax1=False,
+    structure=None,
   )
   unknown = set(rule) - set(given)
   if unknown:
@@ -194,13 +195,15 @@ def _checked(q_BTNH, k_BSKH, v_shape, kind, rule):
   return prepared(q_BTNH, k_BSKH, v_shape, *given.values())
 
 
-def _not_recurrent(kind, sight, biases, rule, slot_k_KH) -> str | None:
+def _not_recurrent(kind, mask_inputs, biases, rule, slot_k_KH) -> str | None:
   if kind.similarity not in ("identity", "taylor"):
     return f"similarity {kind.similarity!r} is no product of finitely many features"
   if not rule.causal or rule.window is not None or not rule.contiguous or biases or rule.softcap:
     return "it is causal, without window, indices, bias and softcap"
-  if sight.kv_segment_ids_BS is not None or slot_k_KH is not None or kind.shift:
+  if mask_inputs.kv_segment_ids_BS is not None or slot_k_KH is not None or kind.shift:
     return "it has no segments, no slot and no shift"
+  if mask_inputs.structure is not None:
+    return "it has no mask of blocks"
   return None
 
 
@@ -208,9 +211,11 @@ def _per_query_head(x_KH, num_heads: int):
   return jnp.repeat(x_KH, num_heads // x_KH.shape[0], axis=0)
 
 
-def _weights(q_BTNH, k_BSKH, sight: Sight, biases: tuple, rule: Rule, kind: Kind, slot_k_KH):
+def _weights(
+  q_BTNH, k_BSKH, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, kind: Kind, slot_k_KH
+):
   q_BNTH = q_BTNH.swapaxes(1, 2)
-  s_BNTS = scores(q_BNTH, k_BSKH.swapaxes(1, 2), sight, biases, rule)
+  s_BNTS = scores(q_BNTH, k_BSKH.swapaxes(1, 2), mask_inputs, biases, rule)
   seen_BNTS = s_BNTS > 0.5 * MASKED
   s_BNTS = jnp.where(seen_BNTS, s_BNTS + kind.shift, 0.0)
   slot_BNT = None
@@ -246,7 +251,7 @@ def _weights(q_BTNH, k_BSKH, sight: Sight, biases: tuple, rule: Rule, kind: Kind
   return f_BNTS / z_BNT[..., None], f_BNT / z_BNT
 
 
-def _by_blocks(of, q_BTNH, sight: Sight, biases: tuple, rule: Rule, block: int):
+def _by_blocks(of, q_BTNH, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, block: int):
   """`of` block by block of queries. A block is computed again in the backward pass."""
   T = q_BTNH.shape[1]
   padded = -(-T // block) * block
@@ -257,17 +262,25 @@ def _by_blocks(of, q_BTNH, sight: Sight, biases: tuple, rule: Rule, block: int):
     widths = ((0, 0), (0, padded - T)) + ((0, 0),) * (x.ndim - 2)
     return jnp.pad(x, widths, constant_values=value)
 
-  i_BT = jnp.arange(padded, dtype=jnp.int32)[None] if rule.contiguous else pad(sight.i_BT)
-  q_BTNH, segments_BT = pad(q_BTNH), pad(sight.q_segment_ids_BT, -1)
+  i_BT = jnp.arange(padded, dtype=jnp.int32)[None] if rule.contiguous else pad(mask_inputs.i_BT)
+  q_BTNH, segments_BT = pad(q_BTNH), pad(mask_inputs.q_segment_ids_BT, -1)
   biases = tuple(b.pad_queries(padded) for b in biases)
-  S = sight.j_BS.shape[1]
+  S, structure = mask_inputs.j_BS.shape[1], mask_inputs.structure
+  if structure is not None:
+    structure = structure.pad_queries(padded)
 
   @jax.checkpoint
   def one(n):
     def cut(x):
       return None if x is None else jax.lax.dynamic_slice_in_dim(x, n * block, block, axis=1)
 
-    part = Sight(cut(i_BT), sight.j_BS, cut(segments_BT), sight.kv_segment_ids_BS)
+    part = MaskInputs(
+      cut(i_BT),
+      mask_inputs.j_BS,
+      cut(segments_BT),
+      mask_inputs.kv_segment_ids_BS,
+      None if structure is None else structure.cut(n * block, block),
+    )
     return of(cut(q_BTNH), part, tuple(b.cut(n * block, block, 0, S) for b in biases))
 
   o_GBQNF = jax.lax.map(one, jnp.arange(padded // block))

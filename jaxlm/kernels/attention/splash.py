@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.kernels.attention import blocks
-from jaxlm.kernels.attention.reference import Rule, Sight
+from jaxlm.kernels.attention.reference import AttentionSpec, MaskInputs
 from jaxlm.kernels.platform import target_platform
 
 
-def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str | None:
+def supports(
+  q, k, v, mask_inputs: MaskInputs, biases: tuple, rule: AttentionSpec, spec=None
+) -> str | None:
   """None, or the sentence that says why not. q, k, v: anything with shape and dtype."""
   if target_platform() != "tpu":
     return f"the trace is for {target_platform()}, splash attention needs a TPU"
@@ -26,13 +28,13 @@ def supports(q, k, v, sight: Sight, biases: tuple, rule: Rule, spec=None) -> str
   if q.shape[1] % 128:
     return f"length {q.shape[1]} is not a multiple of 128"
   if (
-    sight.kv_segment_ids_BS is not None
-  ) and sight.q_segment_ids_BT is not sight.kv_segment_ids_BS:
+    mask_inputs.kv_segment_ids_BS is not None
+  ) and mask_inputs.q_segment_ids_BT is not mask_inputs.kv_segment_ids_BS:
     return "queries and keys have segment ids of their own"
   return None
 
 
-def _kernel(length: int, heads: int, rule: Rule, block: int, interpret: bool = False):
+def _kernel(length: int, heads: int, rule: AttentionSpec, block: int, interpret: bool = False):
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     BlockSizes,
     CausalMask,
@@ -72,7 +74,7 @@ def _whole_lanes(x):
   return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, -x.shape[-1] % 64),))
 
 
-def _attention(q_BTNH, k_BSKH, v_BSKF, segment_ids_BT, *, rule: Rule, block: int):
+def _attention(q_BTNH, k_BSKH, v_BSKF, segment_ids_BT, *, rule: AttentionSpec, block: int):
   from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
   B, T, N, _ = q_BTNH.shape
@@ -95,7 +97,7 @@ def _attention(q_BTNH, k_BSKH, v_BSKF, segment_ids_BT, *, rule: Rule, block: int
   return o_BTNF.astype(q_BTNH.dtype)
 
 
-def attention(q_BTNH, k_BSKH, v_BSKF, segment_ids_BT, rule: Rule, spec=None):
+def attention(q_BTNH, k_BSKH, v_BSKF, segment_ids_BT, rule: AttentionSpec, spec=None):
   """Under a mesh of several devices `spec` places q (B, T, N, H); k and v follow it; T must be
   whole.
   """

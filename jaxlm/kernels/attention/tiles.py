@@ -9,7 +9,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jaxlm.kernels.attention.reference import Rule
+from jaxlm.kernels.attention.reference import AttentionSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Tiles:
     return self.strip_width * (self.block_k + 16) * 4
 
 
-def tiles(T: int, S: int, block_q: int, block_k: int, rule: Rule) -> Tiles:
+def tiles(T: int, S: int, block_q: int, block_k: int, rule: AttentionSpec) -> Tiles:
   """The grid for T queries and S keys, before padding."""
 
   def up(length, block):

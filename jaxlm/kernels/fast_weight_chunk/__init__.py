@@ -15,6 +15,7 @@ from jaxlm.kernels.fast_weight_chunk.rule import (
   initial_state,
   read,
 )
+from jaxlm.kernels.operation import callable_package
 
 __all__ = [
   "Causal",
@@ -31,3 +32,5 @@ __all__ = [
   "read",
   "view_synthesis",
 ]
+
+callable_package(fast_weight_chunk)

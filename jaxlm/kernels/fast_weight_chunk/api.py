@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxlm.kernels.choices import choose, note
-from jaxlm.kernels.fast_weight_chunk import blocks, pallas_tpu, reference, xla
+from jaxlm.kernels.fast_weight_chunk import blocks, pallas_gpu, pallas_tpu, reference, xla
 from jaxlm.kernels.fast_weight_chunk.rule import (
   MATRICES,
   Causal,
@@ -18,7 +18,8 @@ from jaxlm.kernels.fast_weight_chunk.rule import (
 )
 from jaxlm.kernels.platform import target_device_kind
 
-IMPLEMENTATIONS = ("xla", "reference", "pallas")
+IMPLEMENTATIONS = ("xla", "reference", "pallas", "pallas_gpu")
+KERNELS = {"pallas": pallas_tpu.form, "pallas_gpu": pallas_gpu.form}
 PLAIN = Rule()  # gradient descent, SwiGLU, normalised in place
 
 
@@ -59,7 +60,9 @@ def fast_weight_chunk(
     code does.
   state: continue from here instead of from `weights` (listed schedules).
   implementation: None, "xla", "reference", "pallas" (TPU kernels: the inner gradient and the reading
-  of a tile of tokens stay on chip, forward and backward). None takes "pallas" where it is supported
+  of a tile of tokens stay on chip, forward and backward), "pallas_gpu" (Hopper: the products that
+  read the tokens are a kernel, the rest XLA's; never run on a device, hence never the default). None
+  takes "pallas" where it is supported
   and blocks.py says that it is faster.
   spec: PartitionSpec of (B, N, T) under the context mesh. An axis on T splits the tokens *within*
   each chunk and sums
@@ -86,7 +89,7 @@ def fast_weight_chunk(
       return reference.causal(
         rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, schedule, segment_ids_BT
       )
-    kernel = _by_kernel(rule, weights, q_BNTH, eta, schedule.chunk, implementation, spec)
+    kernel = _kernel(rule, weights, q_BNTH, eta, schedule.chunk, implementation, spec)
     return _causal(
       rule,
       weights,
@@ -109,13 +112,14 @@ def fast_weight_chunk(
   if implementation == "reference":
     return reference.fast_weight_chunk(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items)
   most = max((stop - start for start, stop, *_ in items), default=1)
-  if not _by_kernel(rule, weights, q_BNTH, eta, most, implementation, spec):
+  kernel = _kernel(rule, weights, q_BNTH, eta, most, implementation, spec)
+  if kernel is None:
     return xla.listed(xla.form(rule), state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items)
-  return _listed(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items, spec)
+  return _listed(kernel(rule), state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items, spec)
 
 
-def _by_kernel(rule, weights, q_BNTH, eta, most: int, implementation, spec) -> bool:
-  """Whether the TPU kernels are the choice; refused where named and not supported."""
+def _kernel(rule, weights, q_BNTH, eta, most: int, implementation, spec):
+  """The form of the kernels that are the choice, or None; refused where named and not supported."""
   F, H = weights[0].shape[-2:]
   name = choose(
     "fast_weight_chunk",
@@ -124,15 +128,16 @@ def _by_kernel(rule, weights, q_BNTH, eta, most: int, implementation, spec) -> b
     {"q": q_BNTH, "w": weights[0]},
     preferred=blocks.prefers_pallas(target_device_kind(), H, F),
     reason=lambda: pallas_tpu.supports(rule, q_BNTH, F, most, eta, spec),
+    gpu_reason=lambda: pallas_gpu.supports(rule, q_BNTH, F, eta, spec),
   )
-  return name == "pallas"
+  return KERNELS.get(name)
 
 
-def _listed(rule, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items, spec):
+def _listed(form, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items, spec):
   """`xla.listed` with the kernels; on a mesh every device has its rows and heads."""
 
   def local(state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT):
-    return xla.listed(pallas_tpu.form(rule), state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items)
+    return xla.listed(form, state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, items)
 
   args = (state, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT)
   if jax.sharding.get_abstract_mesh().size <= 1:
@@ -216,7 +221,7 @@ def _causal(rule, weights, q_BNTH, k_BNTH, v_BNTH, eta, beta_BNT, chunk, ids_BT,
   axis = _sequence_axis(spec)
   if why := cannot_split(chunk, weights[0].shape[1], spec):
     raise ValueError(why)
-  form = pallas_tpu.form(rule) if kernel else xla.form(rule)
+  form = (kernel or xla.form)(rule)
   if axis is None:
     if kernel and jax.sharding.get_abstract_mesh().size > 1:
       return _by_heads(form, chunk, count, weights, tokens, spec)

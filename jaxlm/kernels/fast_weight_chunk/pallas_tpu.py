@@ -28,18 +28,11 @@ def supports(rule, q_BNTH, F: int, C: int, eta, spec=None) -> str | None:
     return f"the fast weight is {rule.network!r} and the kernels know 'swiglu'; {OTHERWISE}"
   if any(rate.shape[-1] > 1 for rate in eta):
     return f"eta has one rate per channel and the kernels take one per token; {OTHERWISE}"
-  low, (B, N, _, H) = _low(rule, q_BNTH), q_BNTH.shape
+  low, H = low_dtype(rule, q_BNTH), q_BNTH.shape[-1]
   if low not in (jnp.float32, jnp.bfloat16):
     return f"products are in {low.name} and the kernels take float32 or bfloat16; {OTHERWISE}"
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.size > 1:
-    if spec is None:
-      return f"on a mesh of {mesh.size} devices it needs spec: kernels are not partitioned by the compiler"
-    for name, size, part in (("batch", B, spec[0]), ("heads", N, spec[1])):
-      if size % num_devices(part) and size > 1:
-        return (
-          f"{name} {size} is not divisible by the {num_devices(part)} devices of mesh axes {part}"
-        )
+  if (reason := why_not_split(q_BNTH, spec)) is not None:
+    return reason
   kind = target_device_kind()
   room = pallas_support.vmem_bytes(kind)
   F, H = round_up(F, LANES), round_up(H, LANES)
@@ -52,6 +45,23 @@ def supports(rule, q_BNTH, F: int, C: int, eta, spec=None) -> str | None:
   return None
 
 
+def why_not_split(q_BNTH, spec) -> str | None:
+  """None, or why a mesh cannot share rows and heads as `spec` says."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size <= 1:
+    return None
+  if spec is None:
+    return (
+      f"on a mesh of {mesh.size} devices it needs spec: kernels are not partitioned by the compiler"
+    )
+  for name, size, part in zip(("batch", "heads"), q_BNTH.shape, spec):
+    if size % num_devices(part) and size > 1:
+      return (
+        f"{name} {size} is not divisible by the {num_devices(part)} devices of mesh axes {part}"
+      )
+  return None
+
+
 def num_devices(axes) -> int:
   mesh, count = jax.sharding.get_abstract_mesh(), 1
   for name in () if axes is None else (axes,) if isinstance(axes, str) else axes:
@@ -59,7 +69,7 @@ def num_devices(axes) -> int:
   return count
 
 
-def _low(rule, x):
+def low_dtype(rule, x):
   """The dtype of products: that of `rule.dot_in` for float32 weights."""
   return jnp.dtype(rule.dtype) if rule.dtype else jnp.promote_types(x.dtype, jnp.float32)
 
@@ -151,13 +161,13 @@ _read.defvjp(lambda low, *args: (_read(low, *args), args), _read_back)
 
 def step(rule, weights, k_BNTH, v_BNTH, eta):
   """As `reference.step`, for rates per token."""
-  sums = _step(_low(rule, k_BNTH), tuple(weights), k_BNTH, v_BNTH, tuple(eta))
+  sums = _step(low_dtype(rule, k_BNTH), tuple(weights), k_BNTH, v_BNTH, tuple(eta))
   return reference._rounded(rule, sums)
 
 
 def read(rule, weights, x_BNTH):
   """As `rule.read`, in x's dtype."""
-  return _read(_low(rule, x_BNTH), tuple(weights), x_BNTH)
+  return _read(low_dtype(rule, x_BNTH), tuple(weights), x_BNTH)
 
 
 def form(rule) -> xla.Form:

@@ -60,7 +60,7 @@ def _forward(dtype, weights, k_BNTH, v_BNTH, eta):
   return _swiglu_step(dtype, weights, k_BNTH, v_BNTH, eta), (weights, k_BNTH, v_BNTH, eta)
 
 
-def _backward(dtype, saved, ct):
+def step_backward(dtype, saved, ct):
   """docs/specs/lact.md, section 11, with y0 = W0 k, y2 = W2 k, g = W1' v, S = silu(y0), mu = S',
   and ct = (c0, c1, c2).
 
@@ -111,7 +111,7 @@ def _backward(dtype, saved, ct):
   )
 
 
-_swiglu_step.defvjp(_forward, _backward)
+_swiglu_step.defvjp(_forward, step_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -123,7 +123,7 @@ def _swiglu_read(dtype, weights, x_BNTH):
   return dot("bnhf,bnft->bnht", w1_BNHF, jax.nn.silu(y0_BNFT) * y2_BNFT).mT
 
 
-def _read_backward(dtype, saved, ct_BNTH):
+def read_backward(dtype, saved, ct_BNTH):
   (w0_BNFH, w1_BNHF, w2_BNFH), x_BNTH = weights, _ = saved
   dot, by_x = dot_in(dtype), _rows(w0_BNFH, w2_BNFH)
   y0_BNFT, y2_BNFT = _halves(dot("bnfh,bnth->bnft", by_x, x_BNTH))
@@ -139,7 +139,7 @@ def _read_backward(dtype, saved, ct_BNTH):
 
 _swiglu_read.defvjp(
   lambda dtype, weights, x_BNTH: (_swiglu_read(dtype, weights, x_BNTH), (weights, x_BNTH)),
-  _read_backward,
+  read_backward,
 )
 
 

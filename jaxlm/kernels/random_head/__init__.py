@@ -2,6 +2,7 @@
 their table.
 """
 
+from jaxlm.kernels.operation import callable_package
 from jaxlm.kernels.random_head.api import random_head, random_logits
 from jaxlm.kernels.random_head.reference import effective, segment_seeds
 from jaxlm.kernels.random_head.rows import LAWS, TABLE, bits, fold_in, keyed_rows, random_mask
@@ -18,3 +19,5 @@ __all__ = [
   "LAWS",
   "TABLE",
 ]
+
+callable_package(random_head)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from jaxlm.kernels.choices import choose
 from jaxlm.kernels.platform import target_device_kind, target_platform
-from jaxlm.kernels.ssd import blocks, pallas_tpu, reference, xla
+from jaxlm.kernels.ssd import blocks, pallas_gpu, pallas_tpu, reference, xla
 
-IMPLEMENTATIONS = ("reference", "xla", "pallas")
+IMPLEMENTATIONS = ("reference", "xla", "pallas", "pallas_gpu")
 
 
 def ssd(
@@ -36,10 +36,11 @@ def ssd(
   chunk: tokens per block of the XLA form; the result does not depend on it. T: any; it must not be
   sharded. Differentiable in all but reset. Mamba-2 (arXiv 2405.21060); `docs/specs/hnet.md` section
   5.
-  implementation: None, "reference", "xla", "pallas" (TPU kernels). None takes "pallas" where it is
-  supported and blocks.py says that it is faster.
-  spec: PartitionSpec of x under the context mesh (batch, None, heads, None), for "pallas", which the
-  compiler does not partition.
+  implementation: None, "reference", "xla", "pallas" (TPU kernels), "pallas_gpu" (a Hopper kernel
+  forward, XLA backward; never run on a device, hence never the default). None takes "pallas" where
+  it is supported and blocks.py says that it is faster.
+  spec: PartitionSpec of x under the context mesh (batch, None, heads, None), for the kernels, which
+  the compiler does not partition.
   Raises NotImplementedError where the named implementation does not cover the case.
   """
   batch, _, heads, head_dim = x_BTNH.shape
@@ -65,13 +66,16 @@ def ssd(
     {"x": x_BTNH, "b": b_BTKE},
     preferred=blocks.prefers_pallas(kind),
     reason=lambda: pallas_tpu.supports(x_BTNH, b_BTKE, c_BTKE, kind, tiles, spec),
+    gpu_reason=lambda: pallas_gpu.supports(x_BTNH, b_BTKE, c_BTKE, spec),
   )
+  chunk = chunk or blocks.chunk_length(target_platform(), head_dim, state_dim)
+  if name == "pallas_gpu":
+    return pallas_gpu.ssd(*arguments, d_N, chunk=chunk, spec=spec)
   if name == "pallas":
     return pallas_tpu.ssd(*arguments, d_N, blocks=tiles, spec=spec)
   if name == "reference":
     y_BTNH, state_BNHE = reference.ssd(*arguments)
   else:
-    chunk = chunk or blocks.chunk_length(target_platform(), head_dim, state_dim)
     y_BTNH, state_BNHE = xla.ssd(*arguments, chunk=chunk)
   if d_N is not None:
     y_BTNH += d_N[None, None, :, None] * x_BTNH.astype(jnp.float32)

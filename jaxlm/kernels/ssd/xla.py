@@ -229,3 +229,45 @@ def ssd(x_BTNH, log_a_BTN, dt_BTN, b_BTKE, c_BTKE, state_BNHE, reset_BT, *, chun
   return y_BTKF.reshape(B, -1, N, H)[:, :T], jnp.moveaxis(state_BKEF, 2, 3).reshape(
     state_BNHE.shape
   )
+
+
+def backward_from_starts(
+  x_BTNH, log_a_BTN, dt_BTN, b_BTKE, c_BTKE, starts_BCNEH, dy_BTNH, d_final_BNHE, chunk
+):
+  """Gradients of x, log a, dt, b, c and the initial state, from the states at chunks' starts. Resets
+  are log decays of FLOOR. T is a multiple of chunk.
+
+  What was read of a state is computed again for one chunk at a time.
+  """
+  (B, T, N, H), (K, E) = x_BTNH.shape, b_BTKE.shape[2:]
+
+  def grouped(v):
+    return v.reshape(B, T, K, -1)
+
+  def state(v_XNEH):
+    """(..., N, E, H) -> (..., K, E, F)."""
+    v = v_XNEH.reshape(*v_XNEH.shape[:-3], K, N // K, E, H)
+    return jnp.moveaxis(v, -3, -2).reshape(*v_XNEH.shape[:-3], K, E, -1)
+
+  tokens = grouped(x_BTNH), grouped(dt_BTN), grouped(log_a_BTN), b_BTKE, c_BTKE
+  inputs = [_chunks(v, chunk) for v in tokens]
+
+  def step(ds_BKEF, inputs):
+    *inputs, s_BKEF, dy_BQKF = inputs
+    read_BQKF = einsum("bqke,bkef->bqkf", inputs[4].astype(jnp.float32), s_BKEF)
+    return _chunk_backward(ds_BKEF, (*inputs, None, s_BKEF, read_BQKF, dy_BQKF))
+
+  starts, dy = jnp.moveaxis(state(starts_BCNEH), 1, 0), _chunks(grouped(dy_BTNH), chunk)
+  ds_BKEF, grads = jax.lax.scan(
+    step, state(d_final_BNHE.mT), (*inputs, starts, dy.astype(jnp.float32)), reverse=True
+  )
+  dx, ddt, dlog_a, db, dc = (_join(g.astype(v.dtype)) for g, v in zip(grads, inputs))
+  d_state_BNHE = jnp.moveaxis(ds_BKEF.reshape(B, K, E, N // K, H), 2, 4).reshape(B, N, H, E)
+  return (
+    dx.reshape(x_BTNH.shape),
+    dlog_a.reshape(log_a_BTN.shape),
+    ddt.reshape(dt_BTN.shape),
+    db,
+    dc,
+    d_state_BNHE,
+  )

@@ -70,6 +70,10 @@ class Position:
   #: The bias needs the keys of a row in order, so that a window's cache must not be a ring.
   ordered_keys = False
 
+  #: Says nothing but what `context.positions_BT` says of each token, so that tokens may share
+  #: positions and stand in any order (draft trees, set prompts, two copies of a row).
+  by_position = False
+
   def check(self, heads: Heads) -> None:
     """Raises ConfigError if it does not fit these heads."""
 
@@ -110,6 +114,8 @@ class Position:
 @dataclasses.dataclass(frozen=True)
 class NoPosition(Position):
   """No position signal: the causal mask alone orders the tokens (NoPE)."""
+
+  by_position = True
 
 
 def check_even(name: str, value: int, limit: int) -> None:

@@ -36,6 +36,8 @@ def sinusoids(positions, d_model: int, base: float = 10000.0):
 class Sinusoidal(Position):
   """x + PE, the fixed table of the first Transformer (docs/specs/carope.md section 7)."""
 
+  by_position = True
+
   base: Annotated[float, Range(1, open_low=True)] = 10000.0
 
   def add(self, module, x_BTD, context):
@@ -46,6 +48,8 @@ class Sinusoidal(Position):
 @checked
 class Learned(Position):
   """x + E[m] with a learned (max_len, d_model) table, which has nothing to say beyond max_len."""
+
+  by_position = True
 
   max_len: Count
 

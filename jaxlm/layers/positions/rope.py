@@ -123,6 +123,8 @@ class RoPE(Position):
   scaling: stretch for longer sequences, on a model trained without it or fine-tuned with it.
   """
 
+  by_position = True
+
   theta: Annotated[float, Range(1, open_low=True)] = 10000.0
   rotary_dim: Annotated[int, Range(2)] | None = None
   layout: Literal["half", "interleaved"] = "half"

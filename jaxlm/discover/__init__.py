@@ -1,0 +1,1 @@
+"""What there is: keys of configurations, parts, configurations, tables, operations, runs."""

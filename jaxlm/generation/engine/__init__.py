@@ -1,0 +1,16 @@
+"""Algorithms of decoding over one exact engine: a file each.
+
+  step.py         a forward pass of a batch, or row by row; rows in and out of a state
+  continuous.py   a scheduler that refills finished rows
+  beam.py         beam search
+  drafted.py      what engines with a draft model share
+  speculative.py  chains of draft tokens, ragged batches
+  trees.py        draft trees and their recursive rejection
+  rsd.py          trees by sampling without replacement
+  dyspec.py       trees by a heap of expected acceptance
+  constraints.py  what text is allowed: state machines behind one contract
+  constrained.py  rejection sampling with weights and particles, or masks
+  set_prompts.py  prompts with parts in no order
+
+docs/decoding.md says which serves what.
+"""
