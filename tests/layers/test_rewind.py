@@ -202,7 +202,7 @@ def test_a_model_that_goes_back_never_went_on(name):
   bare = extend(prompt, cfg.init_state(B, 64), first(PROMPT, LENGTHS))[0]
   there, scale = np.asarray(first(PROMPT, LENGTHS), bool), float(np.abs(bare).max())
   np.testing.assert_allclose(
-    np.asarray(logits)[there] / scale, np.asarray(bare)[there] / scale, atol=2e-5
+    np.asarray(logits)[there] / scale, np.asarray(bare)[there] / scale, atol=4e-5
   )
 
   _, drafted = extend(draft, begun, first(BACK, [BACK] * B))
