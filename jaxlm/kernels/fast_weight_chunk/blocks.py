@@ -6,7 +6,7 @@ from jaxlm.kernels.pallas_support import LANES, SPILLS, round_up
 
 #: Device kinds, and head widths for which the kernels are the default there: their estimate is at
 #: least 1.3 times the XLA form's (kernels/README.md). Other widths were not estimated.
-PREFERRED = {"TPU v6 lite": (384,)}
+PREFERRED = {"TPU v5 lite": (384,), "TPU v6 lite": (384,)}
 
 #: Tokens of a tile by device kind, the first that fits: adding to the sums of a tile and its first
 #: stretch, which no product hides, cost the same whatever its size.
