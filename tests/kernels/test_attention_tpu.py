@@ -46,16 +46,20 @@ def devices():
   [({}, True), (dict(window=100, softcap=30.0), False), (dict(causal=False), True)],
 )
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2)])
+@pytest.mark.parametrize(
+  "T, kernels",
+  [(256, 2), (1024, 3)],  # ours: o, and all gradients; splash: o, dq, and dk with dv
+)
 def test_the_fused_kernel_is_chosen_and_compiles_forward_and_backward(
-  devices, shape, options, segments
+  devices, shape, options, segments, T, kernels
 ):
   mesh = Mesh(
     devices.ravel()[: np.prod(shape)].reshape(shape),
     ("data", "tensor"),
     axis_types=(AxisType.Auto,) * 2,
   )
-  text = compiled_gradient(mesh, ("data", None, "tensor", None), options, segments)
-  assert text.count('custom_call_target="tpu_custom_call"') == 3  # o, dq, and dk with dv
+  text = compiled_gradient(mesh, ("data", None, "tensor", None), options, segments, T=T)
+  assert text.count('custom_call_target="tpu_custom_call"') == kernels
   assert (
     "all-gather" not in text and "all-to-all" not in text
   )  # batch and heads stay where they are

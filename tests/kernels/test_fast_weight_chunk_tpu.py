@@ -1,5 +1,7 @@
 """The TPU kernels of fast_weight_chunk compiled for TPUs that are not there, forward and backward."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -82,7 +84,10 @@ def test_on_a_mesh_each_device_has_its_rows_heads_and_tokens():
   assert kernels(program) >= 4
   text = program.compile().as_text()
   assert "all-reduce" in text  # of the steps, over the devices that share a chunk's tokens
-  assert "all-gather" not in text
+  # Tokens come in contiguous pieces and go into chunks that devices share: they are gathered over
+  # `sequence`, the last axis, and nothing is gathered over another one.
+  axes = re.findall(r" all-gather\(.*?replica_groups=mesh\[[^]]*\] \{([^}]*)\}", text)
+  assert set(axes) == {"'axis_2'"}
 
 
 @pytest.mark.parametrize("chip, chosen", [("v5e", True), ("v5p", False), ("v6e", True)])
