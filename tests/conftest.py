@@ -12,13 +12,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # after 40 s.
 # The emitters of fusions (MLIR) take half of the compiler's time on programs of this size; without
 # them LLVM IR is written directly.
-# A process ends at a flag that is not known: the second one is in these jaxlibs, and not in libtpu.
+# A process ends at a flag that is not known: the second one is in jaxlib 0.10, and not in libtpu.
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
   + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
   + " --xla_cpu_use_fusion_emitters=false"
   * (
-    importlib.metadata.version("jaxlib").startswith(("0.10.", "0.12."))
+    importlib.metadata.version("jaxlib").startswith("0.10.")
     and importlib.util.find_spec("libtpu") is None
   )
 )
