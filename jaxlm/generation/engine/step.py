@@ -39,7 +39,7 @@ def extend(model, params, tokens_BT, state, valid_BT, *, deterministic=False, **
   def row(piece):
     tokens_T, valid_T, own = piece
     own = jax.tree.map(lambda axis, x: x if axis < 0 else jnp.expand_dims(x, axis), axes, own)
-    own, logits_TV = jax.lax.scan(token, own, (tokens_T, valid_T))
+    own, logits_TV = _scan(token, own, (tokens_T, valid_T))
     own = jax.tree.map(lambda axis, x: x if axis < 0 else jnp.squeeze(x, axis), axes, own)
     return logits_TV, own
 
@@ -49,9 +49,26 @@ def extend(model, params, tokens_BT, state, valid_BT, *, deterministic=False, **
     axes,
     state,
   )
-  logits_BTV, rows = jax.lax.map(row, (tokens_BT, valid_BT, rows))
+  _, (logits_BTV, rows) = _scan(lambda _, piece: ((), row(piece)), (), (tokens_BT, valid_BT, rows))
   state = jax.tree.map(lambda axis, x: x[0] if axis < 0 else jnp.moveaxis(x, 0, axis), axes, rows)
   return logits_BTV, state
+
+
+def _scan(body, carry, xs):
+  """jax.lax.scan whose number of steps the compiler does not know.
+
+  A loop of one step would be taken apart, and its sums joined with what stands around it.
+  """
+  num = len(jax.tree.leaves(xs)[0])
+  _, shapes = jax.eval_shape(body, carry, jax.tree.map(lambda x: x[0], xs))
+  out = jax.tree.map(lambda s: jnp.zeros((num, *s.shape), s.dtype), shapes)
+
+  def step(i, both):
+    carry, out = both
+    carry, y = body(carry, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), xs))
+    return carry, jax.tree.map(lambda o, v: jax.lax.dynamic_update_index_in_dim(o, v, i, 0), out, y)
+
+  return jax.lax.fori_loop(0, jax.lax.optimization_barrier(jnp.int32(num)), step, (carry, out))
 
 
 def row_axes(model, state):
