@@ -4,7 +4,7 @@
   python bench/against_revision.py --before=4aefb48 --config=configs/mrt5/smoke.py --seconds=60
 
 Each side is `jaxlm train` in a process of its own, in an empty home, with the programs that a first
-run has compiled. Both run by turns of two seconds (SIGSTOP, SIGCONT), so that a busy machine is
+run has compiled, from step 60 on. Both run by turns of two seconds (SIGSTOP, SIGCONT), so that a busy machine is
 unfair to none. CPU milliseconds per step: user and system time between two records of
 metrics.jsonl. Peak memory: VmHWM of the process at its end, the compiler's not included. Ratio: now
 / before.
@@ -31,7 +31,7 @@ CONFIGS = (
   "configs/lact/micro.py",
 )
 TURN_S = 2.0
-WARM_STEPS = 10
+WARM_STEPS = 60  # an H-Net has left its first buckets by then
 LEAST_STEPS = 40
 
 
@@ -88,15 +88,22 @@ class Side:
     self.process.wait()
 
 
-def compared(trees: dict[str, pathlib.Path], config: str, seconds: float, extra: list[str]) -> dict:
-  """{tree: {ms: CPU milliseconds per step, mib: peak memory, steps: counted}}"""
+@contextlib.contextmanager
+def compiled(trees: dict[str, pathlib.Path], config: str, extra: list[str]):
+  """{tree: Side}: a first run of each has compiled what it will need."""
   with contextlib.ExitStack() as stack:
     sides = {}
     for name, tree in trees.items():
       folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
       sides[name] = Side(tree, config, folder, extra)
-      sides[name].start()  # compiles
+      sides[name].start()
       sides[name].kill()
+    yield sides
+
+
+def compared(sides: dict[str, Side], seconds: float) -> dict:
+  """{tree: {ms: CPU milliseconds per step, mib: peak memory, steps: counted}}"""
+  with contextlib.ExitStack() as stack:
     for side in sides.values():
       side.start()
       stack.callback(side.kill)
@@ -128,7 +135,8 @@ def main() -> None:
   with checked_out(args.before) as former:
     trees = {"before": former, "now": ROOT}
     for config in args.config or CONFIGS:
-      rounds = [compared(trees, config, args.seconds, extra) for _ in range(args.rounds)]
+      with compiled(trees, config, extra) as sides:
+        rounds = [compared(sides, args.seconds) for _ in range(args.rounds)]
       ratio = {
         what: [found["now"][what] / found["before"][what] for found in rounds]
         for what in ("ms", "mib")
