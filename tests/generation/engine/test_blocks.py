@@ -94,6 +94,11 @@ def test_noise_levels_are_stratified_and_one_per_block():
   t_BT = np.asarray(noise_levels(jax.random.key(0), jnp.asarray([4, 4, 1]), 8, 0.1, 0.9))
   assert (t_BT[:2, :4] == t_BT[:2, :1]).all() and (t_BT[:2, 0] != t_BT[:2, 4]).all()
   assert (t_BT[2] == 1).all() and (t_BT[:2] >= 0.1).all() and (t_BT[:2] <= 0.9).all()
+  # Blocks of 4, 3 and 8 of 8 tokens: 2 + 3 + 1 blocks, one in each sixth of the interval.
+  for seed in range(4):
+    t_BT = np.asarray(noise_levels(jax.random.key(seed), jnp.asarray([4, 3, 8]), 8, 0.2, 0.8))
+    of_blocks = [*t_BT[0, ::4], *t_BT[1, ::3], t_BT[2, 0]]
+    assert sorted(np.floor((np.asarray(of_blocks) - 0.2) / 0.1).astype(int)) == list(range(6))
   with pytest.raises(ConfigError, match="clip_low <= clip_high"):
     BlockDiffusion(mask=8, clip_low=0.5, clip_high=0.2)
 
