@@ -27,6 +27,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.generation.base import Batch, Engine, Row, Snapshot, refuse_options
 from jaxlm.generation.engine.step import round_up
 from jaxlm.generation.masked_diffusion import filtered
+from jaxlm.generation.processors import refuse_order
 from jaxlm.generation.sampling import PLAIN, Sampling
 from jaxlm.ranges import Count, Natural
 
@@ -54,6 +55,10 @@ class Blocks(Engine):
   order: Literal["ancestral", "confidence"] = "ancestral"
   policy: object = None
   guide: object = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    refuse_order(self.sampling.processors, "block diffusion")
 
   @classmethod
   def from_data(cls, data):

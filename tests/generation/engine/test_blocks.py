@@ -125,6 +125,24 @@ def test_sampling_with_a_cache_is_sampling_without(model):
   assert any(MASK in list(s.sequence) for s in shots)  # it was seen while it grew
 
 
+def test_a_policy_sees_the_last_token_of_each_prompt(model):
+  config, params = model
+  seen = []
+
+  def policy(hidden_BD, keys_B):
+    seen.append(np.asarray(hidden_BD))
+    return jnp.full(len(hidden_BD), 2)
+
+  engine = Blocks(config, MASK, GREEDY, block_len=4, policy=policy)
+  engine.generate(params, [TEXT[0, :6].tolist(), TEXT[1, :2].tolist()], 2)
+  _, state = apply(model, "extend", jnp.asarray(TEXT[:1, :4]), config.init_state(1, T))
+  _, sown = config.build().apply(
+    {"params": params}, TEXT[:1, 4:6], state, method="extend", mutable=["intermediates"]
+  )
+  np.testing.assert_allclose(seen[0][0], sown["intermediates"]["final"][0][0, -1], atol=1e-4)
+  assert np.abs(seen[0][1]).max() > 0  # the shorter row keeps its own
+
+
 @pytest.mark.slow
 def test_a_row_draws_the_same_whatever_is_beside_it(model):
   config, params = model
