@@ -33,7 +33,7 @@ def measure(trained, overrides_at) -> Measured:
   from jaxlm.training.config import run_config
 
   cfg, sampling = run_config(trained.config), Sampling(top_p=0.9)
-  nudge = trained.settings.get("nudge")
+  nudge = (trained.settings or {}).get("nudge")
   engine = LeftToRight(cfg.model, sampling, stops=STOPS)
   found, curves = [], []
   for number, fact in enumerate(questions(trained, QUESTIONS)):
