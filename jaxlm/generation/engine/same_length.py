@@ -1,6 +1,6 @@
 r"""Speculative decoding that passes rows of equal length together: EXSPEC (arXiv 2510.22876).
 
-Axes: B rows of the pool, N rows of a group.
+Axes: B batch: the rows of the pool, N rows of a group.
 
 A pool of B rows is decoded; every round takes up to N of them. It takes rows whose caches, the target's
 and the draft's, have equal lengths: the first ones of the largest set of such rows. Where no two rows
