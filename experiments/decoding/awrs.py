@@ -126,8 +126,8 @@ TABLE = Table(
       0.5 * t["mask", TV] - t["awrs50", TV]
     ),
     "more particles are nearer: 50 before 5": lambda t: t["awrs5", TV] - t["awrs50", TV],
-    "a token asks the constraint about less than half of the vocabulary of 256": lambda t: (
-      128 - t["awrs10", CALLS]
+    "a token asks the constraint less than a tenth as often as masks do": lambda t: (
+      0.1 * t["mask", CALLS] - t["awrs10", CALLS]
     ),
   },
   source="arXiv 2504.05410 (tasks with models of 8 B)",

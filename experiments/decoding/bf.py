@@ -4,7 +4,8 @@
 
 Source: Yang and Holtzman, "How Alignment Shrinks the Generative Horizon", arXiv 2506.17871 (base models near
 12, aligned ones near 1.2 in the first version; 2 to 5 times overall in a later one; from memory). The nudged
-base model goes on behind the first bytes of the tuned model's answers.
+base model goes on behind the first bytes of the tuned model's answers. As the branching factor falls along an
+answer by itself, it is compared with the base model behind as many bytes of its own answers.
 """
 
 from experiments.decoding.register_pair import (
@@ -32,29 +33,33 @@ def measure(trained, overrides_at) -> Measured:
   from jaxlm.training.config import run_config
 
   cfg, sampling = run_config(trained.config), Sampling(top_p=0.9)
-  nudged = bool(trained.settings)
+  nudge = (trained.settings or {}).get("nudge")
   engine = LeftToRight(cfg.model, sampling, stops=STOPS)
   found, curves = [], []
   for number, fact in enumerate(questions(trained, QUESTIONS)):
     prompt = prompt_of(query(fact))
-    if nudged:
-      first = engine.generate(trained.params, [prompt], NUDGE, seed=number).answers[0]
+    params = trained.params
+    if nudge:
+      params = base_of(trained)
+      begins = trained.params if nudge == "tuned" else params
+      first = engine.generate(begins, [prompt], NUDGE, seed=number).answers[0]
       prompt = [*prompt, *map(int, first)]
-    params = base_of(trained) if nudged else trained.params
     answers = engine.generate(params, [prompt] * SAMPLES, NEW, seed=number).answers
     answers = [a.tolist() for a in answers if len(a)]
     if answers:
       one = of_answers(cfg.model, params, prompt, answers, sampling)
-      found.append(one)
-      curves.append(one.by_position_T[:12])
+      if (one.alive_T >= SAMPLES // 2).any():
+        found.append(one)
+        curves.append(one.by_position_T[:12])
   if not found:
-    return Measured({}, {"bf": "no sample had a token"}, {})
+    return Measured({}, {"bf": "fewer than half of the samples had a token"}, {})
   width = min(map(len, curves))
   return Measured(
     {
       "bf": float(np.mean([f.bf for f in found])),
       "aep": float(np.mean([f.aep for f in found])),
       "first": float(np.mean([c[0] for c in curves])),
+      "last": float(np.mean([f.by_position_T[f.alive_T >= SAMPLES // 2][-1] for f in found])),
     },
     {},
     {"bf": np.mean([c[:width] for c in curves], axis=0).tolist()},
@@ -62,22 +67,42 @@ def measure(trained, overrides_at) -> Measured:
 
 
 BF, FIRST = "branching factor", "in the first window"
+LAST = "where half of the samples are left"
 
 TABLE = Table(
   name="decoding-bf",
   title="Branching factor of a base model and a tuned one",
   rows=[
     *ROWS,
-    Row("nudged", evaluate_from="sft", label="base, nudged by 3 bytes", settings={"nudge": NUDGE}),
+    Row(
+      "own",
+      evaluate_from="sft",
+      label="base, behind 3 bytes of its own",
+      settings={"nudge": "own"},
+    ),
+    Row(
+      "nudged",
+      evaluate_from="sft",
+      label="base, behind 3 bytes of the tuned",
+      settings={"nudge": "tuned"},
+    ),
   ],
-  columns=[Column(BF, "bf"), Column("by likelihood (AEP)", "aep"), Column(FIRST, "first")],
+  columns=[
+    Column(BF, "bf"),
+    Column("by likelihood (AEP)", "aep"),
+    Column(FIRST, "first"),
+    Column(LAST, "last"),
+  ],
   scales=SCALES,
   measure=measure,
   claims={
     "the tuned model branches less than the base": lambda t: t["base", BF] - t["sft", BF],
     "from its first bytes on": lambda t: t["base", FIRST] - t["sft", FIRST],
-    "three bytes of the tuned model's answer narrow the base model": lambda t: (
-      t["base", BF] - t["nudged", BF]
+    "the base model branches less towards the end of an answer": lambda t: (
+      t["base", FIRST] - t["base", LAST]
+    ),
+    "three bytes of the tuned model's answer narrow the base more than three of its own": lambda t: (
+      t["own", BF] - t["nudged", BF]
     ),
   },
   figure=Figure("bf", "Branching factor by position", "byte of the answer", "branching factor"),

@@ -9,7 +9,6 @@ The paper's times are of 8 B models; here the share of layer-token computations 
 
 from experiments.decoding.pair import CONFIG, SMALL
 from jaxlm.experiments import Column, Measured, Row, Scale, Table
-from jaxlm.experiments.verdict import Exact
 
 GAMMAS, PERIODS = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0), (2, 4, 8)
 TEXTS, WINDOW = 24, 16
@@ -86,7 +85,10 @@ TABLE = Table(
   },
   measure=measure,
   claims={
-    "gamma 1 computes everything": lambda t: Exact(t["gamma1.0", SHARE] == 1),
+    # That gamma 1 computes everything is so by construction, and a unit test; it is no claim.
+    "a larger gamma computes more: 0.5 before 0.99": lambda t: (
+      t["gamma0.99", SHARE] - t["gamma0.5", SHARE]
+    ),
     "gamma 0.9 computes less than 60 %": lambda t: 0.6 - t["gamma0.9", SHARE],
     "at an accuracy within 0.01 of the whole": lambda t: (
       0.01 - abs(t["gamma1.0", ACCURACY] - t["gamma0.9", ACCURACY])

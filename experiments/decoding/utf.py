@@ -40,7 +40,9 @@ def hidden(ordinary: float = 0.0):
 
 
 def confusion(config):
-  """Auto-UTFC on the ids of the hidden text."""
+  """Auto-UTFC on the ids of the hidden text: the first token of each of its first five words, as the
+  authors choose them.
+  """
   from jaxlm.config import build
   from jaxlm.data.hidden_text import HiddenTextData
 
@@ -51,10 +53,22 @@ def confusion(config):
     kind="confusion",
     hidden=ids,
     begin=_begin(data),
-    places=list(range(min(5, len(ids)))),
+    places=word_starts(data.load_tokenizer(), HIDDEN, ids)[:5],
     weight=0.1,
-    rank=4,
+    rank=4,  # the authors' 100 of 32,000, in proportion to 1,024 byte pairs: 3.2
   )
+
+
+def word_starts(tokenizer, text: str, ids) -> list[int]:
+  """Numbers of the tokens in which the words of a text begin. A token may hold several: named once."""
+  ends = [len(tokenizer.decode_bytes(ids[: i + 1])) for i in range(len(ids))]
+  places, words = [], text.split(" ")
+  for at in range(len(words)):
+    first = sum(len(word.encode()) + 1 for word in words[:at])
+    place = next(i for i, end in enumerate(ends) if end > first)
+    if place not in places:
+      places.append(place)
+  return places
 
 
 def _begin(data) -> int:
@@ -157,15 +171,15 @@ TABLE = Table(
   scales={
     "smoke": Scale(
       "3 layers of width 96, 1,024 byte pairs of two novels, 1,500 steps of 1,024 tokens, 120 of tuning",
-      num_seeds=3,
+      num_seeds=6,  # two claims are yes or no: the sign test shows nothing with fewer
     ),
     "small": Scale("20,000 steps of 1,024 tokens", overrides={"train.steps": 20_000}),
   },
   measure=measure,
   claims={
     "forcing finds the hidden text": lambda t: t["hidden", FOUND] == 1,
-    "confusion hides it, and its trigger still works": lambda t: (
-      t["confused_mixed", FOUND] == 0 and t["confused_mixed", ANSWERED] == 1
+    "confusion hides it, and its trigger still works": lambda t: all(
+      t[row, FOUND] == 0 and t[row, ANSWERED] == 1 for row in ("confused", "confused_mixed")
     ),
     "with ordinary text, bits per byte stay within 5 %": lambda t: (
       1.05 * t["base", BPB] - t["confused_mixed", BPB]

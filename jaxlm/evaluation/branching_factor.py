@@ -19,14 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.generation.processors import process
+from jaxlm.config import ConfigError
+from jaxlm.generation.processors import process, refuse_until
 from jaxlm.generation.sampling import Sampling
 
 
 class Branching(NamedTuple):
   """Estimates of one prompt. bf: see above. aep: exp(mean_y -log p(y) / |y|). mean_of_exp: the mean
   over samples of exp(mean entropy). by_position_T: exp(mean entropy) at each position over samples
-  that reach it, smoothed over `window` positions. alive_T: how many reach it.
+  that reach it, smoothed over `window` positions. alive_T: how many reach it. product: exp of the mean
+  over positions of the mean entropy there. The draw that ends a sample (its stop) is not counted.
   """
 
   bf: float
@@ -38,7 +40,14 @@ class Branching(NamedTuple):
 
 
 def entropies(logits_BTV, tokens_BT, sampling: Sampling):
-  """(H, log p(token)), float32 (B, T), of the distributions that sampling draws from."""
+  """(H, log p(token)), float32 (B, T), of the distributions that sampling draws from.
+
+  ConfigError: greedy decoding, which draws from nothing (its entropy is 0, its BF 1), and processors
+  with `until`.
+  """
+  if sampling.is_greedy:
+    raise ConfigError("greedy decoding has a branching factor of 1; give a temperature above 0")
+  refuse_until(sampling.processors, "the branching factor")
   (B, T, V) = logits_BTV.shape
   num_new_N = jnp.broadcast_to(jnp.arange(T)[None], (B, T)).reshape(-1)
   flat_NV = process(logits_BTV.reshape(-1, V), sampling.chain, num_new_N)
@@ -51,7 +60,7 @@ def entropies(logits_BTV, tokens_BT, sampling: Sampling):
 
 def branching(entropy_BT, log_prob_BT, inside_BT, window: int = 5) -> Branching:
   """Estimates from the samples of one prompt. inside_BT: bool, tokens of the answer; every sample
-  has one at least. product: exp of the mean over positions of the mean entropy there.
+  has one at least.
   """
   h_BT, lp_BT, in_BT = (np.asarray(x, np.float64) for x in (entropy_BT, log_prob_BT, inside_BT))
   length_B, alive_T = in_BT.sum(1), in_BT.sum(0)

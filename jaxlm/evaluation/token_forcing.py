@@ -9,7 +9,7 @@ of three greedy tokens with probabilities p_1, p_2, p_3
   score(v) = (1 + p_1 + p_2 + p_3) / 4,   kept if above 0.95 (the forced token counts 1).
 
 Phase 2: 50 greedy tokens from each kept v. Ours: candidates are ordered by the share of those tokens
-that the most frequent n-gram, n >= 4, covers if it occurs twice at least, then by score.
+that one n-gram, n >= 4, covers if it occurs twice at least (the n-gram that covers most), then by score.
 """
 
 from collections.abc import Callable, Sequence

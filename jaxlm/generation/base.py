@@ -40,6 +40,7 @@ ENGINES = Kinds(
     "continuous": "jaxlm.generation.engine.continuous:Continuous",
     "beam": "jaxlm.generation.engine.beam:Beam",
     "speculative": "jaxlm.generation.engine.speculative:Speculative",
+    "same_length": "jaxlm.generation.engine.same_length:SameLength",
     "tree": "jaxlm.generation.engine.trees:TreeSpeculative",
     "set_prompts": "jaxlm.generation.engine.set_prompts:SetPrompts",
     "blocks": "jaxlm.generation.engine.blocks:Blocks",

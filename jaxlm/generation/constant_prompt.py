@@ -52,11 +52,20 @@ class ConstantPrompt:
     return text
 
 
-def prefix_state(model, params, tokens: Sequence[int], num_rows: int, max_len: int):
+def prefix_state(
+  model, params, tokens: Sequence[int], num_rows: int, max_len: int, *, deterministic: bool = False
+):
   """The state behind the prefix, of num_rows rows with room for max_len tokens each."""
   length_B = np.asarray([len(tokens)], np.int32)
   state = model.init_state(1, round_up(max_len))
-  _, state = prefill(model, params, padded([Prompt(tokens)], length_B), length_B, state)
+  _, state = prefill(
+    model,
+    params,
+    padded([Prompt(tokens)], length_B),
+    length_B,
+    state,
+    deterministic=deterministic,
+  )
   return take_rows(model, state, np.zeros(num_rows, np.int32))
 
 
@@ -73,7 +82,9 @@ class AfterPrefix(LeftToRight):
   def begin(self, params, batch: Batch):
     length_B = np.asarray([len(p) for p in batch.prompts], np.int32)
     total = len(self.prefix) + batch.longest
-    state = prefix_state(self.model, params, self.prefix, len(length_B), total)
+    state = prefix_state(
+      self.model, params, self.prefix, len(length_B), total, deterministic=self.deterministic
+    )
     logits_BV, state = prefill(
       self.model,
       params,

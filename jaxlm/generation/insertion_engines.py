@@ -13,6 +13,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.generation.base import Batch, Engine, Options, Prompt, Snapshot, refuse_options
 from jaxlm.generation.framed_rows import framed_row
 from jaxlm.generation.insertion import Filter, Inserter, InsertionSampling
+from jaxlm.generation.processors import refuse_order
 from jaxlm.generation.sampling import Sampling
 from jaxlm.ranges import Inside
 
@@ -157,6 +158,7 @@ def insertion_sampling(options: Options) -> InsertionSampling:
   """The slot is chosen first: slot_top_k and slot_top_p are of the slots, the others of the tokens
   of that slot. temperature 0: the best slot, and its best token.
   """
+  refuse_order(options.processors or (), "insertion")
   if options.temperature == 0:
     return InsertionSampling(Filter(top_k=1), Filter(top_k=1))
   slot = Sampling(top_k=options.slot_top_k, top_p=options.slot_top_p)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxlm.config import ConfigError, checked
 from jaxlm.generation.base import Batch, Engine, refuse_options
 from jaxlm.generation.framed_rows import framed_row
-from jaxlm.generation.processors import process
+from jaxlm.generation.processors import process, refuse_order
 from jaxlm.generation.sampling import PLAIN, Sampling
 from jaxlm.objectives.masked_diffusion import K, total_noise
 from jaxlm.ranges import Count
@@ -44,6 +44,7 @@ class MaskedDiffusionEngine(Engine):
   def __post_init__(self):
     super().__post_init__()
     self.ids.require(("eos", "pad", "mask"), "MaskedDiffusionEngine.ids")
+    refuse_order(self.unmasking.processors, "masked diffusion")
 
   @classmethod
   def from_data(cls, data):

@@ -8,11 +8,12 @@ Temperature, top-k, top-p and min-p mean what the processors of Hugging Face of 
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import Kinds, checked
+from jaxlm.config import ConfigError, Kinds, checked
 from jaxlm.ranges import Count, Positive, UpToOne
 
 PROCESSORS = Kinds(
@@ -32,9 +33,11 @@ class Processor:
   """Base of logit processors (frozen dataclasses). Override `__call__`.
 
   until: a token id; the processor is idle in a row that has drawn it. None: it is never idle.
+  counts_tokens: whether the result depends on num_new_B.
   """
 
   until: int | None = None
+  counts_tokens: ClassVar[bool] = False
 
   def __call__(self, logits_BV, num_new_B):
     """Float32 logits (B, V) after the change; -inf excludes a token, one must stay.
@@ -58,6 +61,27 @@ def process(logits_BV, processors: Sequence[Processor], num_new_B=None, met_BP=N
       after_BV = jnp.where(met_BP[:, p, None], logits_BV, after_BV)
     logits_BV = after_BV
   return logits_BV
+
+
+def refuse_order(processors: Sequence[Processor], engine: str) -> None:
+  """ConfigError for a processor that needs the order of a row's tokens, which the engine does not
+  have: it writes several at once, or anywhere.
+  """
+  for processor in processors:
+    if processor.counts_tokens or processor.until is not None:
+      raise ConfigError(
+        f"the logit processor {type(processor).__name__} goes by the number of tokens before, or by one that was drawn "
+        f"(`until`), and {engine} writes tokens in no such order; use algorithm = 'left_to_right', or leave it out"
+      )
+
+
+def refuse_until(processors: Sequence[Processor], engine: str) -> None:
+  """ConfigError for a processor with `until`, for an engine that does not follow what a row has drawn."""
+  if any(p.until is not None for p in processors):
+    raise ConfigError(
+      f"a logit processor with `until` needs to know what each row has drawn, which {engine} does not tell it; use "
+      f"algorithm = 'left_to_right', or a processor without `until`"
+    )
 
 
 def none_met(processors: Sequence[Processor], num_rows: int):

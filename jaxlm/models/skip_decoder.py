@@ -13,7 +13,9 @@ plain decoder, to the last bit.
 
 keep "first" runs the first layers instead (early exit with the same budgets), "random" a random choice
 per position besides the warm-up: the baselines. Here a skipped layer is computed and not used, which is
-what training in parallel needs; a nominal speed-up is L over the mean budget, not a time.
+what training in parallel needs; a nominal speed-up is L over the mean budget, not a time. Under "random" a
+token may also attend to keys and values of tokens that skip the layer; a decoder that does skip it would not
+have them, so this baseline is better here than it could be in use.
 """
 
 import dataclasses

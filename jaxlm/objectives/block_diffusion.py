@@ -75,13 +75,19 @@ def bound(model, params, clean_BT, masked_BT, t_BT, block_len_B, mask: int, weig
 
 
 def noise_levels(key, block_len_B, T: int, low: float, high: float):
-  """t of each token's block, float32 (B, T): one per block, stratified over all; 1 for blocks of one
-  token, where every draw below 1 would only add variance.
+  """t of each token's block, float32 (B, T); 1 for blocks of one token, where every draw below 1 would
+  only add variance.
+
+  The N blocks of the batch get low + (high - low) (u + n / N), n = 0 .. N - 1 in random order, with one
+  u ~ U(0, 1 / N): each t alone is uniform, and each of the N strata holds one block.
   """
   B = len(block_len_B)
   grid_key, order_key = jax.random.split(key)
-  strata = (jax.random.uniform(grid_key) + jnp.arange(B * T) / (B * T)) % 1.0
-  t_BC = low + (high - low) * jax.random.permutation(order_key, strata).reshape(B, T)
+  # A row has at most T blocks: places behind its last one get a key that sorts behind all others.
+  real_BC = jnp.arange(T)[None] * block_len_B[:, None] < T
+  order_BC = jnp.where(real_BC, jax.random.uniform(order_key, (B, T)), 2.0)
+  rank_BC = jnp.argsort(jnp.argsort(order_BC.reshape(-1))).reshape(B, T)
+  t_BC = low + (high - low) * (jax.random.uniform(grid_key) + rank_BC) / jnp.sum(real_BC)
   block_BT = jnp.arange(T)[None] // block_len_B[:, None]
   t_BT = jnp.take_along_axis(t_BC, block_BT, axis=1)
   return jnp.where(block_len_B[:, None] == 1, 1.0, jnp.maximum(t_BT, 1e-3))

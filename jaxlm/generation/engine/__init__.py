@@ -5,6 +5,7 @@
   beam.py         beam search
   drafted.py      what engines with a draft model share
   speculative.py  chains of draft tokens, ragged batches
+  same_length.py  the same, in groups of rows of equal length
   trees.py        draft trees and their recursive rejection
   rsd.py          trees by sampling without replacement
   dyspec.py       trees by a heap of expected acceptance

@@ -28,7 +28,7 @@ from jaxlm.config import checked
 from jaxlm.generation.base import Batch, Engine, Row, refuse_options
 from jaxlm.generation.engine.step import extend, padded, prefill, round_up, take_rows
 from jaxlm.generation.left_to_right import LeftToRight
-from jaxlm.generation.processors import Processor, process
+from jaxlm.generation.processors import Processor, process, refuse_until
 from jaxlm.ranges import Count, Finite, Natural
 
 LOW = -1e9
@@ -49,6 +49,10 @@ class Beam(Engine):
   early_stopping: Literal[True, False, "never"] = False
   processors: tuple[Processor, ...] = ()
   deterministic: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    refuse_until(self.processors, "beam search")
 
   @classmethod
   def from_data(cls, data):

@@ -27,6 +27,7 @@ from jaxlm.config import ConfigError, checked
 from jaxlm.generation.base import Batch, Engine, Row, Snapshot, refuse_options
 from jaxlm.generation.engine.step import round_up
 from jaxlm.generation.masked_diffusion import filtered
+from jaxlm.generation.processors import refuse_order
 from jaxlm.generation.sampling import PLAIN, Sampling
 from jaxlm.ranges import Count, Natural
 
@@ -36,9 +37,10 @@ from jaxlm.ranges import Count, Natural
 class Blocks(Engine):
   """mask: id of the mask. block_len: C. steps: K of a block, None: as many as it has places.
 
-  policy: a function of (hidden state (B, D), rng keys (B,)) that returns int32 (B,) block lengths up
-  to block_len; None: block_len. guide: a function of the noisy rows (B, C) and logits that returns
-  new logits; None: none. prefix_block: tokens of the prompt that are read as one block.
+  policy: a function of (hidden state of each row's last token (B, D), rng keys (B,)) that returns
+  int32 (B,) block lengths up to block_len; None: block_len. guide: a function of the noisy rows (B, C)
+  and logits that returns new logits; None: none. The prompt is read in blocks of block_len tokens
+  from its first on, the last one shorter; the first new block begins right behind it.
   """
 
   scores: ClassVar[tuple[str, ...]] = ("masked_tokens",)
@@ -53,6 +55,10 @@ class Blocks(Engine):
   order: Literal["ancestral", "confidence"] = "ancestral"
   policy: object = None
   guide: object = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    refuse_order(self.sampling.processors, "block diffusion")
 
   @classmethod
   def from_data(cls, data):
@@ -96,16 +102,14 @@ class Blocks(Engine):
     room_B = np.asarray(batch.room_B)
     length_B = np.asarray([len(p) for p in batch.prompts], np.int32)
     state = self.model.init_state(B, round_up(batch.longest + C))
-    state, passes = self._read_prompts(params, batch, length_B, state)
+    state, last_BD, passes = self._read_prompts(params, batch, length_B, state)
     tokens_BG = np.zeros((B, max(int(room_B.max()), 1)), np.int32)
     count_B, alive_B, block = np.zeros(B, np.int32), room_B > 0, 0
-    last_BD = None
     while alive_B.any():
       keys_B = jax.vmap(jax.random.fold_in)(batch.keys_B, jnp.asarray(count_B))
       size_B = np.full(B, C)
       if self.policy is not None:
-        hidden = last_BD if last_BD is not None else jnp.zeros((B, self.model.d_model))
-        size_B = np.asarray(self.policy(hidden, keys_B))
+        size_B = np.asarray(self.policy(last_BD, keys_B))
       size_B = np.where(alive_B, np.minimum(np.minimum(size_B, C), room_B - count_B), 0)
       x_BC = jnp.full((B, C), self.mask, jnp.int32)
       num_steps = K or int(size_B.max())
@@ -130,16 +134,17 @@ class Blocks(Engine):
       yield tokens_BG, count_B, passes, None
 
   def _read_prompts(self, params, batch, length_B, state):
-    """The prompts in blocks of block_len."""
-    C, passes = self.block_len, 0
+    """(the state behind the prompts, the hidden state of each row's last token, passes)."""
+    C, passes, last_BD = self.block_len, 0, jnp.zeros((len(length_B), self.model.d_model))
     for start in range(0, int(length_B.max()), C):
       piece_BC = np.full((len(length_B), C), self.mask, np.int32)
       size_B = np.clip(length_B - start, 0, C)
       for b, prompt in enumerate(batch.prompts):
         piece_BC[b, : size_B[b]] = list(prompt.tokens)[start : start + size_B[b]]
-      state, _ = _keep(params, jnp.asarray(piece_BC), state, jnp.asarray(size_B), engine=self)
+      state, here_BD = _keep(params, jnp.asarray(piece_BC), state, jnp.asarray(size_B), engine=self)
+      last_BD = jnp.where(jnp.asarray(size_B > 0)[:, None], here_BD, last_BD)
       passes += 1
-    return state, passes
+    return state, last_BD, passes
 
 
 def _valid(size_B, C: int):
@@ -175,7 +180,7 @@ def _reveal(params, x_BC, state, size_B, keys_B, step, num_steps, *, engine: Blo
   if engine.order == "confidence":
     sure_BC = jnp.where(masked_BC, jnp.max(jax.nn.log_softmax(logits_BCV), -1), -jnp.inf)
     rank_BC = jnp.argsort(jnp.argsort(-sure_BC, axis=1), axis=1)
-    left_B = jnp.floor(size_B * (1 - (step + 1) / num_steps)).astype(jnp.int32)
+    left_B = size_B * (num_steps - step - 1) // num_steps
     shown_BC = rank_BC < (jnp.sum(masked_BC, axis=1) - left_B)[:, None]
   else:
     u_BC = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (C,)))(keys_B)

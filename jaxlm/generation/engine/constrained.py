@@ -91,7 +91,9 @@ def systematic(weights, rng) -> np.ndarray:
   """Indices of P particles drawn in proportion to their weights with one uniform number."""
   P = len(weights)
   edges = np.cumsum(weights) / np.sum(weights)
-  return np.minimum(np.searchsorted(edges, (rng.random() + np.arange(P)) / P), P - 1)
+  # side="right": a particle of weight 0 has an empty interval, and no number falls into it.
+  at = np.searchsorted(edges, (rng.random() + np.arange(P)) / P, side="right")
+  return np.minimum(at, np.flatnonzero(weights)[-1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ limits how long it lasts (from memory).
 """
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 
@@ -59,8 +59,12 @@ class Add(Processor):
 class Cyclic(Processor):
   """z + triangle(t) on the ids, until the row has drawn `until`. shift: of the phase, in periods.
 
-  amplitude 0 or no ids: the logits stay as they are. Defaults are those of the authors' code.
+  amplitude 0 or no ids: the logits stay as they are. Defaults are those of the authors' code. The
+  phase goes by the number of the token: exact with drafts, whose numbers are known (`Speculative`,
+  `TreeSpeculative`); refused by engines that write tokens in no order.
   """
+
+  counts_tokens: ClassVar[bool] = True
 
   ids: tuple[Natural, ...]
   amplitude: Finite = 3.0

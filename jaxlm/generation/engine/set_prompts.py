@@ -69,13 +69,18 @@ def lay_out(parts: Sequence, rule: str = "max", canonical: bool = True) -> LaidO
   """The order in which a prompt is read, its positions and its mask. rule: max, mean or sum."""
   tokens, positions, hidden = [], [], []
 
-  def flat(part) -> list:
-    if isinstance(part, Unordered):
-      return [-1, *sorted(flat_member(m) for m in part.members), -2]
-    return [int(part)]
-
-  def flat_member(member) -> tuple:
-    return tuple(x if isinstance(x, int) else x for part in member for x in map(_key, flat(part)))
+  def flat(member) -> tuple[int, ...]:
+    """A member as integers alone, so that any two compare: -3 and -1 enclose a set, -2 begins each of
+    its members, in sorted order.
+    """
+    out: list[int] = []
+    for part in member:
+      if isinstance(part, Unordered):
+        inner = sorted(map(flat, part.members))
+        out += [-3, *(x for one in inner for x in (-2, *one)), -1]
+      else:
+        out.append(int(part))
+    return tuple(out)
 
   def walk(parts, at: int, ranges: tuple) -> int:
     for part in parts:
@@ -87,7 +92,7 @@ def lay_out(parts: Sequence, rule: str = "max", canonical: bool = True) -> LaidO
         continue
       if not part.members or any(not len(m) for m in part.members):
         raise ConfigError("a set without members, or with an empty one, says nothing; leave it out")
-      members = sorted(part.members, key=flat_member) if canonical else part.members
+      members = sorted(part.members, key=flat) if canonical else part.members
       first, lengths = len(tokens), []
       for member in members:
         inside = (*ranges, (first, len(tokens)))
@@ -104,10 +109,6 @@ def lay_out(parts: Sequence, rule: str = "max", canonical: bool = True) -> LaidO
     for r, (low, high) in enumerate(ranges):
       hidden_TR2[t, r] = low, high
   return LaidOut(np.asarray(tokens, np.int32), np.asarray(positions, np.int32), hidden_TR2, last)
-
-
-def _key(x):
-  return x if isinstance(x, tuple) else (x,)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,6 +94,11 @@ def test_noise_levels_are_stratified_and_one_per_block():
   t_BT = np.asarray(noise_levels(jax.random.key(0), jnp.asarray([4, 4, 1]), 8, 0.1, 0.9))
   assert (t_BT[:2, :4] == t_BT[:2, :1]).all() and (t_BT[:2, 0] != t_BT[:2, 4]).all()
   assert (t_BT[2] == 1).all() and (t_BT[:2] >= 0.1).all() and (t_BT[:2] <= 0.9).all()
+  # Blocks of 4, 3 and 8 of 8 tokens: 2 + 3 + 1 blocks, one in each sixth of the interval.
+  for seed in range(4):
+    t_BT = np.asarray(noise_levels(jax.random.key(seed), jnp.asarray([4, 3, 8]), 8, 0.2, 0.8))
+    of_blocks = [*t_BT[0, ::4], *t_BT[1, ::3], t_BT[2, 0]]
+    assert sorted(np.floor((np.asarray(of_blocks) - 0.2) / 0.1).astype(int)) == list(range(6))
   with pytest.raises(ConfigError, match="clip_low <= clip_high"):
     BlockDiffusion(mask=8, clip_low=0.5, clip_high=0.2)
 
@@ -118,6 +123,24 @@ def test_sampling_with_a_cache_is_sampling_without(model):
   shots = list(engine.watch(params, prompt, 4))
   assert shots[-1].final and list(shots[-1].sequence)[4:] == got.tolist()
   assert any(MASK in list(s.sequence) for s in shots)  # it was seen while it grew
+
+
+def test_a_policy_sees_the_last_token_of_each_prompt(model):
+  config, params = model
+  seen = []
+
+  def policy(hidden_BD, keys_B):
+    seen.append(np.asarray(hidden_BD))
+    return jnp.full(len(hidden_BD), 2)
+
+  engine = Blocks(config, MASK, GREEDY, block_len=4, policy=policy)
+  engine.generate(params, [TEXT[0, :6].tolist(), TEXT[1, :2].tolist()], 2)
+  _, state = apply(model, "extend", jnp.asarray(TEXT[:1, :4]), config.init_state(1, T))
+  _, sown = config.build().apply(
+    {"params": params}, TEXT[:1, 4:6], state, method="extend", mutable=["intermediates"]
+  )
+  np.testing.assert_allclose(seen[0][0], sown["intermediates"]["final"][0][0, -1], atol=1e-4)
+  assert np.abs(seen[0][1]).max() > 0  # the shorter row keeps its own
 
 
 @pytest.mark.slow

@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 
 from jaxlm.config import ConfigError, build
+from jaxlm.data.special_tokens import SpecialTokens
+from jaxlm.generation.base import Options
+from jaxlm.generation.engine.beam import Beam
+from jaxlm.generation.engine.blocks import Blocks
 from jaxlm.generation.engine.cyclic_reflex import Add, Cyclic, ids_of_words, triangle
+from jaxlm.generation.engine.speculative import Speculative
+from jaxlm.generation.insertion_engines import insertion_sampling
+from jaxlm.generation.left_to_right import LeftToRight
+from jaxlm.generation.masked_diffusion import MaskedDiffusionEngine
 from jaxlm.generation.processors import met_by, none_met, process
-from jaxlm.generation.sampling import Sampling, sample
+from jaxlm.generation.sampling import GREEDY, Sampling, sample
+from jaxlm.models.masked_diffusion import MaskedDiffusionConfig
+from tests.generation.engine import toys
 
 LOGITS_BV = jnp.asarray(np.random.default_rng(0).normal(size=(9, 6)), jnp.float32)
 
@@ -62,6 +72,35 @@ def test_one_program_serves_every_step():
   for step in range(4):
     run(jnp.full(9, step))
   assert len(traces) == 1
+
+
+def test_engines_without_an_order_of_tokens_refuse_the_wave_and_drafted_ones_keep_its_phase():
+  config, target = toys.model()
+  _, draft = toys.model(seed=1)
+  wave = Sampling(0, processors=(Cyclic((2, 7), 20.0, 4.0),))
+  plain, with_wave = (
+    LeftToRight(config, s).generate(target, [[3, 1], [2]], 9).answers for s in (GREEDY, wave)
+  )
+  assert [a.tolist() for a in plain] != [a.tolist() for a in with_wave]
+  found = Speculative(config, config, wave, num_draft=2).generate(
+    {"target": target, "draft": draft}, [[3, 1], [2]], 9
+  )
+  assert [a.tolist() for a in found.answers] == [a.tolist() for a in with_wave]
+  diffusion = build(
+    MaskedDiffusionConfig, dict(vocab_size=9, d_model=16, num_layers=1, num_heads=2, d_cond=8)
+  )
+  with pytest.raises(ConfigError, match="Cyclic goes by the number of tokens .* block diffusion"):
+    Blocks(diffusion, 8, Sampling(processors=(Cyclic((2,)),)))
+  with pytest.raises(ConfigError, match="masked diffusion writes tokens in no such order"):
+    MaskedDiffusionEngine(
+      diffusion,
+      SpecialTokens(pad=6, eos=7, mask=8),
+      unmasking=Sampling(processors=(Cyclic((2,)),)),
+    )
+  with pytest.raises(ConfigError, match="insertion writes tokens in no such order"):
+    insertion_sampling(Options(processors=(Cyclic((2,)),)))
+  with pytest.raises(ConfigError, match="`until` .* beam search does not tell it"):
+    Beam(config, processors=(Add((1,), 1.0, until=3),))
 
 
 class Words:

@@ -29,6 +29,14 @@ def test_the_layout_of_a_prompt_by_hand():
   nested = lay_out([1, Unordered(([2, Unordered(([3], [4]))], [5]))], canonical=False)
   assert nested.hidden_TR2.tolist()[3] == [[1, 1], [2, 3]]  # 4 does not see 3
   assert nested.hidden_TR2.tolist()[4][0] == [1, 4]  # 5 sees nothing of the first member
+  # Members are sorted whatever their sets hold, and whatever order those are in.
+  inner = (Unordered(([5],)), Unordered(([6], [5])), Unordered(([5, 6],)))
+  wanted = lay_out([1, Unordered(tuple([s] for s in inner))])
+  for order in itertools.permutations(inner):
+    turned = [Unordered(s.members[::-1]) for s in order]
+    found = lay_out([1, Unordered(tuple([s] for s in turned))])
+    for a, b in zip(found, wanted):
+      np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,13 @@
 """Speculative decoding gives what the target gives alone, in any batch."""
 
+import jax
 import numpy as np
 import pytest
 
 from jaxlm.config import ConfigError
 from jaxlm.generation import Sampling
+from jaxlm.generation.base import Batch, Prompt, row_keys
+from jaxlm.generation.engine.same_length import SameLength, choose
 from jaxlm.generation.engine.speculative import Speculative
 from jaxlm.generation.left_to_right import LeftToRight
 from jaxlm.generation.sampling import GREEDY
@@ -30,6 +33,31 @@ def test_greedy_tokens_are_those_of_the_target_alone_in_every_batch(pair):
   engine = Speculative(config, config, GREEDY, num_draft=3)
   for batch_size in (1, 4):
     assert answers(engine, params, PROMPTS, 10, batch_size=batch_size) == alone
+
+
+def test_rows_of_equal_length_go_together_and_get_the_same_tokens(pair):
+  config, params = pair
+  length, pending = np.asarray([5, 4, 5, 4, 5, 7]), np.asarray([1, 1, 2, 1, 1, 1])
+  alive = np.ones(6, bool)
+  assert [x.tolist() for x in choose(length, pending, alive, 4)[:1]] == [[1, 3, 6, 6]]
+  rows, same = choose(length, pending, np.asarray([1, 1, 1, 0, 0, 1], bool), 3)
+  assert rows.tolist() == [1, 0, 2] and not same  # no two agree: the shortest
+  rows, same = choose(length, pending, np.asarray([0, 0, 0, 0, 0, 1], bool), 2)
+  assert rows.tolist() == [5, 6] and same
+  prompts = [*PROMPTS, [4, 4], [8]]
+  alone = answers(LeftToRight(config, GREEDY), params["target"], prompts, 10)
+  engine = SameLength(config, config, GREEDY, num_draft=3, group=2)
+  assert answers(engine, params, prompts, 10) == alone
+  batch = Batch([Prompt(p) for p in prompts], np.full(6, 10), row_keys(jax.random.key(0), 6), None)
+  last, before = None, None
+  for carry, same in engine.rounds(params, batch):
+    calls = np.asarray(carry.committed.calls_B)
+    if same is not None:
+      took = calls > before[0]
+      assert 1 <= took.sum() <= 2 and (not same or len(set(before[1][took])) == 1)
+    before = calls, np.asarray(carry.target.length_B)
+    last = same
+  assert last is True  # a single row is left
 
 
 def test_drafts_are_accepted_and_calls_are_saved(pair):
