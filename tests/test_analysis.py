@@ -287,6 +287,15 @@ def test_the_page_lists_every_site_of_every_family():
   assert listed == found
 
 
+def test_a_layer_or_a_text_where_it_does_not_belong_is_one_sentence():
+  cfg, params, _ = given("decoder")
+  opened = Opened(cfg, params, None)
+  with pytest.raises(ConfigError, match="name the site alone and take the layer from the result"):
+    observe(opened, [1, 2], ("attention", 2))
+  with pytest.raises(ConfigError, match=r"opened.tokenizer.encode\(text\) makes them"):
+    observe(opened, "a text", "attention")
+
+
 def test_a_wrong_site_or_layer_is_answered_with_the_right_ones():
   cfg, _, _ = given("decoder")
   with pytest.raises(ConfigError, match="did you mean 'heads'"):

@@ -139,6 +139,22 @@ MISTAKES = [
     "no table 'carope/tabel1'; did you mean 'carope/table1'?",
   ),
   (["table", "carope/table1"], "--scale is missing"),
+  (
+    ["table", str(ROOT / "experiments/icl_linear/transformer.py"), "--scale=smoke"],
+    "`jaxlm list tables` names those that are there",
+  ),
+  *(
+    (
+      ["preflight", "--config=carope/tiny", f"--topology={name}"],
+      f"of the form chip:AxB or chip:AxBxC; {said}",
+    )
+    for name, said in (
+      ("v5e-16", "write v5e:4x4 for v5e-16"),
+      ("v5litepod-16", "write v5e:4x4 for v5litepod-16"),
+      ("v5p-8", "write v5p:2x2x1 for v5p-8"),
+      ("v5e-7", "known: "),
+    )
+  ),
   (["list", "mixer"], "no list of 'mixer'; did you mean 'mixers'?"),
   (["list"], "list what? One of: models, mixers"),
   (["runs", "nowhere"], "there is no folder nowhere"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.analysis.activations import edits, record
+from jaxlm.config import ConfigError
 from jaxlm.layers.taps import Edit
 
 
@@ -21,7 +22,7 @@ def observe(opened, batch, *names: str, **options) -> dict[str, Any]:
   opened: of `jaxlm.open_model`. batch: token ids, int (B, T) or (T,); or a dict of what
   `opened.config.inputs` reads, for an encoder-decoder {"tokens", "decoder_tokens"}. names: sites, as
   `jaxlm.analysis.sites(opened.config)` lists them. options: keyword arguments of the model's call.
-  ConfigError: a site that is not there.
+  ConfigError: a site that is not there, a text in place of token ids.
   """
   return intervene(opened, batch, {}, *names, **options)
 
@@ -33,6 +34,17 @@ def intervene(opened, batch, changes: Mapping[Any, Edit], *names: str, **options
   ConfigError: a site or a layer that is not there.
   """
   config = opened.config
+  for name in names:
+    if not isinstance(name, str):
+      raise ConfigError(
+        f"site {name!r} is not a text; name the site alone and take the layer from the result: "
+        f"observe(opened, batch, 'attention')['attention'][2]"
+      )
+  if isinstance(batch, str | bytes):
+    raise ConfigError(
+      "the batch is a text; the model reads token ids, int (T,) or (B, T): "
+      "opened.tokenizer.encode(text) makes them"
+    )
   if not isinstance(batch, Mapping):
     batch = {"tokens": np.atleast_2d(np.asarray(batch, np.int32))}
   changed = edits(config, changes) if changes else None

@@ -3,6 +3,7 @@ in an object store.
 """
 
 import dataclasses
+import difflib
 import functools
 import logging
 from typing import Any
@@ -179,9 +180,23 @@ def _alike(kinds, here, noted) -> bool:
     return False
 
 
+def _beside(path) -> str:
+  """'; did you mean ...?' if a run or weights folder beside `path` has nearly its name, else ''."""
+  try:
+    beside = {
+      other.name
+      for other in path.parent.iterdir()
+      if any((other / file).is_file() for file in ("config.json", "model.json"))
+    }
+  except OSError:  # no such folder, or one that may not be read
+    return ""
+  close = difflib.get_close_matches(path.name, sorted(beside), n=1, cutoff=0.5)
+  return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
+
+
 def _no_run(path) -> ConfigError:
   if not path.exists():
-    return ConfigError(f"{path} is not a run folder: it does not exist")
+    return ConfigError(f"{path} is not a run folder: it does not exist{_beside(path)}")
   if not path.is_dir():
     return ConfigError(f"{path} is neither a run folder nor a weights folder: it is a file")
   if (path / "checkpoints").is_dir():

@@ -1,5 +1,6 @@
 """Reading the steps of a run: the newest that is whole, and one sentence for each that is not."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def restore_params(
   """
   folder = checkpoints_of(folder)
   handlers = {"state": ocp.PyTreeCheckpointHandler(), "note": ocp.JsonCheckpointHandler()}
-  options = ocp.CheckpointManagerOptions(read_only=True, **alone())
+  options = reading_options()
   with ocp.CheckpointManager(folder, item_handlers=handlers, options=options) as manager:
     there = sorted(manager.all_steps())
     _check_there(folder, there, step)
@@ -149,7 +150,7 @@ def note_of(folder, step: int | None = None) -> tuple[int, dict]:
   with ocp.CheckpointManager(
     folder,
     item_handlers={"note": ocp.JsonCheckpointHandler()},
-    options=ocp.CheckpointManagerOptions(read_only=True, **alone()),
+    options=reading_options(),
   ) as manager:
     there = sorted(manager.all_steps())
     _check_there(folder, there, step)
@@ -202,6 +203,24 @@ def compared(note: dict, tree: PyTree, at: str = "") -> None:
   if names:
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     raise Damaged(f"the bytes of {at}{names[0]}{others} are not those that were written")
+
+
+def reading_options() -> ocp.CheckpointManagerOptions:
+  """Options of a manager that only reads, by each process for itself.
+
+  Orbax warns of every default that reading alone does not have, and that the folder is not written
+  to. The defaults are named here, and that warning is not logged.
+  """
+  absl = logging.getLogger("absl")
+  if _not_of_reading not in absl.filters:
+    absl.addFilter(_not_of_reading)
+  return ocp.CheckpointManagerOptions(
+    read_only=True, create=False, save_interval_steps=0, **alone()
+  )
+
+
+def _not_of_reading(record: logging.LogRecord) -> bool:
+  return "Given directory is read only" not in str(record.msg)
 
 
 def alone() -> dict:

@@ -20,7 +20,7 @@ from jaxlm.checkpoint import notes
 from jaxlm.checkpoint.checksums import checksums
 from jaxlm.checkpoint.errors import CheckpointError
 from jaxlm.checkpoint.locations import folder_path
-from jaxlm.checkpoint.reading import alone, compared, first_line, newest, read_note
+from jaxlm.checkpoint.reading import compared, first_line, newest, read_note, reading_options
 from jaxlm.checkpoint.rotation import Rotation
 from jaxlm.parallel.agree import from_first, gather
 from jaxlm.paths import RIGHTS, denied
@@ -114,9 +114,7 @@ class Checkpoints:
     CheckpointError if no step can be read.
     """
     start = time.perf_counter()
-    with ocp.CheckpointManager(
-      self.folder, options=ocp.CheckpointManagerOptions(read_only=True, **alone())
-    ) as manager:
+    with ocp.CheckpointManager(self.folder, options=reading_options()) as manager:
 
       def read(step):
         note = read_note(manager, step)

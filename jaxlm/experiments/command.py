@@ -62,7 +62,10 @@ def load(path: str) -> Table:
     ) from error
   table = getattr(module, "TABLE", None)
   if not isinstance(table, Table):
-    raise ConfigError(f"{path} declares no TABLE = jaxlm.experiments.Table(...)")
+    raise ConfigError(
+      f"{path} declares no TABLE = jaxlm.experiments.Table(...), so it is not a table's script; "
+      "`jaxlm list tables` names those that are there"
+    )
   return table
 
 

@@ -1,5 +1,6 @@
 """Devices of a slice that this machine does not have, from the TPU compiler in libtpu."""
 
+import math
 import os
 import re
 
@@ -19,7 +20,7 @@ def devices(topology: str, num_slices: int = 1) -> np.ndarray:
   """
   if not re.fullmatch(r"v\d\w*:\d+x\d+(x\d+)?", topology):
     raise ConfigError(
-      f"topology {topology!r} is not of the form chip:AxB or chip:AxBxC; "
+      f"topology {topology!r} is not of the form chip:AxB or chip:AxBxC{_of_as_many_chips(topology)}; "
       f"known: {', '.join(known_topologies())}"
     )
   chip = chip_of(topology)
@@ -52,3 +53,23 @@ def devices(topology: str, num_slices: int = 1) -> np.ndarray:
       f"known: {', '.join(known_topologies())}"
     ) from None
   return np.array(description.devices)
+
+
+def _of_as_many_chips(name: str) -> str:
+  """'; write v5e:4x4 for v5e-16' for a name of the cloud such as 'v5e-16', else ''.
+
+  The number in the cloud's names counts chips for v5e and v6e. For v4 and v5p it counts cores, two
+  per chip.
+  """
+  found = re.fullmatch(r"(v\d\w*)-(\d+)", name.replace("v5litepod", "v5e"))
+  if found is None:
+    return ""
+  chip, number = found[1], int(found[2])
+  chips = number // 2 if chip in ("v4", "v5p") else number
+  alike = [
+    topology
+    for topology in known_topologies()
+    if topology.split(":")[0] == chip
+    and math.prod(map(int, topology.split(":")[1].split("x"))) == chips
+  ]
+  return f"; write {alike[0]} for {name}" if alike else ""

@@ -19,6 +19,7 @@ MEANINGS = {
   r"grad_norm": "norm of the gradient before clipping",
   r"learning_rate": "of this step",
   r"tokens_per_s": "training speed over all devices",
+  r"goodput": "seconds of the steps that count, as a share of the seconds since the run first started",
   r"step_s": "seconds per step",
   r"mfu": "share of the devices' peak FLOP/s that the model's FLOPs make up",
   r"skipped": "steps that changed nothing, because their loss or gradient was not finite or a spike",

@@ -123,6 +123,19 @@ def test_all_steps_damaged_is_one_sentence(run):
   assert "\n" not in str(error.value)
 
 
+def test_a_misspelt_run_is_answered_with_the_one_beside_it(run):
+  with pytest.raises(ConfigError, match=f"it does not exist; did you mean '{run}'"):
+    jaxlm.open_model(run.parent / f"{run.name}s")
+  with pytest.raises(ConfigError, match="it does not exist$"):
+    jaxlm.open_model(run.parent / "zzzzzz")
+
+
+def test_a_model_opens_without_warnings(run, caplog):
+  with caplog.at_level(logging.WARNING):
+    jaxlm.open_model(run)
+  assert not caplog.records
+
+
 @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"model": 3'])
 def test_a_lost_or_damaged_config_is_taken_from_the_newest_note(run, text):
   (run / "config.json").unlink()
