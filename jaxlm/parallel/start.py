@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping
 
 import jax
@@ -102,7 +103,8 @@ def explained(error: Exception) -> str | None:
   """
   if _rollcall is None:
     return None
-  _rollcall.wait_for_loss(5)
+  if _rollcall.wait_for_loss(5):
+    time.sleep(5)  # the thread that has found the loss says it and ends this process
   return late(str(error), _rollcall.count)
 
 

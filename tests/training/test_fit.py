@@ -51,7 +51,7 @@ OBJECTIVE = {
   "view_synthesis": {},
   "distillation": {"teacher": "runs/teacher"},
   "block_diffusion": {"mask": 255},
-  "confusion": {"hidden": (1, 2), "begin": 0},
+  "confusion": {"hidden": (1, 2, 3, 4, 5), "begin": 0},
   "decorrelation": {},
 }
 
