@@ -65,7 +65,11 @@ ROWS = [
   row("ratio_50", "SGD, ratio 50", eta_y=2.5),
   row("adam", "Adam, ratio 10", optimizer="adam", eta_y=0.01, eta_z=0.001),
 ]
-RANK, SNAP, ENTROPY = "logit and frequency, rank correlation at the snap", "step of the snap", "final entropy"
+RANK, SNAP, ENTROPY = (
+  "logit and frequency, rank correlation at the snap",
+  "step of the snap",
+  "final entropy",
+)
 
 TABLE = Table(
   name="scansnap",
