@@ -36,6 +36,6 @@ def get_config() -> mlc.ConfigDict:
   )
   c.schedule = dict(kind="cosine", warmup_steps=100, final_fraction=0.1)
   c.mesh = dict(data=1, fsdp=-1, sequence=1, tensor=1)
-  c.train = dict(steps=1600, log_every=50, save_every=200, keep_every=200)
+  c.train = dict(steps=1600, log_every=50, save_every=100, keep_every=100)
   c.eval = dict(num_tokens=32_768)
   return c.lock()

@@ -4,7 +4,7 @@ of a positions controls.
   python experiments/actattack/scaling.py --scale smoke
 
 Targets are random tokens. t_max(a) is the largest number of targets that at least 80 % of the attacks
-reach; kappa is its slope over a, and chi = d 16 / (kappa log2 V) counts bits in per bit out. A real
+reach; kappa is its slope over a, of the a that do not reach the longest target tried, and chi = d 16 / (kappa log2 V) counts bits in per bit out. A real
 checkpoint: `jaxlm convert --from hf FOLDER --to OUT` and
 `jaxlm.analysis.activation_attack.attacker(Attack(), jaxlm.open_model(OUT), context, target)`.
 """
@@ -15,7 +15,7 @@ from jaxlm.experiments import Column, Figure, Measured, Row, Scale, Table
 
 CONFIG = "configs/attnsink/tiny.py"
 POSITIONS = (1, 2, 3, 4)
-LENGTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40)
+LENGTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56)
 CONTEXT, ATTACKS, STEPS = 8, 10, 200
 
 
@@ -34,7 +34,9 @@ def measure(trained, overrides_at) -> Measured:
   attack = aa.Attack(steps=STEPS)
   sized = aa.attacker(attack, model, context, targets)
   most = [aa.most_targets(sized, a, LENGTHS, attack.threshold)[0] for a in POSITIONS]
-  fit = aa.line(POSITIONS, most)
+  # Where the longest target tried is reached, t_max may be larger: such points are left out of the line.
+  below = [(a, t) for a, t in zip(POSITIONS, most) if t < LENGTHS[-1]]
+  fit = aa.line(*zip(*below)) if len(below) >= 3 else {}
 
   @jax.jit
   def last(params, rows):
@@ -50,15 +52,16 @@ def measure(trained, overrides_at) -> Measured:
     whole = np.repeat(found[None], V, axis=0)  # of the same shape, so that one program serves all
     reached.append(int(read(whole)[0].argmax()) == goal)
   numbers = {f"t@{a}": float(t) for a, t in zip(POSITIONS, most)}
-  numbers |= {name: fit[name] for name in ("kappa", "intercept", "r2")}
-  numbers |= {
-    "chi": aa.resistance(fit["kappa"], D, V),
-    "tokens": 100 * float(np.mean(reached)),
-    "token_bits": 4 * np.log2(V),
-    "activation_bits": aa.resistance(fit["kappa"], D, V) * np.log2(V),
-  }
+  numbers |= {"tokens": 100 * float(np.mean(reached)), "token_bits": 4 * np.log2(V)}
+  if fit:
+    chi = aa.resistance(fit["kappa"], D, V)
+    numbers |= fit | {"chi": chi, "activation_bits": chi * np.log2(V)}
+    reason = "t_max does not grow with a"
+  else:
+    reason = f"fewer than three a stay below the longest target tried, {LENGTHS[-1]} tokens"
   numbers = {name: float(x) for name, x in numbers.items() if np.isfinite(x)}
-  notes = {} if "chi" in numbers else {"chi": "t_max does not grow with a"}
+  wanted = ("kappa", "r2", "chi", "activation_bits")
+  notes = {name: reason for name in wanted if name not in numbers}
   return Measured(numbers, notes, {"t_max": [float(t) for t in most]})
 
 

@@ -14,12 +14,12 @@ import numpy as np
 
 from jaxlm import json_text
 
-TEXT = "Mr. Darcy danced only once with Mrs. Hurst and once with Mi"
+TEXT = "Mr. Darcy danced only once with Mrs. Hurst and once with Mi"  # where the run reads text
 ROWS, LENGTH = 16, 64
 
 
 def readings(run: str):
-  """({probe: Reading}, the opened run)."""
+  """({probe: Reading}, the opened run, the row of the probe "attribution" as people read it)."""
   from jaxlm.analysis.command import batch_of
   from jaxlm.analysis.probes import probe
   from jaxlm.checkpoint.opening import open_model
@@ -27,8 +27,16 @@ def readings(run: str):
   opened = open_model(run)
   batch, texts = batch_of(opened, [], ROWS, LENGTH)
   found = {kind: probe(kind).read(opened, batch, texts) for kind in ("sinks", "heads", "norms")}
-  batch, texts = batch_of(opened, [TEXT], 1, LENGTH)
-  return found | {"attribution": probe("attribution").read(opened, batch, texts)}, opened
+  if (
+    opened.tokenizer is None
+  ):  # Bigram-Backcopy: a row of the run, its first id last in the vocabulary
+    batch, _ = batch_of(opened, [], 1, LENGTH)
+    symbols = (*opened.data.characters, "<s>")
+    texts = [[symbols[token] for token in np.asarray(batch["tokens"])[0]]]
+  else:
+    batch, texts = batch_of(opened, [TEXT], 1, LENGTH)
+  found |= {"attribution": probe("attribution").read(opened, batch, texts)}
+  return found, opened, "".join(texts[0])
 
 
 def plain(panel) -> dict:
@@ -54,11 +62,11 @@ def main() -> int:
   from jaxlm.experiments.runner import provenance
 
   require_clean(draft=False)
-  found, opened = readings(args.run)
+  found, opened, text = readings(args.run)
   saved = {
     "run": "/".join(pathlib.Path(args.run).parts[-2:]),
     "step": opened.step,
-    "text": TEXT,
+    "text": text,
     "probes": {
       kind: {"numbers": reading.numbers, "panels": [plain(p) for p in reading.panels]}
       for kind, reading in found.items()

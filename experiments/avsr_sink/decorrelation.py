@@ -1,10 +1,10 @@
-"""Decorrelation from the first token (arXiv 2510.22603) on text: what the penalty does to sinks and
+"""Decorrelation from the first token (arXiv 2510.22603) without speech: what the penalty does to sinks and
 massive activations.
 
   python experiments/avsr_sink/decorrelation.py --scale smoke
 
 The paper's claim is of speech: word errors at strong downsampling, with a large language model behind
-encoders. This table tests the loss and its side effects in the byte model of attnsink. Where the row of
+encoders. This table tests the loss and its side effects in the model and on the data of attnsink. Where the row of
 weight 0 has no sinks behind the first key, there is nothing to remove, and the claim says so.
 """
 

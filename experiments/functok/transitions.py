@@ -11,6 +11,8 @@ checkpoint: `jaxlm convert --from hf FOLDER --to OUT`, then `jaxlm.evaluation.tr
 `jaxlm.analysis.features` on `jaxlm.open_model(OUT)`.
 """
 
+import dataclasses
+
 import numpy as np
 
 from jaxlm.experiments import Column, Figure, Measured, Row, Scale, Table
@@ -21,12 +23,14 @@ ROWS_READ, OCCURRENCES, TOP = 256, 20, 10
 
 
 def measure(trained, overrides_at) -> Measured:
+  import flax.linen as nn
   import jax
   import jax.numpy as jnp
 
   from jaxlm.analysis import features as ft
   from jaxlm.analysis.opened import observe
   from jaxlm.evaluation import transitions as tr
+  from jaxlm.models.base import init
 
   model = opened(trained)
   data, V = model.data, model.config.vocab_size
@@ -34,12 +38,17 @@ def measure(trained, overrides_at) -> Measured:
   counts = np.bincount(np.asarray(data.store("train").tokens[:]), minlength=V)
   function = tr.function_tokens(counts)
   batch = validation(data, ROWS_READ)
+  key = jax.random.key(trained.config["seed"])
+  untrained = nn.unbox(jax.jit(lambda: init(model.config, key))())
   steps, found = saved_steps(trained.config), []
-  for step in steps:
-    nll = losses(opened(trained, step), batch)
+  # Half of a fall is counted from the untrained model: by the first checkpoint much has been learned.
+  for step in (0, *steps):
+    one = opened(trained, step) if step else dataclasses.replace(model, params=untrained)
+    nll = losses(one, batch)
     found.append(
       tr.by_class(nll, batch["loss_weights"], batch["tokens"], batch["targets"], function)
     )
+  start, found = found[0], found[1:]
   numbers = {"function": float(function.sum())}
   for name in tr.CLASSES:
     numbers |= {f"loss@{name}": found[-1][name].loss, f"share@{name}": 100 * found[-1][name].share}
@@ -51,7 +60,7 @@ def measure(trained, overrides_at) -> Measured:
         parts[n].tokens for n in names
       )
 
-    numbers[f"half@{kind}"] = tr.half_life(steps, [mean(parts) for parts in found])
+    numbers[f"half@{kind}"] = tr.half_life((0, *steps), [mean(parts) for parts in (start, *found)])
   numbers["least"] = min(
     parts["f->c"].loss - max(parts[n].loss for n in ("f->f", "c->f", "c->c")) for parts in found
   )

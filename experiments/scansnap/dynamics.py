@@ -2,8 +2,10 @@
 
   python experiments/scansnap/dynamics.py --scale smoke
 
-Four readings of one trajectory: attention by type of token over steps, final attention against
-frequency rank, entropy over steps by ratio of the two learning rates, and the same with Adam.
+Four readings of one trajectory: attention by type of token over steps, logits against frequency, entropy
+over steps by ratio of the two learning rates, and the same with Adam. The attention itself begins as the
+frequencies, so its order says nothing; the order of the logits is what training made. The rates are small,
+because the theorems are of gradient flow: with a rate of 50 the decoder is done in one step.
 """
 
 import numpy as np
@@ -33,9 +35,9 @@ def measure(trained, overrides_at) -> Measured:
     "common": b["common"][-1],
     "z@common": float(z_end[:, one.distinct_V == -1].mean()),
     "z@distinct": float(z_end[mine].mean()),
-    "rank@half": ss.rank_correlation(one, found.attention[half]),
-    "rank": ss.rank_correlation(one, found.attention[at]),
-    "rank@end": ss.rank_correlation(one, found.attention[-1]),
+    "rank@half": ss.rank_correlation(one, found.z[half]),
+    "rank": ss.rank_correlation(one, found.z[at]),
+    "rank@end": ss.rank_correlation(one, found.z[-1]),
     "snap": float(found.steps[at]),
     "entropy": float(ss.entropy(found.attention)[-1]),
     "largest": float(found.attention[-1].max(axis=1).mean()),
@@ -50,7 +52,7 @@ def measure(trained, overrides_at) -> Measured:
   return Measured({k: float(v) for k, v in numbers.items()}, {}, curves)
 
 
-BASE = dict(classes=3, distinct=8, common=8, optimizer="sgd", eta_y=5.0, eta_z=1.0)
+BASE = dict(classes=3, distinct=8, common=8, optimizer="sgd", eta_y=0.25, eta_z=0.05)
 
 
 def row(name, label, **settings) -> Row:
@@ -58,12 +60,16 @@ def row(name, label, **settings) -> Row:
 
 
 ROWS = [
-  row("ratio_1", "SGD, ratio 1", eta_y=1.0),
+  row("ratio_1", "SGD, ratio 1", eta_y=0.05),
   row("ratio_5", "SGD, ratio 5"),
-  row("ratio_50", "SGD, ratio 50", eta_y=50.0),
+  row("ratio_50", "SGD, ratio 50", eta_y=2.5),
   row("adam", "Adam, ratio 10", optimizer="adam", eta_y=0.01, eta_z=0.001),
 ]
-RANK, SNAP, ENTROPY = "rank correlation at the snap", "step of the snap", "final entropy"
+RANK, SNAP, ENTROPY = (
+  "logit and frequency, rank correlation at the snap",
+  "step of the snap",
+  "final entropy",
+)
 
 TABLE = Table(
   name="scansnap",
@@ -74,7 +80,7 @@ TABLE = Table(
     Column("distinct tokens, end", "distinct", 3),
     Column("logit of common tokens", "z@common", 3),
     Column("logit of distinct tokens", "z@distinct", 3),
-    Column("rank correlation, half way", "rank@half", 3),
+    Column("half way there", "rank@half", 3),
     Column(RANK, "rank", 3),
     Column("at the end", "rank@end", 3),
     Column(SNAP, "snap", 0),
@@ -101,7 +107,7 @@ TABLE = Table(
       t["ratio_5", "logit of distinct tokens"] - t["ratio_5", "logit of common tokens"]
     ),
     "common tokens' logits fall": lambda t: -t["ratio_5", "logit of common tokens"],
-    "in the order of frequency (rank correlation of 0.9 at the snap)": lambda t: (
+    "their logits grow in the order of frequency (rank correlation of 0.9 at the snap)": lambda t: (
       t["ratio_5", RANK] - 0.9
     ),
     "growth slows to a tenth": lambda t: 0.1 - t["ratio_5", "last growth / fastest"],

@@ -3,7 +3,7 @@ attention times gamma, with no training.
 
   python experiments/zerotuning/gamma.py --scale smoke
 
-The stand-in for a pretrained model is the byte model with a sink; the unnormalised sigmoid, which has
+The stand-in for a pretrained model is a small model with a sink; the unnormalised sigmoid, which has
 none, is the negative control. Half of the validation rows calibrate (head profile, search), the other
 half are scored. A real checkpoint: `jaxlm convert --from hf FOLDER --to OUT`, then
 `jaxlm.open_model(OUT)` in place of the row's model; tests/analysis/test_zero_tuning.py says what the
@@ -100,7 +100,7 @@ TABLE = Table(
     "entropy@all",
     "Output entropy by gamma, all layers",
     "gamma",
-    "entropy (nats per byte)",
+    "entropy (nats per token)",
     ticks=[str(g) for g in GRID],
   ),
 )

@@ -26,8 +26,10 @@ class Dictionary(NamedTuple):
 def encode(d: Dictionary, h_ND, k: int):
   """f (N, F), at most k entries above 0."""
   f_NF = jax.nn.relu((h_ND - d.b_D[None]) @ d.w_e_DF)
-  least_N1 = jax.lax.top_k(f_NF, k)[0][:, -1:]
-  return jnp.where(f_NF >= least_N1, f_NF, 0.0)
+  largest_Nk, at_Nk = jax.lax.top_k(
+    f_NF, k
+  )  # of equal entries the first ones, so never more than k
+  return jnp.zeros_like(f_NF).at[jnp.arange(len(f_NF))[:, None], at_Nk].set(largest_Nk)
 
 
 def decode(d: Dictionary, f_NF):
@@ -37,8 +39,9 @@ def decode(d: Dictionary, f_NF):
 @dataclasses.dataclass(frozen=True)
 @checked
 class Training:
-  """width: F. k: active features. A feature that no state of `patience` activated gets the direction of
-  the worst reconstructed state."""
+  """width: F. k: active features. A feature that none of `patience` states activated gets the direction
+  of a badly reconstructed state: the first such feature that of the worst one, the next that of the
+  second worst, so that no two become the same."""
 
   width: Count
   k: Count = 16
@@ -72,17 +75,20 @@ def train(how: Training, h_ND, seed: int) -> Dictionary:
     d = optax.apply_updates(d, updates)
     unused_F = jnp.where((f > 0).any(axis=0), 0, unused_F + len(x))
     dead = unused_F > how.patience
-    worst = x[jnp.argmax(error)] - d.b_D
-    worst = worst / jnp.maximum(jnp.linalg.norm(worst), 1e-12)
-    w_d = jnp.where(dead[:, None], worst[None], d.w_d_FD)
-    w_e = jnp.where(dead[None], worst[:, None], d.w_e_DF)
+    rank_F = jnp.cumsum(dead) - 1  # of each dead feature among them
+    dead = dead & (rank_F < len(x))  # one state each; the others wait for the next step
+    worst_FD = x[jnp.argsort(-error)][jnp.clip(rank_F, 0, len(x) - 1)] - d.b_D[None]
+    worst_FD = worst_FD / jnp.maximum(jnp.linalg.norm(worst_FD, axis=1, keepdims=True), 1e-12)
+    w_d = jnp.where(dead[:, None], worst_FD, d.w_d_FD)
+    w_e = jnp.where(dead[None], worst_FD.T, d.w_e_DF)
     w_d = w_d / jnp.maximum(jnp.linalg.norm(w_d, axis=1, keepdims=True), 1e-12)
     return Dictionary(w_e, w_d, d.b_D), state, jnp.where(dead, 0, unused_F)
 
   state, unused = optimizer.init(d), jnp.zeros(F, jnp.int32)
   rng = np.random.default_rng(seed)
   for _ in range(how.steps):
-    d, state, unused = step(d, state, unused, h[rng.integers(0, N, how.batch)])
+    rows = rng.choice(N, min(how.batch, N), replace=False)
+    d, state, unused = step(d, state, unused, h[rows])
   return d
 
 

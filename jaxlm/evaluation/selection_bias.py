@@ -99,20 +99,32 @@ def expected(p_O, partners) -> np.ndarray:
 
 
 def read_items(path) -> list[dict]:
-  """The JSON lines of a user's data set. DataError with the line's number."""
+  """The JSON lines of a user's data set. DataError with the line's number. Blank lines are skipped."""
   items = []
-  for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
+  try:
+    text = pathlib.Path(path).read_text()
+  except OSError as error:
+    raise DataError(f"{path}: {error.strerror}; give a file of JSON lines") from None
+  for number, line in enumerate(text.splitlines(), 1):
+    if not line.strip():
+      continue
     try:
       item = json.loads(line)
     except ValueError:
       raise DataError(f"{path}, line {number}: no JSON") from None
+    if not isinstance(item, dict):
+      raise DataError(f"{path}, line {number}: no JSON object; wanted {', '.join(FIELDS)}")
     missing = [name for name in FIELDS if name not in item]
     if missing:
       raise DataError(f"{path}, line {number}: no {missing[0]!r}; wanted {', '.join(FIELDS)}")
-    absent = [c for c in item["candidates"] if c not in item["sentence"]]
-    if len(item["candidates"]) != 2 or absent:
+    pair, sentence = item["candidates"], str(item["sentence"])
+    if not isinstance(pair, list) or len(pair) != 2 or any(str(c) not in sentence for c in pair):
       raise DataError(
-        f"{path}, line {number}: candidates {item['candidates']}: wanted two that are in the sentence"
+        f"{path}, line {number}: candidates {pair}: wanted two that are in the sentence"
+      )
+    if item["referent"] not in pair:
+      raise DataError(
+        f"{path}, line {number}: referent {item['referent']!r}: wanted one of the candidates {pair}"
       )
     items.append(item)
   groups = {item["group"] for item in items}

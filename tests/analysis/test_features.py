@@ -63,6 +63,16 @@ def test_a_dictionary_learns_planted_directions():
   np.testing.assert_allclose(np.linalg.norm(d.w_d_FD, axis=1), 1, atol=1e-5)
 
 
+def test_equal_features_do_not_exceed_k_and_dead_ones_are_revived_apart():
+  h = jnp.asarray(np.random.default_rng(0).standard_normal((64, 4)), jnp.float32)
+  same = jnp.ones((6, 4)) / 2
+  assert int((ft.encode(ft.Dictionary(same.T, same, jnp.zeros(4)), h, 2) > 0).sum(1).max()) == 2
+  how = ft.Training(width=32, k=1, steps=1, batch=64, patience=1)  # one step: most are unused
+  rows = np.asarray(ft.train(how, h, 0).w_d_FD)
+  alike = rows @ rows.T - 2 * np.eye(len(rows))
+  assert alike.max() < 1 - 1e-6
+
+
 def test_the_graph_of_a_hand_made_table_and_its_coverage():
   active = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]], bool)
   g = ft.graph(active, [2, 2, 0], 3)

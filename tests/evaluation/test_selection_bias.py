@@ -89,11 +89,18 @@ def test_items_of_a_user_are_checked_line_by_line(tmp_path):
   assert len(sb.read_items(path)) == 2
   for change, sentence in (
     ({"candidates": ["dax", "zap"]}, "line 1: candidates"),
+    ({"candidates": None}, "line 1: candidates"),
+    ({"referent": "zap"}, "line 1: referent 'zap'"),
     ({"group": "xo"}, "wanted two, one of each marker"),
   ):
     path.write_text("\n".join(map(json.dumps, [good | change] + [good | {"group": "xo"}])))
     with pytest.raises(DataError, match=sentence):
       sb.read_items(path)
+  path.write_text("5")
+  with pytest.raises(DataError, match="line 1: no JSON object"):
+    sb.read_items(path)
+  with pytest.raises(DataError, match="give a file of JSON lines"):
+    sb.read_items(path.with_name("absent"))
   path.write_text('{"sentence": ""}')
   with pytest.raises(DataError, match="line 1: no 'pronoun'"):
     sb.read_items(path)

@@ -143,14 +143,17 @@ def snap(found: Trajectory) -> int:
   return peak + int(slow[0]) if len(slow) else len(top) - 1
 
 
-def rank_correlation(one: Task, attention_CV) -> float:
-  """Spearman's rho of frequency and attention among distinct tokens, mean over classes."""
+def rank_correlation(one: Task, logits_CV) -> float:
+  """Spearman's rho of frequency and attention logit among distinct tokens, mean over classes.
+
+  logits: z of each class's query. The attention is frequency times exp(z), so its own order says little.
+  """
   from scipy.stats import spearmanr
 
   found = []
   for n in range(len(one.query_C)):
     own = one.distinct_V == n
-    found.append(spearmanr(one.frequency_CV[n, own], attention_CV[n, own]).statistic)
+    found.append(spearmanr(one.frequency_CV[n, own], logits_CV[n, own]).statistic)
   return float(np.mean(found))
 
 
