@@ -8,17 +8,14 @@ Axes: T time, V symbols.
 
 import dataclasses
 import functools
+from typing import ClassVar
 
-import grain
 import numpy as np
 
 from jaxlm.config import ConfigError, checked
-from jaxlm.data.base import DataConfig
-from jaxlm.data.bigram import text_row
 from jaxlm.data.errors import DataError
-from jaxlm.data.pipeline import batches
+from jaxlm.data.made_rows import MadeRows, text_row
 from jaxlm.data.sources import open_corpus
-from jaxlm.data.splits import SPLIT_SEEDS, check_split
 from jaxlm.ranges import Count, Fraction
 
 
@@ -115,13 +112,15 @@ def of_text(source: str, num_symbols: int, num_triggers: int, floor: float, copy
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class BackcopyData(DataConfig):
+class BackcopyData(MadeRows):
   """Rows <s>, x_1, x_2, ...; <s> is the last id. The tables are of the text of `source`.
 
   num_symbols: the commonest characters. num_triggers: the commonest of them. floor: share of the
   uniform distribution in every row of P. copy: probability that a trigger repeats. rows: of one pass
   of validation. Targets from x_3 on count: what x_1 and x_2 are nobody can copy.
   """
+
+  name: ClassVar[str] = "backcopy"
 
   batch_size: Count
   seq_len: Count = 64
@@ -158,39 +157,12 @@ class BackcopyData(DataConfig):
   def characters(self) -> str:
     return of_text(self.source, self.num_symbols, self.num_triggers, self.floor, self.copy)[1]
 
-  def build(
-    self,
-    split: str,
-    *,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    repeat: bool = True,
-  ) -> grain.IterDataset:
-    check_split(split)
-    return batches(
-      _Rows(self, split, seed),
-      batch_size=self.batch_size,
-      seed=seed,
-      shuffle=False,
-      repeat=repeat,
-      process_index=process_index,
-      process_count=process_count,
-      fingerprint=f"backcopy {self}",
-    )
+  def row_maker(self):
+    task = self.task
 
+    def make(rng):
+      row = text_row(np.concatenate([[self.start], task.sample(self.seq_len, rng)]))
+      row["loss_weights"][:2] = 0.0
+      return row
 
-class _Rows:
-  """A pass over training data is ten million rows, then they repeat."""
-
-  def __init__(self, cfg: BackcopyData, split: str, seed: int):
-    self.cfg, self.split, self.seed, self.task = cfg, split, seed, cfg.task
-
-  def __len__(self) -> int:
-    return 10_000_000 if self.split == "train" else self.cfg.rows
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)])
-    row = text_row(np.concatenate([[self.cfg.start], self.task.sample(self.cfg.seq_len, rng)]))
-    row["loss_weights"][:2] = 0.0
-    return row
+    return make

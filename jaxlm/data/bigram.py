@@ -6,16 +6,13 @@ texts, T time, V symbols.
 """
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-import grain
 import numpy as np
 
 from jaxlm.config import check_seed, checked
-from jaxlm.data.base import DataConfig
 from jaxlm.data.ciphers import full_cipher
-from jaxlm.data.pipeline import batches
-from jaxlm.data.splits import SPLIT_SEEDS, check_split
+from jaxlm.data.made_rows import MadeRows, row_rng, text_row
 from jaxlm.ranges import Count, Positive, Range, Seed
 
 
@@ -58,12 +55,14 @@ class Bigram:
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class BigramData(DataConfig):
+class BigramData(MadeRows):
   """source_seed draws the source, once and for all; every row is a new text under a new cipher.
 
   concentration: of the Dirichlet that the transitions come from; small ones make sharp sources.
   rows: of one pass.
   """
+
+  name: ClassVar[str] = "bigram"
 
   batch_size: Count
   seq_len: Count
@@ -82,65 +81,26 @@ class BigramData(DataConfig):
       self.num_symbols, self.concentration, np.random.default_rng(self.source_seed)
     )
 
-  def build(
-    self,
-    split: str,
-    *,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    repeat: bool = True,
-  ) -> grain.IterDataset:
-    check_split(split)
-    return batches(
-      _Texts(self, split, seed),
-      batch_size=self.batch_size,
-      seed=seed,
-      shuffle=False,
-      repeat=repeat,
-      process_index=process_index,
-      process_count=process_count,
-      fingerprint=f"bigram {self}",
-    )
+  def row_maker(self):
+    source = self.source
+
+    def make(rng):
+      return {k: v for k, v in self._draw(source, rng).items() if k not in ("plain", "cipher")}
+
+    return make
 
   def examples(self, split: str, seed: int) -> dict[str, np.ndarray]:
     """The first pass of a split as whole arrays, with `plain` (N, T + 1), what the texts say, and
     `cipher` (N, V).
     """
-    texts = _Texts(self, split, check_seed(seed))
-    drawn = [texts.draw(i) for i in range(self.rows)]
+    check_seed(seed)
+    source = self.source
+    drawn = [self._draw(source, row_rng(seed, split, i)) for i in range(self.rows)]
     return {k: np.stack([row[k] for row in drawn]) for k in drawn[0]}
 
-
-class _Texts:
-  """A pass over training data is ten million rows, then they repeat."""
-
-  def __init__(self, cfg: BigramData, split: str, seed: int):
-    self.cfg, self.split, self.seed, self.source = cfg, split, seed, cfg.source
-
-  def __len__(self) -> int:
-    return 10_000_000 if self.split == "train" else self.cfg.rows
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    return {k: v for k, v in self.draw(int(index)).items() if k not in ("plain", "cipher")}
-
-  def draw(self, index: int) -> dict[str, np.ndarray]:
-    rng, T = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], index]), self.cfg.seq_len
-    plain = self.source.sample(1, T + 1, rng)[0]
-    cipher = full_cipher(self.cfg.num_symbols, rng)
+  def _draw(self, source: Bigram, rng) -> dict[str, np.ndarray]:
+    plain = source.sample(1, self.seq_len + 1, rng)[0]
+    cipher = full_cipher(self.num_symbols, rng)
     return text_row(cipher[plain]) | dict(
       sequence_seeds=rng.integers(0, 2**32, size=2, dtype=np.uint32), plain=plain, cipher=cipher
     )
-
-
-def text_row(text: np.ndarray) -> dict[str, np.ndarray]:
-  """T + 1 symbols, which are no text, as a row of T tokens and their T successors."""
-  T = len(text) - 1
-  return dict(
-    tokens=text[:-1].astype(np.int32),
-    targets=text[1:].astype(np.int32),
-    segment_ids=np.ones(T, np.int32),
-    positions=np.arange(T, dtype=np.int32),
-    loss_weights=np.ones(T, np.float32),
-    target_bytes=np.zeros(T, np.int32),
-  )

@@ -5,16 +5,13 @@ Axes: T time, P tokens of the prompt.
 """
 
 import dataclasses
+from typing import ClassVar
 
-import grain
 import numpy as np
 
 from jaxlm.config import ConfigError, checked
-from jaxlm.data.base import DataConfig
-from jaxlm.data.bigram import text_row
 from jaxlm.data.errors import DataError
-from jaxlm.data.pipeline import batches
-from jaxlm.data.splits import SPLIT_SEEDS, check_split
+from jaxlm.data.made_rows import MadeRows, row_rng, text_row
 from jaxlm.ranges import Count, Fraction
 
 MASK, START, ASK = (
@@ -24,59 +21,29 @@ MASK, START, ASK = (
 )  # the first ids of both tasks: stands for a removed token; <s>; ends a prompt
 
 
-class Planted(DataConfig):
+class Planted(MadeRows):
   """Base: rows of `draw`, with the loss on the answer. `draw(rng)` gives {"prompt", "answer", ...}."""
+
+  name: ClassVar[str] = "planted"
 
   rows = 256
 
   def draw(self, rng: np.random.Generator) -> dict:
     raise NotImplementedError
 
-  def build(
-    self,
-    split: str,
-    *,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    repeat: bool = True,
-  ) -> grain.IterDataset:
-    check_split(split)
-    return batches(
-      _Rows(self, split, seed),
-      batch_size=self.batch_size,
-      seed=seed,
-      shuffle=False,
-      repeat=repeat,
-      process_index=process_index,
-      process_count=process_count,
-      fingerprint=f"planted {self}",
-    )
+  def row_maker(self):
+    def make(rng):
+      drawn = self.draw(rng)
+      row = text_row(np.concatenate([drawn["prompt"], drawn["answer"]]))
+      row["loss_weights"][: len(drawn["prompt"]) - 1] = 0.0
+      return row
+
+    return make
 
   def examples(self, split: str, seed: int, count: int) -> dict[str, np.ndarray]:
     """The first rows of a split as whole arrays, with what was planted."""
-    rows = _Rows(self, split, seed)
-    drawn = [self.draw(rows.rng(i)) for i in range(count)]
+    drawn = [self.draw(row_rng(seed, split, i)) for i in range(count)]
     return {name: np.stack([row[name] for row in drawn]) for name in drawn[0]}
-
-
-class _Rows:
-  """A pass over training data is ten million rows, then they repeat."""
-
-  def __init__(self, cfg: Planted, split: str, seed: int):
-    self.cfg, self.split, self.seed = cfg, split, seed
-
-  def __len__(self) -> int:
-    return 10_000_000 if self.split == "train" else self.cfg.rows
-
-  def rng(self, index: int) -> np.random.Generator:
-    return np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], index])
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    drawn = self.cfg.draw(self.rng(int(index)))
-    row = text_row(np.concatenate([drawn["prompt"], drawn["answer"]]))
-    row["loss_weights"][: len(drawn["prompt"]) - 1] = 0.0
-    return row
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,15 +5,12 @@ Role o goes with marker "ze" with probability (1 + b_o) / 2, else with "xo". Axe
 """
 
 import dataclasses
+from typing import ClassVar
 
-import grain
 import numpy as np
 
 from jaxlm.config import ConfigError, checked
-from jaxlm.data.base import DataConfig
-from jaxlm.data.bigram import text_row
-from jaxlm.data.pipeline import batches
-from jaxlm.data.splits import SPLIT_SEEDS, check_split
+from jaxlm.data.made_rows import MadeRows, text_row
 from jaxlm.ranges import Count, Fraction
 
 # Ids: padding of prompts, <s>, the registers, "refers to", the answer's mark, the instruction, markers.
@@ -24,7 +21,7 @@ REGISTERS = {"cloze": (CLOZE, REFERS), "question": (QUESTION, ANSWER)}
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class RolesData(DataConfig):
+class RolesData(MadeRows):
   """Rows of one register each: narrative (role, marker), or items of two roles and a marker with the
   role that it stands for, as a cloze or as a question. Earlier items of a row are examples to later ones.
 
@@ -32,6 +29,8 @@ class RolesData(DataConfig):
   markers of both roles, so that the answer is certain. fair: share of rows that begin with the fair
   instruction; balanced: whether what follows it is without bias. rows: of one pass of validation.
   """
+
+  name: ClassVar[str] = "roles"
 
   batch_size: Count
   seq_len: Count = 72
@@ -97,39 +96,9 @@ class RolesData(DataConfig):
     weight[[i for i in at if i < self.seq_len]] = 1.0
     return np.array(text[: self.seq_len + 1], np.int32), weight
 
-  def build(
-    self,
-    split: str,
-    *,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    repeat: bool = True,
-  ) -> grain.IterDataset:
-    check_split(split)
-    return batches(
-      _Rows(self, split, seed),
-      batch_size=self.batch_size,
-      seed=seed,
-      shuffle=False,
-      repeat=repeat,
-      process_index=process_index,
-      process_count=process_count,
-      fingerprint=f"roles {self}",
-    )
+  def row_maker(self):
+    def make(rng):
+      text, weight = self.draw(rng)
+      return text_row(text) | {"loss_weights": weight}
 
-
-class _Rows:
-  """A pass over training data is ten million rows, then they repeat."""
-
-  def __init__(self, cfg: RolesData, split: str, seed: int):
-    self.cfg, self.split, self.seed = cfg, split, seed
-
-  def __len__(self) -> int:
-    return 10_000_000 if self.split == "train" else self.cfg.rows
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    text, weight = self.cfg.draw(
-      np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)])
-    )
-    return text_row(text) | {"loss_weights": weight}
+    return make

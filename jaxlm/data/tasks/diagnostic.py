@@ -6,15 +6,12 @@ import dataclasses
 import string
 from typing import ClassVar, Literal
 
-import grain
 import numpy as np
 
 from jaxlm.config import ConfigError, checked
 from jaxlm.data import byte_t5
-from jaxlm.data.base import DataConfig
 from jaxlm.data.forms import encoder_decoder
-from jaxlm.data.pipeline import batches
-from jaxlm.data.splits import SPLIT_SEEDS, check_split
+from jaxlm.data.made_rows import MadeRows
 from jaxlm.ranges import Count
 
 VOWELS = "aeiouAEIOU"
@@ -80,10 +77,12 @@ def row(task: str, rng: np.random.Generator, length: int = 64) -> tuple[np.ndarr
 
 @dataclasses.dataclass(frozen=True)
 @checked
-class DiagnosticData(DataConfig):
+class DiagnosticData(MadeRows):
   """Rows of one task, each a function of (seed, split, index). seq_len: of inputs and labels. rows:
   of one pass.
   """
+
+  name: ClassVar[str] = "diagnostic"
 
   batch_form: ClassVar[str] = "encoder_decoder"
 
@@ -106,38 +105,5 @@ class DiagnosticData(DataConfig):
   def batch_fields(self) -> dict:
     return encoder_decoder.batch_fields(self.batch_size, self.seq_len, self.seq_len)
 
-  def build(
-    self,
-    split: str,
-    *,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    repeat: bool = True,
-  ) -> grain.IterDataset:
-    check_split(split)
-    return batches(
-      _Rows(self, split, seed),
-      batch_size=self.batch_size,
-      seed=seed,
-      shuffle=False,
-      repeat=repeat,
-      process_index=process_index,
-      process_count=process_count,
-      fingerprint=f"diagnostic {self}",
-    )
-
-
-class _Rows:
-  """A pass over training data is ten million rows, then they repeat."""
-
-  def __init__(self, cfg: DiagnosticData, split: str, seed: int):
-    self.cfg, self.split, self.seed = cfg, split, seed
-
-  def __len__(self) -> int:
-    return 10_000_000 if self.split == "train" else self.cfg.rows
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng([self.seed, SPLIT_SEEDS[self.split], int(index)])
-    inputs, labels = row(self.cfg.task, rng, self.cfg.seq_len)
-    return encoder_decoder.row(inputs, labels, padded=False)
+  def row_maker(self):
+    return lambda rng: encoder_decoder.row(*row(self.task, rng, self.seq_len), padded=False)
