@@ -1,8 +1,8 @@
 """What every Mosaic GPU kernel shares: where it may run, how it is interpreted, its pipeline.
 
 A kernel's package has `pallas_gpu.py`, which says what is supported and prepares arguments, and
-`mosaic_kernels.py`, which imports Mosaic GPU and is imported when a kernel is used: that takes
-seconds. The name is "pallas_gpu", and it is never the default: no kernel here has run on a device.
+`mosaic_kernels.py` (attention: `mosaic_forward.py` and `mosaic_backward.py`), which imports Mosaic
+GPU and is imported when a kernel is used: that takes seconds. The name is "pallas_gpu", and it is never the default: no kernel here has run on a device.
 """
 
 import contextlib

@@ -53,7 +53,7 @@ def supports(
 
 
 class Arguments(NamedTuple):
-  """As `mosaic_kernels.Operands`, with line_NR in place of its strips: the bias at distances 1 - S ..
+  """As `mosaic_parts.Operands`, with line_NR in place of its strips: the bias at distances 1 - S ..
   T - 1.
   """
 
@@ -74,7 +74,7 @@ def _strip(line_NR, turned: bool):
 
 
 def _operands(x: Arguments, backward: bool):
-  from jaxlm.kernels.attention.mosaic_kernels import Operands
+  from jaxlm.kernels.attention.mosaic_parts import Operands
 
   there = x.line is not None
   return Operands(
@@ -93,18 +93,18 @@ def _attention(call, x: Arguments):
 
 
 def _forward(call, x: Arguments):
-  from jaxlm.kernels.attention import mosaic_kernels as kernels
+  from jaxlm.kernels.attention import mosaic_forward
 
-  o_BTNF, lse_BNT = kernels.forward(call, _operands(x, False))
+  o_BTNF, lse_BNT = mosaic_forward.forward(call, _operands(x, False))
   return o_BTNF, (x, o_BTNF, lse_BNT)
 
 
 def _backward(call, residuals, do_BTNF):
-  from jaxlm.kernels.attention import mosaic_kernels as kernels
+  from jaxlm.kernels.attention import mosaic_backward
 
   x, o_BTNF, lse_BNT = residuals
   delta_BNT = jnp.sum(do_BTNF.astype(jnp.float32) * o_BTNF.astype(jnp.float32), 3).swapaxes(1, 2)
-  d = kernels.backward(call, _operands(x, True), do_BTNF, lse_BNT, delta_BNT)
+  d = mosaic_backward.backward(call, _operands(x, True), do_BTNF, lse_BNT, delta_BNT)
 
   def ungroup(y_BSNH, like):
     B, S, K, H = like.shape
@@ -191,7 +191,7 @@ def attention(
   """As reference.attention. Under a mesh of several devices `spec` places q (B, T, N, H); the rest
   follows it.
   """
-  from jaxlm.kernels.attention.mosaic_kernels import Call
+  from jaxlm.kernels.attention.mosaic_parts import Call
 
   x = _arguments(q_BTNH, k_BSKH, v_BSKF, mask_inputs, biases)
   fn = functools.partial(_attention, Call(rule, x.q.shape[1], x.k.shape[1], **_blocks(x)))
