@@ -114,7 +114,7 @@ TABLE = Table(
     "and does not reach one token": lambda t: 0.9 - t["ratio_5", "largest weight"],
     "a larger ratio snaps earlier": lambda t: t["ratio_1", SNAP] - t["ratio_50", SNAP],
     "and leaves more tokens": lambda t: t["ratio_50", ENTROPY] - t["ratio_1", ENTROPY],
-    "Adam keeps the order of types": lambda t: (
+    "with Adam too, distinct tokens win over common ones": lambda t: (
       t["adam", "logit of distinct tokens"] - t["adam", "logit of common tokens"]
     ),
   },
