@@ -34,7 +34,9 @@ def test_each_model_objective_and_data_fit_or_are_refused_in_a_sentence():
 
 
 def test_the_page_is_current():
-  assert page.PAGE.read_text() == page.render(), f"write docs/conformance.md: {page.COMMAND}"
+  with page.library_only():
+    text = page.render()
+  assert page.PAGE.read_text() == text, f"write docs/conformance.md: {page.COMMAND}"
 
 
 def one_per_pair() -> list[cases.Case]:
