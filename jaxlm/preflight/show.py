@@ -9,7 +9,7 @@ from jaxlm.preflight.report import Report
 NOTE = (
   "Memory, matmul FLOPs and collectives are read off the compiled program. Seconds and utilisation are estimates "
   "for comparing programs: compiler cycles (matmuls good to 2-20 %, more on thin shapes and v6e; element-wise "
-  "work 1.2-6x too high), attention kernels at peak, every link busy. Nothing was timed on hardware."
+  "work 1.2-6x too high), kernels at peak, every link busy. Nothing was timed on hardware."
 )
 SLICES = (
   " Traffic between slices is charged at a chip's share of its host's network (6.25 GB/s for v5p, 3.1 for v5e, "
@@ -63,6 +63,8 @@ def _tables(r: Report):
       "executed: attention kernels (analytic)",
       f"{r.attention_flops / 1e12:.2f} T in {r.kernels} calls",
     )
+  if r.cost.kernel_flops:
+    work.add_row("executed: other kernels (declared)", f"{r.cost.kernel_flops / 1e12:.2f} T")
   if r.model_flops:
     work.add_row("executed / model", f"{r.executed_flops / r.model_flops:.3f}")
   work.add_row("HBM bytes (approximate)", f"{r.cost.bytes / 1e9:.1f} GB")
@@ -117,6 +119,7 @@ def _estimates(r: Report):
     return
   yield "estimate: matmuls", f"{s['matmul']:.3f} s"
   yield "estimate: attention kernels, at peak", f"{s['attention']:.3f} s"
+  yield "estimate: other kernels, at peak", f"{s['kernels']:.3f} s"
   yield "estimate: everything else", f"{s['other_low']:.3f} to {s['other_high']:.3f} s"
   yield "estimate: communication in a slice", f"{s['wire'] * 1e3:.1f} ms"
   if r.dcn_bytes:
