@@ -160,6 +160,10 @@ WRONG = [
   (["convert", "--from", "hf", "nowhere", "--to", "out"], "nowhere"),
   (["convert", "--from", "hf", "empty", "--to", "out"], "config.json"),
   (["convert", "--from", "hf", "empty", "--to", "hf", "out"], "nothing to convert"),
+  (
+    ["convert", "--from", "hf", "tiny", "--to", "out"],
+    "tiny is a run folder of jaxlm, not a Hugging Face folder: leave out 'hf' to convert it",
+  ),
   (["convert", "--from", "tiny", "--to", "tiny"], "is not an empty folder"),
   (["convert", "--from", "file", "--to", "out"], "file is neither a run folder"),
   (["verify"], "is missing; for example: jaxlm verify"),

@@ -191,7 +191,7 @@ def test_a_mistake_is_one_sentence_with_the_remedy(place, argv, said, capsys):
     ),
     ("masked", ["eval", "--by_position"], "scores masked_tokens; leave it out"),
     ("views", ["eval", "--tables=2"], "NVSConfig scores views; leave it out"),
-    ("lact", ["generate", "--prompt=ab"], "which are no text"),
+    ("lact", ["generate", "--prompt=ab"], "data of kind 'pairs': rows of token numbers"),
     ("views", ["generate"], "no decoding engine serves it"),
     ("ilm", ["generate", "--prompt=ab"], "give token numbers between blanks"),
     ("masked", ["generate", "--prompt=ab"], "give token numbers between blanks"),

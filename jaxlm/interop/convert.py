@@ -114,6 +114,11 @@ def _from_hf(source, target, args) -> None:
       "--step, --ema and --architecture are for a run that is exported, not for `--from hf`"
     )
   config = read_json(source / "config.json")
+  if isinstance(config, dict) and {"model", "objective"} <= config.keys():
+    raise ConfigError(
+      f"{source} is a run folder of jaxlm, not a Hugging Face folder: leave out 'hf' to convert it (--from {source}); "
+      f"to train on from its weights, write --config.train.init_from={source}"
+    )
   cfg, params, notes = huggingface.read_checkpoint(
     config,
     read_weights(source),
