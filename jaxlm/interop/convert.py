@@ -113,6 +113,11 @@ def _from_hf(source, target, args) -> None:
     raise ConfigError(
       "--step, --ema and --architecture are for a run that is exported, not for `--from hf`"
     )
+  if not source.exists():
+    raise ConfigError(
+      f"{source} does not exist, and jaxlm downloads nothing: fetch the model first, for example with "
+      f"`huggingface-cli download NAME --local-dir={source.name}`"
+    )
   config = read_json(source / "config.json")
   if isinstance(config, dict) and {"model", "objective"} <= config.keys():
     raise ConfigError(

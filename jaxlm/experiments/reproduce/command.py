@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
   args = _parser().parse_args(argv)
   if args.seeds is not None and args.seeds < 1:
     raise ConfigError(f"--seeds={args.seeds}: at least one seed is needed")
+  if args.minutes is not None and not args.minutes > 0:
+    raise ConfigError(f"--minutes={args.minutes:g}: wanted a number above 0")
   only = [name for given in args.only for name in given.split(",")]
   all_items, all_scripts = declared()
   found = queue.chosen([*all_items, *all_scripts], only)

@@ -77,7 +77,11 @@ def chosen(declared: Sequence[Item | Script], only: Sequence[str]) -> list[Item 
   known = sorted({each.name for each in declared} | {paper(each) for each in declared})
   for name in only:
     if name not in known:
-      raise ConfigError(f"--only={name}: no such table or figure; {nearest(name, known)}")
+      said = nearest(name, known)
+      raise ConfigError(
+        f"--only={name}: no such table or figure; "
+        + (said if said.startswith("did") else "`jaxlm list tables` names the tables")
+      )
   return [each for each in declared if each.name in only or paper(each) in only]
 
 
