@@ -158,6 +158,7 @@ def test_report_is_one_page_with_numbers_curves_configuration_and_the_reason_for
   pytest.importorskip("jinja2")
   assert cli.main(["report", str(folder / "one"), "--num_samples=1"]) == 0
   page = (folder / "one" / "report.html").read_text()
+  assert "<h1>one</h1>" in page and f'<p class="quiet">{folder / "one"}</p>' in page
   assert "finished at step 20 of 1000" in page and "data:image/png;base64," in page
   assert "<code>model.position</code>" in page and "training speed over all devices" in page
   assert "no complete checkpoint" in page and 'src="http' not in page

@@ -43,6 +43,7 @@ def page(folder: str, *, num_samples: int = 2, max_new_tokens: int = 100, seed: 
   environment.filters["marked"] = marked
   return environment.get_template("run.html").render(
     run=run,
+    name=path.name or str(folder),
     note=note,
     numbers=[
       {"name": name, "value": _number(value), "meaning": meaning(name)}
