@@ -29,7 +29,10 @@ COMMANDS = {
   "verify": ("jaxlm.interop.verify", "compare with the official implementations' arrays"),
   "convert": ("jaxlm.interop.convert", "weights of other libraries in and out"),
   "probe": ("jaxlm.analysis.command", "read and draw attention, norms and attributions of a run"),
-  "data": ("jaxlm.data.command", "prepare corpora and look at batches"),
+  "data": (
+    "jaxlm.data.command",
+    "list and prepare corpora, tokenise them once for all hosts, check stores",
+  ),
   "table": ("jaxlm.experiments.command", "run the rows of a paper's table and print it"),
   "reproduce": (
     "jaxlm.experiments.reproduce.command",
@@ -58,6 +61,8 @@ def _main(argv: list[str]) -> int:
 
   from jaxlm.commands.exits import WRONG, refuse
 
+  if len(argv) > 1 and argv[0] == "help" and argv[1] in COMMANDS:
+    argv = [argv[1], "--help"]
   if not argv or argv[0] in ("-h", "--help", "help"):
     print(usage())
     return 0 if argv else 2
@@ -67,6 +72,9 @@ def _main(argv: list[str]) -> int:
   if argv[0] not in COMMANDS:
     from jaxlm.config import nearest
 
+    if argv[0].startswith("-"):
+      sentence = f"the command comes first, as in: jaxlm train {argv[0]}"
+      return refuse("jaxlm", f"no command before {argv[0].partition('=')[0]}; {sentence}", WRONG)
     return refuse("jaxlm", f"no command {argv[0]!r}; {nearest(argv[0], COMMANDS)}", WRONG)
   logging.getLogger("absl").setLevel(
     logging.ERROR

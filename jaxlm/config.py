@@ -39,6 +39,8 @@ def nearest(key, known) -> str:
 
 
 def _a(noun: str) -> str:
+  if noun == "data":
+    return "a kind of data"
   return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 

@@ -15,6 +15,13 @@ def test_help_lists_every_command_and_imports_no_jax():
   assert all(f"\n  {name}" in run.stdout for name in cli.COMMANDS)
 
 
+def test_help_of_a_command_is_asked_for_in_two_ways(capsys):
+  assert cli.main(["help", "runs"]) == 0
+  said = capsys.readouterr().out
+  assert cli.main(["runs", "--help"]) == 0
+  assert said == capsys.readouterr().out and "usage: jaxlm runs" in said
+
+
 def test_version(capsys):
   assert cli.main(["--version"]) == 0 and capsys.readouterr().out == f"jaxlm {__version__}\n"
 

@@ -11,7 +11,7 @@ import pytest
 
 from jaxlm import cli
 from jaxlm.config import ConfigError
-from jaxlm.discover import runs
+from jaxlm.discover import report, runs
 from jaxlm.discover.configs import entries
 from jaxlm.discover.fields import Key, keys
 from jaxlm.discover.listing import LISTS
@@ -158,9 +158,19 @@ def test_report_is_one_page_with_numbers_curves_configuration_and_the_reason_for
   pytest.importorskip("jinja2")
   assert cli.main(["report", str(folder / "one"), "--num_samples=1"]) == 0
   page = (folder / "one" / "report.html").read_text()
+  assert "<h1>one</h1>" in page and f'<p class="quiet">{folder / "one"}</p>' in page
   assert "finished at step 20 of 1000" in page and "data:image/png;base64," in page
   assert "<code>model.position</code>" in page and "training speed over all devices" in page
   assert "no complete checkpoint" in page and 'src="http' not in page
+  assert "<code>train.steps</code>" in page
+  words = re.sub(r"<(pre|code)>.*?</\1>", "", page.partition("<h2>Numbers")[2], flags=re.DOTALL)
+  assert "`" not in words
+
+
+def test_backticks_become_code_and_everything_else_is_escaped():
+  pytest.importorskip("jinja2")
+  assert report.marked("at `a<b` & `c`") == "at <code>a&lt;b</code> &amp; <code>c</code>"
+  assert report.marked("one ` alone") == "one ` alone"
 
 
 def test_every_number_that_an_objective_reports_is_explained():

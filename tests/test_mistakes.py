@@ -66,6 +66,7 @@ def place(tmp_path, monkeypatch):
   (tmp_path / "book.txt").write_text("once upon a time " * 400)
   (tmp_path / "book.txt.gz").write_bytes(gzip.compress(b"once upon a time " * 400))
   (tmp_path / "lines.txt").write_text('{"text": "a"}\n{"text": "b"}\n')
+  (tmp_path / "wide.jsonl").write_text('{"id": "7", "story": "once upon a time", "year": 1901}\n')
   (tmp_path / "lines.jsonl").write_text('{"body": "a"}\n')
   (tmp_path / "list.json").write_text('[{"text": "a"}, {"text": "b"}]')
   (tmp_path / "table.txt").write_bytes(b"PAR1" + bytes(64))
@@ -128,7 +129,32 @@ MISTAKES = [
   (of_train(data__source="text:book.txt.gz"), "is compressed by gzip; unpack it (gunzip)"),
   (of_train(data__source="text:lines.txt"), "would be trained on with its braces; name the column"),
   (of_train(data__source="text:list.json"), "holds a list of JSON objects"),
-  (of_train(data__source="text:lines.jsonl"), "name it behind '#': 'text:lines.jsonl#body'"),
+  (of_train(data__source="text:lines.jsonl"), "behind '#': 'text:lines.jsonl#body'"),
+  (of_train(data__source="text:wide.jsonl"), "behind '#': 'text:wide.jsonl#story'"),
+  (of_train(data__source="text:wide.jsonl#sotry"), "behind '#': 'text:wide.jsonl#story'"),
+  (of_train(data__source="jsonl:lines.jsonl#body"), "write 'text:lines.jsonl#body'"),
+  (of_train(data__source="gs://bucket/a.txt"), "write 'text:gs://bucket/a.txt'"),
+  (of_train(data__source="https://example.com/a.txt"), "fetch the file, and write 'text:FILE'"),
+  (of_train(data__source="hf:wikitext"), "jaxlm downloads nothing"),
+  # flags that are keys, words too many, variants
+  ([*TRAIN, "--steps=10"], "keys of the configuration are written --config.train.steps=VALUE"),
+  ([*TRAIN, "--lr", "1e-3"], "are written --config.optimizer.learning_rate=VALUE"),
+  ([*TRAIN, "--model.d_model=64"], "are written --config.model.d_model=VALUE"),
+  ([*TRAIN, "carope/demo"], "'carope/demo' is not expected here"),
+  (["train", "--config=lact/tiny:widow", "--workdir=w"], "did you mean 'window'?"),
+  (["train", "--config=ilm/text:insertions", "--workdir=w"], "did you mean 'insertion'?"),
+  (["train", "--config=decoding/tasks:7", "--workdir=w"], "no variant '7'; known: "),
+  (
+    ["data", "tokenize", "--config=carope/tiny", "--out=x", "--hosts=2"],
+    "say which of them this is, --host=0 to --host=1",
+  ),
+  # models
+  (of_train(train__init_from="empty"), "empty is neither a run folder"),
+  (of_train(train__init_from="book.txt"), "it is a file"),
+  (
+    ["convert", "--from", "hf", "gpt2", "--to", "out"],
+    "jaxlm downloads nothing: fetch the model first",
+  ),
   (of_train(data__source="text:table.txt"), "it is a Parquet table; read it with 'parquet:'"),
   (of_train(data__source="text:paper.txt"), "it is a PDF document; extract its text"),
   (of_train(data__source="text:latin.txt"), "is not UTF-8 (byte 0xe9 at offset 3)"),
@@ -139,6 +165,9 @@ MISTAKES = [
     "no table 'carope/tabel1'; did you mean 'carope/table1'?",
   ),
   (["table", "carope/table1"], "--scale is missing"),
+  (["table", "carope", "--scale=smoke"], "tables of carope: carope/controls, "),
+  (["table", "experiments/lact/", "--scale=smoke"], "tables of lact: "),
+  (["table", "book.txt", "--scale=smoke"], "`jaxlm list tables` names those that are there"),
   (
     ["table", str(ROOT / "experiments/icl_linear/transformer.py"), "--scale=smoke"],
     "`jaxlm list tables` names those that are there",
@@ -163,6 +192,17 @@ MISTAKES = [
   (["config", "carope/tiny", "--only=modl"], "--only=modl: no such key; did you mean 'model'?"),
   (["config", "--config.seed=1"], "changes a configuration and none is given"),
   (["completion", "bsh"], "did you mean 'bash'?"),
+  (of_train(data__kind="txt"), "'txt' is not a kind of data; did you mean 'text'?"),
+  (["preflight", "--config=carope/tiny", "--topology=v5e"], "known: v5e:1x1, "),
+  (["preflight", "--config=carope/tiny", "--topology=h100"], "GPUs of this machine are --gpu"),
+  (["reproduce", "--scale=smoke", "--minutes=-1"], "--minutes=-1: wanted a number above 0"),
+  (["reproduce", "--scale=smoke", "--only=", "--list"], "`jaxlm list tables` names the tables"),
+  (["report", "empty", "--out=nowhere/x.html"], "there is no folder for it"),
+  (["data", "show"], "'show' is not known here; known: check, info"),
+  (["data", "prepare"], "NAME is missing"),
+  (["verify", "nowhere"], "golden arrays in tests/golden"),
+  (["kernels", "--config=zzzz"], "`jaxlm list configs` prints the names"),
+  (["--config=carope/tiny"], "the command comes first, as in: jaxlm train --config=carope/tiny"),
 ]
 
 
@@ -181,6 +221,12 @@ def test_a_mistake_is_one_sentence_with_the_remedy(place, argv, said, capsys):
   one_sentence(argv, said, capsys)
 
 
+def test_weights_that_are_not_there_leave_no_run_behind(place, capsys):
+  said = "train.init_from = 'empty'"
+  one_sentence([*TRAIN, "--config.train.init_from=empty"], said, capsys)
+  assert not (place / "w").exists()
+
+
 @pytest.mark.parametrize(
   "run, argv, said",
   [
@@ -191,7 +237,7 @@ def test_a_mistake_is_one_sentence_with_the_remedy(place, argv, said, capsys):
     ),
     ("masked", ["eval", "--by_position"], "scores masked_tokens; leave it out"),
     ("views", ["eval", "--tables=2"], "NVSConfig scores views; leave it out"),
-    ("lact", ["generate", "--prompt=ab"], "which are no text"),
+    ("lact", ["generate", "--prompt=ab"], "data of kind 'pairs': rows of token numbers"),
     ("views", ["generate"], "no decoding engine serves it"),
     ("ilm", ["generate", "--prompt=ab"], "give token numbers between blanks"),
     ("masked", ["generate", "--prompt=ab"], "give token numbers between blanks"),

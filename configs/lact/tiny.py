@@ -24,6 +24,7 @@ LACT = dict(
     update=dict(momentum=True, muon="language"),
   ),
 )
+MIXERS = {"lact": LACT, "window": WINDOW}
 
 
 def get_config(mixer: str = "lact") -> mlc.ConfigDict:
@@ -34,7 +35,7 @@ def get_config(mixer: str = "lact") -> mlc.ConfigDict:
     vocab_size=257,
     d_model=128,
     num_layers=2,
-    mixer={"lact": LACT, "window": WINDOW}[mixer],
+    mixer=MIXERS[mixer],
     mlp=dict(d_ff=256, activation="silu", gated=True),
     norm=dict(kind="rms"),
     position=dict(kind="rope"),

@@ -83,6 +83,8 @@ def batch_of(opened, given, rows: int, length: int):
   import numpy as np
 
   if given:
+    if not all(given):
+      raise ConfigError("--text is empty; give a text, or leave --text out")
     tokenizer = opened.tokenizer
     if tokenizer is None:
       raise ConfigError(
@@ -115,17 +117,13 @@ def spelled(tokenizer, tokens_BT) -> list[list[str]]:
 
 def show(reading) -> None:
   """The numbers and tables in the terminal."""
-  from rich.console import Console
-  from rich.table import Table
+  from jaxlm.commands.tables import print_table
 
-  console = Console()
   for name, value in reading.numbers.items():
-    console.print(f"{name}: {value:.4g}", markup=False, highlight=False)
+    print(f"{name}: {value:.4g}")
   for title, rows in reading.tables.items():
-    grid = Table(title=title)
-    for column in rows[0]:
-      grid.add_column(column, justify="right")
-    for row in rows:
-      cells = [f"{x:.4g}" if isinstance(x, float) else str(x) for x in row.values()]
-      grid.add_row(*(cell.replace("[", r"\[") for cell in cells))
-    console.print(grid)
+    print_table(
+      list(rows[0]),
+      [[f"{x:.4g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows],
+      title=title,
+    )

@@ -117,6 +117,18 @@ def initial_params(folder, params):
     raise ConfigError(f"{what}: {error}") from None
 
 
+def check_initial(folder) -> None:
+  """ConfigError where train.init_from names no run with a checkpoint and no weights folder; nothing
+  large is read."""
+  path = folder_path(folder)
+  if is_weights_folder(path) or path.name == "checkpoints":
+    return
+  if not (path / "checkpoints").is_dir():
+    began = (path / "run.json").is_file()
+    said = f"{path} is a run without a checkpoint" if began else _no_run(path)
+    raise ConfigError(f"train.init_from = {str(folder)!r}: {said}")
+
+
 def _restored(folder, **options):
   """`restore_params`; damaged newer steps are logged as warnings."""
   restored = restore_params(folder, **options)
@@ -180,6 +192,16 @@ def _alike(kinds, here, noted) -> bool:
     return False
 
 
+def _is_model(path) -> bool:
+  """Whether a path is a run folder or a weights folder."""
+  try:
+    return (path / "model.json").is_file() or (
+      (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+    )
+  except Exception:  # an object store raises errors of its own
+    return False
+
+
 def _beside(path) -> str:
   """'; did you mean ...?' if a run or weights folder beside `path` has nearly its name, else ''."""
   try:
@@ -196,12 +218,21 @@ def _beside(path) -> str:
 
 def _no_run(path) -> ConfigError:
   if not path.exists():
-    return ConfigError(f"{path} is not a run folder: it does not exist{_beside(path)}")
+    hint = _beside(path) or "; `jaxlm runs FOLDER` lists the runs below a folder"
+    return ConfigError(f"{path} is not a run folder: it does not exist{hint}")
+  inside = next((above for above in (path.parent, path.parent.parent) if _is_model(above)), None)
+  if inside is not None and not _is_model(path):
+    return ConfigError(f"{path} is a part of the folder {inside}; name that one")
   if not path.is_dir():
     return ConfigError(f"{path} is neither a run folder nor a weights folder: it is a file")
   if (path / "checkpoints").is_dir():
     return ConfigError(
       f"{path} has lost its config.json, and no checkpoint of it can be read; put back a copy of it"
+    )
+  below = sorted(str(child) for child in path.iterdir() if _is_model(child))
+  if below:
+    return ConfigError(
+      f"{path} is no run folder, it holds some: {', '.join(below[:5])}{', ..' * (len(below) > 5)}; name one of them"
     )
   others = [*path.glob("*.safetensors"), *path.glob("*.bin"), *path.glob("*.pt")]
   return ConfigError(

@@ -7,7 +7,8 @@ import ast
 import contextlib
 import difflib
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxlm.config import ConfigError, nearest
@@ -34,8 +35,8 @@ class Parser(argparse.ArgumentParser):
   """argparse whose errors are ConfigError.
 
   example: a whole command, shown where a required flag is missing. others: flags that are read
-  before this parser; `--config` is shown in its help. bare: the flag that a word without one was
-  meant for. `-` and `_` inside a flag's name are the same; `_` is shown.
+  before this parser; `--config` is shown in its help. bare: the flags that a word without one was
+  meant for, the first that is not given. keys: the key of the configuration that an unknown flag's name stands for. `-` and `_` inside a flag's name are the same; `_` is shown.
   """
 
   def __init__(
@@ -44,12 +45,15 @@ class Parser(argparse.ArgumentParser):
     *,
     example: str = "",
     others: Sequence[str] = (),
-    bare: str = "",
+    bare: str | Sequence[str] = (),
+    keys: Callable[[str], str | None] = lambda name: None,
     **options,
   ):
     options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
     super().__init__(prog, allow_abbrev=False, **options)
-    self.example, self.others, self.bare, self.words = example, tuple(others), bare, []
+    self.example, self.others, self.words = example, tuple(others), []
+    self.bares = (bare,) if isinstance(bare, str) else tuple(bare)
+    self.keys = keys
     if "--config" in self.others:  # read by `parse_flags`
       self.add_argument("--config", metavar="FILE", help=WHAT_CONFIG_NAMES)
       self.add_argument(
@@ -104,10 +108,17 @@ class Parser(argparse.ArgumentParser):
       )
     choice = re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message)
     if choice:
+      said = nearest(choice[2], [c.strip(" '") for c in choice[3].split(",")])
+      flag = choice[1].startswith("-")
       raise ConfigError(
-        f"{f'{choice[1]} ' if choice[1].startswith('-') else ''}{choice[2]}: {nearest(choice[2], [c.strip(' ' + chr(39)) for c in choice[3].split(',')])}"
+        f"{choice[1]} {choice[2]}: {said}" if flag else f"{choice[2]!r} is not known here; {said}"
       )
     raise ConfigError(message)
+
+  @property
+  def bare(self) -> str:
+    given = {word.partition("=")[0] for word in self.words}
+    return next((flag for flag in self.bares if flag and flag not in given), "")
 
   def _bare_word(self) -> str | None:
     """The first word that is neither a flag nor a flag's value."""
@@ -123,7 +134,7 @@ class Parser(argparse.ArgumentParser):
     return None
 
   def _without_flag(self, word: str) -> str:
-    return f"{word!r} stands without its flag; write {self.bare}={word}" + (
+    return f"{word!r} stands without its flag; write {self.bare}={shlex.quote(word)}" + (
       f", as in: {self.example}" if self.example else ""
     )
 
@@ -151,6 +162,8 @@ class Parser(argparse.ArgumentParser):
       return f"{word!r} is not expected here" + (
         f"; for example: {self.example}" if self.example else ""
       )
+    if flag.startswith("--") and (key := self.keys(flag.lstrip("-"))) is not None:
+      return f"unknown flag {flag}; keys of the configuration are written --config.{key}=VALUE"
     # By the name without dashes: with them every flag is like every other.
     names = {known.lstrip("-"): known for known in self._flags() if known.startswith("--")}
     close = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), names, n=1, cutoff=0.5)

@@ -49,9 +49,11 @@ class DataConfig:
 
   def load_tokenizer(self):
     """The tokenizer of the rows. ConfigError for data that are no text."""
+    from jaxlm.data import DATA
+
     raise ConfigError(
-      f"data.kind of this run makes {type(self).__name__.removesuffix('Data')} rows of token ids, which are no text: "
-      f"there is nothing to read a prompt with; `jaxlm eval` scores it, and its tables are in experiments/"
+      f"this run was trained on data of kind {DATA.kind_of(self)!r}: rows of token numbers, which are no text, so that no "
+      f"prompt can be read; `jaxlm eval` measures the run"
     )
 
   def resized(self, seq_len: int, batch_size: int) -> "DataConfig":

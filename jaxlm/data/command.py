@@ -52,7 +52,10 @@ def main(argv: list[str]) -> int:
     sub.add_argument("--data_dir", default=None, help="default: $JAXLM_DATA, else ~/.cache/jaxlm")
     if action != "list":
       sub.add_argument(
-        "names" if action == "prepare" else "name", nargs="+" if action == "prepare" else None
+        "names" if action == "prepare" else "name",
+        nargs="+" if action == "prepare" else None,
+        metavar="NAME",
+        help="one of `jaxlm data list`",
       )
     if action == "prepare":
       sub.add_argument(
@@ -128,6 +131,10 @@ def _tokenize(spec, overrides, args) -> None:
       (args.host, "JAX_PROCESS_ID", 0),
     )
   )
+  if hosts > 1 and args.host is None and "JAX_PROCESS_ID" not in os.environ:
+    raise ConfigError(
+      f"{hosts} hosts run this command together: say which of them this is, --host=0 to --host={hosts - 1}"
+    )
   for name, value in (("shards", args.shards), ("processes", args.processes), ("hosts", hosts)):
     if value < 1:
       raise ConfigError(f"--{name}={value}: wanted 1 or more")

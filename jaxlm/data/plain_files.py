@@ -11,6 +11,7 @@ was held out may be trained on then. To decide for good, write {split} into the 
 """
 
 import contextlib
+import difflib
 import glob
 import gzip
 import io
@@ -21,7 +22,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from jaxlm.config import nearest
 from jaxlm.data.digests import file_digest
 from jaxlm.data.errors import DataError
 from jaxlm.data.files import is_url, open_file, read_bytes, read_range, size
@@ -305,15 +305,25 @@ def _text_of(where: str, path: str, found, line: bytes, column: str) -> bytes:
       ) from None
     raise DataError(f"{where} is not a JSON object; every line of JSON lines is one")
   if column not in found:
+    texts = {name: value for name, value in found.items() if isinstance(value, str)} or found
+    likely = max(
+      texts, key=lambda name: (_alike(name, column), len(str(texts[name]))), default="text"
+    )
     raise DataError(
-      f"{where} has no column {column!r}; {nearest(column, found)}; name it behind '#': "
-      f"'text:{path}#{next(iter(found), 'text')}'"
+      f"{where} has no column {column!r} (it has {', '.join(map(repr, found)) or 'none'}); name the column of the text "
+      f"behind '#': 'text:{path}#{likely}'"
     )
   if not isinstance(found[column], str):
     raise DataError(
       f"{where}: column {column!r} holds {type(found[column]).__name__}, wanted a string"
     )
   return found[column].encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
+
+
+def _alike(name: str, wanted: str) -> float:
+  """How near two names are where one is a misspelling of the other, else 0."""
+  share = difflib.SequenceMatcher(None, name, wanted).ratio()
+  return share if share > 0.6 else 0.0
 
 
 def with_column(pattern: str) -> tuple[str, str | None]:

@@ -43,6 +43,20 @@ ROWS_AT_ONCE = 1024
 RULE = 3  # of the sides of documents (`plain_files`): another rule is another corpus
 
 
+#: What people write for a scheme -> the scheme.
+MEANT = {
+  "csv": "text",
+  "dataset": "hf",
+  "datasets": "hf",
+  "file": "text",
+  "huggingface": "hf",
+  "json": "text",
+  "jsonl": "text",
+  "tensorflow_datasets": "tfds",
+  "txt": "text",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Corpus:
   """documents: split -> iterator of bytes, the same each time. fingerprint: changes when any byte
@@ -64,6 +78,13 @@ def open_corpus(source: str) -> Corpus:
         f"data.source = {source!r} is a path and says not how to read it; write '{kind}:{source}' (other schemes: "
         f"{', '.join(sorted(SCHEMES))})"
       )
+    if scheme in ("http", "https"):
+      raise DataError(
+        f"data.source = {source!r}: jaxlm downloads no pages; fetch the file, and write 'text:FILE'"
+      )
+    if colon and (scheme in MEANT or rest.startswith("//")):
+      meant = f"text:{source}" if rest.startswith("//") else f"{MEANT[scheme]}:{rest}"
+      raise DataError(f"data.source = {source!r}: no scheme {scheme!r}; write {meant!r}")
     raise DataError(
       f"data.source = {source!r}: no such scheme; {nearest(scheme, SCHEMES)} (e.g. 'mini:moby_dick', "
       f"'text:books/*.txt', 'tfds:lm1b', 'prepared:prose-small')"
@@ -250,7 +271,8 @@ def _hugging_face(source: str, rest: str) -> Corpus:
   if not by_split["train"]:
     raise DataError(
       f"data.source = {source!r}: {folder} is no data set that was saved to disk, nor a folder of splits with `train` "
-      f"(each holds state.json and .arrow files, written by `dataset.save_to_disk(folder)`)"
+      f"(each holds state.json and .arrow files). jaxlm downloads nothing: load it with the package `datasets`, write it with "
+      f"`dataset.save_to_disk(FOLDER)`, and name that folder: 'hf:FOLDER'"
     )
 
   def rows(split: str) -> Iterator[bytes]:

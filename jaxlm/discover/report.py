@@ -40,8 +40,10 @@ def page(folder: str, *, num_samples: int = 2, max_new_tokens: int = 100, seed: 
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
+  environment.filters["marked"] = marked
   return environment.get_template("run.html").render(
     run=run,
+    name=path.name or str(folder),
     note=note,
     numbers=[
       {"name": name, "value": _number(value), "meaning": meaning(name)}
@@ -53,6 +55,19 @@ def page(folder: str, *, num_samples: int = 2, max_new_tokens: int = 100, seed: 
     no_samples=no_samples,
     config=config,
     starts=_starts(path),
+  )
+
+
+def marked(text: str):
+  """HTML of a sentence in which names stand between backticks."""
+  from markupsafe import Markup, escape
+
+  parts = text.split("`")
+  if len(parts) % 2 == 0:  # a backtick without a partner is a character
+    return escape(text)
+  return Markup("").join(
+    Markup("<code>{}</code>").format(part) if i % 2 else escape(part)
+    for i, part in enumerate(parts)
   )
 
 

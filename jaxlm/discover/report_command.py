@@ -26,6 +26,8 @@ def main(argv: list[str]) -> int:
     raise ConfigError("--num_samples is 0 or more, --max_new_tokens 1 or more")
   if args.out is None and "://" in args.run:
     raise ConfigError(f"{args.run} is not on this machine; name a file: --out=report.html")
+  if args.out and not pathlib.Path(expand(args.out)).absolute().parent.is_dir():
+    raise ConfigError(f"--out={args.out}: there is no folder for it; make it first")
 
   from jaxlm.discover.report import page
 

@@ -75,6 +75,8 @@ def main(argv: list[str]) -> int:
     ("run", "state", "step", "loss", "eval/loss", "tokens/s", "ago", *keys[:MOST_KEYS]),
     rows,
     box=False,
-    caption=f"{more} more keys differ; --only of `jaxlm config RUN` shows them" if more > 0 else "",
+    caption=f"{more} more keys differ; `jaxlm config RUN --short` prints all of a run"
+    if more > 0
+    else "",
   )
   return 0

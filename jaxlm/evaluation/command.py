@@ -46,7 +46,9 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--lengths", default=None, help="comma-separated tokens; default: the training length"
   )
-  parser.add_argument("--split", default="validation")
+  parser.add_argument(
+    "--split", default="validation", help="train, validation (the default) or test"
+  )
   parser.add_argument(
     "--num_tokens", type=whole, default=None, help="score the first so many tokens; default: all"
   )

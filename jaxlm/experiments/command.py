@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
       [a for a in argv if a in ("-h", "--help")] or ["--scale=smoke"]
     )
     if argv and argv[0] in words:
-      raise ConfigError(f"no table {argv[0]!r}; {nearest(argv[0], named)}")
+      raise ConfigError(f"no table {argv[0]!r}; {_tables_like(argv[0], named)}")
     raise ConfigError(
       "no table: name its script, for example experiments/carope/table1.py, or one of `jaxlm list tables`"
     )
@@ -47,6 +47,16 @@ def scripts() -> dict[str, pathlib.Path]:
     for file in sorted(pathlib.Path(folder).glob("*/*.py"))
     if file.stem != "__init__"
   }
+
+
+def _tables_like(name: str, named) -> str:
+  """Which tables may have been meant: those of a paper, or the one of nearly this name."""
+  paper = name.removeprefix("./").removeprefix("experiments/").strip("/")
+  own = [other for other in named if other.partition("/")[0] == paper]
+  if own:
+    return f"tables of {paper}: {', '.join(own)}"
+  said = nearest(paper.removesuffix(".py"), named)
+  return said if said.startswith("did") else "`jaxlm list tables` names those that are there"
 
 
 def load(path: str) -> Table:

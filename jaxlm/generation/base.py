@@ -341,11 +341,28 @@ def engines_of(model) -> list[str]:
   return [name for name in ENGINES.table if ENGINES.cls(name).misfit(model) is None]
 
 
+#: What people name as an algorithm -> the flag of `jaxlm generate` that does it.
+SAMPLING_WORDS = {
+  "argmax": "--temperature=0",
+  "greedy": "--temperature=0",
+  "nucleus": "--top_p=0.9",
+  "sample": "--temperature=1",
+  "sampling": "--temperature=1",
+  "top_k": "--top_k=50",
+  "top_p": "--top_p=0.9",
+}
+
+
 def engine_class(model, algorithm: str | None = None, form: str | None = None) -> type[Engine]:
   """The class of the engine `algorithm`, or of the model's default. form: of the batches that the
   model was trained on, which decides between two engines of one model.
   """
   if algorithm is not None:
+    if algorithm in SAMPLING_WORDS and algorithm not in ENGINES.all():
+      raise ConfigError(
+        f"algorithm = {algorithm!r} is no decoding engine but a way to draw tokens; leave it out and give "
+        f"{SAMPLING_WORDS[algorithm]}"
+      )
     if algorithm not in ENGINES.table:
       raise ConfigError(
         f"algorithm = {algorithm!r} is not a decoding engine; {nearest(algorithm, ENGINES.table)}"

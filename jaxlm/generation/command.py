@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     "jaxlm generate",
     description=USAGE.format(engines=", ".join(ENGINES.table)),
     others=CONFIG,
-    bare="--run",
+    bare=("--run", "--prompt"),
     example='jaxlm generate --run runs/tiny --prompt "Call me"',
   )
   parser.add_argument(

@@ -113,7 +113,17 @@ def _from_hf(source, target, args) -> None:
     raise ConfigError(
       "--step, --ema and --architecture are for a run that is exported, not for `--from hf`"
     )
+  if not source.exists():
+    raise ConfigError(
+      f"{source} does not exist, and jaxlm downloads nothing: fetch the model first, for example with "
+      f"`huggingface-cli download NAME --local-dir={source.name}`"
+    )
   config = read_json(source / "config.json")
+  if isinstance(config, dict) and {"model", "objective"} <= config.keys():
+    raise ConfigError(
+      f"{source} is a run folder of jaxlm, not a Hugging Face folder: leave out 'hf' to convert it (--from {source}); "
+      f"to train on from its weights, write --config.train.init_from={source}"
+    )
   cfg, params, notes = huggingface.read_checkpoint(
     config,
     read_weights(source),

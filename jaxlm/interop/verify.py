@@ -65,7 +65,9 @@ def find_cases(paths) -> list[tuple[pathlib.Path, str]]:
         )
       files, base = [given], given.parent
     else:
-      raise FileNotFoundError(f"{given} does not exist")
+      raise FileNotFoundError(
+        f"{given} does not exist; a clone of the repository has golden arrays in tests/golden"
+      )
     for file in files:
       found.setdefault(file.resolve(), (file, str(file.relative_to(base))))
   return list(found.values())

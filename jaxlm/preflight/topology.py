@@ -19,9 +19,12 @@ def devices(topology: str, num_slices: int = 1) -> np.ndarray:
   missing.
   """
   if not re.fullmatch(r"v\d\w*:\d+x\d+(x\d+)?", topology):
+    known, chip = known_topologies(), topology.partition(":")[0].partition("-")[0]
+    meant = _of_as_many_chips(topology)
+    own = [name for name in known if name.startswith(f"{chip}:")]
     raise ConfigError(
-      f"topology {topology!r} is not of the form chip:AxB or chip:AxBxC{_of_as_many_chips(topology)}; "
-      f"known: {', '.join(known_topologies())}"
+      f"topology {topology!r} is not of the form chip:AxB or chip:AxBxC{meant}"
+      + ("" if meant else f"; known: {', '.join(own or known)}; GPUs of this machine are --gpu")
     )
   chip = chip_of(topology)
   # Set before libtpu loads: several compilations may run side by side, and no metadata server is

@@ -18,7 +18,7 @@ from jaxlm.commands.exits import (
   refuse,
 )
 from jaxlm.commands.flags import CONFIG, Parser, parse_flags
-from jaxlm.config import ConfigError
+from jaxlm.config import ALIASES, ConfigError
 from jaxlm.paths import denied
 
 EPILOG = """\
@@ -35,11 +35,13 @@ Several hosts run the same command; tpu/README.md says how they find each other.
 @command("jaxlm train")
 def main(argv: list[str]) -> int:
 
+  spec, overrides, rest = parse_flags(argv)
   parser = Parser(
     "jaxlm train",
     epilog=EPILOG,
     others=CONFIG,
-    bare="--config",
+    bare="--config" if spec is None else "",
+    keys=key_of_flag,
     description="Train a model, or resume its run.",
     example="jaxlm train --config=configs/carope/tiny.py --workdir=runs/tiny",
   )
@@ -53,11 +55,44 @@ def main(argv: list[str]) -> int:
     help="take a folder whose lock.json names a process that is dead and cannot be asked",
   )
   parser.add_argument("--quiet", action="store_true", help="no progress")
-  spec, overrides, rest = parse_flags(argv)
   args = parser.parse_args(rest)
   if spec is None:
     raise ConfigError("no configuration; give --config=configs/carope/tiny.py, say")
   return run(spec, overrides, args)
+
+
+#: Keys that people write as flags, with their sections.
+FLAGS = {
+  "steps": "train.steps",
+  "save_every": "train.save_every",
+  "log_every": "train.log_every",
+  "init_from": "train.init_from",
+  "accumulation": "train.accumulation",
+  "learning_rate": "optimizer.learning_rate",
+  "weight_decay": "optimizer.weight_decay",
+  "clip_norm": "optimizer.clip_norm",
+  "warmup_steps": "schedule.warmup_steps",
+  "batch_size": "data.batch_size",
+  "seq_len": "data.seq_len",
+  "source": "data.source",
+  "data": "data.source",
+  "d_model": "model.d_model",
+  "num_layers": "model.num_layers",
+  "dtype": "model.dtype",
+  "position": "model.position",
+  "mixer": "model.mixer",
+  "vocab_size": "model.vocab_size",
+  "seed": "seed",
+}
+
+
+def key_of_flag(name: str) -> str | None:
+  """'train.steps' of 'steps' or 'max_steps'; None where no key is meant."""
+  name = name.replace("-", "_")
+  section, _, last = name.rpartition(".")
+  if section in ("model", "data", "train", "optimizer", "schedule", "objective", "eval", "mesh"):
+    return name
+  return FLAGS.get(ALIASES.get(name, name))
 
 
 def _failed(error, code: int) -> int:

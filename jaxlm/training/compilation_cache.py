@@ -46,8 +46,8 @@ class CompilationCache:
     if not asked:
       return None
     return (
-      f"programs in {seconds:.1f} s: {hits:.0f} read from {self.folder} (hits), "
-      f"{asked - hits:.0f} compiled (misses)"
+      f"programs in {seconds:.1f} s: {hits:.0f} that an earlier run compiled read from {self.folder}, "
+      f"{asked - hits:.0f} compiled and kept there"
     )
 
 

@@ -98,12 +98,26 @@ def _run_get_config(path: str, file: pathlib.Path, argument: str) -> Mapping[str
   try:
     config = module.get_config(argument) if argument else module.get_config()
   except Exception as error:
+    if isinstance(error, KeyError) and error.args == (argument,):
+      raise ConfigError(
+        f"{path} has no variant {argument!r}; {_variants(module, argument)}"
+      ) from error
     raise ConfigError(f"{path}: {call} raises {type(error).__name__}: {error}") from error
   if not isinstance(config, (Mapping, ml_collections.ConfigDict)):
     raise ConfigError(
       f"{path}: {call} returns a {type(config).__name__}, wanted a ConfigDict or a dict"
     )
   return config
+
+
+def _variants(module, argument: str) -> str:
+  """Which arguments a configuration takes, as far as its tables say."""
+  default = next(iter(inspect.signature(module.get_config).parameters.values())).default
+  tables = [
+    value for value in vars(module).values() if isinstance(value, dict) and default in value
+  ]
+  names = [name for name in tables[0] if isinstance(name, str)] if tables else []
+  return nearest(argument, names) if names else "its first lines say which there are"
 
 
 def _json(path: str) -> dict:
@@ -124,4 +138,7 @@ def _files_like(file: pathlib.Path) -> str:
   if near:
     return f"; there are {', '.join(map(str, near[:12]))}{', ..' * (len(near) > 12)}"
   name = str(file).removeprefix("configs/").removesuffix(".py")
-  return f"; among the names of `jaxlm list configs`: {nearest(name, packaged())}"
+  said = nearest(name, packaged())
+  if not said.startswith("did"):
+    return "; `jaxlm list configs` prints the names that this package has"
+  return f"; among the names of `jaxlm list configs`: {said}"

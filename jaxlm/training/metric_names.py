@@ -17,7 +17,7 @@ MEANINGS = {
   r"guarded": "share of the guarded tokens whose probability is still lowered",
   r"log_p": "mean log probability of the guarded tokens, in nats",
   r"grad_norm": "norm of the gradient before clipping",
-  r"learning_rate": "of this step",
+  r"learning_rate": "the learning rate of this step",
   r"tokens_per_s": "training speed over all devices",
   r"goodput": "seconds of the steps that count, as a share of the seconds since the run first started",
   r"step_s": "seconds per step",

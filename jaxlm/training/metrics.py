@@ -92,6 +92,7 @@ def picture(records: list[dict]) -> bytes:
   """The curves of a run as a PNG; nothing where no number is written."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
 
   evals = sorted(
     {k for r in records for k in r if k.startswith("eval/") and ("loss" in k or "perplexity" in k)}
@@ -115,6 +116,8 @@ def picture(records: list[dict]) -> bytes:
       axes.plot(*zip(*points), marker="." if len(points) < 40 else None, linewidth=1.2, label=name)
     axes.legend(fontsize=8, frameon=False)
     axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.spines[["top", "right"]].set_visible(False)
   axes.set_xlabel("step")
   file = io.BytesIO()

@@ -21,7 +21,8 @@ import jax
 from jaxlm.checkpoint.errors import CheckpointError
 from jaxlm.checkpoint.json_files import write_json
 from jaxlm.checkpoint.local_steps import LocalSteps, check_local
-from jaxlm.checkpoint.opening import initial_params
+from jaxlm.checkpoint.locations import folder_path
+from jaxlm.checkpoint.opening import check_initial, initial_params
 from jaxlm.checkpoint.steps import Checkpoints
 from jaxlm.config import ConfigError
 from jaxlm.data.pipeline import example
@@ -119,6 +120,8 @@ def train(
   check_tracker(cfg.train.tracker)
   if cfg.train.local.folder is not None:
     check_local(cfg.train.local.folder, jax.process_count())
+  if cfg.train.init_from is not None and not (folder_path(workdir) / "checkpoints").is_dir():
+    check_initial(cfg.train.init_from)
   cache = keep_programs(workdir)
   with (
     open_folder(workdir, cfg, new=new, take_over=take_over) as opened,

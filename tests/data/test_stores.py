@@ -399,7 +399,7 @@ def test_columns_are_read_with_a_mark_in_front_and_line_separators_inside(tmp_pa
 def test_json_lines_that_cannot_be_read_name_line_and_column(tmp_path):
   path = tmp_path / "a.jsonl"
   for lines, column, said in (
-    (['{"txt": "a"}'], "", "line 1 has no column 'text'; did you mean 'txt'"),
+    (['{"txt": "a"}'], "", r"line 1 has no column 'text' \(it has 'txt'\)"),
     (['{"text": "a"}', '{"text": 3}'], "", "line 2: column 'text' holds int"),
     (['{"text": "a"}', "oops"], "", "line 2 is not a JSON object"),
     (['{"text": "a"}'], "#body", "no column 'body'"),

@@ -29,7 +29,12 @@ SHORT = {
   "eval": ["--num_tokens=1024"],
 }
 #: What must be there before a page that does not make it itself.
-BEFORE = {"docs/taps.md": ["jaxlm train --config=configs/hnet/tiny.py --workdir=runs/hnet"]}
+BEFORE = {
+  "docs/taps.md": [
+    "jaxlm train --config=configs/carope/tiny.py --workdir=runs/tiny",
+    "jaxlm train --config=configs/hnet/tiny.py --workdir=runs/hnet",
+  ]
+}
 PAGES = ["README.md", "docs/start.md", "docs/evidence.md", *BEFORE] + [
   path.relative_to(ROOT).as_posix()
   for folder in ("howto", "systems")

@@ -131,6 +131,34 @@ def test_the_queue_forgets_what_is_finished(measured):
   assert left(item, table, "smoke", path / "runs") == [Unit(item, "fast", 1)]
 
 
+def test_what_is_recorded_by_a_clean_revision_is_not_left_without_the_runs(measured, capsys):
+  item, table, path = measured
+  stem = path / item.stem("smoke")
+  assert pages.recorded(table, "smoke", stem) == set()
+  pages.write([item], path / "runs", "smoke", into=path, declared=[item])
+  recorded = pages.recorded(table, "smoke", stem)
+  assert recorded == {("", row, seed) for row in ("slow", "fast") for seed in range(3)}
+  assert left(item, table, "smoke", path / "nothing", recorded=recorded) == []
+  assert len(left(item, table, "smoke", path / "nothing", 4, recorded)) == 2
+  other = dataclasses.replace(table, scales={"smoke": Scale("x", overrides={"data.seq_len": 8})})
+  assert pages.recorded(other, "smoke", stem) == set()
+  file = stem.with_name(stem.name + ".json")
+  file.write_text(file.read_text().replace(runner.provenance()["revision"].rstrip("+"), "0" * 8))
+  assert pages.recorded(table, "smoke", stem) == set()
+
+
+def test_the_list_says_what_it_does_not_count_and_what_its_numbers_mean(capsys):
+  def listed(*flags):
+    assert main(["--scale=smoke", "--list", "--only=lact/figure5", "--runs=nowhere", *flags]) == 0
+    return capsys.readouterr().out
+
+  found, again = listed(), listed("--again")
+  counted = [re.search(r"left at scale smoke: (\d+)", text)[1] for text in (found, again)]
+  skipped = re.search(r"not counted: (\d+) rows x seeds", found)
+  assert int(counted[0]) + int(skipped[1] if skipped else 0) == int(counted[1]) > 0
+  assert "value: 1 is a detail" in again and "not counted" not in again
+
+
 def test_the_page_judges_from_the_json_alone_and_drops_other_configurations(measured):
   item, table, path = measured
   pages.write([item], path / "runs", "smoke", into=path, declared=[item])

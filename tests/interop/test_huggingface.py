@@ -93,8 +93,12 @@ def test_without_a_name_the_export_finds_an_architecture_that_says_the_same():
   with pytest.raises(ConfigError, match=r"mixer.0.window = 4, it would become None"):
     huggingface.export(windowed, params, name="LlamaForCausalLM")
   softmax1 = dataclasses.replace(cfg, mixer=dataclasses.replace(cfg.mixer, softmax1=True))
-  with pytest.raises(ConfigError, match="softmax1 = True"):
+  with pytest.raises(ConfigError, match="softmax1 = True") as refused:
     huggingface.export(softmax1, params)
+  head, *reasons = str(refused.value).splitlines()
+  assert "weights folder" in head and len(reasons) < len(huggingface.ARCHITECTURES)
+  named = [name for line in reasons for name in line.partition(": ")[0].strip().split(", ")]
+  assert sorted(named) == sorted(huggingface.ARCHITECTURES)
 
 
 def test_a_wrong_name_and_a_wrong_shape_are_both_named():

@@ -48,8 +48,8 @@ def run(folder, name, **environment):
 def test_a_second_start_compiles_nothing_and_ends_with_the_same_bits(tmp_path, monkeypatch):
   monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", os.getcwd()))
   first, second = run(tmp_path, "one"), run(tmp_path, "two")
-  assert "programs in" in first and " 0 read from" in first
-  assert "(hits), 0 compiled (misses)" in second
+  assert "programs in" in first and ": 0 that an earlier run compiled" in first
+  assert " 0 compiled and kept there" in second and ": 0 that" not in second
   assert len(list((tmp_path / "data" / "xla").rglob("*-cache"))) > 2
 
   def numbers(name):

@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
   args = _parser().parse_args(argv)
   if args.seeds is not None and args.seeds < 1:
     raise ConfigError(f"--seeds={args.seeds}: at least one seed is needed")
+  if args.minutes is not None and not args.minutes > 0:
+    raise ConfigError(f"--minutes={args.minutes:g}: wanted a number above 0")
   only = [name for given in args.only for name in given.split(",")]
   all_items, all_scripts = declared()
   found = queue.chosen([*all_items, *all_scripts], only)
@@ -38,26 +40,39 @@ def main(argv: list[str]) -> int:
     raise ConfigError(f"--scale={args.scale}: no table that was asked for has this scale")
   items = [item for item in items if args.scale in tables[item.script].scales]
   runs = pathlib.Path(expand(args.runs))
+  from jaxlm.experiments.reproduce import pages
 
-  def waiting():
+  recorded = {
+    item: set()
+    if args.again
+    else pages.recorded(tables[item.script], args.scale, ROOT / item.stem(args.scale))
+    for item in items
+  }
+
+  def waiting(recorded=recorded):
     return queue.by_value(
-      {item: queue.left(item, tables[item.script], args.scale, runs, args.seeds) for item in items}
+      {
+        item: queue.left(
+          item, tables[item.script], args.scale, runs, args.seeds, recorded.get(item, ())
+        )
+        for item in items
+      }
     )
 
   if args.list:
     _say_left(waiting(), args.scale)
+    _say_recorded(waiting(), waiting({}))
     for each in [*all_items, *all_scripts]:
       if each.needs:
         print(f"left out unless named: {each.name}: {each.needs}")
     return 0
-  from jaxlm.experiments.reproduce import pages
-
   if not args.no_report:
     pages.require_clean(args.draft)
   failed = {} if args.report else _run(waiting, tables, args, runs)
   if not args.report:
     _run_scripts(scripts)
   _say_left(waiting(), args.scale)
+  _say_recorded(waiting(), waiting({}))
   if not args.no_report:
     written = pages.write(
       items if only else all_items,
@@ -133,6 +148,10 @@ def _say_left(waiting, scale: str) -> None:
     return f", about {_time(minutes)} of one core" if scale == "smoke" else ""
 
   total = 0.0
+  if waiting:
+    print(
+      "the most valuable per minute first; value: 1 is a detail, 5 decides whether the paper's claim shows"
+    )
   for item, units in waiting:
     minutes = item.minutes * len(units)
     total += minutes
@@ -143,6 +162,15 @@ def _say_left(waiting, scale: str) -> None:
   print(
     f"left at scale {scale}: {sum(len(units) for _, units in waiting)} rows x seeds{about(total)}"
   )
+
+
+def _say_recorded(waiting, without_record) -> None:
+  """How many results are committed and therefore not left."""
+  number = sum(len(units) for _, units in without_record) - sum(len(units) for _, units in waiting)
+  if number:
+    print(
+      f"not counted: {number} rows x seeds whose results are in experiments/*/results; --again runs them too"
+    )
 
 
 def _time(minutes: float) -> str:
@@ -166,6 +194,11 @@ def _parser() -> Parser:
   parser.add_argument("--runs", default="runs", help="folder of the work folders; default runs")
   parser.add_argument(
     "--minutes", type=float, default=None, help="begin no further row after so many minutes"
+  )
+  parser.add_argument(
+    "--again",
+    action="store_true",
+    help="also run rows whose results are committed in experiments/*/results",
   )
   parser.add_argument("--list", action="store_true", help="print what is left; run nothing")
   parser.add_argument(

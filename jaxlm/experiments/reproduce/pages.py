@@ -6,6 +6,7 @@ added to it, seed by seed; what was measured under another configuration than th
 dropped; claims are judged anew.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -133,6 +134,17 @@ def measured(table: Table, scale: str, stem, workdir) -> dict[tuple[str, str, in
   recorded = from_json(table, scale, stem)
   found = of_today(recorded) | of_today(runner.results(table, scale, workdir))
   return found or {key: r for key, r in recorded.items() if r["identity"] is None}
+
+
+def recorded(table: Table, scale: str, stem) -> set[tuple[str, str, int]]:
+  """(size, row, seed) of the results in the table's JSON that are of today's configuration and of
+  a revision in the history, without uncommitted changes. A row whose text is not here is not one."""
+  found = set()
+  for key, result in report.current(from_json(table, scale, stem)).items():
+    with contextlib.suppress(ConfigError):
+      if result["identity"] == identity(table, scale, *key):
+        found.add(key)
+  return found
 
 
 def identity(table: Table, scale: str, size: str, row: str, seed: int) -> str:

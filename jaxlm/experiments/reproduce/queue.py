@@ -6,7 +6,7 @@ of what a row costs. A unit is one row at one seed; what is finished in the work
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxlm.config import ConfigError, nearest
@@ -77,7 +77,11 @@ def chosen(declared: Sequence[Item | Script], only: Sequence[str]) -> list[Item 
   known = sorted({each.name for each in declared} | {paper(each) for each in declared})
   for name in only:
     if name not in known:
-      raise ConfigError(f"--only={name}: no such table or figure; {nearest(name, known)}")
+      said = nearest(name, known)
+      raise ConfigError(
+        f"--only={name}: no such table or figure; "
+        + (said if said.startswith("did") else "`jaxlm list tables` names the tables")
+      )
   return [each for each in declared if each.name in only or paper(each) in only]
 
 
@@ -85,8 +89,16 @@ def paper(each: Item | Script) -> str:
   return each.name.split("/")[0]
 
 
-def left(item: Item, table: Table, scale: str, runs, seeds: int | None = None) -> list[Unit]:
-  """The units of an item that are not finished, whole seeds first."""
+def left(
+  item: Item,
+  table: Table,
+  scale: str,
+  runs,
+  seeds: int | None = None,
+  recorded: Container[tuple[str, str, int]] = (),
+) -> list[Unit]:
+  """The units of an item that are not finished, whole seeds first. recorded: (size, row, seed) that
+  need no run, because their results are in the table's JSON."""
   number = seeds or item.seeds or table.scales[scale].num_seeds
   rows = item.rows or [row.name for row in table.rows]
   folder = workdir(runs, table, scale)
@@ -95,7 +107,8 @@ def left(item: Item, table: Table, scale: str, runs, seeds: int | None = None) -
     for seed in range(number)
     for row in rows
     if any(
-      not (runner.folder(folder, size, row, seed) / table.result_file).exists()
+      (size, table.row(row).name, seed) not in recorded
+      and not (runner.folder(folder, size, row, seed) / table.result_file).exists()
       for size in table.scales[scale].sizes
     )
   ]

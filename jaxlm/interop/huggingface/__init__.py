@@ -78,10 +78,7 @@ def converter(name: str):
       f"architecture {name!r} is not supported: {NOT_READ[name]} (supported: {', '.join(ARCHITECTURES)})"
     )
   if name not in ARCHITECTURES:
-    raise ConfigError(
-      f"architecture {name!r} is not supported; {nearest(name, ARCHITECTURES)} "
-      f"(supported: {', '.join(ARCHITECTURES)})"
-    )
+    raise ConfigError(f"architecture {name!r} is not supported; {nearest(name, ARCHITECTURES)}")
   module, attribute = ARCHITECTURES[name].split(":")
   return getattr(importlib.import_module(module), attribute)
 
@@ -189,7 +186,7 @@ def export(
   """
   from jaxlm.interop.huggingface.compare import differences
 
-  refusals = []
+  refusals: list[tuple[str, str]] = []
   for candidate in [name] if name else ARCHITECTURES:
     arch = converter(candidate)
     try:
@@ -202,15 +199,21 @@ def export(
       AttributeError,
       KeyError,
     ) as error:  # a field of another kind of norm, mlp or position
-      refusals.append(f"{candidate}: {error}")
+      refusals.append((candidate, str(error)))
       continue
     if not differ:
       state = arch.table(cfg).export_params(params, dtype)
       return config | ({"dtype": str(next(iter(state.values())).dtype)} if named else {}), state
-    refusals.append(f"{candidate}: " + "; ".join(differ))
+    refusals.append((candidate, "; ".join(differ)))
   raise ConfigError(
-    "this model cannot be written as "
-    + (name or "any supported architecture")
-    + ":\n  "
-    + "\n  ".join(refusals)
+    f"this model cannot be written as {name or 'any architecture of Hugging Face that is supported'}; without `hf` it becomes "
+    f"a weights folder of jaxlm. Why not:\n  " + "\n  ".join(_by_reason(refusals))
   )
+
+
+def _by_reason(refusals) -> list[str]:
+  """One line per reason, with the architectures that it is of."""
+  names: dict[str, list[str]] = {}
+  for name, why in refusals:
+    names.setdefault(why.replace(name, "this architecture"), []).append(name)
+  return [f"{', '.join(of)}: {why}" for why, of in names.items()]
