@@ -110,7 +110,7 @@ ITEMS = [
   ),
   # Interpretability
   Item("experiments/scansnap/dynamics.py", minutes=0.1, value=3),
-  Item("experiments/icl_linear/weights.py", minutes=0.5, value=4),
+  Item("experiments/icl_linear/weights.py", minutes=0.7, value=4),
   Item(
     "experiments/attnsink/sinks.py",
     minutes=3,
