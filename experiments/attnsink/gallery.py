@@ -20,7 +20,7 @@ ROWS, LENGTH = 16, 64
 
 def readings(run: str):
   """({probe: Reading}, the opened run, the row of the probe "attribution" as people read it)."""
-  from jaxlm.analysis.command import batch_of
+  from jaxlm.analysis.command import batch_of, visible
   from jaxlm.analysis.probes import probe
   from jaxlm.checkpoint.opening import open_model
 
@@ -32,7 +32,7 @@ def readings(run: str):
   ):  # Bigram-Backcopy: a row of the run, its first id last in the vocabulary
     batch, _ = batch_of(opened, [], 1, LENGTH)
     symbols = (*opened.data.characters, "<s>")
-    texts = [[symbols[token] for token in np.asarray(batch["tokens"])[0]]]
+    texts = [[visible(symbols[token]) for token in np.asarray(batch["tokens"])[0]]]
   else:
     batch, texts = batch_of(opened, [TEXT], 1, LENGTH)
   found |= {"attribution": probe("attribution").read(opened, batch, texts)}

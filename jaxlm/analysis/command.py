@@ -113,7 +113,12 @@ def batch_of(opened, given, rows: int, length: int):
 
 def spelled(tokenizer, tokens_BT) -> list[list[str]]:
   """What each token spells, for people."""
-  return [[tokenizer.decode([int(t)]).replace("\n", "↵") or "·" for t in row] for row in tokens_BT]
+  return [[visible(tokenizer.decode([int(t)])) for t in row] for row in tokens_BT]
+
+
+def visible(text: str) -> str:
+  """A text in which blanks can be seen; "·" if it is empty."""
+  return text.replace("\n", "↵").replace(" ", "␣") or "·"
 
 
 def show(reading) -> None:
