@@ -62,6 +62,7 @@ def main() -> int:
   from jaxlm.experiments.runner import provenance
 
   require_clean(draft=False)
+  made = provenance()  # of the files that are read now, whatever is edited meanwhile
   found, opened, text = readings(args.run)
   saved = {
     "run": "/".join(pathlib.Path(args.run).parts[-2:]),
@@ -71,7 +72,7 @@ def main() -> int:
       kind: {"numbers": reading.numbers, "panels": [plain(p) for p in reading.panels]}
       for kind, reading in found.items()
     },
-  } | provenance()
+  } | made
   stem = pathlib.Path(args.out)
   stem.parent.mkdir(parents=True, exist_ok=True)
   stem.with_name(stem.name + ".json").write_text(json_text.dumps(saved, indent=1) + "\n")
