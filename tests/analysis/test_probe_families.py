@@ -9,6 +9,7 @@ from test_analysis import FILES, given
 
 from jaxlm.analysis import observe, sites
 from jaxlm.analysis.attribution import Question
+from jaxlm.analysis.attribution.attention import LastAttention, Rollout
 from jaxlm.analysis.attribution.gradients import IntegratedGradients
 from jaxlm.analysis.probes import PROBES, probe
 from jaxlm.config import ConfigError
@@ -54,6 +55,22 @@ def test_h_net_has_a_sink_metric_of_its_main_network():
   reading = probe("sinks").read(small.Opened(cfg, params, folder=""), batch["tokens"])
   assert "main/mixer: sink rate" in reading.numbers or "sink rate" in reading.numbers
   assert any("main" in name for name in reading.tables)
+
+
+def test_attention_is_attributed_to_the_tokens_or_refused():
+  """H-Net attends between chunks; a decoder to its encoder's tokens, which rollout cannot chain."""
+  cfg, params, batch = given("hnet")
+  chunks = Question(cfg, params, batch["tokens"], np.array([3, 4]))
+  with pytest.raises(ConfigError, match="chunks or kept tokens, not over the 12 tokens"):
+    LastAttention()(chunks, None)
+  cfg, params, batch = given("mrt5")
+  extra = {"decoder_tokens": jnp.asarray(batch["decoder_tokens"][:, :5])}
+  question = Question(cfg, params, batch["tokens"], np.array([3, 4]), extra=extra)
+  a = LastAttention()(question, None)
+  assert a.shape == batch["tokens"].shape
+  np.testing.assert_allclose(a.sum(axis=1), 1.0, atol=1e-5)
+  with pytest.raises(ConfigError, match="attends from a decoder to an encoder"):
+    Rollout()(question, None)
 
 
 def test_attribution_goes_through_a_delete_gate():
