@@ -19,10 +19,11 @@ from jaxlm.config import checked
 def at_first_and_elsewhere(x, axes: tuple[int, ...] = (-1,)) -> tuple[float, float]:
   """(mean norm at position 0, mean norm at the others) of (B, T, ...); norm over `axes`.
 
-  A row of one token has nothing elsewhere: nan.
+  Vectors that are zero (H-Net's empty slots) do not count. A row of one token has nothing elsewhere:
+  nan.
   """
   norm = np.sqrt(np.sum(np.square(np.asarray(x, np.float64)), axis=axes))
-  rest = norm[:, 1:]
+  rest = norm[:, 1:][norm[:, 1:] > 0]
   return float(norm[:, 0].mean()), float(rest.mean()) if rest.size else float("nan")
 
 

@@ -120,6 +120,14 @@ class Visible:
     return seen if self.window is None else np.minimum(seen, self.window)
 
 
+def num_queries(squares_LBNT, slot_LBNT) -> np.ndarray:
+  """int (B,): queries of each row, up to the last one that gives any weight. H-Net has a slot for every
+  token, and those behind a row's last chunk are empty. From `attention_squares` and `attention_slot`.
+  """
+  seen_BT = np.any((np.asarray(squares_LBNT) > 0) | (np.asarray(slot_LBNT) > 0), axis=(0, 2))
+  return np.max(np.where(seen_BT, np.arange(1, seen_BT.shape[1] + 1), 0), axis=1)
+
+
 def visible(cfg, full: str, num_layers: int) -> list[Visible]:
   """Of each layer of a site: an encoder's and cross attention's keys are seen by every query."""
   parts = full.split("/")
