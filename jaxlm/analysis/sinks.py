@@ -18,9 +18,11 @@ from jaxlm.analysis.probes import (
   Visible,
   named,
   num_queries,
+  stack_name,
   stacked,
   stacks_of,
   visible,
+  without_empty,
 )
 from jaxlm.config import checked
 from jaxlm.ranges import Fraction, Positive
@@ -97,9 +99,11 @@ class Sinks(Probe):
     streams = [n for n, layers in sites(cfg).items() if n.rsplit("/", 1)[-1] == "resid" and layers]
     sums = [full for each in (columns, squares, slots) for full in each.values()]
     found = observe(opened, batch, *sums, *streams)
+    of_stack = {}
     for stack, full in columns.items():
       slot_LBNT = stacked(found[slots[stack]])
       T_B = num_queries(stacked(found[squares[stack]]), slot_LBNT)
+      of_stack[stack_name(full)] = T_B
       seen = visible(cfg, full, len(found[full]))
       alpha_LBNS = np.stack([importance(x, s, T_B) for x, s in zip(found[full], seen)])
       rate_S = sink_rate(alpha_LBNS, self.eps)
@@ -139,7 +143,8 @@ class Sinks(Probe):
       ]
     for full in streams:
       stack = full.rsplit("/", 1)[0] if len(streams) > 1 else ""
-      of_layer = [massive(x) for x in found[full]]
+      num_B = of_stack.get(stack_name(full))
+      of_layer = [massive(without_empty(x, num_B)) for x in found[full]]
       tables[named(stack, "largest activations")] = [
         {"layer": l} | x | {"massive": x["ratio"] > self.massive_ratio}
         for l, x in enumerate(of_layer)

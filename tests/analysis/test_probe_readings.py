@@ -13,7 +13,7 @@ from jaxlm.analysis.activations import traced
 from jaxlm.analysis.heads import indicators
 from jaxlm.analysis.norms import at_first_and_elsewhere
 from jaxlm.analysis.pictures import draw
-from jaxlm.analysis.probes import PROBES, Visible, num_queries, probe
+from jaxlm.analysis.probes import PROBES, Visible, num_queries, probe, without_empty
 from jaxlm.analysis.sinks import (
   cosine_to_first,
   importance,
@@ -55,6 +55,9 @@ def test_the_sink_metric_of_attention_made_by_hand():
 def test_massive_activations_norms_and_cosines_by_hand():
   x = np.ones((1, 3, 4))
   x[0, 0, 2] = -50.0
+  kept = without_empty(np.ones((2, 3, 2)), np.array([1, 3]))
+  np.testing.assert_array_equal(kept[..., 0], [[1, 0, 0], [1, 1, 1]])
+  assert at_first_and_elsewhere(kept) == (2**0.5, 2**0.5)
   assert massive(np.concatenate([x, 0 * x, 0 * x], axis=1))["ratio"] == 50.0  # empty slots
   assert massive(x) == {"largest": 50.0, "ratio": 50.0, "channel": 2, "position": 0}
   first, rest = at_first_and_elsewhere(np.array([[[3.0, 4.0], [1.0, 0.0], [0.0, 3.0]]]))
