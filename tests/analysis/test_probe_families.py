@@ -86,7 +86,8 @@ def test_attention_is_attributed_to_the_tokens_or_refused():
   question = Question(cfg, params, batch["tokens"], np.array([3, 4]), extra=extra)
   a = LastAttention()(question, None)
   assert a.shape == batch["tokens"].shape
-  np.testing.assert_allclose(a.sum(axis=1), 1.0, atol=1e-5)
+  # A softmax with one more in the denominator, so that a row may look at nothing.
+  assert (a >= 0).all() and ((0 < a.sum(axis=1)) & (a.sum(axis=1) < 1 + 1e-5)).all()
   with pytest.raises(ConfigError, match="attends from a decoder to an encoder"):
     Rollout()(question, None)
 
