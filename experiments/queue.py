@@ -110,14 +110,20 @@ ITEMS = [
   ),
   # Interpretability
   Item("experiments/scansnap/dynamics.py", minutes=0.1, value=3),
-  Item("experiments/icl_linear/weights.py", minutes=0.5, value=4),
+  Item("experiments/icl_linear/weights.py", minutes=0.7, value=4),
   Item(
     "experiments/attnsink/sinks.py",
-    minutes=3,
+    minutes=2,
     value=5,
     rows=("softmax", "sigmoid", "sigmoid_sum", "k_bias"),
   ),
-  Item("experiments/attnsink/sinks.py", minutes=3, value=3),
+  Item(  # the other rows that a claim reads
+    "experiments/attnsink/sinks.py",
+    minutes=2,
+    value=3,
+    rows=("elu", "elu_sum", "kv_bias", "v_bias", "small_rate", "decay_10", "window"),
+  ),
+  Item("experiments/attnsink/sinks.py", minutes=2, value=1),
   Item("experiments/zerotuning/gamma.py", minutes=2, value=3),
   Item("experiments/activedormant/heads.py", minutes=3, value=4),
   Item("experiments/actattack/scaling.py", minutes=3, value=3),
@@ -131,7 +137,7 @@ ITEMS = [
   Item("experiments/grains/steering.py", minutes=1, value=3),
   Item("experiments/reagent/recall.py", minutes=1, value=3),
   Item("experiments/functok/transitions.py", minutes=6, value=3),
-  Item("experiments/avsr_sink/decorrelation.py", minutes=3, value=2),
+  Item("experiments/avsr_sink/decorrelation.py", minutes=2, value=2),
   Item("experiments/biasprompt/transfer.py", minutes=2, value=2),
 ]
 

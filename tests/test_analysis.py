@@ -17,6 +17,7 @@ from jaxlm.checkpoint.opening import Opened
 from jaxlm.config import ConfigError
 from jaxlm.kernels.attention import KeyBias, LinearBias, attention, attention_weights
 from jaxlm.layers.attention_statistics import attention_statistics
+from jaxlm.models import MODELS
 from jaxlm.training.config import load_config, run_config
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -30,10 +31,15 @@ PATTERN = {
   ),
 }
 SMALL = {"model.num_layers": 3, "model.d_model": 32, "model.mixer.num_heads": 2}
+SKIPPING = {
+  "model.kind": "skip_decoder",
+  "model.schedule": dict(min_layers=2, max_layers=3, length=8),
+}
 FILES = {
   "decoder": ("carope/tiny.py", SMALL),
   "pattern": ("carope/tiny.py", PATTERN),
   "remat": ("carope/tiny.py", SMALL | {"model.remat": "full"}),
+  "skipping": ("carope/tiny.py", SMALL | SKIPPING),
   "lact": ("lact/micro.py", {}),
   "hnet": ("hnet/tiny.py", {}),
   "mrt5": ("mrt5/smoke.py", {}),
@@ -132,6 +138,11 @@ def test_recording_and_editing_by_layer_in_every_family(family, monkeypatch):
   close(changed[last], np.asarray(layers[last]) + WAVE[: layers[last].shape[-1]])
   for l in range(last):
     close(changed[l], layers[l])
+
+
+def test_every_kind_of_model_is_among_the_families():
+  configs = [run_config(load_config(f"{CONFIGS}/{file}", over)) for file, over in FILES.values()]
+  assert {MODELS.kind_of(cfg.model) for cfg in configs} == set(MODELS.table)
 
 
 def test_a_zeroed_head_is_that_of_a_model_without_its_output_weights():

@@ -3,6 +3,7 @@ one registry line.
 """
 
 import importlib
+import json
 import pathlib
 import re
 import sys
@@ -29,6 +30,7 @@ TABLES = (
   "jaxlm.objectives:OBJECTIVES",
   "jaxlm.data:DATA",
   "jaxlm.generation:ENGINES",
+  "jaxlm.analysis.probes:PROBES",
 )
 
 
@@ -218,3 +220,15 @@ def test_the_probe_gives_a_number_for_each_head(tmp_path):
   batch = next(iter(ReversalData(batch_size=4, seq_len=8).build("validation", seed=0)))
   worth = head_worth(tmp_path / "run", batch, layer=1)
   assert len(worth) == 2 and np.isfinite(worth).all() and any(abs(w) > 1e-6 for w in worth)
+
+
+@pytest.mark.parametrize("name", ["steps", "mine.steps:Steps"])
+def test_the_new_probe_is_read_by_the_command(name, tmp_path, capsys):
+  from jaxlm.cli import main
+
+  trained(tmp_path)
+  picture = tmp_path / "steps.png"
+  argv = ["probe", "--run", str(tmp_path / "run"), "--probe", name, "--out", str(picture)]
+  assert main([*argv, "--json"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found["numbers"]["mean step"] > 0 and picture.stat().st_size > 1000

@@ -30,6 +30,6 @@ def get_config() -> mlc.ConfigDict:
   )
   c.schedule = dict(kind="cosine", warmup_steps=50, final_fraction=0.1)
   c.mesh = dict(data=1, fsdp=-1, sequence=1, tensor=1)
-  c.train = dict(steps=1000, log_every=50, save_every=1000)
+  c.train = dict(steps=600, log_every=50, save_every=600)
   c.eval = dict(num_tokens=3072)
   return c.lock()

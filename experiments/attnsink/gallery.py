@@ -20,7 +20,7 @@ ROWS, LENGTH = 16, 64
 
 def readings(run: str):
   """({probe: Reading}, the opened run, the row of the probe "attribution" as people read it)."""
-  from jaxlm.analysis.command import batch_of
+  from jaxlm.analysis.command import batch_of, visible
   from jaxlm.analysis.probes import probe
   from jaxlm.checkpoint.opening import open_model
 
@@ -32,7 +32,7 @@ def readings(run: str):
   ):  # Bigram-Backcopy: a row of the run, its first id last in the vocabulary
     batch, _ = batch_of(opened, [], 1, LENGTH)
     symbols = (*opened.data.characters, "<s>")
-    texts = [[symbols[token] for token in np.asarray(batch["tokens"])[0]]]
+    texts = [[visible(symbols[token]) for token in np.asarray(batch["tokens"])[0]]]
   else:
     batch, texts = batch_of(opened, [TEXT], 1, LENGTH)
   found |= {"attribution": probe("attribution").read(opened, batch, texts)}
@@ -62,6 +62,7 @@ def main() -> int:
   from jaxlm.experiments.runner import provenance
 
   require_clean(draft=False)
+  made = provenance()  # of the files that are read now, whatever is edited meanwhile
   found, opened, text = readings(args.run)
   saved = {
     "run": "/".join(pathlib.Path(args.run).parts[-2:]),
@@ -71,7 +72,7 @@ def main() -> int:
       kind: {"numbers": reading.numbers, "panels": [plain(p) for p in reading.panels]}
       for kind, reading in found.items()
     },
-  } | provenance()
+  } | made
   stem = pathlib.Path(args.out)
   stem.parent.mkdir(parents=True, exist_ok=True)
   stem.with_name(stem.name + ".json").write_text(json_text.dumps(saved, indent=1) + "\n")

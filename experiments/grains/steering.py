@@ -4,7 +4,8 @@
 
 The stand-in for an 8 B model is a model of two styles that planted cue words switch; prompts have the
 cue of the blunt style, and steering is towards the formal one. Vectors are of 50 calibration prompts,
-one per style's cue in turn. Fluency is exact: the share of continuations that the grammar parses. A real
+one per style's cue in turn. Integrated gradients take 64 steps of the logarithm, which are complete (a
+column has the gap); the release's 20 even steps are a row of their own. Fluency is exact: the share of continuations that the grammar parses. A real
 checkpoint: `jaxlm convert --from hf FOLDER --to OUT`, then `jaxlm.analysis.steering` on
 `jaxlm.open_model(OUT)`. Ours ablates prompt tokens only; the release can ablate the answer as well.
 """
@@ -24,7 +25,7 @@ def measure(trained, overrides_at) -> Measured:
   import jax
 
   from jaxlm.analysis import steering as st
-  from jaxlm.analysis.attribution import METHODS
+  from jaxlm.analysis.attribution import METHODS, metrics
   from jaxlm.analysis.opened import intervene
   from jaxlm.data.planted import MASK, require_planted
 
@@ -68,7 +69,10 @@ def measure(trained, overrides_at) -> Measured:
     v = st.direction(st.states(*args, plus, LAYER) - st.states(*args, minus, LAYER))
   elif how["method"] != "none":
     kind = "gradient_x_input" if how["method"] == "random" else how["method"]
-    a = st.attribute(METHODS.build({"kind": kind}), pair, P, key)
+    method = METHODS.build({"kind": kind} | how.get("steps", {}))
+    a = st.attribute(method, pair, P, key)
+    if kind == "integrated_gradients":
+      numbers["gap"] = 100 * metrics.completeness_gap(pair.plus, method(pair.plus, key))
     select = "rand" if how["method"] == "random" else None
     found = {}
     for side in ("pos", "neg"):
@@ -115,7 +119,8 @@ def row(name, label, **settings) -> Row:
   return Row(name, evaluate_from="none", label=label, settings=settings)
 
 
-IG = dict(method="integrated_gradients", direction="mean")
+COMPLETE, RELEASED = dict(steps=64, decades=14), dict(steps=20)
+IG = dict(method="integrated_gradients", direction="mean", steps=COMPLETE)
 ROWS = [
   Row("none", CONFIG, label="not steered", settings=dict(method="none")),
   row("difference", "mean difference of responses", method="difference"),
@@ -126,6 +131,7 @@ ROWS = [
   row("ig_pos", "integrated gradients, pos", side="pos", **IG),
   row("ig_neg", "integrated gradients, neg", side="neg", **IG),
   row("ig_both", "integrated gradients, both", side="both", **IG),
+  row("ig_released", "both, 20 even steps", side="both", **(IG | dict(steps=RELEASED))),
   row("pca_both", "both, principal component", side="both", **(IG | dict(direction="pca"))),
 ]
 STYLE, PARSED = "formal and parsed, %", "parsed, %"
@@ -142,12 +148,13 @@ TABLE = Table(
     Column("KL on neutral prompts", "kl", 3),
     Column("pos finds the formal cue, %", "cue@pos", 1),
     Column("neg finds the blunt cue, %", "cue@neg", 1),
+    Column("gap of completeness, %", "gap", 2),
     *(Column(f"formal at {a:g}, %", f"style@{a:g}", 1) for a in ALPHAS),
   ],
   scales={
     "smoke": Scale(
-      "3 layers of width 64, 1,000 steps of 64 rows; 50 prompts of calibration, 200 scored; two minutes of "
-      "training and half a minute a row on one core",
+      "3 layers of width 64, 600 steps of 64 rows; 50 prompts of calibration, 200 scored; a minute of training and "
+      "half a minute a row on one core",
       num_seeds=3,
     ),
     "small": Scale(

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from jaxlm import json_text
+from jaxlm import json_text, outside
 from jaxlm.commands.exits import command
 from jaxlm.commands.flags import Parser, whole
 from jaxlm.config import ConfigError, nearest
@@ -26,24 +26,27 @@ def main(argv: list[str]) -> int:
 
   parser = Parser(
     "jaxlm probe",
-    description=USAGE.format(probes=", ".join(PROBES.table)),
+    description=USAGE.format(probes=", ".join(PROBES.all())),
     example="jaxlm probe --run runs/tiny --probe sinks",
   )
   parser.add_argument("--run", required=True, help="run folder, or folder of `jaxlm convert`")
-  parser.add_argument("--probe", required=True, help=f"one of: {', '.join(PROBES.table)}")
+  parser.add_argument(
+    "--probe", required=True, help=f"one of: {', '.join(PROBES.all())}; or my_module:MyProbe"
+  )
   parser.add_argument("--text", action="append", default=[], help="a text to read; repeat for rows")
   parser.add_argument("--rows", type=whole, default=8, help="rows of the validation split")
   parser.add_argument("--length", type=whole, default=64, help="first tokens of each row")
   parser.add_argument(
-    "--method", default=None, help=f"of the probe attribution: {', '.join(METHODS.table)}"
+    "--method", default=None, help=f"of the probe attribution: {', '.join(METHODS.all())}"
   )
   parser.add_argument("--eps", type=float, default=None, help="of the probe sinks; default 0.3")
   parser.add_argument("--step", type=whole, default=None, help="checkpoint; default: the newest")
   parser.add_argument("--out", default=None, help="picture, .png or .svg; default: <probe>.png")
   parser.add_argument("--json", action="store_true", help="print one JSON object")
   args = parser.parse_args(argv)
-  if args.probe not in PROBES.table:
-    raise ConfigError(f"--probe={args.probe}: {nearest(args.probe, PROBES.table)}")
+  outside.trust([args.probe, args.method])  # the user's own word
+  if not outside.is_target(args.probe) and args.probe not in PROBES.all():
+    raise ConfigError(f"--probe={args.probe}: {nearest(args.probe, PROBES.all())}")
   for name in ("rows", "length"):
     if getattr(args, name) < 1:
       raise ConfigError(f"--{name}={getattr(args, name)}: at least 1")
@@ -112,7 +115,12 @@ def batch_of(opened, given, rows: int, length: int):
 
 def spelled(tokenizer, tokens_BT) -> list[list[str]]:
   """What each token spells, for people."""
-  return [[tokenizer.decode([int(t)]).replace("\n", "↵") or "·" for t in row] for row in tokens_BT]
+  return [[visible(tokenizer.decode([int(t)])) for t in row] for row in tokens_BT]
+
+
+def visible(text: str) -> str:
+  """A text in which blanks can be seen; "·" if it is empty."""
+  return text.replace("\n", "↵").replace(" ", "␣") or "·"
 
 
 def show(reading) -> None:

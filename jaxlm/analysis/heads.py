@@ -10,28 +10,35 @@ from typing import ClassVar
 import numpy as np
 
 from jaxlm.analysis.opened import observe
-from jaxlm.analysis.probes import Panel, Probe, Reading, named, stacked, stacks_of
+from jaxlm.analysis.probes import Panel, Probe, Reading, named, num_queries, stacked, stacks_of
 from jaxlm.config import checked
 
 STATISTICS = ("entropy", "squares", "first", "near", "spread", "largest", "slot")
 INDICATORS = ("entropy", "concentration", "sink", "local 0", "local 1", "local 2", "local 3")
 
 
-def indicators(entropy, squares, first, near, spread) -> dict[str, np.ndarray]:
+def indicators(entropy, squares, first, near, spread, count_B=None) -> dict[str, np.ndarray]:
   """{indicator: (L, N)}, "diversity": (L,), from arrays of axes (L, B, N, T), near (L, B, N, T, 4),
-  spread (L, B, T).
+  spread (L, B, T). count: int (B,), the queries of each row; None: all.
 
   entropy: mean over queries of -sum a log a, nats. concentration: Frobenius norm of the head's
   matrix, mean over rows. sink: mean over queries of the first key's weight. local r: mean over
   queries of A_i(i-r). diversity: standard deviation over heads, summed over keys, mean over queries.
   """
+  T = spread.shape[2]
+  valid_BT = np.arange(T) < (T if count_B is None else count_B[:, None])
+  valid_BT = np.broadcast_to(valid_BT, spread.shape[1:])
+
+  def mean(x_LBNT):
+    return x_LBNT.swapaxes(2, 3)[:, valid_BT].mean(axis=1)
+
   out = {
-    "entropy": entropy.mean(axis=(1, 3)),
+    "entropy": mean(entropy),
     "concentration": np.sqrt(squares.sum(axis=3)).mean(axis=1),
-    "sink": first.mean(axis=(1, 3)),
-    "diversity": spread.mean(axis=(1, 2)),
+    "sink": mean(first),
+    "diversity": spread[:, valid_BT].mean(axis=1),
   }
-  return out | {f"local {r}": near[..., r].mean(axis=(1, 3)) for r in range(near.shape[-1])}
+  return out | {f"local {r}": mean(near[..., r]) for r in range(near.shape[-1])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +54,9 @@ class Heads(Probe):
     found = observe(opened, batch, *[full for each in names.values() for full in each.values()])
     for stack in names["attention_entropy"]:
       of = {name: stacked(found[names[f"attention_{name}"][stack]]) for name in STATISTICS}
-      read = indicators(of["entropy"], of["squares"], of["first"], of["near"], of["spread"])
+      count_B = num_queries(of["squares"], of["slot"])
+      shown = [of[name] for name in ("entropy", "squares", "first", "near", "spread")]
+      read = indicators(*shown, count_B)
       numbers |= {named(stack, name): float(x.mean()) for name, x in read.items()}
       L, N = read["entropy"].shape
       tables[named(stack, "heads")] = [

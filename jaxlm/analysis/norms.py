@@ -12,17 +12,28 @@ import numpy as np
 
 from jaxlm.analysis.activations import sites
 from jaxlm.analysis.opened import observe
-from jaxlm.analysis.probes import Panel, Probe, Reading, named, stacks_of
+from jaxlm.analysis.probes import (
+  Panel,
+  Probe,
+  Reading,
+  named,
+  num_queries,
+  stack_name,
+  stacked,
+  stacks_of,
+  without_empty,
+)
 from jaxlm.config import checked
 
 
 def at_first_and_elsewhere(x, axes: tuple[int, ...] = (-1,)) -> tuple[float, float]:
   """(mean norm at position 0, mean norm at the others) of (B, T, ...); norm over `axes`.
 
-  A row of one token has nothing elsewhere: nan.
+  Vectors that are zero (H-Net's empty slots) do not count. A row of one token has nothing elsewhere:
+  nan.
   """
   norm = np.sqrt(np.sum(np.square(np.asarray(x, np.float64)), axis=axes))
-  rest = norm[:, 1:]
+  rest = norm[:, 1:][norm[:, 1:] > 0]
   return float(norm[:, 0].mean()), float(rest.mean()) if rest.size else float("nan")
 
 
@@ -37,9 +48,29 @@ class Norms(Probe):
     cfg, numbers, tables, panels = opened.config, {}, {}, []
     streams = stacks_of(cfg, "resid", "probe 'norms'")
     values = [n for n, layers in sites(cfg).items() if n.rsplit("/", 1)[-1] == "v" and layers]
-    found = observe(opened, batch, *streams.values(), *values)
+    # Only H-Net, which has boundaries, has slots that may be empty; its attention tells which.
+    slots = any(n.rsplit("/", 1)[-1] == "boundary" for n in sites(cfg))
+    squares, slot = (
+      {
+        stack_name(n): n
+        for n, layers in sites(cfg).items()
+        if n.endswith(site) and layers and slots
+      }
+      for site in ("attention_squares", "attention_slot")
+    )
+    read = (*streams.values(), *values, *squares.values(), *slot.values())
+    found = observe(opened, batch, *read)
+    count = {
+      stack: num_queries(stacked(found[full]), stacked(found[slot[stack]]))
+      for stack, full in squares.items()
+    }
+
+    def of_layers(full):
+      num_B = count.get(stack_name(full))
+      return [at_first_and_elsewhere(without_empty(x, num_B)) for x in found[full]]
+
     for stack, full in streams.items():
-      pairs = [at_first_and_elsewhere(x) for x in found[full]]
+      pairs = of_layers(full)
       peak = max(range(len(pairs)), key=lambda l: pairs[l][0] / pairs[l][1])
       numbers |= {
         named(stack, "residual peak, first / others"): pairs[peak][0] / pairs[peak][1],
@@ -57,7 +88,7 @@ class Norms(Probe):
         )
       )
     for full in values:
-      pairs = [at_first_and_elsewhere(x, (-1,)) for x in found[full]]
+      pairs = of_layers(full)
       name = full.rsplit("/", 1)[0] if len(values) > 1 else ""
       numbers[named(name, "value norm, first / others")] = min(a / b for a, b in pairs)
       tables[named(name, "value norms")] = [

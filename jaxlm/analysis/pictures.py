@@ -9,6 +9,7 @@ from jaxlm.analysis.probes import Panel, Reading
 # Okabe and Ito's palette, told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MOST_LINES = len(COLOURS)
+LABEL = 0.16  # inches that a column with a label takes
 
 
 def draw(reading: Reading, path, title: str = "") -> pathlib.Path | None:
@@ -21,11 +22,14 @@ def draw(reading: Reading, path, title: str = "") -> pathlib.Path | None:
   import matplotlib.pyplot as plt
 
   count = len(reading.panels)
-  columns = min(2, count)
+  columns = 3 if count == 3 else min(2, count)
   rows = -(-count // columns)
-  fig, axes = plt.subplots(
-    rows, columns, figsize=(4.6 * columns, 3.0 * rows), dpi=90, squeeze=False, layout="constrained"
+  labels = max(len(panel.x_ticks) for panel in reading.panels)
+  size = (
+    max(3.4 if columns == 3 else 4.6, 0.5 + LABEL * labels) * columns,
+    (1.8 if _one_row(reading.panels) else 3.0) * rows,
   )
+  fig, axes = plt.subplots(rows, columns, figsize=size, dpi=90, squeeze=False, layout="constrained")
   for ax, panel in zip(axes.flat, reading.panels):
     _panel(fig, ax, panel)
   for ax in list(axes.flat)[count:]:
@@ -37,6 +41,11 @@ def draw(reading: Reading, path, title: str = "") -> pathlib.Path | None:
   fig.savefig(path)
   plt.close(fig)
   return path
+
+
+def _one_row(panels) -> bool:
+  """Whether all are heat maps of one row, which need little height."""
+  return all(p.heat is not None and len(np.atleast_2d(np.asarray(p.heat))) == 1 for p in panels)
 
 
 def _panel(fig, ax, panel: Panel) -> None:
@@ -56,18 +65,19 @@ def _panel(fig, ax, panel: Panel) -> None:
       vmax=most,
     )
     if panel.x_ticks:
-      ax.set_xticks(range(len(panel.x_ticks)), panel.x_ticks, fontsize=6)
+      ax.set_xticks(range(len(panel.x_ticks)), panel.x_ticks, fontsize=7)
     elif heat.shape[1] <= 12:
       ax.set_xticks(range(heat.shape[1]))
     if heat.shape[0] <= 12:
       ax.set_yticks(range(heat.shape[0]))
-    fig.colorbar(image, ax=ax, pad=0.02)
+    fig.colorbar(image, ax=ax, pad=0.02).ax.tick_params(labelsize=7)
     return
   lines = list(panel.lines.items())
   step = -(-len(lines) // MOST_LINES)
   for (label, y), colour in zip(lines[::step], COLOURS):
     y = np.asarray(y, float)
     ax.plot(np.arange(len(y)) if panel.x is None else panel.x, y, color=colour, label=label, lw=1.4)
+  ax.xaxis.get_major_locator().set_params(integer=True)  # layers and positions
   ax.legend(frameon=False, fontsize=7)
   for side in ("top", "right"):
     ax.spines[side].set_visible(False)

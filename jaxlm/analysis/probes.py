@@ -120,6 +120,28 @@ class Visible:
     return seen if self.window is None else np.minimum(seen, self.window)
 
 
+def num_queries(squares_LBNT, slot_LBNT) -> np.ndarray:
+  """int (B,): queries of each row, up to the last one that gives any weight. H-Net has a slot for every
+  token, and those behind a row's last chunk are empty. From `attention_squares` and `attention_slot`.
+  """
+  seen_BT = np.any((np.asarray(squares_LBNT) > 0) | (np.asarray(slot_LBNT) > 0), axis=(0, 2))
+  return np.max(np.where(seen_BT, np.arange(1, seen_BT.shape[1] + 1), 0), axis=1)
+
+
+def stack_name(full: str) -> str:
+  """The first part of a site's full name; "" where the model has one stack of that site."""
+  return full.split("/")[0] if "/" in full else ""
+
+
+def without_empty(x, num_B) -> np.ndarray:
+  """(B, T, ...) with zeros behind the first num_B positions of each row; num_B None: as it is."""
+  x = np.asarray(x)
+  if num_B is None:
+    return x
+  there_BT = np.arange(x.shape[1]) < np.asarray(num_B)[:, None]
+  return x * there_BT.reshape(*there_BT.shape, *[1] * (x.ndim - 2))
+
+
 def visible(cfg, full: str, num_layers: int) -> list[Visible]:
   """Of each layer of a site: an encoder's and cross attention's keys are seen by every query."""
   parts = full.split("/")

@@ -134,11 +134,14 @@ class StylesData(Planted):
 class RecallData(Planted):
   """<s> k1 v1 k2 v2 .. ? ki -> vi: `num_pairs` pairs of different keys, of which one is asked for.
 
-  The relevant tokens are ki and vi among the pairs, and the ki that is asked for.
+  The relevant tokens are ki and vi among the pairs, and the ki that is asked for. A row of training
+  or validation goes on: ? kj vj, `num_asked` questions in all, of pairs drawn anew each time; the loss is
+  on every answer. One answer a row teaches little: a small model stays at "one of the values shown".
   """
 
   batch_size: Count
   num_pairs: Count = 4
+  num_asked: Count = 1
   num_keys: Count = 12
   num_values: Count = 12
   rows: Count = 256
@@ -152,7 +155,7 @@ class RecallData(Planted):
 
   @property
   def seq_len(self) -> int:
-    return 2 * self.num_pairs + 3
+    return 2 * self.num_pairs + 3 * self.num_asked
 
   @property
   def vocab_size(self) -> int:
@@ -168,6 +171,20 @@ class RecallData(Planted):
     relevant = np.zeros(len(prompt), bool)
     relevant[[1 + 2 * asked, 2 + 2 * asked, len(prompt) - 1]] = True
     return dict(prompt=prompt, answer=values[asked : asked + 1].astype(np.int32), relevant=relevant)
+
+  def row_maker(self):
+    def make(rng):
+      drawn, text = self.draw(rng), []
+      pairs = drawn["prompt"][1 : 1 + 2 * self.num_pairs].reshape(-1, 2)
+      for key, value in pairs[rng.integers(self.num_pairs, size=self.num_asked - 1)]:
+        text += [ASK, key, value]
+      first = len(drawn["prompt"]) - 1  # the input whose target is the first answer
+      row = text_row(np.concatenate([drawn["prompt"], drawn["answer"], text]).astype(np.int32))
+      row["loss_weights"] = np.float32(np.arange(self.seq_len) % 3 == first % 3)
+      row["loss_weights"][:first] = 0.0
+      return row
+
+    return make
 
 
 def require_planted(mask_BT, what: str) -> None:

@@ -57,7 +57,8 @@ class Block(nn.Module):
   """One mixer and, unless the mixer stands alone, one MLP, with their norms and residual
   connections.
 
-  mlp_follows: whether there is the MLP, None = as the mixer declares.
+  mlp_follows: whether there is the MLP, None = as the mixer declares. runs: bool (B, T), tokens that
+  the block changes; the others pass as they are. None: all.
   """
 
   cfg: BlockConfig
@@ -65,7 +66,7 @@ class Block(nn.Module):
   mlp_follows: bool | None = None
 
   @nn.compact
-  def __call__(self, x_BTD, context, state=None):
+  def __call__(self, x_BTD, context, state=None, runs_BT=None):
     cfg, stream = self.cfg, self.cfg.residual_dtype or self.cfg.dtype
     mlp_follows = self.mixer.followed_by_mlp if self.mlp_follows is None else self.mlp_follows
 
@@ -86,6 +87,8 @@ class Block(nn.Module):
       )
       y_BTD = cfg.mlp.build(cfg.d_model, cfg.dtype, "mlp")(h_BTD, context.depth)
       out_BTD = out_BTD + after("mlp_norm_out", tap(self, "mlp_out", y_BTD)).astype(stream)
+    if runs_BT is not None:
+      out_BTD = jnp.where(runs_BT[..., None], out_BTD, x_BTD)
     out_BTD = tap(self, "resid", nn.with_logical_constraint(out_BTD, ("batch", "seq", "embed_act")))
     return out_BTD, state
 

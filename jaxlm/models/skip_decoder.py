@@ -121,9 +121,8 @@ class SkipBlock(Block):
   num_layers: int = 0
 
   def __call__(self, x_BTD, context, state, layer):
-    out_BTD, state = super().__call__(x_BTD, context, state)
     runs_BT = self.schedule.runs(layer, context.positions_BT, self.num_layers)
-    return jnp.where(runs_BT[..., None], out_BTD, x_BTD), state
+    return super().__call__(x_BTD, context, state, runs_BT)
 
 
 def SkipStack(cfg: SkipDecoderConfig, name: str):

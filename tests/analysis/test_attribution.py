@@ -68,7 +68,10 @@ class Linear:
 def test_on_a_linear_model_one_step_is_exact_and_equals_gradient_times_input():
   q = Linear()
   want = np.asarray(jnp.sum(q.w[None] * q.vectors, -1))
-  np.testing.assert_allclose(IntegratedGradients(1)(q, KEY), want, rtol=1e-6)
+  complete = IntegratedGradients(1)(q, KEY)
+  np.testing.assert_allclose(complete, want, rtol=1e-6)
+  assert metrics.completeness_gap(q, complete) < 1e-6
+  np.testing.assert_allclose(metrics.completeness_gap(q, 1.5 * complete), 0.5, rtol=1e-5)
   np.testing.assert_allclose(GradientXInput()(q, KEY), want, rtol=1e-6)
 
 

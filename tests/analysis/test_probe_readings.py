@@ -13,7 +13,7 @@ from jaxlm.analysis.activations import traced
 from jaxlm.analysis.heads import indicators
 from jaxlm.analysis.norms import at_first_and_elsewhere
 from jaxlm.analysis.pictures import draw
-from jaxlm.analysis.probes import PROBES, Visible, probe
+from jaxlm.analysis.probes import PROBES, Visible, num_queries, probe, without_empty
 from jaxlm.analysis.sinks import (
   cosine_to_first,
   importance,
@@ -39,6 +39,15 @@ def test_the_sink_metric_of_attention_made_by_hand():
   # Two layers, one of them without a sink: half of the (layer, head) pairs.
   even = importance(np.full((1, 1, 4), 0.25 * 4), Visible(causal=False), 4)
   assert sink_rate(np.stack([alpha[None, None], even]), 0.3)[0] == 0.5
+  # Two rows in slots of the same number, one of them with two queries only.
+  columns = np.zeros((2, 1, 4))
+  columns[0, 0], columns[1, 0, :2] = a.sum(0), [1.5, 0.5]
+  both = importance(columns, Visible(), np.array([4, 2]))
+  np.testing.assert_allclose(both[0, 0], alpha)
+  np.testing.assert_allclose(both[1, 0], [0.75, 0.5, 0, 0])
+  squares = np.zeros((1, 2, 1, 4))
+  squares[0, 0], squares[0, 1, 0, 1] = 1.0, 1.0  # a query without weight in between counts
+  np.testing.assert_array_equal(num_queries(squares, np.zeros_like(squares)), [4, 2])
   np.testing.assert_array_equal(Visible(window=2).counts(4, 4), [2, 2, 2, 1])
   np.testing.assert_array_equal(Visible(prefix=2).counts(4, 4), [4, 4, 2, 1])
 
@@ -46,6 +55,10 @@ def test_the_sink_metric_of_attention_made_by_hand():
 def test_massive_activations_norms_and_cosines_by_hand():
   x = np.ones((1, 3, 4))
   x[0, 0, 2] = -50.0
+  kept = without_empty(np.ones((2, 3, 2)), np.array([1, 3]))
+  np.testing.assert_array_equal(kept[..., 0], [[1, 0, 0], [1, 1, 1]])
+  assert at_first_and_elsewhere(kept) == (2**0.5, 2**0.5)
+  assert massive(np.concatenate([x, 0 * x, 0 * x], axis=1))["ratio"] == 50.0  # empty slots
   assert massive(x) == {"largest": 50.0, "ratio": 50.0, "channel": 2, "position": 0}
   first, rest = at_first_and_elsewhere(np.array([[[3.0, 4.0], [1.0, 0.0], [0.0, 3.0]]]))
   assert (first, rest) == (5.0, 2.0)

@@ -119,6 +119,19 @@ def test_recall_marks_what_matters_and_rows_without_a_cue_are_refused():
     assert relevant.sum() == 3 and relevant[-1]
     at = np.flatnonzero(relevant)
     assert prompt[at[0]] == prompt[-1] and prompt[at[1]] == answer[0]
+  one = next(iter(data.build("train", seed=0)))
+  several = RecallData(batch_size=4, num_asked=3)
+  batch = next(iter(several.build("train", seed=0)))
+  T, first = several.seq_len, data.seq_len - 1  # first: the input whose target is the first answer
+  assert batch["tokens"].shape == (4, T) and T == data.seq_len + 6
+  np.testing.assert_array_equal(batch["tokens"][:, : first + 1], one["tokens"])
+  np.testing.assert_array_equal(one["loss_weights"], np.tile(np.arange(first + 1) == first, (4, 1)))
+  for row in range(4):
+    counted = np.flatnonzero(batch["loss_weights"][row])
+    np.testing.assert_array_equal(counted, first + 3 * np.arange(3))
+    shown = dict(batch["tokens"][row, 1 : 1 + 2 * data.num_pairs].reshape(-1, 2))
+    for at in counted:
+      assert batch["targets"][row, at] == shown[batch["tokens"][row, at]]
   with pytest.raises(ConfigError, match="row 1 holds no planted cue"):
     require_planted([[True, False], [False, False]], "cue")
   with pytest.raises(ConfigError, match="take more keys"):

@@ -2,6 +2,7 @@
 reads rows and columns that there are.
 """
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from jaxlm.experiments.command import load
 from jaxlm.experiments.reproduce.command import declared
-from jaxlm.experiments.runner import resolve
+from jaxlm.experiments.runner import resolve, results, run_rows
 from jaxlm.experiments.table import Means
 from jaxlm.experiments.verdict import Exact
 from jaxlm.training.config import check, run_config
@@ -58,6 +59,29 @@ def test_rows_resolve_at_every_scale_and_claims_read_cells_that_there_are(script
     assert found is None or isinstance(found, (float, bool, int, np.number, Exact)), claim
   if table.figure:
     assert not table.figure.rows or set(table.figure.rows) <= {row.name for row in table.rows}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_first_row_is_measured_after_a_few_steps(script, tmp_path):
+  """The whole path of a row, of a model that has learned nothing: numbers are there, and finite."""
+  table = load(str(ROOT / script))
+  row, smoke = table.rows[0], table.scales["smoke"]
+  if row.computes:
+    pytest.skip("nothing is trained, and the row is measured by test_theory.py's functions")
+  cut = {"train.steps": 4, "train.save_every": 2}
+  if resolve(table, row, smoke, "", 0)["train"].get("keep_every"):
+    cut |= {"train.keep_every": 2}
+  brief = dataclasses.replace(smoke, overrides=smoke.overrides | cut, num_seeds=1)
+  table = dataclasses.replace(table, scales={"smoke": brief})
+  failed = run_rows(table, "smoke", rows=[row.name], seeds=[0], workdir=tmp_path)
+  assert not failed
+  ((_, found),) = results(table, "smoke", tmp_path).items()
+  assert found["numbers"] and np.isfinite(list(found["numbers"].values())).all()
+  known = found["numbers"].keys() | found["notes"].keys()
+  assert table.columns[0].key in known and (
+    not table.figure or table.figure.curve in found["curves"]
+  )
 
 
 def test_the_sink_runs_are_those_that_zero_tuning_reads():

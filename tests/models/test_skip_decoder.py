@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.analysis.activations import record
 from jaxlm.config import ConfigError, build
 from jaxlm.models.decoder import DecoderConfig
 from jaxlm.models.skip_decoder import SkipDecoderConfig, SkipSchedule
@@ -67,6 +68,10 @@ def test_a_skipped_layer_changes_nothing_and_streaming_is_the_whole_pass(plain):
   changed = jax.tree.map(lambda x: x.at[1].multiply(2.0), params["blocks"])
   np.testing.assert_array_equal(toys.whole(params | {"blocks": changed}, TOKENS, config), whole)
   assert np.abs(whole - toys.whole(params, TOKENS, skipping(None))).max() > 1e-2
+  # The recorded stream is what flows on: behind a layer that nobody runs it is that in front of it.
+  stream = record(config, params, {"tokens": TOKENS}, ["resid"])["resid"]
+  np.testing.assert_array_equal(stream[1], stream[0])
+  assert np.abs(stream[3] - stream[2]).max() > 1e-2
 
 
 @pytest.mark.parametrize("speed", [1, 2, 3, 4])

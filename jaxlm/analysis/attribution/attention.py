@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.analysis.attribution.base import Method
+from jaxlm.config import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Rollout(Method):
   def __call__(self, question, key) -> np.ndarray:
     total = None
     for p_BNTS in question.attention():
+      if p_BNTS.shape[-2] != p_BNTS.shape[-1]:
+        raise ConfigError(
+          f"rollout is a product of square matrices, and {type(question.config).__name__} attends from a "
+          "decoder to an encoder; use the method 'attention'"
+        )
       mean_BTT = p_BNTS.mean(axis=1)
       mixed = 0.5 * (mean_BTT + jnp.eye(mean_BTT.shape[-1])[None])
       total = mixed if total is None else jnp.einsum("btu,bus->bts", mixed, total)

@@ -98,16 +98,31 @@ class Question:
     return record(self.config, self.params, batch, [self.site])[self.site]
 
   def attention(self) -> list:
-    """The attention matrices of all layers, (B, N, T, T) each."""
+    """The attention matrices of all layers whose keys are the tokens, (B, N, queries, T) each: of an
+    encoder-decoder those of the decoder's attention to the encoder."""
+    name, T = type(self.config).__name__, np.shape(self.tokens_BT)[1]
     full = [n for n in sites(self.config) if n.rsplit("/", 1)[-1] == "attention"]
     if not full:
       raise ConfigError(
-        f"the attention of {type(self.config).__name__} was asked for, and no mixer of this model "
-        "computes attention weights; use a gradient method"
+        f"the attention of {name} was asked for, and no mixer of this model computes attention weights; "
+        "use a gradient method"
       )
+    chunked = any(n.rsplit("/", 1)[-1] == "boundary" for n in sites(self.config))
+    of_tokens = [n for n in full if not chunked or n.split("/")[0] in ("encoder_0", "decoder_0")]
+    if not of_tokens:
+      raise ConfigError(
+        f"the attention of {name} ({full[0]}) is between chunks, not between the tokens of the text; use a "
+        "gradient method"
+      )
+    full = next((n for n in of_tokens if "cross" in n.split("/")), of_tokens[0])
     batch = {"tokens": jnp.asarray(self.tokens_BT)} | self.extra
-    found = record(self.config, self.params, batch, full[:1])
-    return found[full[0]]
+    found = record(self.config, self.params, batch, [full])[full]
+    if found[0].shape[-1] != T:
+      raise ConfigError(
+        f"the attention of {name} ({full}) is over {found[0].shape[-1]} kept tokens, not over the {T} tokens "
+        "of the text; use a gradient method"
+      )
+    return found
 
 
 class Method:

@@ -17,6 +17,15 @@ def precision_at(importance_BT, relevant_BT, count: int) -> np.ndarray:
   return np.take_along_axis(np.asarray(relevant_BT, float), order, axis=1).mean(axis=1)
 
 
+def completeness_gap(question, a_BT) -> float:
+  """mean |sum_t a_t - (F(e) - F(0))| over mean |F(e) - F(0)|, over rows: 0 where attributions are complete."""
+  value, e_BTD = jax.jit(question.value), question.vectors
+  change_B = np.asarray(value(question.params, e_BTD), np.float64)
+  change_B = change_B - np.asarray(value(question.params, 0 * e_BTD), np.float64)
+  gap_B = np.asarray(a_BT, np.float64).sum(axis=1) - change_B
+  return float(np.abs(gap_B).mean() / max(np.abs(change_B).mean(), 1e-12))
+
+
 def distance_as_released(p, p2):
   """sum_v (sqrt p - sqrt p')^2 / sqrt 2: what the release calls Hellinger; at most sqrt 2."""
   return jnp.sum(jnp.square(jnp.sqrt(p) - jnp.sqrt(p2)), axis=-1) / 2**0.5
