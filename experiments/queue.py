@@ -137,6 +137,12 @@ ITEMS = [
 
 SCRIPTS = [
   Script(
+    "decoding/pictures",
+    "python experiments/decoding/pictures.py --runs runs --out experiments/decoding/results/pictures.json",
+    output="experiments/decoding/results/pictures.json",
+    reads=("runs/decoding-pair/smoke/target/seed0", "runs/decoding-ctrldiff/smoke/b16/seed0"),
+  ),
+  Script(
     "attnsink/gallery",
     "python experiments/attnsink/gallery.py --run runs/attnsink/smoke/softmax/seed0 "
     "--out experiments/attnsink/results/gallery",
