@@ -23,7 +23,7 @@ from jaxlm.experiments import Column, Measured, Row, Table
 from jaxlm.experiments.verdict import Exact
 
 BATCHES = (1, 4, 8, 16)
-PROMPTS, NEW, DRAFTED = 32, 40, 4  # 24 bytes and 40: the context
+PROMPTS, NEW, DRAFTED = 32, 48, 4
 
 
 def measure(trained, overrides_at) -> Measured:

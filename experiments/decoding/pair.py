@@ -25,8 +25,8 @@ SMALL = {
 
 SCALES = {
   "smoke": Scale(
-    "target 4 layers of width 128, draft 1 layer of width 64, bytes of two novels, context 64, 2,000 and 4,000 steps of "
-    "1,024 bytes",
+    "target 4 layers of width 128, draft 1 layer of width 64, bytes of two novels, context 64, 1,000 steps of 1,024 "
+    "bytes",
     num_seeds=3,
   ),
   "small": Scale("the same at context 256, 20,000 steps of 16,384 bytes", overrides=SMALL),

@@ -11,7 +11,7 @@ from experiments.decoding.pair import RUNS, SCALES, TRAINED, bits_per_byte, deco
 from jaxlm.experiments import Column, Measured, Row, Table
 from jaxlm.experiments.verdict import ascending
 
-PROMPTS, NEW = 32, 40  # 24 bytes and 40: the context
+PROMPTS, NEW = 32, 48
 TEMPERATURES = (0.6, 1.0)
 
 #: name -> {budget: drafting}
