@@ -59,6 +59,7 @@ def tree(runs, scale: str, seed: int) -> dict:
 
   from experiments.decoding import pair, rsd
   from jaxlm.experiments.reproduce.queue import workdir
+  from jaxlm.generation.engine import unrolled
   from jaxlm.generation.engine.dyspec import DySpec
   from jaxlm.generation.engine.trees import TreeSpeculative
   from jaxlm.generation.sampling import Sampling
@@ -69,7 +70,7 @@ def tree(runs, scale: str, seed: int) -> dict:
   cfg = run_config(trained.config)
   draft, draft_params = pair.draft_of(trained)
   engine = TreeSpeculative(cfg.model, draft, Sampling(temperature=1.0), drafting=DySpec(12, 8))
-  params = {"target": trained.params, "draft": draft_params}
+  engine, params = unrolled.opened(engine, {"target": trained.params, "draft": draft_params})
   texts = pair.prompts(trained, 32)
   batch = pair.batch_of(engine, texts, NEW, seed)
   rounds = engine.dispatches(params, batch, rounds=1)
