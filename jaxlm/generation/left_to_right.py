@@ -2,7 +2,7 @@
 H-Net.
 
 Axes: B batch, T time, V vocab, C tokens of a dispatch. Shapes are static: prompts are padded to
-whole pieces and the cache to a multiple of `PIECE`, so that a handful of programs serves every
+pieces (`engine.step.padded`) and the cache to a multiple of `PIECE`, so that a handful of programs serves every
 length. One program draws up to `tokens_per_dispatch` tokens and ends early when all rows have; the
 host reads the device once per dispatch.
 """
@@ -94,7 +94,7 @@ class LeftToRight(Engine):
     """(logits_BV behind each prompt, the state, shift_B of `dispatch`)."""
     length_B = np.asarray([len(p) for p in batch.prompts], np.int32)
     state = self.model.init_state(len(length_B), round_up(batch.longest))
-    tokens_BT = padded(batch.prompts, length_B)
+    tokens_BT = padded(batch.prompts, length_B, batch.max_len is not None)
     logits_BV, state = prefill(
       self.model, params, tokens_BT, length_B, state, deterministic=self.deterministic
     )

@@ -95,7 +95,7 @@ class Continuous(LeftToRight):
         logits_NV, fresh = prefill(
           engine.model,
           params,
-          padded([prompts[i] for i in filled], length_N),
+          padded([prompts[i] for i in filled], length_N, max_len is not None),
           length_N,
           engine.model.init_state(N, round_up(batch.longest)),
           deterministic=self.deterministic,

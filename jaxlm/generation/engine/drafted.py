@@ -144,7 +144,10 @@ class DraftedEngine(Engine):
       raise ConfigError('params of a drafted engine are {"target": ..., "draft": ...}')
     engine, params = opened(self, params)
     length_B = np.asarray([len(p) for p in batch.prompts], np.int32)
-    tokens_BT, room_B = padded(batch.prompts, length_B), jnp.asarray(batch.room_B)
+    tokens_BT, room_B = (
+      padded(batch.prompts, length_B, batch.max_len is not None),
+      jnp.asarray(batch.room_B),
+    )
     states, logits_BV = {}, None
     for role, model in (("draft", engine.draft), ("target", engine.model)):
       state = model.init_state(
