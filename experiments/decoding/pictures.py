@@ -5,6 +5,8 @@
 Reads the runs of the tables decoding/rsd (target and draft) and decoding/ctrldiff (row `b16`), which
 `jaxlm reproduce` leaves in the folder. From the JSON, docs/decoding.md is filled by `jaxlm reproduce --report`.
 
+A run that is not there leaves its picture as it was.
+
 Tree: DySpec with 12 nodes at temperature 1; of 32 validation prompts the first whose third round accepts three
 drafts or more of a root with two children or more. Sample: 48 bytes in blocks of 16 with four steps at
 temperature 1, behind the first of these prompts.
@@ -126,7 +128,7 @@ def blocks(runs, scale: str, seed: int) -> dict:
 
 
 def opened(folder):
-  """The trained row of a run folder, as measures see it."""
+  """The trained row of a run folder, as measures see it. FileNotFoundError where it was not run."""
   from jaxlm.checkpoint.opening import open_model
   from jaxlm.experiments.table import Trained
 
@@ -135,10 +137,11 @@ def opened(folder):
 
 
 def made(folder) -> dict:
-  """{"trained": the revisions at which the run was trained}."""
+  """The record of this process, and {"trained": the revisions at which the run was trained}."""
   from jaxlm.experiments import record
 
-  return {"trained": sorted({start["revision"] for start in record.starts(folder)})}
+  trained = sorted({start["revision"] for start in record.starts(folder)})
+  return {"trained": trained} | record.made_by()
 
 
 def main(argv=None) -> int:
@@ -151,15 +154,17 @@ def main(argv=None) -> int:
   parser.add_argument("--out", required=True, type=pathlib.Path)
   args = parser.parse_args(argv)
   from jaxlm import json_text
-  from jaxlm.experiments import record
 
-  found = {
-    name: of(args.runs, args.scale, args.seed) for name, of in (("tree", tree), ("blocks", blocks))
-  }
+  found = json.loads(args.out.read_text())["pictures"] if args.out.exists() else {}
+  for name, of in (("tree", tree), ("blocks", blocks)):
+    try:
+      found[name] = of(args.runs, args.scale, args.seed)
+    except FileNotFoundError as missing:
+      print(f"{name}: {missing.filename} is not there, so nothing is drawn of it\n")
+      continue
+    print("\n".join(found[name]["lines"]), end="\n\n")
   args.out.parent.mkdir(exist_ok=True)
-  args.out.write_text(json_text.dumps(record.made_by() | {"pictures": found}, indent=1) + "\n")
-  for picture in found.values():
-    print("\n".join(picture["lines"]), end="\n\n")
+  args.out.write_text(json_text.dumps({"pictures": found}, indent=1) + "\n")
   return 0
 
 

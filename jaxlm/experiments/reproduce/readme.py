@@ -102,13 +102,15 @@ def table(summary: Mapping, options: Mapping[str, str]) -> list[str]:
 
 def picture(saved: Mapping, key: str) -> list[str]:
   """Lines of one picture in text, as code, and what it was made from."""
-  one = saved["pictures"][key]
+  one = saved["pictures"].get(key)
+  if one is None:
+    return ["Not measured at the present recipe yet."]
   return [
     "```text",
     *one["lines"],
     "```",
     "",
-    f"Drawn at revision {saved['revision']} from `{one['run']}`, trained at {', '.join(one['trained'])}.",
+    f"Drawn at revision {one['revision']} from `{one['run']}`, trained at {', '.join(one['trained'])}.",
   ]
 
 
