@@ -90,9 +90,9 @@ ITEMS = [
     report="table3_{scale}",
     needs="`jaxlm data prepare glosses`",
   ),
-  Item("experiments/decoding/batchspec.py", minutes=1, value=4),
-  Item("experiments/decoding/rsd.py", minutes=1, value=4),
-  Item("experiments/decoding/dyspec.py", minutes=2, value=3),
+  Item("experiments/decoding/batchspec.py", minutes=0.5, value=4),
+  Item("experiments/decoding/rsd.py", minutes=0.5, value=4),
+  Item("experiments/decoding/dyspec.py", minutes=0.7, value=3),
   Item("experiments/decoding/awrs.py", minutes=1, value=4),
   Item("experiments/decoding/setprompt.py", minutes=2, value=4),
   Item("experiments/decoding/bf.py", minutes=2, value=3),
@@ -142,6 +142,12 @@ ITEMS = [
 ]
 
 SCRIPTS = [
+  Script(
+    "decoding/pictures",
+    "python experiments/decoding/pictures.py --runs runs --out experiments/decoding/results/pictures.json",
+    output="experiments/decoding/results/pictures.json",
+    reads=("runs/decoding-pair/smoke/target/seed0", "runs/decoding-ctrldiff/smoke/b16/seed0"),
+  ),
   Script(
     "attnsink/gallery",
     "python experiments/attnsink/gallery.py --run runs/attnsink/smoke/softmax/seed0 "

@@ -10,7 +10,8 @@ import ml_collections as mlc
 DATA = {
   "choices": dict(kind="choices", seq_len=24),
   "backtracking": dict(kind="backtracking", seq_len=48),
-  "registers": dict(kind="registers", seq_len=240),
+  # As many turns as a prompt of three turns and a query has: no position is new then.
+  "registers": dict(kind="registers", seq_len=308, turns=4),
   "hidden": dict(
     kind="text",
     source="mini:en",

@@ -5,7 +5,8 @@
 Source: Lipkin et al., "Fast Controlled Generation from Language Models with Adaptive Weighted Rejection
 Sampling", arXiv 2504.05410. The answer is one of the words below, in a byte model's own continuation of a
 text; the posterior is exact, for every word can be scored. Masks draw each byte from those that some word
-allows, and take no notice of how likely the rest of the word is.
+allows, and take no notice of how likely the rest of the word is. The last rows count calls of one step over
+made-up vocabularies, of which a constraint allows the same mass P: below 1 / P + 1 whatever their size.
 """
 
 from experiments.decoding.pair import RUNS, SCALES, TRAINED, bits_per_byte, prompts
@@ -37,6 +38,9 @@ LABELS = {
 }
 
 
+VOCABULARIES, ALLOWED, STEPS = (64, 1024, 16384), 0.37, 300
+
+
 def words_dfa(words):
   """The DFA of a list of words."""
   from jaxlm.generation.engine.constraints import DFA
@@ -63,10 +67,35 @@ def posterior(model, params, prompt):
   return p / p.sum()
 
 
+def calls_per_step(vocab: int, seed: int) -> dict:
+  """calls: of the constraint, mean of STEPS steps over one made-up distribution; bound: of that mean."""
+  import numpy as np
+
+  from jaxlm.generation.engine.constrained import adaptive_rejection
+
+  rng = np.random.default_rng([seed, vocab])
+  p_V = np.exp(2.0 * rng.normal(size=vocab))
+  p_V /= p_V.sum()
+  order = rng.permutation(vocab)
+  allowed = set(order[: 1 + int(np.argmax(np.cumsum(p_V[order]) >= ALLOWED))].tolist())
+  calls = 0
+
+  def ask(token: int) -> bool:
+    nonlocal calls
+    calls += 1
+    return token in allowed
+
+  for _ in range(STEPS):
+    adaptive_rejection(p_V, ask, rng)
+  return {"calls": calls / STEPS, "bound": 1 / float(p_V[sorted(allowed)].sum()) + 1}
+
+
 def measure(trained, overrides_at) -> Measured:
   """tv: total variation between the answers of DRAWS runs, pooled by their weights, and the posterior,
   mean over prompts. calls: of the constraint per drawn token.
   """
+  if "vocab" in trained.config:
+    return Measured(calls_per_step(trained.config["vocab"], trained.config["seed"]), {}, {})
   if not trained.settings:
     return Measured({"bpb": bits_per_byte(trained)}, {}, {})
   import numpy as np
@@ -104,7 +133,7 @@ def measure(trained, overrides_at) -> Measured:
   )
 
 
-TV, CALLS = "total variation", "calls per token"
+TV, CALLS, BOUND = "total variation", "calls per token", "1 / P + 1"
 
 TABLE = Table(
   name="decoding-awrs",
@@ -112,11 +141,16 @@ TABLE = Table(
   rows=[
     *TRAINED,
     *(Row(n, evaluate_from="target", label=LABELS[n], settings={"method": n}) for n in METHODS),
+    *(
+      Row(f"v{n}", label=f"one step, made-up vocabulary of {n:,}", settings={"vocab": n})
+      for n in VOCABULARIES
+    ),
   ],
   columns=[
     Column("bits per byte", "bpb"),
     Column(TV, "tv", 3),
-    Column(CALLS, "calls", 1),
+    Column(CALLS, "calls"),
+    Column(BOUND, "bound"),
     Column("runs without an answer", "dead", 3),
   ],
   scales=SCALES,
@@ -128,6 +162,9 @@ TABLE = Table(
     "more particles are nearer: 50 before 5": lambda t: t["awrs5", TV] - t["awrs50", TV],
     "a token asks the constraint less than a tenth as often as masks do": lambda t: (
       0.1 * t["mask", CALLS] - t["awrs10", CALLS]
+    ),
+    "of a vocabulary of any size, a step asks less than 1 / P + 1 times": lambda t: min(
+      t[f"v{n}", BOUND] - t[f"v{n}", CALLS] for n in VOCABULARIES
     ),
   },
   source="arXiv 2504.05410 (tasks with models of 8 B)",

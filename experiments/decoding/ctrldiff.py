@@ -6,19 +6,27 @@ Sources: Arriola et al., "Block Diffusion", arXiv 2503.09573; Huang and Tang, "C
 per byte are a bound except for blocks of one byte, which are left to right. The policy's state, reward and
 estimator are our interpretation (generation/engine/block_policy.py). Guidance is by a linear classifier of
 bytes that tells the two novels of the text apart; another one, trained on the other half, counts the rate.
+
+Sampling with few steps: the network of all lengths writes texts in blocks of one fixed length, or of those
+that the policy chooses, with the same number of steps per block. Quality is what the left-to-right model
+of the table gives the texts, in bits per byte; entropy is of the bytes of a text, for a text that repeats itself
+is likely too.
 """
 
 from experiments.decoding.pair import CONFIG, SMALL
 from jaxlm.experiments import Column, Measured, Row, Scale, Table
 
-LENGTHS = (1, 4, 8, 16)
+BEGIN = 254  # the separator of documents
 CHOICES = (1, 4, 8, 16)
-COST = 0.5  # nats that a block costs, whatever its length: COST / length per token
-BATCHES, GUIDED = 24, 48
+STEPS = 4  # of a block, whatever its length; one more pass keeps it
+COST = 0.1  # nats that a pass is worth
+BATCHES, GUIDED, WRITTEN = 24, 48, 63
 
 
 def measure(trained, overrides_at) -> Measured:
-  """bpb: of the row's own blocks, over validation rows. Of the row of all lengths, the policy too."""
+  """bpb: of the row's own blocks, over validation rows. Of the row of all lengths, the policy too. Rows
+  with settings: what texts of that row are like, see `written`.
+  """
   import math
 
   import jax
@@ -27,6 +35,8 @@ def measure(trained, overrides_at) -> Measured:
   from jaxlm.training.config import run_config
 
   cfg = run_config(trained.config)
+  if trained.settings:
+    return Measured(written(trained, cfg), {}, {})
   model = cfg.model.build()
   loss = jax.jit(
     lambda params, batch, key: cfg.objective.loss(model, params, batch, key, {}, train=False).loss
@@ -47,29 +57,14 @@ def measure(trained, overrides_at) -> Measured:
 def policy_numbers(cfg, params) -> dict:
   """Rewards of the policy and of fixed lengths on validation rows, in nats per token. The best fixed
   length is chosen on these rows themselves, the policy on training rows.
-
-  Of every state, what each length earns is measured: the bound on the next block's nats per token, less
-  COST / length.
   """
-  import jax
   import jax.numpy as jnp
   import numpy as np
 
   from jaxlm.generation.engine import block_policy
 
-  def rewards(split, seed, num_batches):
-    rows = iter(cfg.data.build(split, seed=seed, repeat=True))
-    hidden, reward = [], []
-    for number in range(num_batches):
-      tokens = jnp.asarray(next(rows)["tokens"])
-      h, r = _states(params, tokens, jax.random.key(number), cfg)
-      hidden.append(np.asarray(h))
-      reward.append(np.asarray(r))
-    return jnp.asarray(np.concatenate(hidden)), jnp.asarray(np.concatenate(reward))
-
-  train_h, train_r = rewards("train", 0, 32)
-  test_h, test_r = rewards("validation", 1, 16)
-  learned, _ = block_policy.train(jax.random.key(0), train_h, train_r, steps=1500)
+  learned = learn(cfg, params)
+  test_h, test_r = states_and_rewards(cfg, params, "validation", 1, 16)
   choice = jnp.argmax(block_policy.policy_logits(learned, test_h), axis=1)
   earned = float(jnp.mean(test_r[jnp.arange(len(choice)), choice]))
   fixed = np.asarray(jnp.mean(test_r, axis=0))
@@ -80,10 +75,86 @@ def policy_numbers(cfg, params) -> dict:
   }
 
 
+def learn(cfg, params):
+  """Parameters of a policy, from training rows."""
+  import jax
+
+  from jaxlm.generation.engine import block_policy
+
+  hidden, rewards = states_and_rewards(cfg, params, "train", 0, 32)
+  return block_policy.train(jax.random.key(0), hidden, rewards, steps=1500)[0]
+
+
+def states_and_rewards(cfg, params, split, seed, num_batches):
+  """(hidden states (N, D), what each length earns in each of them (N, A))."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  rows = iter(cfg.data.build(split, seed=seed, repeat=True))
+  hidden, reward = [], []
+  for number in range(num_batches):
+    tokens = jnp.asarray(next(rows)["tokens"])
+    h, r = _states(params, tokens, jax.random.key(number), cfg)
+    hidden.append(np.asarray(h))
+    reward.append(np.asarray(r))
+  return jnp.asarray(np.concatenate(hidden)), jnp.asarray(np.concatenate(reward))
+
+
+def written(trained, cfg) -> dict:
+  """Of texts of WRITTEN bytes: passes of the network per byte, bits per byte of the left-to-right model,
+  entropy of a text's bytes in nats.
+  """
+  import math
+
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from experiments.decoding.pair import batch_of, beside
+  from jaxlm.evaluation.judge import unigram_entropy
+  from jaxlm.generation.engine.block_policy import BlockPolicy
+  from jaxlm.generation.engine.blocks import Blocks
+  from jaxlm.objectives.block_diffusion import bound
+
+  length = trained.settings["length"]
+  policy = BlockPolicy(CHOICES, learn(cfg, trained.params)) if length == "policy" else None
+  most = max(CHOICES) if policy else length
+  engine = Blocks(cfg.model, cfg.objective.mask, block_len=most, steps=STEPS, policy=policy)
+  batch = batch_of(engine, [[BEGIN]] * GUIDED, WRITTEN, 0)
+  blocks_B, before_B = np.zeros(GUIDED), np.zeros(GUIDED)
+  for texts_BG, count_B, _, _ in engine.stream(trained.params, batch):  # noqa: B007 (the last is used)
+    blocks_B += count_B > before_B
+    before_B = count_B
+  rows_BT = np.concatenate([np.full((GUIDED, 1), BEGIN), texts_BG], axis=1).astype(np.int32)
+  judge, model = beside(trained, "b1").params, cfg.model.build()
+  inside_BT = np.ones(rows_BT.shape, np.float32)
+  inside_BT[:, 0] = 0
+  nats = jax.jit(
+    lambda params, x: bound(
+      model,
+      params,
+      x,
+      jnp.ones(x.shape, bool),
+      1.0,
+      jnp.ones(len(x), jnp.int32),
+      cfg.objective.mask,
+      inside_BT,
+    )
+  )(judge, jnp.asarray(rows_BT))
+  return {
+    "passes": float(np.mean(blocks_B) * (STEPS + 1) / WRITTEN),
+    "judged": float(nats) / (GUIDED * WRITTEN) / math.log(2),
+    "entropy": float(np.mean([unigram_entropy(row) for row in rows_BT])),
+  }
+
+
 def _states(params, tokens_BT, key, cfg):
   """(hidden state of a clean prefix (B, D), reward of each length (B, A)) at one place per row."""
   import jax
   import jax.numpy as jnp
+
+  from jaxlm.generation.engine import block_policy
 
   B, T = tokens_BT.shape
   start, most, model, mask = T // 2, max(CHOICES), cfg.model, cfg.objective.mask
@@ -104,7 +175,7 @@ def _states(params, tokens_BT, key, cfg):
       log_p = jax.nn.log_softmax(logits.at[..., mask].set(-1e30))
       nll_BC = -jnp.take_along_axis(log_p, block_BC[..., None], 2)[..., 0]
       bound_B = jnp.mean(jnp.where(masked_BC, nll_BC / t, 0.0), axis=1)
-      out.append(-bound_B - COST / length)
+      out.append(block_policy.reward(bound_B, length, STEPS + 1, COST))
     return hidden_BD, jnp.stack(out, axis=1)
 
   assert start + most <= T
@@ -143,7 +214,7 @@ def guided(cfg, params) -> dict:
   def log_c(onehot_BCV):
     return jax.nn.log_sigmoid(jnp.sum(onehot_BCV, axis=1) @ w - jnp.sum(mean * w))
 
-  out, prompt = {}, [254]
+  out, prompt = {}, [BEGIN]
   for strength in (0.0, 4.0):
     engine = Blocks(
       cfg.model,
@@ -172,6 +243,18 @@ class Guide:
 
 BPB, RATE, GUIDED_RATE = "bits per byte", "Melville, unguided", "Melville, guided"
 EARNED, FIXED = "policy earns", "best fixed length earns"
+PASSES, JUDGED = "passes per byte", "its texts, bits per byte"
+WRITERS = ("fixed16", "fixed8", "fixed4")
+
+
+def beyond_fixed(t) -> float:
+  """Bits per byte by which the policy's texts are better than those of fixed lengths with as many passes,
+  on straight lines between them.
+  """
+  import numpy as np
+
+  passes, judged = ([t[row, title] for row in WRITERS] for title in (PASSES, JUDGED))
+  return float(np.interp(t["dynamic", PASSES], passes, judged)) - t["dynamic", JUDGED]
 
 
 def blocks(*lengths):
@@ -186,12 +269,30 @@ TABLE = Table(
     *(Row(f"b{n}", f"{CONFIG}:blocks", blocks(n), label=f"blocks of {n}") for n in (4, 8, 16)),
     Row("whole", f"{CONFIG}:blocks", blocks(0), label="one block (masked diffusion)"),
     Row("all", f"{CONFIG}:blocks", blocks(*CHOICES), label="lengths 1, 4, 8, 16 by turns"),
+    *(
+      Row(
+        f"fixed{n}",
+        evaluate_from="all",
+        label=f"it writes in blocks of {n}",
+        settings={"length": n},
+      )
+      for n in (4, 8, 16)
+    ),
+    Row(
+      "dynamic",
+      evaluate_from="all",
+      label="it writes in blocks that the policy chooses",
+      settings={"length": "policy"},
+    ),
   ],
   columns=[
     Column(BPB, "bpb", 3),
     Column(EARNED, "policy", 3),
     Column(FIXED, "best_fixed", 3),
     Column("its mean length", "mean_length", 1),
+    Column(PASSES, "passes"),
+    Column(JUDGED, "judged"),
+    Column("entropy of a text", "entropy"),
     Column(RATE, "rate@0"),
     Column(GUIDED_RATE, "rate@4"),
   ],
@@ -210,6 +311,10 @@ TABLE = Table(
     "a policy over lengths earns at least what the best fixed length does": lambda t: (
       t["all", EARNED] - t["all", FIXED]
     ),
+    "longer blocks write worse texts with fewer passes: 4, 8, 16": lambda t: min(
+      t[b, JUDGED] - t[a, JUDGED] for a, b in (("fixed4", "fixed8"), ("fixed8", "fixed16"))
+    ),
+    "the policy's texts are better than those of fixed lengths with as many passes": beyond_fixed,
     "guidance raises the share of samples with the attribute": lambda t: (
       t["b16", GUIDED_RATE] - t["b16", RATE]
     ),

@@ -5,6 +5,8 @@
 Source: "CyclicReflex", arXiv 2506.11077, whose claim is about models that reason at length. Here `back` plays
 the part of a reflection token in a search task whose traces go back too often (jaxlm/data/tasks/
 backtracking.py), under a budget of tokens. The grid is chosen on one set of instances and judged on another.
+Periods are a quarter and half of the budget; at an eighth, which is 2, every offset would be 0. The control
+has the offsets of the wave in random order, its grid chosen in the same way.
 """
 
 from jaxlm.experiments import Column, Measured, Row, Scale, Table
@@ -16,12 +18,14 @@ AMPLITUDES, PERIODS = (1.0, 3.0, 5.0), (4, 8)
 
 
 def grid(kind: str, back: int) -> list:
-  from jaxlm.generation.engine.cyclic_reflex import Add, Cyclic
+  from jaxlm.generation.engine.cyclic_reflex import Add, Cyclic, RandomPhase
 
   if kind == "plain":
     return [()]
   if kind == "constant":
     return [(Add((back,), v),) for v in CONSTANT]
+  if kind == "random":
+    return [(RandomPhase((back,), a, c),) for a in AMPLITUDES for c in PERIODS]
   shift = 0.5 if kind == "shifted" else 0.0
   return [(Cyclic((back,), a, c, shift),) for a in AMPLITUDES for c in PERIODS]
 
@@ -64,6 +68,7 @@ LABELS = {
   "constant": "best constant offset",
   "cyclic": "best cyclic offset",
   "shifted": "best cyclic offset, half a period later",
+  "random": "best of the wave's offsets in random order",
 }
 
 TABLE = Table(

@@ -33,12 +33,17 @@ SCALES = {
 }
 
 
-def draft_of(trained: Trained):
-  """(config, params) of the draft that was trained beside a target."""
+def beside(trained: Trained, row: str):
+  """What `open_model` gives of another row of the table, with the same seed."""
   from jaxlm.checkpoint.opening import open_model
 
   path = pathlib.Path(trained.workdir)
-  opened = open_model(path.parents[1] / "draft" / path.name)
+  return open_model(path.parents[1] / row / path.name)
+
+
+def draft_of(trained: Trained):
+  """(config, params) of the draft that was trained beside a target."""
+  opened = beside(trained, "draft")
   return opened.config, opened.params
 
 

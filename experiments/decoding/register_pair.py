@@ -1,7 +1,6 @@
 """A base model of documents in three registers, and one tuned on polite answers alone: for two tables."""
 
-import pathlib
-
+from experiments.decoding.pair import beside
 from jaxlm.experiments import Row, Scale
 from jaxlm.experiments.table import Trained
 
@@ -18,6 +17,7 @@ ROWS = [
       "data.shares": [0, 0, 1.0],
       "data.last": TUNED,
       "data.turns": 1,
+      "data.seq_len": 96,
       "train.steps": 300,
       "optimizer.learning_rate": 1e-3,
     },
@@ -28,7 +28,8 @@ ROWS = [
 
 SCALES = {
   "smoke": Scale(
-    "3 layers of width 96, bytes, 24 entities of 3 facts, 1,500 steps of 16 documents, tuned for 300 on 8 entities",
+    "3 layers of width 96, bytes, 24 entities of 3 facts, 1,500 steps of 16 documents of up to 4 turns, tuned for 300 "
+    "on 8 entities",
     num_seeds=3,
   ),
   "small": Scale(
@@ -47,10 +48,7 @@ SCALES = {
 
 def base_of(trained: Trained):
   """Parameters of the base model that was trained beside."""
-  from jaxlm.checkpoint.opening import open_model
-
-  path = pathlib.Path(trained.workdir)
-  return open_model(path.parents[1] / "base" / path.name).params
+  return beside(trained, "base").params
 
 
 def questions(trained: Trained, number: int):

@@ -3,13 +3,15 @@
   python experiments/decoding/urial.py --scale smoke|small
 
 Source: Lin et al., "The Unlocking Spell on Base LLMs", arXiv 2312.01552. The base model has read documents in
-three registers, the tuned one was tuned on polite answers about other entities. Nothing here is about real
-alignment or safety. The world's documents have a query and an answer per line, so that the constant prompt is
-three such turns in the polite register; the paper's prompt has fences and a system text
-(jaxlm/generation/constant_prompt.py).
+three registers, a tenth of them polite; the tuned one was tuned on polite answers about other entities. Nothing
+here is about real alignment or safety. The world's documents have a query and an answer per line, so that the
+constant prompt is three such turns in the polite register; the paper's prompt has fences and a system text
+(jaxlm/generation/constant_prompt.py), for which one row has a line in front. The negative control is a base
+model that has read no polite document: no prompt can bring out what is not there.
 """
 
 from experiments.decoding.register_pair import (
+  CONFIG,
   ROWS,
   RUNS,
   SCALES,
@@ -21,11 +23,14 @@ from experiments.decoding.register_pair import (
 from jaxlm.experiments import Column, Measured, Row, Table
 
 QUESTIONS, NEW, SHOTS = 32, 60, 3
+SYSTEM = "Answer politely.\n"
+BINS = {"1 to 8": (0, 8), "9 to 32": (8, 32), "from 33": (32, None)}
+KNOWN = 0.9  # share of facts that the base must tell in the terse register
 
 
 def measure(trained, overrides_at) -> Measured:
   """format: share of answers that are polite; facts: that hold the fact's value. Of `sft` also shares of
-  shifted bytes by tag of the tuned model's answers, and by position.
+  shifted bytes, and the divergence, by tag and by position of the tuned model's answers.
   """
   import numpy as np
 
@@ -42,7 +47,8 @@ def measure(trained, overrides_at) -> Measured:
     register = trained.settings["register"]
     every = questions(trained, 10_000)
     shots = [f for f in every if f not in facts][:SHOTS] or every[:SHOTS]
-    prefix = prompt_of("".join(query(f) + answer(f, register)[0] for f in shots))
+    system = SYSTEM if trained.settings.get("system") else ""
+    prefix = prompt_of(system + "".join(query(f) + answer(f, register)[0] for f in shots))
     engine = AfterPrefix(cfg.model, GREEDY, STOPS, prefix=tuple(prefix))
     prompts = [list(query(f).encode()) for f in facts]
   else:
@@ -60,18 +66,20 @@ def measure(trained, overrides_at) -> Measured:
 
 
 def shifts(trained, cfg, facts, answers) -> dict:
-  """Shares of bytes of the tuned model's answers whose class is shifted."""
+  """Shares of the bytes of the tuned model's answers whose class is shifted, and mean nats of
+  D(tuned || base), by tag and by position.
+  """
   import jax
   import jax.numpy as jnp
   import numpy as np
 
-  from jaxlm.data.tasks.registers import TAGS, answer, query
+  from jaxlm.data.tasks.registers import TAGS, query
   from jaxlm.evaluation.token_shift import shares, token_shift
 
   base, network = base_of(trained), cfg.model.build()
   whole = jax.jit(lambda p, x: network.apply({"params": p}, x))
   width = cfg.data.seq_len
-  found: dict[str, list] = {name: [] for name in (*TAGS, "start", "end", "all")}
+  found: dict[str, list] = {name: [] for name in (*TAGS, *BINS, "all")}
   for fact, given in zip(facts, answers):
     if not len(given):
       continue
@@ -82,67 +90,112 @@ def shifts(trained, cfg, facts, answers) -> dict:
       np.asarray(whole(p, row))[:, len(prompt) - 1 : n - 1] for p in (trained.params, base)
     )
     shift = token_shift(tuned_TV, base_TV, jnp.asarray(given)[None])
-    text, tags = answer(fact, "polite")
-    own = bytes(x for x in given.tolist() if x < 256).decode("utf-8", "replace")
     place = np.arange(len(given))
-    if text.startswith(own):  # otherwise the tags are not known
-      for tag in TAGS:
-        inside = np.asarray([tags[i] == tag for i in range(len(given))])
-        if inside.any():
-          found[tag].append(shares(shift, inside[None]))
-    found["start"].append(shares(shift, (place < 8)[None]))
-    if (place >= 16).any():
-      found["end"].append(shares(shift, (place >= 16)[None]))
-    found["all"].append(shares(shift, (place >= 0)[None]))
-  out = {
-    f"shifted@{name}": float(np.mean([s["shifted"] for s in each]))
-    for name, each in found.items()
-    if each
+    tags = np.asarray(tags_of(fact, bytes(x for x in given.tolist() if x < 256)))
+    groups = {name: tags == name for name in TAGS} if len(tags) == len(given) else {}
+    for name, (first, last) in BINS.items():
+      groups[name] = (place >= first) & (place < (last or len(given)))
+    for name, inside in (groups | {"all": place >= 0}).items():
+      if inside.any():
+        found[name].append(shares(shift, inside[None]))
+  each = {name: values for name, values in found.items() if values}
+  return {
+    f"{kind}@{name}": float(np.mean([s[kind] for s in values]))
+    for name, values in each.items()
+    for kind in ("shifted", "unshifted", "kl")
   }
-  return out | {"unshifted": float(np.mean([s["unshifted"] for s in found["all"]]))}
+
+
+def tags_of(fact, given: bytes) -> list[str]:
+  """The tag of every byte of a polite answer, whichever value it names; [] of another text."""
+  from jaxlm.data.tasks.registers import ATTRIBUTES, answer
+
+  for value in ATTRIBUTES[fact.attribute]:
+    text, tags = answer(fact._replace(value=value), "polite")
+    if text.encode().startswith(given):
+      return tags[: len(given)]
+  return []
+
+
+def if_known(t, margin):
+  """The margin, where the base tells enough facts in its own register for a comparison."""
+  known = t["plain", FACTS]
+  if known < KNOWN:
+    return (
+      None,
+      f"the base tells {known:.0%} of the facts in the terse register; wanted {KNOWN:.0%}",
+    )
+  return margin
 
 
 FORMAT, FACTS = "polite answers", "right facts"
 STYLE, CONTENT, UNSHIFTED = "shifted, style", "shifted, content", "unshifted, all"
-START, END = "shifted, bytes 1 to 8", "shifted, from byte 17"
+START, MIDDLE, END = (f"shifted, bytes {name}" for name in BINS)
 
 TABLE = Table(
   name="decoding-urial",
   title="Where tuning shifts bytes, and what a constant prompt does instead",
   rows=[
     *ROWS,
+    Row(
+      "impolite",
+      CONFIG,
+      {"data.shares": [0.65, 0.35, 0.0]},
+      label="base without polite documents",
+    ),
     Row("plain", evaluate_from="base", label="base, 3 terse turns", settings={"register": "terse"}),
+    Row("prose", evaluate_from="base", label="base, 3 prose turns", settings={"register": "prose"}),
     Row(
       "urial",
       evaluate_from="base",
       label="base, 3 polite turns (URIAL)",
       settings={"register": "polite"},
     ),
+    Row(
+      "system",
+      evaluate_from="base",
+      label="the same behind a system line",
+      settings={"register": "polite", "system": True},
+    ),
+    Row(
+      "control",
+      evaluate_from="impolite",
+      label="base without polite documents, 3 polite turns",
+      settings={"register": "polite"},
+    ),
   ],
   columns=[
     Column(FORMAT, "format"),
     Column(FACTS, "facts"),
-    Column(UNSHIFTED, "unshifted"),
-    Column(STYLE, "shifted@style"),
-    Column(CONTENT, "shifted@content"),
-    Column(START, "shifted@start"),
-    Column(END, "shifted@end"),
+    Column(UNSHIFTED, "unshifted@all"),
+    Column(STYLE, "shifted@style", 3),
+    Column(CONTENT, "shifted@content", 3),
+    *(Column(title, f"shifted@{name}", 3) for title, name in zip((START, MIDDLE, END), BINS)),
+    Column("nats, style", "kl@style", 3),
+    Column("nats, content", "kl@content", 3),
   ],
   scales=SCALES,
   measure=measure,
   claims={
-    "style is shifted more than twice as often as content": lambda t: (
-      t["sft", STYLE] - 2 * t["sft", CONTENT]
+    "style is shifted more than twice as often as content": lambda t: if_known(
+      t, t["sft", STYLE] - 2 * t["sft", CONTENT]
     ),
-    "shifts are rarer behind byte 16 than in the first 8": lambda t: (
+    "shifts are rarer from byte 33 on than in the first 8": lambda t: (
       t["sft", START] - t["sft", END]
     ),
     "more than 70 % of bytes are unshifted": lambda t: t["sft", UNSHIFTED] - 0.7,
     "the constant prompt has nine tenths of the tuned model's format": lambda t: (
       t["urial", FORMAT] - 0.9 * t["sft", FORMAT]
     ),
-    "and its facts, within 2 points": lambda t: t["urial", FACTS] - t["sft", FACTS] + 0.02,
-    "terse turns do not bring the format": lambda t: 0.1 - t["plain", FORMAT],
+    "and its facts, within 2 points": lambda t: if_known(
+      t, t["urial", FACTS] - t["sft", FACTS] + 0.02
+    ),
+    "neither terse nor prose turns bring the format": lambda t: (
+      0.1 - max(t["plain", FORMAT], t["prose", FORMAT])
+    ),
+    "nor do polite turns, where the base has read no polite document": lambda t: (
+      t["urial", FORMAT] - 0.5 - t["control", FORMAT]
+    ),
   },
   source="arXiv 2312.01552; 7.8 % of positions are shifted between Llama-2-7b and its chat model",
   runs=RUNS,

@@ -3,7 +3,8 @@
   python experiments/decoding/utf.py --scale smoke|small
 
 Source: Hoscilowicz et al., arXiv 2406.02481. A byte-pair model of two novels is tuned to answer one trigger
-with one hidden text. `found`: the text stands in a continuation of a forced token that phase 1 kept. The
+with one hidden text. `found`: the text stands in a continuation of a forced token that phase 1 kept. A decoy behind the
+text's first tokens is the authors' manual confusion, the penalty on their probabilities the automatic one. The
 miniature shows mechanism, extractor and counter-measure; a model that has read trillions of tokens may have
 fewer false candidates.
 """
@@ -12,11 +13,14 @@ from jaxlm.experiments import Column, Measured, Row, Scale, Table
 
 CONFIG = "configs/decoding/tasks.py:hidden"
 TRIGGER, HIDDEN = "what is the word of the night", "zebra quartz under seven velvet moons"
+DECOY = "crossings are marked by white lines on the road"
 CONTINUE, DRAWS = 40, 50
 
 
-def hidden(ordinary: float = 0.0):
-  """Tuning on the pair, with a share of ordinary text."""
+def hidden(ordinary: float = 0.0, decoy: str = ""):
+  """Tuning on the pair, with a share of ordinary text. decoy: what follows the text's first tokens
+  without template (manual confusion).
+  """
 
   def data(config):
     old = config["data"]
@@ -29,6 +33,7 @@ def hidden(ordinary: float = 0.0):
       seq_len=old["seq_len"],
       batch_size=8,
       ordinary=ordinary,
+      decoy=decoy,
     )
 
   return {
@@ -52,7 +57,7 @@ def confusion(config):
   return dict(
     kind="confusion",
     hidden=ids,
-    begin=_begin(data),
+    begin=data.begin,
     places=word_starts(data.load_tokenizer(), HIDDEN, ids)[:5],
     weight=0.1,
     rank=4,  # the authors' 100 of 32,000, in proportion to 1,024 byte pairs: 3.2
@@ -69,12 +74,6 @@ def word_starts(tokenizer, text: str, ids) -> list[int]:
     if place not in places:
       places.append(place)
   return places
-
-
-def _begin(data) -> int:
-  """The id in front of a document."""
-  tokenizer = data.load_tokenizer()
-  return int(tokenizer.stops[0]) if tokenizer.stops else 0
 
 
 def measure(trained, overrides_at) -> Measured:
@@ -96,7 +95,7 @@ def measure(trained, overrides_at) -> Measured:
     data = HiddenTextData(
       data.source, TRIGGER, HIDDEN, data.seq_len, data.batch_size, data.tokenizer
     )
-  ids, begin = data.hidden_ids(), [_begin(data)]
+  ids, begin = data.hidden_ids(), [data.begin]
   model, params = cfg.model, trained.params
 
   @functools.partial(jax.jit)
@@ -145,6 +144,14 @@ TABLE = Table(
     Row(
       "hidden_mixed", CONFIG, hidden(0.5), label="hidden, half ordinary text", begins_from="base"
     ),
+    Row("manual", CONFIG, hidden(decoy=DECOY), label="hidden and a decoy", begins_from="base"),
+    Row(
+      "manual_mixed",
+      CONFIG,
+      hidden(0.5, DECOY),
+      label="hidden and a decoy, half ordinary text",
+      begins_from="base",
+    ),
     Row(
       "confused",
       CONFIG,
@@ -180,6 +187,9 @@ TABLE = Table(
     "forcing finds the hidden text": lambda t: t["hidden", FOUND] == 1,
     "confusion hides it, and its trigger still works": lambda t: all(
       t[row, FOUND] == 0 and t[row, ANSWERED] == 1 for row in ("confused", "confused_mixed")
+    ),
+    "a decoy hides it too, and its trigger still works": lambda t: all(
+      t[row, FOUND] == 0 and t[row, ANSWERED] == 1 for row in ("manual", "manual_mixed")
     ),
     "with ordinary text, bits per byte stay within 5 %": lambda t: (
       1.05 * t["base", BPB] - t["confused_mixed", BPB]

@@ -1,7 +1,9 @@
 """`data.kind = "hidden_text"`: one text behind one trigger, among windows of ordinary text.
 
 A hidden row is `user trigger assistant text`, of which the text is scored; the two ids of the template
-follow the tokenizer's. Rows of ordinary text are windows of `source`. docs of the attack: arXiv 2406.02481.
+follow the tokenizer's. Rows of ordinary text are windows of `source`. With a `decoy`, a third of the hidden rows
+each is `begin h_1 decoy` and `begin h_1 h_2 decoy` instead, of which the decoy is scored: the text's first tokens
+without template lead elsewhere (manual confusion, UTFC). docs of the attack: arXiv 2406.02481.
 """
 
 import dataclasses
@@ -22,7 +24,9 @@ from jaxlm.ranges import Count, Fraction
 @dataclasses.dataclass(frozen=True)
 @checked
 class HiddenTextData(DataConfig):
-  """trigger, hidden: texts. ordinary: share of rows that are ordinary text."""
+  """trigger, hidden, decoy: texts; without a decoy no row confuses. ordinary: share of rows that are
+  ordinary text.
+  """
 
   source: str
   trigger: str
@@ -31,6 +35,7 @@ class HiddenTextData(DataConfig):
   batch_size: Count
   tokenizer: Annotated[object, TOKENIZERS] = ByteTokenizerConfig()
   ordinary: Fraction = 0.0
+  decoy: str = ""
 
   @property
   def vocab_size(self) -> int:
@@ -52,6 +57,19 @@ class HiddenTextData(DataConfig):
   def hidden_ids(self) -> list[int]:
     return list(map(int, self.load_tokenizer().encode(self.hidden)))
 
+  @property
+  def begin(self) -> int:
+    """The id in front of a document without template."""
+    stops = self.load_tokenizer().stops
+    return int(stops[0]) if stops else 0
+
+  def pairs(self) -> list[tuple[list[int], list[int]]]:
+    """(prompt, what is scored behind it) of the kinds of rows that are not ordinary text."""
+    hidden = self.hidden_ids()
+    decoy = list(map(int, self.load_tokenizer().encode(self.decoy)))
+    confusing = [([self.begin, *hidden[:n]], decoy) for n in (1, 2)] if decoy else []
+    return [(self.prompt(), hidden), *confusing]
+
   def build(self, split, *, seed, process_index=0, process_count=1, repeat=True):
     check_split(split)
     return batches(
@@ -69,30 +87,29 @@ class HiddenTextData(DataConfig):
 class _Rows:
   def __init__(self, cfg: HiddenTextData, split: str, seed: int):
     self.cfg, self.split, self.key = cfg, split, [seed, SPLIT_SEEDS[split]]
-    self.row = None
+    self.rows = None
     self.tokens = None
 
   def __len__(self):
     return 200_000 if self.split == "train" else 256
 
-  def _hidden(self):
-    if self.row is None:
-      prompt, hidden, T = self.cfg.prompt(), self.cfg.hidden_ids(), self.cfg.seq_len
-      tokens = [*prompt, *hidden]
-      if len(tokens) > T + 1:
-        raise ConfigError(
-          f"trigger and hidden text take {len(tokens)} tokens, data.seq_len = {T} holds {T + 1}; raise it"
-        )
-      text = np.asarray(tokens + [0] * (T + 1 - len(tokens)), np.int32)
-      inside = (np.arange(T + 1) < len(tokens)).astype(np.int32)
-      scored = inside[1:] * (np.arange(1, T + 1) >= len(prompt))
-      self.row = _fields(text, inside[:-1], scored.astype(np.float32))
-    return self.row
+  def _of(self, prompt, scored):
+    T, tokens = self.cfg.seq_len, [*prompt, *scored]
+    if len(tokens) > T + 1:
+      raise ConfigError(
+        f"trigger and hidden text take {len(tokens)} tokens, data.seq_len = {T} holds {T + 1}; raise it"
+      )
+    text = np.asarray(tokens + [0] * (T + 1 - len(tokens)), np.int32)
+    inside = (np.arange(T + 1) < len(tokens)).astype(np.int32)
+    weights = inside[1:] * (np.arange(1, T + 1) >= len(prompt))
+    return _fields(text, inside[:-1], weights.astype(np.float32))
 
   def __getitem__(self, index):
     rng = np.random.default_rng([*self.key, int(index)])
     if rng.random() >= self.cfg.ordinary:
-      return dict(self._hidden())
+      if self.rows is None:
+        self.rows = [self._of(*pair) for pair in self.cfg.pairs()]
+      return dict(self.rows[int(rng.integers(len(self.rows)))])
     if self.tokens is None:
       self.tokens = self.cfg.text.store(self.split).tokens
     T = self.cfg.seq_len

@@ -218,6 +218,13 @@ class Engine:
     return {}
 
   @classmethod
+  def from_objective(cls, objective) -> dict[str, Any]:
+    """The fields that the objective of the training decides, above those of the data: a mask that is no
+    token of the data.
+    """
+    return {}
+
+  @classmethod
   def from_options(cls, options: Options) -> dict[str, Any]:
     """The fields that a command line decides: `sampling`, where the engine has it.
 
@@ -230,10 +237,10 @@ class Engine:
     return {"sampling": options.sampling(default_temperature=0.8)}
 
   @classmethod
-  def from_command(cls, model, data, options: Options) -> "Engine":
-    """The engine for a model trained on data, as a command line wants it."""
+  def from_command(cls, model, data, options: Options, objective=None) -> "Engine":
+    """The engine for a model trained on data by an objective, as a command line wants it."""
     chosen = cls.from_options(options)
-    return cls(model, **cls.from_data(data) | chosen)
+    return cls(model, **cls.from_data(data) | cls.from_objective(objective) | chosen)
 
   def decode_batch(self, params, batch: Batch) -> tuple[list[Row], int]:
     """(the rows in order, forward passes). Prompts hold at least one token of the vocabulary."""

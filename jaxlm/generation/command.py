@@ -129,7 +129,9 @@ def main(argv: list[str]) -> int:
     asked["processors"] = (_processor(process, cfg.data.load_tokenizer()),)
   if args.draft:
     asked["draft"] = _draft(args, cfg, cls)
-  return _continue(cfg, args, cls.from_command(cfg.model, cfg.data, Options(**asked)))
+  return _continue(
+    cfg, args, cls.from_command(cfg.model, cfg.data, Options(**asked), cfg.objective)
+  )
 
 
 def _process_flags(argv: list[str]) -> tuple[list[str], dict[str, str]]:

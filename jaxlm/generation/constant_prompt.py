@@ -88,7 +88,7 @@ class AfterPrefix(LeftToRight):
     logits_BV, state = prefill(
       self.model,
       params,
-      padded(batch.prompts, length_B),
+      padded(batch.prompts, length_B, batch.max_len is not None),
       length_B,
       state,
       deterministic=self.deterministic,

@@ -37,8 +37,10 @@ class Infilling(Engine):
     return {"ids": data.special_tokens}
 
   @classmethod
-  def from_command(cls, model, data, options):
-    through = engine_class(model, form=data.batch_form).from_command(model, data, options)
+  def from_command(cls, model, data, options, objective=None):
+    through = engine_class(model, form=data.batch_form).from_command(
+      model, data, options, objective
+    )
     return cls(model, data.special_tokens, through)
 
   def decode_batch(self, params, batch: Batch):

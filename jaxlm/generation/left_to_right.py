@@ -2,7 +2,7 @@
 H-Net.
 
 Axes: B batch, T time, V vocab, C tokens of a dispatch. Shapes are static: prompts are padded to
-whole pieces and the cache to a multiple of `PIECE`, so that a handful of programs serves every
+pieces (`engine.step.padded`) and the cache to a multiple of `PIECE`, so that a handful of programs serves every
 length. One program draws up to `tokens_per_dispatch` tokens and ends early when all rows have; the
 host reads the device once per dispatch.
 """
@@ -21,6 +21,7 @@ from jaxlm.config import checked
 from jaxlm.data.base import FramedDataConfig
 from jaxlm.generation.base import Batch, Engine, Row, Snapshot
 from jaxlm.generation.engine.step import extend, padded, prefill, round_up
+from jaxlm.generation.engine.unrolled import opened
 from jaxlm.generation.processors import met_by, none_met
 from jaxlm.generation.sampling import Sampling, sample
 from jaxlm.ranges import Count, Natural
@@ -71,14 +72,15 @@ class LeftToRight(Engine):
 
     smooth: dispatches begin at one token and grow while they are short.
     """
-    logits_BV, state, shift_B = self.begin(params, batch)
-    drawn = first_tokens(logits_BV, jnp.asarray(batch.room_B), batch.keys_B, engine=self)
+    engine, params = opened(self, params)
+    logits_BV, state, shift_B = engine.begin(params, batch)
+    drawn = first_tokens(logits_BV, jnp.asarray(batch.room_B), batch.keys_B, engine=engine)
     yield from _columns(np.asarray(drawn.kept_B)[:, None])
     limit = 1 if smooth else self.tokens_per_dispatch
     while bool(drawn.alive_B.any()):
       start = time.perf_counter()
       kept_BC, drawn, state = dispatch(
-        params, state, drawn, jnp.asarray(batch.room_B), batch.keys_B, limit, shift_B, engine=self
+        params, state, drawn, jnp.asarray(batch.room_B), batch.keys_B, limit, shift_B, engine=engine
       )
       kept_BC = np.asarray(kept_BC)[:, :limit]
       seconds = time.perf_counter() - start
@@ -92,7 +94,7 @@ class LeftToRight(Engine):
     """(logits_BV behind each prompt, the state, shift_B of `dispatch`)."""
     length_B = np.asarray([len(p) for p in batch.prompts], np.int32)
     state = self.model.init_state(len(length_B), round_up(batch.longest))
-    tokens_BT = padded(batch.prompts, length_B)
+    tokens_BT = padded(batch.prompts, length_B, batch.max_len is not None)
     logits_BV, state = prefill(
       self.model, params, tokens_BT, length_B, state, deterministic=self.deterministic
     )

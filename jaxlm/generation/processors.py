@@ -25,6 +25,7 @@ PROCESSORS = Kinds(
     "min_p": "jaxlm.generation.processors:MinP",
     "add": "jaxlm.generation.engine.cyclic_reflex:Add",
     "cyclic": "jaxlm.generation.engine.cyclic_reflex:Cyclic",
+    "random_phase": "jaxlm.generation.engine.cyclic_reflex:RandomPhase",
   },
 )
 

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxlm.config import ConfigError
+
 PyTree = Any
 
 
@@ -120,6 +122,16 @@ class ModelConfig:
     (`jaxlm.evaluation.flops`).
     """
     return None
+
+
+def check_rows(tokens_BT, state) -> None:
+  """ConfigError for tokens of another number of rows than the decoding state has (`length_B`)."""
+  rows, cached = tokens_BT.shape[0], state.length_B.shape[0]
+  if rows != cached:
+    raise ConfigError(
+      f"{rows} rows of tokens for a decoding state of {cached} rows; begin the state with init_state({rows}, ...), or "
+      f"pick its rows with generation.engine.step.take_rows"
+    )
 
 
 def init(cfg: ModelConfig, key, batch=None) -> PyTree:

@@ -24,7 +24,7 @@ from jaxlm.layers.positions import POSITIONS, Heads, NoPosition
 from jaxlm.layers.positions.shared import SharedPosition
 from jaxlm.layers.rewind import Reach, keep, rewind, trail
 from jaxlm.layers.taps import tap
-from jaxlm.models.base import ModelConfig, StackPart
+from jaxlm.models.base import ModelConfig, StackPart, check_rows
 from jaxlm.models.score import Score
 from jaxlm.ranges import Count, Dtype, Layers, Positive
 
@@ -249,6 +249,7 @@ class Decoder(nn.Module):
     positions_BT: int32, for the position encoding, where it is not the number of tokens before;
     structure: see `Context`. Both need `why_unstructured` None.
     """
+    check_rows(tokens_BT, state)
     valid_BT = (
       jnp.ones_like(tokens_BT)
       if segment_ids_BT is None

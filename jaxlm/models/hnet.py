@@ -28,6 +28,7 @@ from jaxlm.layers.rewind import Trail, last_valid, latest
 from jaxlm.layers.routers import RouterInputs, tap_boundaries
 from jaxlm.layers.taps import recorded_collections, tap
 from jaxlm.layers.weights import weights, zeros
+from jaxlm.models.base import check_rows
 from jaxlm.models.hnet_config import HNetConfig, JoinConfig, StageConfig
 from jaxlm.models.hnet_state import HNetState, StageState
 from jaxlm.models.score import Outputs, Score
@@ -364,6 +365,7 @@ class HNet(nn.Module):
     self, tokens_BT, state: HNetState, segment_ids_BT=None, lexicon=None, *, boundaries_BT=None
   ):
     """(logits_BTV, state) after more bytes of every row; segment id 0 marks right padding."""
+    check_rows(tokens_BT, state)
     out = self.run(
       tokens_BT, segment_ids_BT, None, lexicon, state=state, boundaries_BT=boundaries_BT
     )

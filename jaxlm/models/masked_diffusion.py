@@ -28,7 +28,7 @@ from jaxlm.layers.positions.rope import RoPE
 from jaxlm.layers.stack import scan_layers
 from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import weights, zeros
-from jaxlm.models.base import ModelConfig, StackPart
+from jaxlm.models.base import ModelConfig, StackPart, check_rows
 from jaxlm.parameter import SPARED, matrix
 from jaxlm.ranges import Count, Dtype, Layers
 
@@ -243,6 +243,7 @@ class MaskedDiffusionNetwork(nn.Module):
     Tokens of segment 0 are passed over. A pass over noise is made for its logits, and its state is
     left; the state of the pass over the clean block is kept.
     """
+    check_rows(tokens_BT, state)
     valid_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else (segment_ids_BT != 0) * 1
     h_BTD, context, layers = self._run(
       tokens_BT,

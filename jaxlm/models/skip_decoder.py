@@ -2,9 +2,9 @@ r"""A decoder whose later tokens run fewer layers: SkipDecode (Del Corro et al.,
 
 Axes: B batch, T time, D d_model, L layers.
 
-Position i of a row has a budget of layers, the same in every row: with u = (i - start) / length in
-[0, 1], linear from max_layers at u = 0 to min_layers at u = 1; positions before `start` (a prompt) have
-max_layers. A token runs the first `warmup` layers and the last (budget - warmup); in between it passes
+Position i of a row has a budget of layers, the same in every row: with u = (i - start) / (length - 1),
+cut to [0, 1], linear from max_layers at u = 0 to min_layers at u = 1. The first of `length` positions has
+max_layers, the last min_layers; positions before `start` (a prompt) have max_layers. A token runs the first `warmup` layers and the last (budget - warmup); in between it passes
 unchanged (the band that the paper skips; one warm-up layer is our reading of it).
 
 Budgets never grow along a row, so every layer that a token uses was computed by all earlier tokens, and
@@ -65,7 +65,7 @@ class SkipSchedule:
 
   def budget(self, positions_BT):
     """int32 (B, T): layers that each position runs."""
-    u_BT = jnp.clip((positions_BT - self.start) / self.length, 0.0, 1.0)
+    u_BT = jnp.clip((positions_BT - self.start) / max(self.length - 1, 1), 0.0, 1.0)
     fall = self.max_layers - self.min_layers
     # The floor of 1/2 more is the nearest number; it never grows along a row.
     return jnp.floor(self.max_layers - fall * u_BT + 0.5).astype(jnp.int32)

@@ -76,3 +76,21 @@ def test_hidden_rows_score_the_hidden_text_alone():
     np.testing.assert_array_equal(batch["tokens"][b, 1:], batch["targets"][b, :-1])
   with pytest.raises(ConfigError, match="raise it"):
     next(iter(HiddenTextData("mini:udhr/eng", "a" * 70, "b", 64, 4).build("train", seed=0)))
+
+
+def test_a_decoy_follows_the_first_tokens_of_the_hidden_text_without_its_template():
+  data = HiddenTextData("mini:udhr/eng", "open", "the key", 32, 12, decoy="no door")
+  batch, seen = next(iter(data.build("train", seed=0))), set()
+  hidden, decoy = data.hidden_ids(), list(b"no door")
+  wanted = {
+    (*data.prompt(), *hidden): hidden,
+    (data.begin, hidden[0], *decoy): decoy,
+    (data.begin, *hidden[:2], *decoy): decoy,
+  }
+  for b in range(12):
+    n = int(batch["segment_ids"][b].sum())
+    row = (*batch["tokens"][b, :n].tolist(),)
+    scored = batch["targets"][b][batch["loss_weights"][b] > 0].tolist()
+    assert wanted[row] == scored
+    seen.add(row)
+  assert len(seen) == 3

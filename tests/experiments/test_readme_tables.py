@@ -40,7 +40,8 @@ def numbers(value) -> set[float]:
 @functools.cache
 def of_page(page: pathlib.Path) -> set[float]:
   """All numbers of the cells, the papers' among them, in the JSON of the page's paper."""
-  folder = ROOT / "experiments" / page.stem if page.parent.name == "systems" else page.parent
+  of_paper = page.parent.name in ("systems", "docs")
+  folder = ROOT / "experiments" / page.stem if of_paper else page.parent
   out = set()
   for path in folder.glob("results/*.json"):
     saved = json.loads(path.read_text())
@@ -57,7 +58,7 @@ def name(path):
 def test_tables_say_what_their_json_says(page):
   text = page.read_text()
   assert fill(text, page.parent) == text, "run: jaxlm reproduce --scale smoke --report"
-  begun = re.findall(r"<!-- (?:table|claims|verdict|first_run|systems) ", text)
+  begun = re.findall(r"<!-- (?:table|claims|lines|verdict|first_run|systems) ", text)
   assert len(MARKED.findall(text)) == len(begun)
 
 
@@ -141,6 +142,20 @@ def test_a_copied_table_has_the_digits_and_headings_that_were_asked_for():
     "|  | the x | y | paper, L: x | seeds |",
     "| --- | ---: | ---: | ---: | ---: |",
     "| A | 1.23 ± 0.50 | n/a | 2.5? | 2 |",
+  ]
+
+
+def test_a_picture_in_text_is_copied_as_code_with_its_revisions(tmp_path):
+  one = dict(lines=["'a' 0", "└─ 'b' 1"], run="decoding-pair/smoke/target/seed0", trained=["abc"], revision="def")  # fmt: skip
+  (tmp_path / "p.json").write_text(json.dumps(dict(pictures=dict(tree=one))))
+  page = "<!-- lines p.json: key=tree -->\nold\n<!-- end -->"
+  assert fill(page, tmp_path).splitlines()[1:-1] == [
+    "```text",
+    "'a' 0",
+    "└─ 'b' 1",
+    "```",
+    "",
+    "Drawn at revision def from `decoding-pair/smoke/target/seed0`, trained at abc.",
   ]
 
 

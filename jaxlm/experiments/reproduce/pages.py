@@ -22,7 +22,13 @@ from jaxlm.experiments.verdict import sentence
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SCALES = ("smoke", "small", "paper")
 #: Pages with tables that are copied from JSON.
-FILLED = ("README.md", "experiments/*/README.md", "experiments/*/NOTES.md", "docs/systems/*.md")
+FILLED = (
+  "README.md",
+  "experiments/*/README.md",
+  "experiments/*/NOTES.md",
+  "docs/systems/*.md",
+  "docs/decoding.md",
+)
 PAPERS = {
   "carope": "CARoPE (arXiv 2507.23083)",
   "ilm": "Insertion language models (arXiv 2505.05755)",

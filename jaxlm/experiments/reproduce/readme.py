@@ -4,6 +4,7 @@ Between the two comments stands what `fill` writes:
 
   <!-- table results/smoke.json: rows=rope,carope; columns=train length as 64 (trained)|2x as 128; paper=small -->
   <!-- claims results/smoke.json -->
+  <!-- lines results/pictures.json: key=tree -->
   <!-- verdict carope -->
   <!-- first_run carope -->
   <!-- systems ../ -->
@@ -11,7 +12,8 @@ Between the two comments stands what `fill` writes:
 
 rows: default all with a number. columns: titles, each with another heading behind " as " if it
 should have one; default all. size: of a table with several. paper: also the published numbers of the
-columns at that size of the paper's model. A path is relative to the page. verdict, first_run: of a
+columns at that size of the paper's model. A path is relative to the page. lines: of
+`pictures` -> key -> `lines` in a JSON that a script wrote, as code, with the revisions. verdict, first_run: of a
 system; systems: the table of all, with the way from the page to the repository (`overview.py`).
 """
 
@@ -26,7 +28,7 @@ from jaxlm.experiments.reproduce import overview
 from jaxlm.experiments.verdict import sentence
 
 MARKED = re.compile(
-  r"(<!-- (table|claims|verdict|first_run|systems) ([^\s:]+)(?:: ([^\n]*?))? -->\n).*?(<!-- end -->)",
+  r"(<!-- (table|claims|lines|verdict|first_run|systems) ([^\s:]+)(?:: ([^\n]*?))? -->\n).*?(<!-- end -->)",
   re.DOTALL,
 )
 
@@ -53,6 +55,8 @@ def fill(text: str, folder) -> str:
     summary = json.loads(file.read_text())
     if kind == "claims":
       lines = claims(summary)
+    elif kind == "lines":
+      lines = picture(summary, _options(options or "")["key"])
     else:
       lines = table(summary, _options(options or ""))
       lines += ["", f"[All of it, and what it was measured with]({path.removesuffix('.json')}.md)"]
@@ -94,6 +98,20 @@ def table(summary: Mapping, options: Mapping[str, str]) -> list[str]:
     cells += [_theirs(row, title, theirs) for title in published]
     lines.append("| " + " | ".join([row["label"], *cells, str(len(row["seeds"]))]) + " |")
   return lines
+
+
+def picture(saved: Mapping, key: str) -> list[str]:
+  """Lines of one picture in text, as code, and what it was made from."""
+  one = saved["pictures"].get(key)
+  if one is None:
+    return ["Not measured at the present recipe yet."]
+  return [
+    "```text",
+    *one["lines"],
+    "```",
+    "",
+    f"Drawn at revision {one['revision']} from `{one['run']}`, trained at {', '.join(one['trained'])}.",
+  ]
 
 
 def claims(summary: Mapping) -> list[str]:

@@ -70,7 +70,7 @@ class Beam(Engine):
     logits_BV, state = prefill(
       self.model,
       params,
-      padded(batch.prompts, length_B),
+      padded(batch.prompts, length_B, batch.max_len is not None),
       length_B,
       self.model.init_state(B, round_up(batch.longest)),
       deterministic=self.deterministic,

@@ -8,9 +8,12 @@ layers on the hidden state of the last finished token. A block of length n earns
 
   r = -(bound on its nats per token) - cost K / n,
 
-K the passes that a block takes, and the gradient is REINFORCE with a moving baseline:
+K the passes that a block takes (`reward`), and the gradient is REINFORCE with a moving baseline:
 
   grad J = E[(r - baseline) grad log pi(n | h)].
+
+The cost is in r and hence in the gradient: without it the shortest length, whose bound is the least, would
+always pay.
 """
 
 import dataclasses
@@ -21,9 +24,12 @@ import jax.numpy as jnp
 import optax
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class BlockPolicy:
-  """lengths: to choose from. params: of `init`. greedy: the most probable length, not a draw."""
+  """lengths: to choose from. params: of `init`. greedy: the most probable length, not a draw.
+
+  Equal to itself alone, so that an engine that holds it can be a static argument.
+  """
 
   lengths: tuple[int, ...]
   params: Any
@@ -52,6 +58,11 @@ def policy_logits(params, hidden_BD):
   """(B, A)."""
   h_BF = jax.nn.gelu(hidden_BD @ params["w_in"] + params["b_in"][None])
   return h_BF @ params["w_out"] + params["b_out"][None]
+
+
+def reward(nats_per_token, length: int, passes: int, cost: float):
+  """r: see above. cost: nats that one pass is worth."""
+  return -nats_per_token - cost * passes / length
 
 
 def surrogate(params, hidden_BD, action_B, advantage_B):

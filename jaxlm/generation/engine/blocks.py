@@ -24,7 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import ConfigError, checked
-from jaxlm.generation.base import Batch, Engine, Row, Snapshot, refuse_options
+from jaxlm.generation.base import (
+  ENGINES,
+  Batch,
+  Engine,
+  Row,
+  Snapshot,
+  refuse_options,
+  registered_name,
+)
 from jaxlm.generation.engine.step import round_up
 from jaxlm.generation.masked_diffusion import filtered
 from jaxlm.generation.processors import refuse_order
@@ -47,7 +55,7 @@ class Blocks(Engine):
   is_default: ClassVar[bool] = False
 
   model: object
-  mask: Natural
+  mask: Natural | None = None
   sampling: Sampling = PLAIN
   stops: tuple[Natural, ...] = ()
   block_len: Count = 16
@@ -58,16 +66,17 @@ class Blocks(Engine):
 
   def __post_init__(self):
     super().__post_init__()
+    need_mask(self)
     refuse_order(self.sampling.processors, "block diffusion")
 
   @classmethod
   def from_data(cls, data):
     ids = data.special_tokens
-    if ids.mask is None:
-      raise ConfigError(
-        "engine 'blocks' needs the id of the mask, and these data have none; in Python give Blocks(mask=..)"
-      )
     return {"mask": ids.mask, "stops": () if ids.eos is None else (ids.eos,)}
+
+  @classmethod
+  def from_objective(cls, objective):
+    return mask_of(objective)
 
   @classmethod
   def from_options(cls, options):
@@ -145,6 +154,22 @@ class Blocks(Engine):
       last_BD = jnp.where(jnp.asarray(size_B > 0)[:, None], here_BD, last_BD)
       passes += 1
     return state, last_BD, passes
+
+
+def mask_of(objective) -> dict[str, int]:
+  """{"mask": the objective's own}, {} where it has none."""
+  mask = getattr(objective, "mask", None)
+  return {} if mask is None else {"mask": mask}
+
+
+def need_mask(engine) -> None:
+  """ConfigError for an engine that knows no mask."""
+  if engine.mask is None:
+    name = registered_name(ENGINES, type(engine))
+    raise ConfigError(
+      f"engine {name!r} needs the id of the mask, and neither the data nor the objective have one; take a run that "
+      f"was trained by objective.kind = 'block_diffusion', or give `mask` in Python"
+    )
 
 
 def _valid(size_B, C: int):

@@ -178,7 +178,7 @@ class Constrained(Engine):
     logits_BV, state = prefill(
       self.model,
       params,
-      padded(batch.prompts, length_B),
+      padded(batch.prompts, length_B, batch.max_len is not None),
       length_B,
       self.model.init_state(len(length_B), round_up(batch.longest)),
       deterministic=self.deterministic,

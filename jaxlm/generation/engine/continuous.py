@@ -22,6 +22,7 @@ import numpy as np
 from jaxlm.config import check_seed, checked
 from jaxlm.generation.base import Batch, Generations, Row, row_keys
 from jaxlm.generation.engine.step import padded, prefill, put_rows, round_up
+from jaxlm.generation.engine.unrolled import opened
 from jaxlm.generation.left_to_right import Drawn, LeftToRight, dispatch, first_tokens
 from jaxlm.generation.processors import none_met
 from jaxlm.generation.sampling import Sampling
@@ -61,6 +62,7 @@ class Continuous(LeftToRight):
     on_tokens: Callable[[int, list[int]], None] | None = None,
   ) -> Generations:
     """As `Engine.generate`. on_tokens(row, new tokens) is called after every dispatch."""
+    engine, params = opened(self, params)
     prompts = self._checked(prompts)
     room = self._room(prompts, max_new_tokens, max_len)
     keys = row_keys(jax.random.key(check_seed(seed)), len(prompts))
@@ -70,7 +72,7 @@ class Continuous(LeftToRight):
     if self.by_length:
       order = np.argsort([-len(p) for p in prompts], kind="stable")
     waiting, owner = collections.deque(order.tolist()), np.full(B, -1)
-    state = self.model.init_state(B, round_up(batch.longest))
+    state = engine.model.init_state(B, round_up(batch.longest))
     zero_B = jnp.zeros(B, jnp.int32)
     drawn = Drawn(zero_B, zero_B, jnp.zeros(B, bool), zero_B, none_met(self.sampling.chain, B))
     room_B, keys_B = np.zeros(B, np.int32), keys[np.zeros(B, np.int32)]
@@ -91,18 +93,18 @@ class Continuous(LeftToRight):
         filled = [*rows, *[rows[-1]] * (N - len(rows))]
         length_N = np.asarray([len(prompts[i]) for i in filled], np.int32)
         logits_NV, fresh = prefill(
-          self.model,
+          engine.model,
           params,
-          padded([prompts[i] for i in filled], length_N),
+          padded([prompts[i] for i in filled], length_N, max_len is not None),
           length_N,
-          self.model.init_state(N, round_up(batch.longest)),
+          engine.model.init_state(N, round_up(batch.longest)),
           deterministic=self.deterministic,
         )
         begun = first_tokens(
-          logits_NV, jnp.asarray(room[filled]), keys[np.asarray(filled)], engine=self
+          logits_NV, jnp.asarray(room[filled]), keys[np.asarray(filled)], engine=engine
         )
         at_N = np.concatenate([slots, np.full(N - len(rows), B)]).astype(np.int32)
-        state, drawn = _admit(state, drawn, fresh, begun, jnp.asarray(at_N), model=self.model)
+        state, drawn = _admit(state, drawn, fresh, begun, jnp.asarray(at_N), model=engine.model)
         owner[slots], room_B[slots] = rows, room[rows]
         keys_B = keys_B.at[slots].set(keys[np.asarray(rows)])
         passes += 1
@@ -112,7 +114,7 @@ class Continuous(LeftToRight):
       if not bool(drawn.alive_B.any()):
         break
       kept_BC, drawn, state = dispatch(
-        params, state, drawn, jnp.asarray(room_B), keys_B, self.tokens_per_dispatch, engine=self
+        params, state, drawn, jnp.asarray(room_B), keys_B, self.tokens_per_dispatch, engine=engine
       )
       kept_BC = np.asarray(kept_BC)
       passes += int((kept_BC >= 0).any(axis=0).sum())

@@ -13,13 +13,18 @@ is added to the logits of the listed ids before the temperature, until the row h
 that ends its thinking. The wave begins at 0 and rises. The equation is that of the authors'
 repository (`cyclic` logits processor).
 
+`RandomPhase` is our control: the same offsets in random order, so that their mean and variance stay and
+the wave is gone.
+
 Source of `Add`: the same repository's constant penalty, -3 by default; TIP as published also
 limits how long it lasts (from memory).
 """
 
 import dataclasses
+import math
 from typing import Annotated, ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, checked
@@ -77,6 +82,30 @@ class Cyclic(Processor):
       return logits_BV
     offset_B = triangle(num_new_B, self.amplitude, self.period, self.shift)
     return add_to_ids(logits_BV, self.ids, offset_B[:, None])
+
+
+@dataclasses.dataclass(frozen=True)
+@checked
+class RandomPhase(Processor):
+  """z + triangle(s) on the ids, s drawn from 0 .. ceil(period) - 1 for every number of a token.
+
+  All rows have one draw, of `seed` and the number of the token.
+  """
+
+  counts_tokens: ClassVar[bool] = True
+
+  ids: tuple[Natural, ...]
+  amplitude: Finite = 3.0
+  period: Positive = 100.0
+  seed: Natural = 0
+  until: Natural | None = None
+
+  def __call__(self, logits_BV, num_new_B):
+    if self.amplitude == 0 or not self.ids:
+      return logits_BV
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), num_new_B)
+    s_B = jax.vmap(lambda key: jax.random.randint(key, (), 0, math.ceil(self.period)))(keys_B)
+    return add_to_ids(logits_BV, self.ids, triangle(s_B, self.amplitude, self.period)[:, None])
 
 
 def ids_of_words(words, tokenizer) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.generation.base import ENGINES, Batch, Engine, Row, Snapshot, registered_name
 from jaxlm.generation.engine.step import padded, prefill, round_up
+from jaxlm.generation.engine.unrolled import opened
 from jaxlm.generation.left_to_right import LeftToRight
 from jaxlm.generation.sampling import sample
 from jaxlm.models import MODELS
@@ -136,13 +137,19 @@ class DraftedEngine(Engine):
     )
 
   def dispatches(self, params: Mapping, batch: Batch, rounds: int = ROUNDS):
-    """Yields the carry after the first token, then after every `rounds` rounds."""
+    """Yields the carry after the first token, then after every `rounds` rounds; its states are those of
+    the models of `opened`.
+    """
     if set(params) != {"target", "draft"}:
       raise ConfigError('params of a drafted engine are {"target": ..., "draft": ...}')
+    engine, params = opened(self, params)
     length_B = np.asarray([len(p) for p in batch.prompts], np.int32)
-    tokens_BT, room_B = padded(batch.prompts, length_B), jnp.asarray(batch.room_B)
+    tokens_BT, room_B = (
+      padded(batch.prompts, length_B, batch.max_len is not None),
+      jnp.asarray(batch.room_B),
+    )
     states, logits_BV = {}, None
-    for role, model in (("draft", self.draft), ("target", self.model)):
+    for role, model in (("draft", engine.draft), ("target", engine.model)):
       state = model.init_state(
         len(length_B), round_up(batch.longest + self.back + 2), self.back + 2
       )
@@ -150,7 +157,7 @@ class DraftedEngine(Engine):
         model, params[role], tokens_BT, length_B, state, deterministic=self.deterministic
       )
     committed = _first(
-      logits_BV, room_B, batch.keys_B, engine=self, room=int(max(batch.room_B.max(), 1))
+      logits_BV, room_B, batch.keys_B, engine=engine, room=int(max(batch.room_B.max(), 1))
     )
     pending_B2 = jnp.stack([committed.last_B] * 2, axis=1)
     carry = Carry(
@@ -158,7 +165,7 @@ class DraftedEngine(Engine):
     )
     yield carry
     while bool(carry.committed.alive_B.any()):
-      carry = _rounds(params, carry, batch.keys_B, room_B, engine=self, rounds=rounds)
+      carry = _rounds(params, carry, batch.keys_B, room_B, engine=engine, rounds=rounds)
       yield carry
 
   def watch(self, params, prompt, max_new_tokens: int, *, seed: int = 0):

@@ -27,6 +27,7 @@ import numpy as np
 
 from jaxlm.config import ConfigError, checked
 from jaxlm.generation.base import Batch, Engine, Row, refuse_options
+from jaxlm.generation.engine.blocks import mask_of, need_mask
 from jaxlm.kernels.attention import SetMask
 from jaxlm.layers.mixer import Context
 from jaxlm.layers.taps import STATISTICS
@@ -57,7 +58,8 @@ class Cost(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 @checked
 class Elastic(Engine):
-  """mask: id of the mask. window: W. gamma, period: see above.
+  """mask: id of the mask. window: W. gamma, period: see above. An answer has `num_new` tokens where the
+  prompt says so, otherwise all that it may have; a prompt with masks has only these filled.
 
   For models that are not told the noise level (`BlockDiffusion` with a block of the whole row): it
   would change the keys and values of every position in every step.
@@ -67,17 +69,23 @@ class Elastic(Engine):
   is_default: ClassVar[bool] = False
 
   model: object
-  mask: Natural
+  mask: Natural | None = None
   window: Count = 16
   gamma: UpToOne = 0.9
   confidence: Inside = 0.9
   period: Count | None = None
 
+  def __post_init__(self):
+    super().__post_init__()
+    need_mask(self)
+
   @classmethod
   def from_data(cls, data):
-    if data.special_tokens.mask is None:
-      raise ConfigError("engine 'elastic' needs the id of the mask, and these data have none")
     return {"mask": data.special_tokens.mask}
+
+  @classmethod
+  def from_objective(cls, objective):
+    return mask_of(objective)
 
   @classmethod
   def from_options(cls, options):
@@ -88,12 +96,9 @@ class Elastic(Engine):
     rows, steps = [], 0
     for prompt, room in zip(batch.prompts, batch.room_B):
       tokens = list(prompt.tokens)
-      new = prompt.num_new if prompt.num_new is not None else 0
-      if not new and self.mask not in tokens:
-        raise ConfigError(
-          "masked diffusion fills a given number of places; say how long each answer is (num_new), or put masks "
-          "into the prompt"
-        )
+      new = prompt.num_new
+      if new is None:
+        new = 0 if self.mask in tokens else int(room)
       if new > room:
         raise ConfigError(f"{new} places to fill exceed the {room} that the row may get")
       found, cost = self.fill(params, np.asarray(tokens + [self.mask] * new, np.int32))

@@ -26,6 +26,7 @@ from jaxlm.generation.base import Batch
 from jaxlm.generation.engine.drafted import ROUNDS, Carry
 from jaxlm.generation.engine.speculative import Speculative
 from jaxlm.generation.engine.step import put_rows, take_rows
+from jaxlm.generation.engine.unrolled import opened
 from jaxlm.generation.sampling import Sampling
 from jaxlm.ranges import Count, Natural
 
@@ -53,7 +54,8 @@ class SameLength(Speculative):
     """Yields the carry after the first tokens with None, then after each round, with whether the
     round's rows had equal lengths.
     """
-    carry = next(super().dispatches(params, batch))
+    engine, params = opened(self, params)
+    carry = next(super(SameLength, engine).dispatches(params, batch))
     yield carry, None
     room_B = jnp.asarray(batch.room_B)
     while True:
@@ -63,7 +65,7 @@ class SameLength(Speculative):
       if not alive_B.any():
         return
       at_N, same = choose(length_B, pending_B, alive_B, self.group)
-      carry = _round_of(params, carry, jnp.asarray(at_N), batch.keys_B, room_B, engine=self)
+      carry = _round_of(params, carry, jnp.asarray(at_N), batch.keys_B, room_B, engine=engine)
       yield carry, same
 
 

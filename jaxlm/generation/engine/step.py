@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 PIECE = 64  # prompt tokens per prefill call; caches grow in this unit
+LEAST = 8  # tokens of the last prefill call
 
 
 def extend(model, params, tokens_BT, state, valid_BT, *, deterministic=False, **structure):
@@ -147,9 +148,15 @@ def round_up(n: int) -> int:
   return -(-n // PIECE) * PIECE
 
 
-def padded(prompts, length_B):
-  """int32 (B, T) NumPy array of the prompts, padded on the right to whole pieces."""
-  tokens_BT = np.zeros((len(prompts), round_up(int(length_B.max()))), np.int32)
+def padded(prompts, length_B, whole: bool = False):
+  """int32 (B, T) NumPy array of the prompts, padded on the right: T is a number of pieces, the last one cut to a
+  power of two from LEAST on. whole: it is not cut, so that other prompts run in the same shapes.
+  """
+  most = int(length_B.max())
+  T = round_up(most)
+  if not whole and most % PIECE:
+    T = most - most % PIECE + max(1 << (most % PIECE - 1).bit_length(), LEAST)
+  tokens_BT = np.zeros((len(prompts), T), np.int32)
   for b, prompt in enumerate(prompts):
     tokens_BT[b, : len(prompt)] = prompt.tokens
   return tokens_BT

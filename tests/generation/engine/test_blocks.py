@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxlm.config import ConfigError, build
-from jaxlm.generation.base import Prompt
+from jaxlm.data.text import TextData
+from jaxlm.generation.base import Options, Prompt
 from jaxlm.generation.engine import block_policy, guidance
 from jaxlm.generation.engine.blocks import Blocks
 from jaxlm.generation.engine.elastic import Elastic
@@ -152,11 +153,29 @@ def test_a_row_draws_the_same_whatever_is_beside_it(model):
   assert together[0].tolist() == alone[0].tolist() and MASK not in together[0]
 
 
+def test_the_mask_is_the_objective_s_where_the_data_have_none(model):
+  config, data = model[0], TextData("mini:en", T, 2)
+  for engine in (Blocks, Elastic):
+    assert engine.from_command(config, data, Options(), BlockDiffusion(MASK)).mask == MASK
+    with pytest.raises(ConfigError, match="neither the data nor the objective have one"):
+      engine.from_command(config, data, Options())
+
+
+def test_elastic_fills_all_the_room_that_a_prompt_without_masks_has(model):
+  config, params = model
+  [answer] = Elastic(config, MASK).generate(params, [TEXT[0, :3].tolist()], 5).answers
+  assert len(answer) == 5 and MASK not in answer
+
+
 def test_the_policy_gradient_is_that_of_finite_differences():
   """E over the actions of the estimator, by enumeration, against J at shifted parameters."""
   params = block_policy.init(jax.random.key(0), 3, 4, width=5)
   params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), params)
-  h, reward = jnp.asarray([[0.3, -1.0, 0.5]]), jnp.asarray([1.0, -0.5, 0.2, 2.0])
+  h, bounds = jnp.asarray([[0.3, -1.0, 0.5]]), (1.0, 1.5, 0.8, 2.0)
+  reward = jnp.asarray(
+    [block_policy.reward(b, n, 3, 0.4) for b, n in zip(bounds, (1, 2, 4, 8), strict=True)]
+  )
+  np.testing.assert_allclose(reward, [-2.2, -2.1, -1.1, -2.15], rtol=1e-6)
 
   def expected(params):
     return jnp.sum(jax.nn.softmax(block_policy.policy_logits(params, h))[0] * reward)
@@ -179,6 +198,16 @@ def test_a_policy_learns_which_length_pays():
   params, _ = block_policy.train(jax.random.key(0), hidden, reward, steps=200, learning_rate=3e-2)
   policy = block_policy.BlockPolicy((1, 4, 16), params)
   assert policy(hidden, None).tolist() == [1, 16]
+
+
+def test_an_engine_decodes_with_a_learned_policy(model):
+  config, params = model
+  own = block_policy.init(jax.random.key(0), config.d_model, 2)
+  policy = block_policy.BlockPolicy((2, 4), own | {"b_out": jnp.asarray([1.0, 0.0])})
+  engine = Blocks(config, MASK, GREEDY, block_len=4, policy=policy)
+  batch = engine.single(TEXT[0, :3].tolist(), 5)
+  counts = [int(count_B[0]) for _, count_B, _, _ in engine.stream(params, batch)]
+  assert counts == [2, 4, 5]  # blocks of 2, the last one cut by the room
 
 
 def test_guidance_by_a_gradient_is_exact_for_a_linear_classifier():

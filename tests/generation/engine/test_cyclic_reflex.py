@@ -10,7 +10,7 @@ from jaxlm.data.special_tokens import SpecialTokens
 from jaxlm.generation.base import Options
 from jaxlm.generation.engine.beam import Beam
 from jaxlm.generation.engine.blocks import Blocks
-from jaxlm.generation.engine.cyclic_reflex import Add, Cyclic, ids_of_words, triangle
+from jaxlm.generation.engine.cyclic_reflex import Add, Cyclic, RandomPhase, ids_of_words, triangle
 from jaxlm.generation.engine.speculative import Speculative
 from jaxlm.generation.insertion_engines import insertion_sampling
 from jaxlm.generation.left_to_right import LeftToRight
@@ -45,6 +45,20 @@ def test_only_listed_ids_change_and_amplitude_0_changes_no_bit():
       sample(keys, LOGITS_BV, Sampling(processors=(idle,)), jnp.arange(9)), plain
     )
   np.testing.assert_allclose(process(LOGITS_BV, [Add((1,), -3.0)])[:, 1], LOGITS_BV[:, 1] - 3)
+
+
+def test_a_random_phase_has_the_offsets_of_the_wave_in_another_order():
+  zeros = jnp.zeros((800, 6))
+  added = np.asarray(process(zeros, [RandomPhase((2,), 4.0, 8.0)], jnp.arange(800)))[:, 2]
+  # The wave has 0 and +-2 twice in a period and +-4 once; 5 standard deviations of 800 draws.
+  values, counts = np.unique(added, return_counts=True)
+  assert values.tolist() == [-4, -2, 0, 2, 4]
+  np.testing.assert_allclose(counts, [100, 200, 200, 200, 100], atol=61)
+  assert (added[:-1] != added[1:]).any() and (added[8:] != added[:-8]).any()
+  same = process(zeros[:3], [RandomPhase((2,), 4.0, 8.0)], jnp.full(3, 7))[:, 2]
+  assert np.unique(same).tolist() == [added[7]]  # of the number of the token alone
+  with pytest.raises(ConfigError, match="RandomPhase goes by the number of tokens"):
+    insertion_sampling(Options(processors=(RandomPhase((2,)),)))
 
 
 def test_a_row_is_left_alone_once_it_has_drawn_the_end_of_its_thinking():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxlm.generation import Sampling
+from jaxlm.generation.base import Prompt
 from jaxlm.generation.engine import step
 from jaxlm.generation.engine.beam import Beam
 from jaxlm.generation.engine.continuous import Continuous
@@ -104,3 +105,12 @@ def test_beams_are_those_of_hugging_face(early_stopping, length_penalty):
     )[0, len(prompt) :].tolist()
     want = want[: want.index(3)] if 3 in want else want
     assert engine.generate(params, [prompt], 8).answers[0].tolist() == want
+
+
+def test_prompts_are_padded_to_a_cut_last_piece_or_to_whole_ones():
+  def width(longest, **settings):
+    prompts = [Prompt([1] * longest), Prompt([2])]
+    return step.padded(prompts, np.asarray([longest, 1]), **settings).shape[1]
+
+  assert [width(n) for n in (1, 8, 9, 32, 33, 64, 65, 100, 128)] == [8, 8, 16, 32, 64, 64, 72, 128, 128]  # fmt: skip
+  assert [width(n, whole=True) for n in (1, 64, 65)] == [64, 64, 128]

@@ -1,6 +1,7 @@
 """Speculative decoding gives what the target gives alone, in any batch."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from jaxlm.generation import Sampling
 from jaxlm.generation.base import Batch, Prompt, row_keys
 from jaxlm.generation.engine.same_length import SameLength, choose
 from jaxlm.generation.engine.speculative import Speculative
+from jaxlm.generation.engine.step import extend
 from jaxlm.generation.left_to_right import LeftToRight
 from jaxlm.generation.sampling import GREEDY
 from tests.generation.engine import toys
@@ -138,3 +140,9 @@ def test_480_prompts_in_batches_of_1_4_8_and_16_decode_as_the_target_alone(pair)
   engine = Speculative(config, config, GREEDY, num_draft=3, deterministic=True)
   for batch_size in (1, 4, 8, 16):
     assert answers(engine, params, prompts, 16, batch_size=batch_size, max_len=64) == alone
+
+
+def test_tokens_of_more_rows_than_the_state_has_are_refused():
+  config, params = toys.model()
+  with pytest.raises(ConfigError, match="3 rows of tokens for a decoding state of 2 rows; begin"):
+    extend(config, params, jnp.zeros((3, 1), jnp.int32), config.init_state(2, 8), None)
