@@ -1,15 +1,15 @@
 """Decoding from left to right: what several tokens per dispatch, refilled rows and drafts gain, in one run.
 
-  python bench/decoding.py [--d_model 256] [--layers 4] [--batches 1,8] [--new 128] [--rounds 5] [--only hf]
+  python bench/decoding.py [--d_model 256] [--layers 4] [--batches 1,8] [--new 128] [--rounds 5] [--hf]
 
-Four comparisons, the last only where it is asked for; within each the sides take turns, greedily, from the same
-weights and prompts, and their tokens must be the same:
+Four comparisons; within each the sides take turns, greedily, from the same weights and prompts, and their
+tokens must be the same:
 
   dispatch      1 token per dispatch (the host reads each before it asks for the next) against 32
   continuous    rows of very different lengths: fixed batches against refilled ones
   speculative   the target alone against chains of four drafts from a model of about a sixth of its cost; the
                 draft is the target's first layers, so that it agrees often: a bound on what a draft can gain
-  hf            Hugging Face's generate on the same Llama weights (extra `bench`)
+  --hf          Hugging Face's generate on the same Llama weights, at batch 8 (extra `bench`)
 """
 
 import argparse
@@ -29,7 +29,6 @@ from jaxlm.models.base import init
 from jaxlm.models.decoder import DecoderConfig
 
 VOCAB = 512
-PARTS = ("dispatch", "continuous", "speculative", "hf")
 
 
 def model(d_model: int, layers: int, seed: int = 0):
@@ -73,13 +72,12 @@ def main():
   parser.add_argument("--batches", default="1,8")
   parser.add_argument("--new", type=int, default=128)
   parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--only", action="append", choices=PARTS, help="default: all but hf")
+  parser.add_argument("--hf", action="store_true")
   args = parser.parse_args()
-  parts = args.only or PARTS[:-1]
   config, params = model(args.d_model, args.layers)
   rng = np.random.default_rng(0)
   prompts = rng.integers(0, VOCAB, (64, 32)).tolist()
-  for batch in map(int, args.batches.split(",")) if "dispatch" in parts else ():
+  for batch in map(int, args.batches.split(",")):
     sides = {
       f"{n} tokens per dispatch": lambda n=n, batch=batch: (
         LeftToRight(config, GREEDY, tokens_per_dispatch=n)
@@ -91,11 +89,9 @@ def main():
     found = in_turns(sides, args.rounds)
     same(found)
     table(f"dispatch, batch {batch}", found, batch * args.new)
-  if "continuous" in parts:
-    ragged(config, params, prompts, args)
-  if "speculative" in parts:
-    drafts(config, params, prompts, args)
-  if "hf" in parts:
+  ragged(config, params, prompts, args)
+  drafts(config, params, prompts, args)
+  if args.hf:
     against_hugging_face(prompts, args)
 
 
@@ -181,23 +177,22 @@ def against_hugging_face(prompts, args):
   fields = theirs.config.to_diff_dict() | {"architectures": ["LlamaForCausalLM"]}
   config = read_config(fields)
   params = import_params(fields, {k: v.numpy() for k, v in theirs.state_dict().items()}, cfg=config)
-  for batch in map(int, args.batches.split(",")):
-    tokens = torch.tensor(prompts[:batch])
+  tokens = torch.tensor(prompts[:8])
 
-    def hugging_face(tokens=tokens):
-      with torch.inference_mode():
-        out = theirs.generate(
-          tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=args.new, do_sample=False
-        )
-      return out[:, tokens.shape[1] :].numpy()
+  def hugging_face():
+    with torch.inference_mode():
+      out = theirs.generate(
+        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=args.new, do_sample=False
+      )
+    return out[:, tokens.shape[1] :].numpy()
 
-    def ours(batch=batch):
-      engine = LeftToRight(config, GREEDY)
-      return engine.generate(params, prompts[:batch], args.new).answers
-
-    found = in_turns({"Hugging Face generate, 1 thread": hugging_face, "jaxlm": ours}, args.rounds)
-    same(found)
-    table(f"the same Llama, batch {batch}", found, batch * args.new)
+  sides = {
+    "Hugging Face generate, 1 thread": hugging_face,
+    "jaxlm": lambda: LeftToRight(config, GREEDY).generate(params, prompts[:8], args.new).answers,
+  }
+  found = in_turns(sides, args.rounds)
+  same(found)
+  table("the same Llama, batch 8", found, 8 * args.new)
 
 
 if __name__ == "__main__":
