@@ -2,14 +2,17 @@ r"""One training step (forward, backward, global-norm clip, AdamW) of ours again
 CARoPE against RoPE.
 
   python bench/train_step.py                           # or: make bench
-  python bench/train_step.py --d_model 512 --num_layers 6 --seq_len 512 --batch_size 8
+  python bench/train_step.py --shape wide --dtype bfloat16 --side jax-rope --side torch-eager
+  python bench/train_step.py --shape base --d_model 512 --num_layers 6 --seq_len 512
 
-Same shapes, same dtype, same number of parameters; every side lives in its own process, so that its
+Same shapes, same dtype, same number of parameters, the same settings of the C allocator; our model
+has its default settings, the loop over layers included. Three shapes in float32, and the middle one
+in bfloat16 where the CPU has instructions for it. Every side lives in its own process, so that its
 peak memory is its own; rounds alternate between the sides, so that a busy machine is unfair to
 none. Reported: the median over rounds of tokens per second, the range, tokens per second of CPU
 time (what a busy machine changes least), and the peak resident memory above what the process held
 after its imports. Programs are compiled by a process that ends before (the time of its first step
-is reported), so that no peak is a compiler's.
+is reported), so that no peak is a compiler's. Ratios are of the two sides in one round.
 Sides: jax-rope, jax-carope (the library's own train step), torch-eager, torch-compile (the decoder
 written out below). `--side jax-rope --side jax-rope-unguarded` measures what the check of the
 update costs; `--json` keeps the numbers.
@@ -28,6 +31,7 @@ import tempfile
 import time
 
 from jaxlm import json_text
+from jaxlm.parallel.cpu import keep_memory
 
 SIDES = ("jax-rope", "jax-carope", "torch-eager", "torch-compile")
 #: The step without the check that its update is finite: only when it is asked for.
@@ -45,6 +49,13 @@ class Shape:
   seq_len: int = 256
   batch_size: int = 8
   dtype: str = "float32"
+
+
+SHAPES = {
+  "small": Shape(d_model=128, num_layers=2, num_heads=2, batch_size=8, seq_len=128),
+  "base": Shape(),
+  "wide": Shape(d_model=512, num_heads=8, batch_size=2),
+}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -155,7 +166,6 @@ def jax_step(shape: Shape, position: str):
         norm=dict(kind="layer"),
         position=position,
         dtype=shape.dtype,
-        unroll=shape.num_layers,
       ),
       objective=dict(kind="next_token"),
       data=dict(
@@ -206,6 +216,7 @@ def worker(side: str, shape: Shape) -> None:
   """Answers each line `n` on stdin with one JSON line: seconds for n steps, the last loss, peak
   memory so far.
   """
+  keep_memory()  # as `jaxlm train` does; the same for every side
   if side.startswith("torch"):
     import torch
 
@@ -215,9 +226,6 @@ def worker(side: str, shape: Shape) -> None:
   else:
     import jax.numpy as jnp
 
-    from jaxlm.parallel.cpu import keep_memory
-
-    keep_memory()  # as `jaxlm train` does
     jnp.zeros(1).block_until_ready()
     import jaxlm.training  # noqa: F401
 
@@ -311,44 +319,46 @@ def _rounds(processes, out, shape: Shape, rounds: int, steps: int) -> None:
       out[side]["peak_bytes"] = result["peak_bytes"]
 
 
-def report(shape: Shape, measured: dict, rounds: int, steps: int) -> str:
-  """Markdown: the table, the two ratios, and what it was measured with."""
+def report(results: dict[str, dict]) -> str:
+  """Markdown: a table of the sides of every shape, and one of the ratios."""
   lines = [
-    ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(shape).items())
-    + f"; {rounds} rounds of {steps} steps",
-    "",
-    "| side | parameters | tokens/s, median | range | tokens per CPU second | peak memory above imports, MB | first step, s |",
-    "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    "| shape | side | parameters | tokens/s, median | range | tokens per CPU second | peak memory above imports, MB | first step, s |",
+    "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
   ]
-  median = {}
-  for side, m in measured.items():
-    if "error" in m:
-      lines.append(f"| {side} | | {m['error']} | | | | |")
-      continue
-    rates = m["tokens_per_s"]
-    median[side] = statistics.median(rates)
-    lines.append(
-      f"| {side} | {m['num_params']:,} | {median[side]:,.0f} | {min(rates):,.0f} to {max(rates):,.0f} "
-      f"| {statistics.median(m['tokens_per_cpu_s']):,.0f} | {m['peak_bytes'] / 1e6:,.0f} | {m['first_step_s']:.1f} |"
-    )
-  lines.append("")
-  for over, under, what in (
-    ("jax-rope", "torch-eager", "ours over eager PyTorch, tokens per second"),
-    ("jax-rope", "torch-compile", "ours over compiled PyTorch, tokens per second"),
-    ("jax-rope", "jax-carope", "CARoPE's step over RoPE's, time"),
-    (UNGUARDED, "jax-rope", "the step with the check of its update over the one without, time"),
-  ):
-    if over in median and under in median:
-
-      def ratio(key):
-        return [a / b for a, b in zip(measured[over][key], measured[under][key])]
-
-      wall, cpu = ratio("tokens_per_s"), ratio("tokens_per_cpu_s")
+  ratios = [
+    "| shape | ratio | median | range | by CPU time | range | peak memory |",
+    "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+  ]
+  for name, sides in results.items():
+    for side, m in sides.items():
+      if "error" in m:
+        lines.append(f"| {name} | {side} | | {m['error']} | | | | |")
+        continue
+      rates = m["tokens_per_s"]
       lines.append(
-        f"- {what}: **{statistics.median(wall):.2f}** (rounds: {min(wall):.2f} to {max(wall):.2f}); by CPU time "
-        f"{statistics.median(cpu):.2f} ({min(cpu):.2f} to {max(cpu):.2f})"
+        f"| {name} | {side} | {m['num_params']:,} | {statistics.median(rates):,.0f} "
+        f"| {min(rates):,.0f} to {max(rates):,.0f} | {statistics.median(m['tokens_per_cpu_s']):,.0f} "
+        f"| {m['peak_bytes'] / 1e6:,.0f} | {m['first_step_s']:.1f} |"
       )
-  return "\n".join(lines)
+    for over, under, what in (
+      ("jax-rope", "torch-eager", "ours over eager PyTorch"),
+      ("jax-rope", "torch-compile", "ours over compiled PyTorch"),
+      ("jax-carope", "jax-rope", "CARoPE over RoPE"),
+      ("jax-rope", UNGUARDED, "with the check of the update over without"),
+    ):
+      if all("tokens_per_s" in sides.get(side, ()) for side in (over, under)):
+        wall, cpu = (
+          [a / b for a, b in zip(sides[over][key], sides[under][key])]
+          for key in ("tokens_per_s", "tokens_per_cpu_s")
+        )
+        ratios.append(
+          f"| {name} | {what} | {statistics.median(wall):.2f} | {min(wall):.2f} to {max(wall):.2f} "
+          f"| {statistics.median(cpu):.2f} | {min(cpu):.2f} to {max(cpu):.2f} "
+          f"| {sides[over]['peak_bytes'] / sides[under]['peak_bytes']:.2f} |"
+        )
+  return "\n".join(
+    [*lines, "", "Tokens per second, and peak memory, of the one over the other:", "", *ratios]
+  )
 
 
 def environment() -> str:
@@ -392,12 +402,20 @@ def _peak_bytes() -> int:
   return peak if sys.platform == "darwin" else peak * 1024
 
 
+def cpu_has_bfloat16() -> bool:
+  try:
+    return "_bf16" in pathlib.Path("/proc/cpuinfo").read_text()
+  except OSError:
+    return False
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  parser.add_argument("--shape", action="append", choices=SHAPES, help="default: all")
   for field in dataclasses.fields(Shape):
-    parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+    parser.add_argument(f"--{field.name}", type=type(field.default), help="default: the shape's")
   parser.add_argument("--rounds", type=int, default=9)
   parser.add_argument("--steps", type=int, default=4, help="steps per round")
   parser.add_argument(
@@ -411,31 +429,43 @@ def main() -> None:
   )
   parser.add_argument("--worker", choices=(*SIDES, UNGUARDED), help=argparse.SUPPRESS)
   args = parser.parse_args()
-  shape = Shape(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Shape)})
+  given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Shape)}
+  given = {name: value for name, value in given.items() if value is not None}
   if args.worker:
-    worker(args.worker, shape)
+    worker(args.worker, Shape(**given))
     return
   from jaxlm.training.provenance import revision
 
   machine, at = environment(), revision()
-  measured = measure(args.side or SIDES, shape, args.rounds, args.steps)
-  print(report(shape, measured, args.rounds, args.steps))
+  shapes = {n: dataclasses.replace(SHAPES[n], **given) for n in args.shape or SHAPES}
+  if args.dtype is None and args.shape is None and cpu_has_bfloat16():
+    shapes["base, bfloat16"] = dataclasses.replace(shapes["base"], dtype="bfloat16")
+  for name, shape in shapes.items():
+    print(f"{name}: " + ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(shape).items()))
+  results = {
+    name: measure(args.side or SIDES, shape, args.rounds, args.steps)
+    for name, shape in shapes.items()
+  }
+  print(f"{args.rounds} rounds of {args.steps} steps\n\n{report(results)}")
   if args.json:
     args.json.write_text(
       json_text.dumps(
         {
           "revision": at,
           "machine": machine,
-          "shape": dataclasses.asdict(shape),
+          "shapes": {name: dataclasses.asdict(shape) for name, shape in shapes.items()},
           "rounds": args.rounds,
           "steps": args.steps,
-          "sides": measured,
+          "sides": results,
         },
         indent=1,
       )
       + "\n"
     )
-  print(f"\n    {' '.join(['python', os.path.relpath(sys.argv[0]), *sys.argv[1:]])}\n\n{machine}")
+  load = f", after {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+  print(
+    f"\n    {' '.join(['python', os.path.relpath(sys.argv[0]), *sys.argv[1:]])}\n\n{machine}{load}"
+  )
 
 
 if __name__ == "__main__":

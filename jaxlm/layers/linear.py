@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.kernels.platform import target_platform
+from jaxlm.kernels.recomputed import recomputed_on_cpu
 
 
 def linear(x_BT, w, *, contract: int = 1):
@@ -21,6 +22,11 @@ def linear(x_BT, w, *, contract: int = 1):
   """
   if target_platform() != "cpu" or jax.sharding.get_abstract_mesh().size > 1:
     return jnp.tensordot(x_BT, w, contract)
+  return _merged(x_BT, w, contract)
+
+
+@recomputed_on_cpu(static_argnums=(2,))
+def _merged(x_BT, w, contract: int):
   lead, out = x_BT.shape[:-contract], w.shape[contract:]
   size = math.prod(w.shape[:contract])
   return jnp.dot(x_BT.reshape(-1, size), w.reshape(size, -1)).reshape(*lead, *out)

@@ -5,6 +5,7 @@ Axes: B batch, T time, D d_model, F d_ff.
 
 import dataclasses
 import functools
+import math
 from typing import Literal
 
 import flax.linen as nn
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import checked
+from jaxlm.kernels.platform import target_platform
+from jaxlm.kernels.recomputed import recomputed_on_cpu
 from jaxlm.layers.linear import linear
 from jaxlm.layers.taps import tap
 from jaxlm.layers.weights import normal, weights, zeros
@@ -44,6 +47,17 @@ class MLPConfig:
     return MLP(self, d_model, dtype, name=name)
 
 
+def activated(inner: tuple, activation: str):
+  """act(x) of (x,), act(gate) * x of (gate, x)."""
+  first, *factors = inner
+  return math.prod(factors, start=ACTIVATIONS[activation](first))
+
+
+@recomputed_on_cpu(static_argnums=(2,))
+def activated_linear(inner: tuple, w_FD, activation: str):
+  return linear(activated(inner, activation), w_FD)
+
+
 class MLP(nn.Module):
   """y = act(x w_in) w_out, or (act(x w_gate) * (x w_in)) w_out. depth: residual branches of the
   network.
@@ -64,8 +78,12 @@ class MLP(nn.Module):
         h_BTF + w(f"b_{suffix}", (F,), ("mlp",), init=zeros)[None, None] if cfg.use_bias else h_BTF
       )
 
-    act = ACTIVATIONS[cfg.activation]
-    h_BTF = act(up("gate")) * up("in") if cfg.gated else act(up("in"))
+    inner = (up("gate"), up("in")) if cfg.gated else (up("in"),)
+    h_BTF = activated(inner, cfg.activation)
+    tapped_BTF = tap(self, "mlp_hidden", h_BTF)
     w_out_FD = w("w_out", (F, D), ("mlp", "embed"), init=normal(0.02 / depth**0.5))
-    y_BTD = linear(tap(self, "mlp_hidden", h_BTF), w_out_FD)
+    if tapped_BTF is h_BTF and target_platform() == "cpu":
+      y_BTD = activated_linear(inner, w_out_FD, cfg.activation)
+    else:
+      y_BTD = linear(tapped_BTF, w_out_FD)
     return y_BTD + w("b_out", (D,), ("embed",), init=zeros)[None, None] if cfg.use_bias else y_BTD

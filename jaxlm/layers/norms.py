@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import Kinds, checked
+from jaxlm.kernels.recomputed import recomputed_on_cpu
 from jaxlm.layers.weights import ones, weights, zeros
 from jaxlm.ranges import NonNegative
 
@@ -44,6 +45,7 @@ class LayerNormConfig:
     return LayerNorm(self, dtype, axis, name=name)
 
 
+@recomputed_on_cpu(static_argnums=(2,))
 def rms_norm(x, scale_D, eps):
   """x / sqrt(mean(x^2) + eps) * scale over the last axis, float32 inside, x's dtype out."""
   x32 = _without_ones(x.astype(jnp.float32))
@@ -51,6 +53,7 @@ def rms_norm(x, scale_D, eps):
   return (x32 * _last(scale_D, x32.ndim)).astype(x.dtype).reshape(x.shape)
 
 
+@recomputed_on_cpu(static_argnums=(3,))
 def layer_norm(x, scale_D, bias_D, eps):
   """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, float32 inside, x's dtype out."""
   x32 = _without_ones(x.astype(jnp.float32))
