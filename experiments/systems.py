@@ -42,6 +42,7 @@ SYSTEMS = (
         "RoPE degrades at twice its training length, CARoPE hardly (half of RoPE's loss at most)",
       ),
       ("carope/table1", "CARoPE is at least as good as RoPE at the training length"),
+      ("carope/controls", "CARoPE beats RoPE at 2x"),
     ),
   ),
   System(
