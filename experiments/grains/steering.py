@@ -4,8 +4,8 @@
 
 The stand-in for an 8 B model is a model of two styles that planted cue words switch; prompts have the
 cue of the blunt style, and steering is towards the formal one. Vectors are of 50 calibration prompts,
-one per style's cue in turn. Integrated gradients take 64 steps of the logarithm, which are complete (a
-column has the gap); the release's 20 even steps are a row of their own. Fluency is exact: the share of continuations that the grammar parses. A real
+one per style's cue in turn. Integrated gradients take 256 steps of the logarithm (a
+column has the gap of completeness); the release's 20 even steps are a row of their own. Fluency is exact: the share of continuations that the grammar parses. A real
 checkpoint: `jaxlm convert --from hf FOLDER --to OUT`, then `jaxlm.analysis.steering` on
 `jaxlm.open_model(OUT)`. Ours ablates prompt tokens only; the release can ablate the answer as well.
 """
@@ -16,7 +16,7 @@ from jaxlm.experiments import Column, Measured, Row, Scale, Table
 from jaxlm.experiments.readings import opened
 
 CONFIG = "configs/grains/tiny.py"
-ALPHAS = (0.5, 1.0, 2.0, 4.0)
+ALPHAS = (0.25, 0.5, 1.0, 2.0)  # of the mean norm of the states that are moved
 CALIBRATION, PROMPTS, TOP = 50, 200, 2
 LAYER = 1
 
@@ -93,10 +93,13 @@ def measure(trained, overrides_at) -> Measured:
     return out - np.log(np.exp(out).sum(-1, keepdims=True))
 
   plain = log_p(neutral, {})
+  # Every direction is as long as the states, so that methods are compared at equal lengths.
+  asked_BD = st.states(model.config, model.params, asked["prompt"], LAYER)
+  length = float(np.linalg.norm(asked_BD, axis=-1).mean())
   best = None
   for alpha in ALPHAS if v is not None else (0.0,):
     changes = (
-      {} if v is None else st.steered(v / max(np.linalg.norm(v), 1e-9), alpha, LAYER, scale=2.0)
+      {} if v is None else st.steered(v / max(np.linalg.norm(v), 1e-9), alpha, LAYER, scale=length)
     )
     out = log_p(asked, changes)
     answers = st.continued(model, asked["prompt"], 3, changes, key)
@@ -119,7 +122,7 @@ def row(name, label, **settings) -> Row:
   return Row(name, evaluate_from="none", label=label, settings=settings)
 
 
-COMPLETE, RELEASED = dict(steps=64, decades=14), dict(steps=20)
+COMPLETE, RELEASED = dict(steps=256, decades=24), dict(steps=20)
 IG = dict(method="integrated_gradients", direction="mean", steps=COMPLETE)
 ROWS = [
   Row("none", CONFIG, label="not steered", settings=dict(method="none")),
