@@ -112,7 +112,7 @@ TABLE = Table(
   ],
   scales={
     "smoke": Scale(
-      "2 layers of width 64, 3,000 steps of 64 rows of 26 tokens; 100 prompts of 11 tokens; three minutes of training and "
+      "2 layers of width 64, 1,500 steps of 64 rows of 26 tokens; 100 prompts of 11 tokens; a minute of training and "
       "half a minute a row on one core",
       num_seeds=3,
     ),
