@@ -138,7 +138,7 @@ ITEMS = [
   Item("experiments/reagent/recall.py", minutes=0.6, value=3),
   Item("experiments/functok/transitions.py", minutes=6, value=3),
   Item("experiments/avsr_sink/decorrelation.py", minutes=2, value=2),
-  Item("experiments/biasprompt/transfer.py", minutes=2, value=2),
+  Item("experiments/biasprompt/transfer.py", minutes=1, value=2),
 ]
 
 SCRIPTS = [
