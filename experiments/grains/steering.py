@@ -4,12 +4,13 @@
 
 The stand-in for an 8 B model is a model of two styles that planted cue words switch; prompts have the
 cue of the blunt style, and steering is towards the formal one. Vectors are of 50 calibration prompts,
-one per style's cue in turn. Integrated gradients take 256 steps of the logarithm (a
-column has the gap of completeness); the release's 20 even steps are a row of their own. Fluency is exact: the share of continuations
-that are an opener, the noun and a closer; the style is the opener's. The last token of the prompt is moved,
-where the opener is said; the release moves every position, which overwrites the noun and the closer here. A real
-checkpoint: `jaxlm convert --from hf FOLDER --to OUT`, then `jaxlm.analysis.steering` on
-`jaxlm.open_model(OUT)`. Ours ablates prompt tokens only; the release can ablate the answer as well.
+one per style's cue in turn. Integrated gradients take 256 steps of the logarithm, and a column has their
+gap of completeness; the release's 20 even steps are a row of their own. Fluency is exact: the share of
+continuations that are an opener, the noun and a closer; the style is the opener's. The last token of the
+prompt is moved, where the opener is said; the release moves every position, which overwrites the noun
+and the closer here. A real checkpoint: `jaxlm convert --from hf FOLDER --to OUT`, then
+`jaxlm.analysis.steering` on `jaxlm.open_model(OUT)`. Ours ablates prompt tokens only; the release can
+ablate the answer as well.
 """
 
 import numpy as np
