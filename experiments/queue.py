@@ -134,11 +134,11 @@ ITEMS = [
     rows=("standard", "approx_uniform", "static_uniform", "mlp_uniform", "static_hybrid"),
   ),
   Item("experiments/deconattn/mixers.py", minutes=3, value=3),
-  Item("experiments/grains/steering.py", minutes=1, value=3),
-  Item("experiments/reagent/recall.py", minutes=1, value=3),
+  Item("experiments/grains/steering.py", minutes=0.6, value=3),
+  Item("experiments/reagent/recall.py", minutes=0.6, value=3),
   Item("experiments/functok/transitions.py", minutes=6, value=3),
   Item("experiments/avsr_sink/decorrelation.py", minutes=2, value=2),
-  Item("experiments/biasprompt/transfer.py", minutes=2, value=2),
+  Item("experiments/biasprompt/transfer.py", minutes=1, value=2),
 ]
 
 SCRIPTS = [

@@ -4,10 +4,13 @@
 
 The stand-in for an 8 B model is a model of two styles that planted cue words switch; prompts have the
 cue of the blunt style, and steering is towards the formal one. Vectors are of 50 calibration prompts,
-one per style's cue in turn. Integrated gradients take 64 steps of the logarithm, which are complete (a
-column has the gap); the release's 20 even steps are a row of their own. Fluency is exact: the share of continuations that the grammar parses. A real
-checkpoint: `jaxlm convert --from hf FOLDER --to OUT`, then `jaxlm.analysis.steering` on
-`jaxlm.open_model(OUT)`. Ours ablates prompt tokens only; the release can ablate the answer as well.
+one per style's cue in turn. Integrated gradients take 256 steps of the logarithm, and a column has their
+gap of completeness; the release's 20 even steps are a row of their own. Fluency is exact: the share of
+continuations that are an opener, the noun and a closer; the style is the opener's. The last token of the
+prompt is moved, where the opener is said; the release moves every position, which overwrites the noun
+and the closer here. A real checkpoint: `jaxlm convert --from hf FOLDER --to OUT`, then
+`jaxlm.analysis.steering` on `jaxlm.open_model(OUT)`. Ours ablates prompt tokens only; the release can
+ablate the answer as well.
 """
 
 import numpy as np
@@ -16,8 +19,9 @@ from jaxlm.experiments import Column, Measured, Row, Scale, Table
 from jaxlm.experiments.readings import opened
 
 CONFIG = "configs/grains/tiny.py"
-ALPHAS = (0.5, 1.0, 2.0, 4.0)
+ALPHAS = (0.25, 0.5, 1.0, 2.0)  # of the mean norm of the states that are moved
 CALIBRATION, PROMPTS, TOP = 50, 200, 2
+SLOTS = ("openers", "closers")
 LAYER = 1
 
 
@@ -93,19 +97,29 @@ def measure(trained, overrides_at) -> Measured:
     return out - np.log(np.exp(out).sum(-1, keepdims=True))
 
   plain = log_p(neutral, {})
+  # Every direction is as long as the states, so that methods are compared at equal lengths.
+  asked_BD = st.states(model.config, model.params, asked["prompt"], LAYER)
+  length = float(np.linalg.norm(asked_BD, axis=-1).mean())
+  words = {name: np.concatenate([data.words(style)[name] for style in (0, 1)]) for name in SLOTS}
   best = None
   for alpha in ALPHAS if v is not None else (0.0,):
-    changes = (
-      {} if v is None else st.steered(v / max(np.linalg.norm(v), 1e-9), alpha, LAYER, scale=2.0)
-    )
-    out = log_p(asked, changes)
-    answers = st.continued(model, asked["prompt"], 3, changes, key)
-    parsed = [data.parse(p, a) for p, a in zip(asked["prompt"], answers)]
-    moved = log_p(neutral, changes)
+
+    def changes(T, alpha=alpha):  # the last token of the prompt is moved
+      if v is None:
+        return {}
+      unit, at_T = v / max(np.linalg.norm(v), 1e-9), np.arange(T) == P - 1
+      return st.steered(unit, alpha, LAYER, scale=length, at_T=at_T)
+
+    out = log_p(asked, changes(P))
+    answers = st.continued(model, asked["prompt"], 3, changes(P + 3), key)
+    noun = np.array([row[np.isin(row, data.nouns)][0] for row in asked["prompt"]])
+    formed = np.isin(answers[:, 0], words["openers"]) & (answers[:, 1] == noun)
+    formed &= np.isin(answers[:, 2], words["closers"])
+    moved = log_p(neutral, changes(P))
     read = {
       "preference": 100 * float(np.mean(out[:, formal].max(1) > out[:, blunt].max(1))),
-      "style": 100 * float(np.mean([style == 0 for style in parsed])),
-      "parsed": 100 * float(np.mean([style is not None for style in parsed])),
+      "style": 100 * float(np.mean(formed & np.isin(answers[:, 0], formal))),
+      "parsed": 100 * float(np.mean(formed)),
       "kl": float(np.mean(np.sum(np.exp(plain) * (plain - moved), axis=1))),
       "alpha": alpha,
     }
@@ -119,7 +133,7 @@ def row(name, label, **settings) -> Row:
   return Row(name, evaluate_from="none", label=label, settings=settings)
 
 
-COMPLETE, RELEASED = dict(steps=64, decades=14), dict(steps=20)
+COMPLETE, RELEASED = dict(steps=256, decades=24), dict(steps=20)
 IG = dict(method="integrated_gradients", direction="mean", steps=COMPLETE)
 ROWS = [
   Row("none", CONFIG, label="not steered", settings=dict(method="none")),
@@ -134,7 +148,7 @@ ROWS = [
   row("ig_released", "both, 20 even steps", side="both", **(IG | dict(steps=RELEASED))),
   row("pca_both", "both, principal component", side="both", **(IG | dict(direction="pca"))),
 ]
-STYLE, PARSED = "formal and parsed, %", "parsed, %"
+STYLE, PARSED = "formal and well formed, %", "well formed, %"
 
 TABLE = Table(
   name="grains",

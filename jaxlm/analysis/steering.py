@@ -108,11 +108,13 @@ def direction(differences_BD, how: str = "mean") -> np.ndarray:
   return first * np.linalg.norm(mean)
 
 
-def steered(v_D, alpha: float, layer: int, *, scale: float = 1.0) -> dict:
-  """h' = (h + scale alpha v) |h| / |h + scale alpha v| at every position behind `layer`; {} where
-  nothing is added. The release has scale = 10.
+def steered(v_D, alpha: float, layer: int, *, scale: float = 1.0, at_T=None) -> dict:
+  """h' = (h + scale alpha v) |h| / |h + scale alpha v| behind `layer`, at the positions of at_T (bool);
+  None: at every one. {} where nothing is added. The release has scale = 10.
   """
   add = scale * alpha * np.asarray(v_D, np.float32)
+  if at_T is not None:
+    add = np.asarray(at_T, np.float32)[:, None] * add[None]
   return {("resid", layer): Edit(add=add, keep_norm=True)} if add.any() else {}
 
 

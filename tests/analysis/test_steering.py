@@ -56,6 +56,19 @@ def test_norms_are_kept_at_every_position_and_layers_before_are_unchanged():
   np.testing.assert_allclose(over_time(released), over_time(plain[1]), rtol=1e-5)
 
 
+def test_one_position_is_moved_and_the_others_are_not():
+  model, batch = small.opened(), small.tokens()
+  T, v = batch.shape[1], np.ones(small.D, np.float32)
+  changes = st.steered(v, 0.7, 1, at_T=np.arange(T) == 4)
+  plain = observe(model, batch, "resid")["resid"][1]
+  moved = intervene(model, batch, changes, "resid")["resid"][1]
+  far = np.abs(np.asarray(moved) - np.asarray(plain)).max(axis=(0, 2))
+  np.testing.assert_array_equal(far > 1e-4, np.arange(T) == 4)
+  np.testing.assert_allclose(
+    np.linalg.norm(moved, axis=-1), np.linalg.norm(plain, axis=-1), rtol=1e-5
+  )
+
+
 def test_a_scan_over_layers_is_steered_as_an_unrolled_model():
   v = np.ones(small.D)
   outs = []

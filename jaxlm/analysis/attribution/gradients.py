@@ -35,8 +35,9 @@ class IntegratedGradients(Method):
 
   decades: 0 spaces s evenly, as usual. Otherwise log s is spaced evenly over so many powers of ten. A
   network that begins with norms does not change along the even path: each norm's output turns within
-  the norm's epsilon, and the norms behind it amplify that again, so the gradient lies near s = 0, a
-  few powers of ten apart for each layer. There even steps never become complete.
+  the norm's epsilon, and the norms behind it amplify that again, so the gradient lies near s = 0: with
+  epsilon = 1e-6 about three powers of ten further down for each norm, two a layer. There even steps
+  never become complete; `metrics.completeness_gap` tells how far a choice is.
   """
 
   steps: Count = 20

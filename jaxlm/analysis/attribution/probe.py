@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxlm.analysis.attribution.base import METHODS, Method, Question
 from jaxlm.analysis.attribution.gradients import IntegratedGradients
+from jaxlm.analysis.attribution.metrics import completeness_gap
 from jaxlm.analysis.opened import observe
 from jaxlm.analysis.probes import Panel, Probe, Reading
 from jaxlm.config import ConfigError, checked
@@ -24,7 +25,7 @@ class Attribution(Probe):
   """log p of the most probable next token (or `target`), by each token of the row."""
 
   sites: ClassVar[tuple[str, ...]] = ()
-  method: Annotated[object, METHODS] = IntegratedGradients(steps=64, decades=14)
+  method: Annotated[object, METHODS] = IntegratedGradients(steps=256, decades=24)
   target: Natural | None = None
   seed: Seed = 0
 
@@ -52,12 +53,15 @@ class Attribution(Probe):
       | ({"text": texts[b][t]} if texts else {})
       for b, t in np.ndindex(tokens_BT.shape)
     ]
+    complete = isinstance(method, IntegratedGradients)
+    gap = {"gap of completeness": completeness_gap(question, a_BT)} if complete else {}
     labels = list(texts[0]) if len(texts) == 1 and tokens_BT.shape[1] <= 64 else ()
     return Reading(
       {
         "log p of the target": float(value_B.mean()),
         "sum of attributions": float(a_BT.sum(1).mean()),
-      },
+      }
+      | gap,
       {"attribution": rows},
       [Panel("attribution of the next token", "token", "row", heat=a_BT, x_ticks=labels)],
     )
