@@ -259,6 +259,13 @@ def test_a_layout_that_does_not_fit_is_a_result_and_not_a_crash(capsys):
   assert not report["fits"] and "exceed" in report["error"].lower()
 
 
+def test_figures_of_a_small_model_are_not_printed_as_zero():
+  from jaxlm.preflight.show import _gib, _number
+
+  assert _gib(827_000 * 4) == "0.0031" and _gib(12.3 * 2**30) == "12.30" and _gib(0) == "0.00"
+  assert _number(0.00042, 3) == "0.00042" and _number(1.5, 3) == "1.500"
+
+
 def test_a_broken_budget_names_the_line(monkeypatch):
   from jaxlm.preflight.collectives import Collective
   from jaxlm.preflight.cost import Cost, Work
