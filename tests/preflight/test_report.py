@@ -63,7 +63,7 @@ def test_a_train_step_compiled_for_simulated_devices_is_reported_as_json(capsys)
   [
     (["--cpu=8"], "--config"),
     ([f"--config={CONFIG}"], "one target"),
-    ([f"--config={CONFIG}", "--topology=v5e:4y4"], "known: v4:2x2x1"),
+    ([f"--config={CONFIG}", "--topology=v5e:4y4"], "known: v5e:1x1"),
     ([f"--config={CONFIG}", "--topology=v7e:4x4"], "known: v4:2x2x1"),
     ([f"--config={CONFIG}", "--cpu=8", "--mesh=data=3,fsdp=2"], "data=3 x fsdp=2"),
     ([f"--config={CONFIG}", "--cpu=8", "--mesh=dat=4"], "did you mean 'data'"),
