@@ -2,8 +2,9 @@
 cycles by op class.
 
 FLOPs count multiply and add of dots and convolutions (the TPU compiler turns many dots into
-convolutions), inside fusions too, times the loops around them. Pallas kernels are opaque: they
-contribute nothing here and are listed. Bytes are operands and results of each top-level instruction
+convolutions), inside fusions too, times the loops around them. Pallas kernels are opaque: they have
+no cycles, and their FLOPs are the cost estimate that their author attached; those of attention
+kernels are left out, for `flops.py` counts attention. Bytes are operands and results of each top-level instruction
 that lie in HBM, slices charged as slices; an approximation. Cycles are the compiler's, good to
 about 2-20 % for large matmuls and 1.2 to 6 times too high for element-wise work.
 """
@@ -29,6 +30,15 @@ FREE = {
   "partition-id",
   "replica-id",
   "opt-barrier",
+  "async-start",  # what it calls is counted by itself
+}
+
+FREE_CALLS = {
+  "AllocateBuffer",
+  "AssumeGatherIndicesInBound",
+  "AsyncCollectiveDone",
+  "AsyncCollectiveStart",
+  "ConcatBitcast",
 }
 
 
@@ -44,6 +54,7 @@ class Work:
   count: int
   op_name: str
   source: str
+  kernel_flops: int = 0  # by the cost estimate of a Pallas kernel that is not attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +64,10 @@ class Cost:
   @property
   def flops(self) -> int:
     return sum(w.flops * w.count for w in self.work)
+
+  @property
+  def kernel_flops(self) -> int:
+    return sum(w.kernel_flops * w.count for w in self.work)
 
   @property
   def bytes(self) -> int:
@@ -79,6 +94,8 @@ def cost(loops: Loops) -> Cost:
     instruction = site.instruction
     if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
       continue
+    if instruction.opcode == "custom-call" and _target(instruction) in FREE_CALLS:
+      continue
     flops = instruction_flops(module, site.computation, instruction)
     rows.append(
       Work(
@@ -90,6 +107,7 @@ def cost(loops: Loops) -> Cost:
         count=site.count,
         op_name=_op_name(module, instruction),
         source=_source(module, instruction),
+        kernel_flops=_kernel_flops(module, instruction),
       )
     )
   return Cost(tuple(rows))
@@ -196,14 +214,12 @@ def _op_class(module: Module, instruction: Instruction, flops: int) -> str:
     "copy-start",
     "bitcast",
     "slice",
-    "slice-start",
     "dynamic-slice",
     "dynamic-update-slice",
     "transpose",
     "tuple",
     "get-tuple-element",
     "fusion",
-    "async-start",
     "pad",
     "concatenate",
     "reshape",
@@ -211,6 +227,21 @@ def _op_class(module: Module, instruction: Instruction, flops: int) -> str:
   }:
     return "copy"
   return "elementwise"
+
+
+def _kernel_flops(module: Module, instruction: Instruction) -> int:
+  if instruction.opcode != "custom-call" or _target(instruction) != "tpu_custom_call":
+    return 0
+  names = f"{instruction.name} {_op_name(module, instruction)}"
+  if re.search("attention|splash", names):
+    return 0
+  found = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.attributes)
+  return int(found.group(1)) if found else 0
+
+
+def _target(instruction: Instruction) -> str:
+  found = re.search(r'custom_call_target="(\w+)"', instruction.attributes)
+  return found.group(1) if found else ""
 
 
 def _opcodes(module: Module, instruction: Instruction) -> set[str]:
@@ -223,10 +254,12 @@ def _opcodes(module: Module, instruction: Instruction) -> set[str]:
 
 def _bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
   """HBM bytes read and written by one occurrence."""
-  if instruction.opcode in ("copy-start", "slice-start", "async-start"):
-    return 2 * sum(a.bytes for a in instruction.arrays[:1] if not a.on_chip)
-  if instruction.opcode == "dynamic-slice":
-    return 2 * _hbm(instruction)
+  if instruction.opcode == "copy-start":  # (copy, source, context): one of them may be on chip
+    return sum(a.bytes for a in instruction.arrays[:2] if not a.on_chip)
+  if instruction.opcode in ("slice", "dynamic-slice"):
+    source = computation.instructions.get(instruction.operands[0])
+    moved = sum(a.bytes for a in instruction.arrays)
+    return _hbm(instruction) + (moved if source is None or _hbm(source) else 0)
   if instruction.opcode == "dynamic-update-slice":
     return 2 * _hbm(computation.instructions[instruction.operands[1]])
   inner = (

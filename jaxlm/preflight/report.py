@@ -43,7 +43,7 @@ class Report:
 
   @property
   def executed_flops(self) -> float:
-    return self.cost.flops + self.attention_flops
+    return self.cost.flops + self.cost.kernel_flops + self.attention_flops
 
   @property
   def wire_bytes(self) -> int:
@@ -67,7 +67,8 @@ class Report:
   def seconds(self) -> dict[str, float]:
     """matmul: the compiler's cycles. other: HBM bytes at full bandwidth (low) to the compiler's
     cycles (high).
-    attention: analytic, at peak. wire: all links of the slice busy. dcn: what comes from other
+    attention: analytic, at peak. kernels: the FLOPs of the other Pallas kernels by their cost
+    estimates, at peak. wire: all links of the slice busy. dcn: what comes from other
     slices, at the chip's share of its host's network; 0 where that is not known."""
     if self.chip is None or self.error:
       return {}
@@ -79,12 +80,14 @@ class Report:
       "other_low": min(sum(row["bytes"] for row in rest) / self.chip.hbm_bandwidth, high),
       "other_high": high,
       "attention": self.attention_flops / self.chip.peak_flops,
+      "kernels": self.cost.kernel_flops / self.chip.peak_flops,
       "wire": (self.wire_bytes - self.dcn_bytes) / self.chip.wire_bandwidth,
       "dcn": self.dcn_bytes / self.chip.dcn_bandwidth if self.chip.dcn_bandwidth else 0.0,
     }
-    found["best"] = found["matmul"] + found["other_low"] + found["attention"]
+    products = found["matmul"] + found["attention"] + found["kernels"]
+    found["best"] = products + found["other_low"]
     sent = found["wire"] + found["dcn"]
-    found["worst"] = found["matmul"] + found["other_high"] + found["attention"] + sent
+    found["worst"] = products + found["other_high"] + sent
     return found
 
   @property
@@ -129,6 +132,7 @@ class Report:
       "model_flops": self.model_flops,
       "matmul_flops": self.cost.flops,
       "attention_flops": self.attention_flops,
+      "kernel_flops": self.cost.kernel_flops,
       "executed_over_model": self.executed_flops / self.model_flops if self.model_flops else None,
       "bytes_accessed": self.cost.bytes,
       "by_class": self.cost.by_class(),

@@ -9,7 +9,7 @@ from jaxlm.preflight.report import Report
 NOTE = (
   "Memory, matmul FLOPs and collectives are read off the compiled program. Seconds and utilisation are estimates "
   "for comparing programs: compiler cycles (matmuls good to 2-20 %, more on thin shapes and v6e; element-wise "
-  "work 1.2-6x too high), attention kernels at peak, every link busy. Nothing was timed on hardware."
+  "work 1.2-6x too high), kernels at peak, every link busy. Nothing was timed on hardware."
 )
 SLICES = (
   " Traffic between slices is charged at a chip's share of its host's network (6.25 GB/s for v5p, 3.1 for v5e, "
@@ -62,6 +62,10 @@ def _tables(r: Report):
     work.add_row(
       "executed: attention kernels (analytic)",
       f"{_number(r.attention_flops / 1e12, 2)} T in {r.kernels} calls",
+    )
+  if r.cost.kernel_flops:
+    work.add_row(
+      "executed: other kernels (declared)", f"{_number(r.cost.kernel_flops / 1e12, 2)} T"
     )
   if r.model_flops:
     work.add_row("executed / model", f"{r.executed_flops / r.model_flops:.3f}")
@@ -119,6 +123,7 @@ def _estimates(r: Report):
     return
   yield "estimate: matmuls", f"{_number(s['matmul'], 3)} s"
   yield "estimate: attention kernels, at peak", f"{_number(s['attention'], 3)} s"
+  yield "estimate: other kernels, at peak", f"{_number(s['kernels'], 3)} s"
   yield (
     "estimate: everything else",
     f"{_number(s['other_low'], 3)} to {_number(s['other_high'], 3)} s",

@@ -234,3 +234,29 @@ def test_the_lines_of_a_pallas_call_do_not_end_its_computation():
 def test_text_without_entry_is_refused():
   with pytest.raises(ValueError, match="ENTRY"):
     hlo.parse("HloModule nothing\n")
+
+
+MOVES = """HloModule jit_f, is_scheduled=true
+
+%async_computation (param_0: bf16[64,512]) -> bf16[16,512] {
+  %param_0 = bf16[64,512]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %slice.1 = bf16[16,512]{1,0:T(8,128)(2,1)S(1)} slice(%param_0), slice={[0:16], [0:512]}
+}
+
+ENTRY %main (x: bf16[64,512]) -> bf16[64,512] {
+  %x = bf16[64,512]{1,0:T(8,128)(2,1)} parameter(0)
+  %buffer = bf16[12,64,512]{2,1,0:T(8,128)(2,1)} custom-call(), custom_call_target="AllocateBuffer"
+  %slice-start = ((bf16[64,512]{1,0:T(8,128)(2,1)}), bf16[16,512]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) async-start(%x), calls=%async_computation
+  %slice-done = bf16[16,512]{1,0:T(8,128)(2,1)S(1)} async-done(%slice-start)
+  %in-start = (bf16[64,512]{1,0:T(8,128)(2,1)S(1)}, bf16[64,512]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%x)
+  %in-done = bf16[64,512]{1,0:T(8,128)(2,1)S(1)} copy-done(%in-start)
+  %out-start = (bf16[64,512]{1,0:T(8,128)(2,1)}, bf16[64,512]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}) copy-start(%in-done)
+  ROOT %out-done = bf16[64,512]{1,0:T(8,128)(2,1)} copy-done(%out-start)
+}
+"""
+
+
+def test_moves_between_hbm_and_the_chip_are_charged_once_on_the_hbm_side():
+  work = {w.name: w.bytes for w in cost(Loops(hlo.parse(MOVES))).work}
+  whole = 64 * 512 * 2
+  assert work == {"slice.1": whole // 4, "in-start": whole, "out-start": whole}
