@@ -44,9 +44,19 @@ class ConfigFields(SphinxDirective):
 def row(cells, literal: bool = True):
   entries = []
   for number, cell in enumerate(cells):
-    text = nodes.literal(text=cell) if literal and number < 2 else nodes.Text(cell)
-    entries.append(nodes.entry("", nodes.paragraph("", "", text)))
+    text = [nodes.literal(text=cell)] if literal and number < 2 else inline(cell)
+    entries.append(nodes.entry("", nodes.paragraph("", "", *text)))
   return nodes.row("", *entries)
+
+
+def inline(text: str) -> list[nodes.Node]:
+  """Names between backticks are code; a backtick without a partner is a character."""
+  parts = text.split("`")
+  if len(parts) % 2 == 0:
+    return [nodes.Text(text)]
+  return [
+    nodes.literal(text=part) if i % 2 else nodes.Text(part) for i, part in enumerate(parts) if part
+  ]
 
 
 def setup(app):

@@ -72,7 +72,7 @@ class FastWeightConfig:
   """num_heads: each is d_model / num_heads wide. expansion: inner width over head width (the
   state's size).
 
-  chunk: tokens that teach together; none of them is seen by another one through the fast weights.
+  chunk: tokens of one update; none of them sees another one of the chunk through the fast weights.
   rank: W0, W2 start as left right + I / 2 of this rank, None = full. init_gain: of the factors.
   rates_per_token: 1, or one per channel of the head (which needs expansion = 1). base_rate: at the
   start.

@@ -56,18 +56,20 @@ def _tables(r: Report):
   yield memory
 
   work = Table("work per device and step", "", box=None)
-  work.add_row("model FLOPs", f"{r.model_flops / 1e12:.2f} T")
-  work.add_row("executed: matmuls", f"{r.cost.flops / 1e12:.2f} T")
+  work.add_row("model FLOPs", f"{_number(r.model_flops / 1e12, 2)} T")
+  work.add_row("executed: matmuls", f"{_number(r.cost.flops / 1e12, 2)} T")
   if r.attention_flops:
     work.add_row(
       "executed: attention kernels (analytic)",
-      f"{r.attention_flops / 1e12:.2f} T in {r.kernels} calls",
+      f"{_number(r.attention_flops / 1e12, 2)} T in {r.kernels} calls",
     )
   if r.cost.kernel_flops:
-    work.add_row("executed: other kernels (declared)", f"{r.cost.kernel_flops / 1e12:.2f} T")
+    work.add_row(
+      "executed: other kernels (declared)", f"{_number(r.cost.kernel_flops / 1e12, 2)} T"
+    )
   if r.model_flops:
     work.add_row("executed / model", f"{r.executed_flops / r.model_flops:.3f}")
-  work.add_row("HBM bytes (approximate)", f"{r.cost.bytes / 1e9:.1f} GB")
+  work.add_row("HBM bytes (approximate)", f"{_number(r.cost.bytes / 1e9, 1)} GB")
   for row in _estimates(r):
     work.add_row(*row)
   yield work
@@ -77,9 +79,9 @@ def _tables(r: Report):
     classes.add_row(
       name,
       str(row["count"]),
-      f"{row['flops'] / 1e12:.2f}",
-      f"{row['bytes'] / 1e9:.2f}",
-      f"{row['cycles'] / 1e6:.1f}",
+      _number(row["flops"] / 1e12, 2),
+      _number(row["bytes"] / 1e9, 2),
+      _number(row["cycles"] / 1e6, 1),
     )
   yield classes
 
@@ -89,14 +91,16 @@ def _tables(r: Report):
       kind,
       " x ".join(axes) or "?",
       str(row["count"]),
-      f"{row['payload'] / 1e9:.3f}",
-      f"{row['wire'] / 1e9:.3f}",
+      _number(row["payload"] / 1e9, 3),
+      _number(row["wire"] / 1e9, 3),
     )
   least = sum(r.minimum.values())
-  wire.add_row("[bold]total[/bold]", "", "", "", f"{r.wire_bytes / 1e9:.3f}")
+  wire.add_row("[bold]total[/bold]", "", "", "", _number(r.wire_bytes / 1e9, 3))
   if least:
-    parts = " + ".join(f"{axis} {value / 1e9:.3f}" for axis, value in r.minimum.items())
-    wire.add_row("analytic minimum", parts, "", "", f"{least / 1e9:.3f}  (x {r.wire_ratio:.2f})")
+    parts = " + ".join(f"{axis} {_number(value / 1e9, 3)}" for axis, value in r.minimum.items())
+    wire.add_row(
+      "analytic minimum", parts, "", "", f"{_number(least / 1e9, 3)}  (x {r.wire_ratio:.2f})"
+    )
   yield wire
 
   expensive = Table("most expensive instructions", "class", "runs", "cycles (M)", "where", box=None)
@@ -105,7 +109,7 @@ def _tables(r: Report):
       w.name,
       w.op_class,
       str(w.count),
-      f"{w.cycles * w.count / 1e6:.2f}",
+      _number(w.cycles * w.count / 1e6, 2),
       f"{_short(w.source)}  {w.op_name[-48:]}",
     )
   yield expensive
@@ -117,16 +121,26 @@ def _estimates(r: Report):
   s = r.seconds
   if not s:
     return
-  yield "estimate: matmuls", f"{s['matmul']:.3f} s"
-  yield "estimate: attention kernels, at peak", f"{s['attention']:.3f} s"
-  yield "estimate: other kernels, at peak", f"{s['kernels']:.3f} s"
-  yield "estimate: everything else", f"{s['other_low']:.3f} to {s['other_high']:.3f} s"
-  yield "estimate: communication in a slice", f"{s['wire'] * 1e3:.1f} ms"
+  yield "estimate: matmuls", f"{_number(s['matmul'], 3)} s"
+  yield "estimate: attention kernels, at peak", f"{_number(s['attention'], 3)} s"
+  yield "estimate: other kernels, at peak", f"{_number(s['kernels'], 3)} s"
+  yield (
+    "estimate: everything else",
+    f"{_number(s['other_low'], 3)} to {_number(s['other_high'], 3)} s",
+  )
+  yield "estimate: communication in a slice", f"{_number(s['wire'] * 1e3, 1)} ms"
   if r.dcn_bytes:
     known = r.chip.dcn_bandwidth is not None
-    text = f"{s['dcn'] * 1e3:.1f} ms" if known else "the network of this chip's hosts is not known"
+    text = (
+      f"{_number(s['dcn'] * 1e3, 1)} ms"
+      if known
+      else "the network of this chip's hosts is not known"
+    )
     yield "estimate: communication between slices", text
-  yield "estimate: step", f"{s['best']:.3f} (communication hidden) to {s['worst']:.3f} s"
+  yield (
+    "estimate: step",
+    f"{_number(s['best'], 3)} (communication hidden) to {_number(s['worst'], 3)} s",
+  )
   if r.utilisation:
     yield "estimate: model-FLOPs utilisation", f"{r.utilisation[0]:.2f} to {r.utilisation[1]:.2f}"
 
@@ -156,18 +170,23 @@ def ranking(reports: list[Report]) -> tuple[tuple[str, ...], list[list[str]]]:
         r.program,
         "yes" if r.fits else "no",
         _gib(r.memory["peak"]) if r.memory else "-",
-        f"{s['matmul']:.3f}" if s else "-",
-        f"{r.wire_bytes / 1e9:.3f}",
+        _number(s["matmul"], 3) if s else "-",
+        _number(r.wire_bytes / 1e9, 3),
         f"{r.wire_ratio:.2f}" if r.wire_ratio else "-",
-        f"{s['best']:.3f} to {s['worst']:.3f}" if s else "-",
+        f"{_number(s['best'], 3)} to {_number(s['worst'], 3)}" if s else "-",
         r.dominating if not r.error else "-",
       ]
     )
   return columns, rows
 
 
+def _number(value: float, digits: int) -> str:
+  """With so many decimals; a number that would lose its digits, with two significant ones."""
+  return f"{value:.2g}" if 0 < abs(value) < 10.0 ** (1 - digits) else f"{value:.{digits}f}"
+
+
 def _gib(size: float) -> str:
-  return f"{size / 2**30:.2f}"
+  return _number(size / 2**30, 2)
 
 
 def _short(source: str) -> str:

@@ -55,3 +55,16 @@ def test_the_site_builds_without_a_warning(tmp_path):
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert (tmp_path / "html" / "systems" / "carope.html").exists()
+
+
+def test_names_between_backticks_are_code_in_tables_of_keys(site):
+  from _site.fields import inline
+
+  found = [(type(node).__name__, node.astext()) for node in inline("base `theta`; or `constant`")]
+  assert found == [
+    ("Text", "base "),
+    ("literal", "theta"),
+    ("Text", "; or "),
+    ("literal", "constant"),
+  ]
+  assert [node.astext() for node in inline("one ` alone")] == ["one ` alone"]

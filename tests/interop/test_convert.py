@@ -166,9 +166,10 @@ def test_the_newest_and_a_named_step_of_a_run_are_exported(checkpoint, tmp_path,
 
 def test_wrong_input_is_answered_with_a_sentence(checkpoint, tmp_path, capsys):
   out = tmp_path / "out"
-  assert "config.json does not exist" in refused(
+  assert "jaxlm downloads nothing" in refused(
     capsys, "--from", "hf", tmp_path / "nowhere", "--to", out
   )
+  assert "config.json does not exist" in refused(capsys, "--from", "hf", tmp_path, "--to", out)
   assert "neither a run folder" in refused(capsys, "--from", checkpoint, "--to", out)
   assert "nothing to convert" in refused(capsys, "--from", "hf", checkpoint, "--to", "hf", out)
   assert "wanted `--from hf DIR`" in refused(capsys, "--from", "HF", checkpoint, "--to", out)

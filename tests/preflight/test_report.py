@@ -63,7 +63,7 @@ def test_a_train_step_compiled_for_simulated_devices_is_reported_as_json(capsys)
   [
     (["--cpu=8"], "--config"),
     ([f"--config={CONFIG}"], "one target"),
-    ([f"--config={CONFIG}", "--topology=v5e:4y4"], "known: v4:2x2x1"),
+    ([f"--config={CONFIG}", "--topology=v5e:4y4"], "known: v5e:1x1"),
     ([f"--config={CONFIG}", "--topology=v7e:4x4"], "known: v4:2x2x1"),
     ([f"--config={CONFIG}", "--cpu=8", "--mesh=data=3,fsdp=2"], "data=3 x fsdp=2"),
     ([f"--config={CONFIG}", "--cpu=8", "--mesh=dat=4"], "did you mean 'data'"),
@@ -257,6 +257,13 @@ def test_a_layout_that_does_not_fit_is_a_result_and_not_a_crash(capsys):
   )
   report = json.loads(capsys.readouterr().out)
   assert not report["fits"] and "exceed" in report["error"].lower()
+
+
+def test_figures_of_a_small_model_are_not_printed_as_zero():
+  from jaxlm.preflight.show import _gib, _number
+
+  assert _gib(827_000 * 4) == "0.0031" and _gib(12.3 * 2**30) == "12.30" and _gib(0) == "0.00"
+  assert _number(0.00042, 3) == "0.00042" and _number(1.5, 3) == "1.500"
 
 
 def test_a_broken_budget_names_the_line(monkeypatch):
