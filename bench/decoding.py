@@ -2,11 +2,11 @@
 
   python bench/decoding.py [--d_model 256] [--layers 6] [--batches 1,8] [--new 128] [--rounds 5] [--no_hf]
 
-Within each comparison the sides take turns, greedily, from the same weights and prompts, and their
-tokens must be the same:
+Within each comparison the sides take turns, greedily where nothing else is said, from the same weights and
+prompts, and their tokens must be the same:
 
   Hugging Face  generate of the same Llama weights in PyTorch with one thread (extra `bench`)
-  continuous    rows of very different lengths: fixed batches against refilled ones
+  continuous    sampled rows of very different lengths: fixed batches against refilled ones
   speculative   the target alone against chains of four drafts from a model of about a sixth of its cost; the
                 draft is the target's first layers, so that it agrees often: a bound on what a draft can gain
   dispatch      1 token per dispatch (the host reads each before it asks for the next) against 32
@@ -26,7 +26,7 @@ from jaxlm.generation.base import Batch, Prompt, row_keys
 from jaxlm.generation.engine.continuous import Continuous
 from jaxlm.generation.engine.speculative import Speculative
 from jaxlm.generation.left_to_right import LeftToRight
-from jaxlm.generation.sampling import GREEDY
+from jaxlm.generation.sampling import GREEDY, Sampling
 from jaxlm.layers.attention import AttentionConfig
 from jaxlm.layers.positions.rope import RoPE
 from jaxlm.models.base import init
@@ -119,28 +119,29 @@ def dispatches(config, params, prompts, batch: int, args):
 
 
 def ragged(config, params, prompts, args):
-  """32 prompts whose answers end at a stop: some soon, some late."""
-  free = LeftToRight(config, GREEDY).generate(params, prompts[:32], args.new).answers
-  counts = np.bincount(np.concatenate(free), minlength=VOCAB)
-  # Stops that end answers at very different places: ids that about half of the rows never meet.
-  met = np.array([sum(int(v in row) for row in free) for v in range(VOCAB)])
-  stops = tuple(int(v) for v in np.argsort(np.abs(met - 16) + (counts == 0) * VOCAB)[:1])
+  """48 answers that end at one of many stops, or at 2 `new` tokens: lengths are geometric with a mean of
+  about half of `new`. Sampled at a temperature that makes tokens nearly equally probable; a row draws with its own key
+  in both engines.
+  """
+  room, count = 2 * args.new, 48
+  stops = tuple(range(max(VOCAB * 4 // room, 1)))
+  free = Sampling(temperature=20.0)
   sides = {
-    "fixed batches of 8": lambda: (
-      LeftToRight(config, GREEDY, stops)
-      .generate(params, prompts[:32], args.new, batch_size=8)
-      .answers
-    ),
-    "8 slots, refilled": lambda: (
-      Continuous(config, GREEDY, stops)
-      .generate(params, prompts[:32], args.new, batch_size=8)
-      .answers
-    ),
+    "fixed batches of 8": LeftToRight(config, free, stops),
+    "8 slots, refilled": Continuous(config, free, stops),
   }
-  found = in_turns(sides, args.rounds)
+  found = in_turns(
+    {
+      name: lambda engine=engine: (
+        engine.generate(params, prompts[:count], room, batch_size=8).answers
+      )
+      for name, engine in sides.items()
+    },
+    args.rounds,
+  )
   same(found)
   lengths = [len(a) for a in next(iter(found.values()))[2]]
-  title = f"answers of {min(lengths)} to {max(lengths)} tokens, mean {np.mean(lengths):.0f}"
+  title = f"{count} answers of {min(lengths)} to {max(lengths)} tokens, mean {np.mean(lengths):.0f}"
   return table(title, found, int(np.sum(lengths)))
 
 

@@ -13,6 +13,8 @@ of the table gives the texts, in bits per byte; entropy is of the bytes of a tex
 is likely too.
 """
 
+import functools
+
 from experiments.decoding.pair import CONFIG, SMALL
 from jaxlm.experiments import Column, Measured, Row, Scale, Table
 
@@ -92,10 +94,10 @@ def states_and_rewards(cfg, params, split, seed, num_batches):
   import numpy as np
 
   rows = iter(cfg.data.build(split, seed=seed, repeat=True))
-  hidden, reward = [], []
+  run, hidden, reward = _states(cfg.model, cfg.objective.mask), [], []
   for number in range(num_batches):
     tokens = jnp.asarray(next(rows)["tokens"])
-    h, r = _states(params, tokens, jax.random.key(number), cfg)
+    h, r = run(params, tokens, jax.random.key(number))
     hidden.append(np.asarray(h))
     reward.append(np.asarray(r))
   return jnp.asarray(np.concatenate(hidden)), jnp.asarray(np.concatenate(reward))
@@ -149,17 +151,20 @@ def written(trained, cfg) -> dict:
   }
 
 
-def _states(params, tokens_BT, key, cfg):
-  """(hidden state of a clean prefix (B, D), reward of each length (B, A)) at one place per row."""
+@functools.cache
+def _states(model, mask: int):
+  """(params, tokens_BT, key) -> (hidden state of a clean prefix (B, D), reward of each length (B, A)), at the
+  middle of each row; compiled once.
+  """
   import jax
   import jax.numpy as jnp
 
   from jaxlm.generation.engine import block_policy
 
-  B, T = tokens_BT.shape
-  start, most, model, mask = T // 2, max(CHOICES), cfg.model, cfg.objective.mask
-
+  @jax.jit
   def run(params, tokens_BT, key):
+    B, T = tokens_BT.shape
+    start = T // 2
     state = model.init_state(B, T)
     (_, state), sown = model.build().apply(
       {"params": params}, tokens_BT[:, :start], state, method="extend", mutable=["intermediates"]
@@ -178,8 +183,7 @@ def _states(params, tokens_BT, key, cfg):
       out.append(block_policy.reward(bound_B, length, STEPS + 1, COST))
     return hidden_BD, jnp.stack(out, axis=1)
 
-  assert start + most <= T
-  return jax.jit(run)(params, tokens_BT, key)
+  return run
 
 
 def guided(cfg, params) -> dict:

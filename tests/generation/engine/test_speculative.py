@@ -87,6 +87,17 @@ def test_sampled_tokens_follow_the_target(pair):
 
 
 @pytest.mark.slow
+def test_100_000_draws_follow_the_target():
+  """As above, of four tokens of which three come from rounds; false alarm 1e-3, seed fixed."""
+  config, target = toys.model(vocab_size=5, d_model=8, num_layers=1, scale=6)
+  _, draft = toys.model(vocab_size=5, d_model=8, num_layers=1, scale=6, seed=1)
+  engine = Speculative(config, config, Sampling(), num_draft=2)
+  params = {"target": target, "draft": draft}
+  found = engine.generate(params, [[1, 2]] * 100_000, 4, batch_size=20_000, seed=7).answers
+  assert toys.chi_square(found, toys.distribution(config, target, [1, 2], 4)) > 1e-3
+
+
+@pytest.mark.slow
 def test_a_row_draws_the_same_whatever_is_beside_it(pair):
   config, params = pair
   engine = Speculative(config, config, Sampling(temperature=0.9), num_draft=3, deterministic=True)
