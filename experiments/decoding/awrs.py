@@ -6,7 +6,7 @@ Source: Lipkin et al., "Fast Controlled Generation from Language Models with Ada
 Sampling", arXiv 2504.05410. The answer is one of the words below, in a byte model's own continuation of a
 text; the posterior is exact, for every word can be scored. Masks draw each byte from those that some word
 allows, and take no notice of how likely the rest of the word is. The last rows count calls of one step over
-made-up vocabularies, of which a constraint allows the same mass P: below 1 / P + 1 whatever their size.
+made-up vocabularies, of which a constraint allows the same mass P: 1 / P + 1 in expectation at most, whatever their size.
 """
 
 from experiments.decoding.pair import RUNS, SCALES, TRAINED, bits_per_byte, prompts
@@ -38,7 +38,7 @@ LABELS = {
 }
 
 
-VOCABULARIES, ALLOWED, STEPS = (64, 1024, 16384), 0.37, 300
+VOCABULARIES, ALLOWED, STEPS = (64, 1024, 16384), 0.37, 2000
 
 
 def words_dfa(words):
@@ -163,8 +163,8 @@ TABLE = Table(
     "a token asks the constraint less than a tenth as often as masks do": lambda t: (
       0.1 * t["mask", CALLS] - t["awrs10", CALLS]
     ),
-    "of a vocabulary of any size, a step asks less than 1 / P + 1 times": lambda t: min(
-      t[f"v{n}", BOUND] - t[f"v{n}", CALLS] for n in VOCABULARIES
+    "of a vocabulary of any size, a step asks 1 / P + 1 times at most, within 5 %": lambda t: min(
+      1.05 * t[f"v{n}", BOUND] - t[f"v{n}", CALLS] for n in VOCABULARIES
     ),
   },
   source="arXiv 2504.05410 (tasks with models of 8 B)",
