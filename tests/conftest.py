@@ -5,9 +5,13 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A shell starts what runs behind it with SIGINT ignored, and its children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 # Eight devices on two busy cores reach a collective late; by default the runtime aborts the process
 # after 40 s.
 # The emitters of fusions (MLIR) take half of the compiler's time on programs of this size; without

@@ -142,7 +142,8 @@ def test_recording_and_editing_by_layer_in_every_family(family, monkeypatch):
 
 def test_every_kind_of_model_is_among_the_families():
   configs = [run_config(load_config(f"{CONFIGS}/{file}", over)) for file, over in FILES.values()]
-  assert {MODELS.kind_of(cfg.model) for cfg in configs} == set(MODELS.table)
+  kinds = {kind for kind, target in MODELS.table.items() if target.startswith("jaxlm.")}
+  assert {MODELS.kind_of(cfg.model) for cfg in configs} == kinds
 
 
 def test_a_zeroed_head_is_that_of_a_model_without_its_output_weights():

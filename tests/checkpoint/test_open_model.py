@@ -126,7 +126,7 @@ def test_all_steps_damaged_is_one_sentence(run):
 def test_a_misspelt_run_is_answered_with_the_one_beside_it(run):
   with pytest.raises(ConfigError, match=f"it does not exist; did you mean '{run}'"):
     jaxlm.open_model(run.parent / f"{run.name}s")
-  with pytest.raises(ConfigError, match="it does not exist$"):
+  with pytest.raises(ConfigError, match="it does not exist; `jaxlm runs FOLDER` lists"):
     jaxlm.open_model(run.parent / "zzzzzz")
 
 
