@@ -399,6 +399,13 @@ def page(results) -> str:
   ]
   lines += ["| " + " | ".join(cells(row, r)) + " |" for row, r in results]
   lines += beside_maxtext(results)
+  older = [f"{row.name} on {row.topology}" for row, r in results if "kernel_flops" not in r]
+  if older:
+    lines += [
+      "",
+      "Compiled before revision 42485d4, when some moves between on-chip memory and HBM were charged twice and Pallas kernels "
+      f"other than attention not at all: {'; '.join(older)}.",
+    ]
   left = [
     f"{row.name} on {row.topology}" for row in ROWS if row not in [done for done, _ in results]
   ]
