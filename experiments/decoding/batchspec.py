@@ -87,13 +87,13 @@ def draft_share(trained, engine_of, texts, rounds: int = 20) -> float:
   import numpy as np
 
   from jaxlm.generation.engine.speculative import draft_chain
-  from jaxlm.generation.engine.unrolled import opened
+  from jaxlm.generation.engine.unrolled import opened_pair
   from jaxlm.training.config import run_config
 
   draft, draft_params = draft_of(trained)
   engine = engine_of(run_config(trained.config).model, draft)
   params = {"target": trained.params, "draft": draft_params}
-  engine, params = opened(engine, params)
+  engine, params = opened_pair(engine, params)
   batch = batch_of(engine, texts, NEW, 0)
   carries = engine.dispatches(params, batch, rounds=2)
   next(carries)

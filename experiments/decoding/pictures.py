@@ -72,7 +72,7 @@ def tree(runs, scale: str, seed: int) -> dict:
   cfg = run_config(trained.config)
   draft, draft_params = pair.draft_of(trained)
   engine = TreeSpeculative(cfg.model, draft, Sampling(temperature=1.0), drafting=DySpec(12, 8))
-  engine, params = unrolled.opened(engine, {"target": trained.params, "draft": draft_params})
+  engine, params = unrolled.opened_pair(engine, {"target": trained.params, "draft": draft_params})
   texts = pair.prompts(trained, 32)
   batch = pair.batch_of(engine, texts, NEW, seed)
   rounds = engine.dispatches(params, batch, rounds=1)

@@ -36,7 +36,8 @@ class Parser(argparse.ArgumentParser):
 
   example: a whole command, shown where a required flag is missing. others: flags that are read
   before this parser; `--config` is shown in its help. bare: the flags that a word without one was
-  meant for, the first that is not given. keys: the key of the configuration that an unknown flag's name stands for. `-` and `_` inside a flag's name are the same; `_` is shown.
+  meant for, the first that is not given. keys: the key of the configuration that an unknown flag's
+  name stands for. `-` and `_` inside a flag's name are the same; `_` is shown.
   """
 
   def __init__(

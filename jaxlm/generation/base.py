@@ -238,9 +238,11 @@ class Engine:
 
   @classmethod
   def from_command(cls, model, data, options: Options, objective=None) -> "Engine":
-    """The engine for a model trained on data by an objective, as a command line wants it."""
-    chosen = cls.from_options(options)
-    return cls(model, **cls.from_data(data) | cls.from_objective(objective) | chosen)
+    """The engine for a model trained on data by an objective, as a command line wants it. objective
+    None: not known.
+    """
+    own = {} if objective is None else cls.from_objective(objective)
+    return cls(model, **cls.from_data(data) | own | cls.from_options(options))
 
   def decode_batch(self, params, batch: Batch) -> tuple[list[Row], int]:
     """(the rows in order, forward passes). Prompts hold at least one token of the vocabulary."""

@@ -5,7 +5,6 @@ Axes: B batch, T time, D d_model, F d_ff.
 
 import dataclasses
 import functools
-import math
 from typing import Literal
 
 import flax.linen as nn
@@ -49,12 +48,13 @@ class MLPConfig:
 
 def activated(inner: tuple, activation: str):
   """act(x) of (x,), act(gate) * x of (gate, x)."""
-  first, *factors = inner
-  return math.prod(factors, start=ACTIVATIONS[activation](first))
+  h = ACTIVATIONS[activation](inner[0])
+  return h * inner[1] if len(inner) == 2 else h
 
 
 @recomputed_on_cpu(static_argnums=(2,))
 def activated_linear(inner: tuple, w_FD, activation: str):
+  """(act(gate) * x) w or act(x) w, of which the backward pass keeps `inner` and w alone."""
   return linear(activated(inner, activation), w_FD)
 
 
@@ -82,6 +82,7 @@ class MLP(nn.Module):
     h_BTF = activated(inner, cfg.activation)
     tapped_BTF = tap(self, "mlp_hidden", h_BTF)
     w_out_FD = w("w_out", (F, D), ("mlp", "embed"), init=normal(0.02 / depth**0.5))
+    # An edited hidden state is not a function of `inner`, so it is multiplied as it is.
     if tapped_BTF is h_BTF and target_platform() == "cpu":
       y_BTD = activated_linear(inner, w_out_FD, cfg.activation)
     else:

@@ -4,8 +4,9 @@ Axes: B batch, T time, D d_model, L layers.
 
 Position i of a row has a budget of layers, the same in every row: with u = (i - start) / (length - 1),
 cut to [0, 1], linear from max_layers at u = 0 to min_layers at u = 1. The first of `length` positions has
-max_layers, the last min_layers; positions before `start` (a prompt) have max_layers. A token runs the first `warmup` layers and the last (budget - warmup); in between it passes
-unchanged (the band that the paper skips; one warm-up layer is our reading of it).
+max_layers, the last min_layers; positions before `start` (a prompt) have max_layers. A token runs the
+first `warmup` layers and the last (budget - warmup); in between it passes unchanged (the band that the
+paper skips; one warm-up layer is our reading of it).
 
 Budgets never grow along a row, so every layer that a token uses was computed by all earlier tokens, and
 its keys and values are there: nothing is computed again. With min_layers = max_layers = L it is the

@@ -86,6 +86,10 @@ class Objective:
   special_tokens: ClassVar[tuple[str, ...]] = ()
   former_fields: ClassVar[Mapping[str, str]] = {}
 
+  def mask_token(self) -> int | None:
+    """The id that stands for a masked token, where the objective has one that the data do not own."""
+    return None
+
   def check(self, cfg) -> None:
     """Raises ConfigError for what does not fit the other sections of `cfg` (a RunConfig)."""
 

@@ -50,6 +50,9 @@ class BlockDiffusion(Objective):
         f"and clip_low <= clip_high"
       )
 
+  def mask_token(self):
+    return self.mask
+
   def loss(self, model, params, batch, key, state, *, train, bucket=None):
     clean_BT = batch["tokens"]
     (B, T), keys = clean_BT.shape, jax.random.split(key, 3)

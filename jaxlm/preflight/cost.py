@@ -4,9 +4,9 @@ cycles by op class.
 FLOPs count multiply and add of dots and convolutions (the TPU compiler turns many dots into
 convolutions), inside fusions too, times the loops around them. Pallas kernels are opaque: they have
 no cycles, and their FLOPs are the cost estimate that their author attached; those of attention
-kernels are left out, for `flops.py` counts attention. Bytes are operands and results of each top-level instruction
-that lie in HBM, slices charged as slices; an approximation. Cycles are the compiler's, good to
-about 2-20 % for large matmuls and 1.2 to 6 times too high for element-wise work.
+kernels are left out, for `flops.py` counts attention. Bytes are operands and results of each
+top-level instruction that lie in HBM, slices charged as slices; an approximation. Cycles are the
+compiler's, good to about 2-20 % for large matmuls and 1.2 to 6 times too high for element-wise work.
 """
 
 import collections
@@ -33,6 +33,7 @@ FREE = {
   "async-start",  # what it calls is counted by itself
 }
 
+#: Custom calls of the compiler that move nothing.
 FREE_CALLS = {
   "AllocateBuffer",
   "AssumeGatherIndicesInBound",
@@ -230,6 +231,7 @@ def _op_class(module: Module, instruction: Instruction, flops: int) -> str:
 
 
 def _kernel_flops(module: Module, instruction: Instruction) -> int:
+  """By the kernel's cost estimate; 0 of what is no Pallas kernel, and of attention kernels."""
   if instruction.opcode != "custom-call" or _target(instruction) != "tpu_custom_call":
     return 0
   names = f"{instruction.name} {_op_name(module, instruction)}"

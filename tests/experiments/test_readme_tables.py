@@ -146,7 +146,12 @@ def test_a_copied_table_has_the_digits_and_headings_that_were_asked_for():
 
 
 def test_a_picture_in_text_is_copied_as_code_with_its_revisions(tmp_path):
-  one = dict(lines=["'a' 0", "└─ 'b' 1"], run="decoding-pair/smoke/target/seed0", trained=["abc"], revision="def")  # fmt: skip
+  one = dict(
+    lines=["'a' 0", "└─ 'b' 1"],
+    run="decoding-pair/smoke/target/seed0",
+    trained=["abc"],
+    revision="def",
+  )
   (tmp_path / "p.json").write_text(json.dumps(dict(pictures=dict(tree=one))))
   page = "<!-- lines p.json: key=tree -->\nold\n<!-- end -->"
   assert fill(page, tmp_path).splitlines()[1:-1] == [

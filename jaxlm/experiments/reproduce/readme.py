@@ -27,6 +27,7 @@ from jaxlm.config import ConfigError
 from jaxlm.experiments.reproduce import overview
 from jaxlm.experiments.verdict import sentence
 
+NOT_MEASURED = "Not measured yet with the present configuration."
 MARKED = re.compile(
   r"(<!-- (table|claims|lines|verdict|first_run|systems) ([^\s:]+)(?:: ([^\n]*?))? -->\n).*?(<!-- end -->)",
   re.DOTALL,
@@ -51,7 +52,7 @@ def fill(text: str, folder) -> str:
       return begin + "\n".join(WHOLE[kind](path)) + "\n" + end
     file = pathlib.Path(folder) / path
     if not file.exists():
-      return f"{begin}Not measured at the present recipe yet.\n{end}"
+      return f"{begin}{NOT_MEASURED}\n{end}"
     summary = json.loads(file.read_text())
     if kind == "claims":
       lines = claims(summary)
@@ -104,7 +105,7 @@ def picture(saved: Mapping, key: str) -> list[str]:
   """Lines of one picture in text, as code, and what it was made from."""
   one = saved["pictures"].get(key)
   if one is None:
-    return ["Not measured at the present recipe yet."]
+    return [NOT_MEASURED]
   return [
     "```text",
     *one["lines"],

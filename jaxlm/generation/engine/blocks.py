@@ -158,7 +158,7 @@ class Blocks(Engine):
 
 def mask_of(objective) -> dict[str, int]:
   """{"mask": the objective's own}, {} where it has none."""
-  mask = getattr(objective, "mask", None)
+  mask = objective.mask_token()
   return {} if mask is None else {"mask": mask}
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from jaxlm.config import ConfigError
 from jaxlm.generation.base import ENGINES, Batch, Engine, Row, Snapshot, registered_name
 from jaxlm.generation.engine.step import padded, prefill, round_up
-from jaxlm.generation.engine.unrolled import opened
+from jaxlm.generation.engine.unrolled import opened_pair
 from jaxlm.generation.left_to_right import LeftToRight
 from jaxlm.generation.sampling import sample
 from jaxlm.models import MODELS
@@ -138,11 +138,11 @@ class DraftedEngine(Engine):
 
   def dispatches(self, params: Mapping, batch: Batch, rounds: int = ROUNDS):
     """Yields the carry after the first token, then after every `rounds` rounds; its states are those of
-    the models of `opened`.
+    the models of `opened_pair`.
     """
     if set(params) != {"target", "draft"}:
       raise ConfigError('params of a drafted engine are {"target": ..., "draft": ...}')
-    engine, params = opened(self, params)
+    engine, params = opened_pair(self, params)
     length_B = np.asarray([len(p) for p in batch.prompts], np.int32)
     tokens_BT, room_B = (
       padded(batch.prompts, length_B, batch.max_len is not None),

@@ -26,7 +26,7 @@ from jaxlm.generation.base import Batch
 from jaxlm.generation.engine.drafted import ROUNDS, Carry
 from jaxlm.generation.engine.speculative import Speculative
 from jaxlm.generation.engine.step import put_rows, take_rows
-from jaxlm.generation.engine.unrolled import opened
+from jaxlm.generation.engine.unrolled import opened_pair
 from jaxlm.generation.sampling import Sampling
 from jaxlm.ranges import Count, Natural
 
@@ -54,7 +54,7 @@ class SameLength(Speculative):
     """Yields the carry after the first tokens with None, then after each round, with whether the
     round's rows had equal lengths.
     """
-    engine, params = opened(self, params)
+    engine, params = opened_pair(self, params)
     carry = next(super(SameLength, engine).dispatches(params, batch))
     yield carry, None
     room_B = jnp.asarray(batch.room_B)

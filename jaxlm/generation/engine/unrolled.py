@@ -56,19 +56,22 @@ def open_params(model, params):
 
 
 def opened(engine, params):
-  """(the engine of the unrolled model, its parameters); of a deterministic engine nothing changes, for
-  its logits are the same to the last bit in every engine. Of engines with a draft, both models.
+  """(the engine of the unrolled model, its parameters). A deterministic engine stays as it is: its
+  logits are the same to the last bit in every engine.
   """
+  model = engine.model if engine.deterministic else unrolled(engine.model)
+  if model is engine.model:
+    return engine, params
+  return dataclasses.replace(engine, model=model), open_params(engine.model, params)
+
+
+def opened_pair(engine, params):
+  """As `opened`, of an engine with a target and a draft; params: {"target": .., "draft": ..}."""
   if engine.deterministic:
     return engine, params
-  if not hasattr(engine, "draft"):
-    model = unrolled(engine.model)
-    if model is engine.model:
-      return engine, params
-    return dataclasses.replace(engine, model=model), open_params(engine.model, params)
   models = {"target": engine.model, "draft": engine.draft}
   other = {role: unrolled(model) for role, model in models.items()}
-  if all(other[role] is models[role] for role in models):
+  if other == models:
     return engine, params
   engine = dataclasses.replace(engine, model=other["target"], draft=other["draft"])
-  return engine, {role: open_params(models[role], params[role]) for role in models}
+  return engine, {role: open_params(model, params[role]) for role, model in models.items()}

@@ -112,5 +112,15 @@ def test_prompts_are_padded_to_a_cut_last_piece_or_to_whole_ones():
     prompts = [Prompt([1] * longest), Prompt([2])]
     return step.padded(prompts, np.asarray([longest, 1]), **settings).shape[1]
 
-  assert [width(n) for n in (1, 8, 9, 32, 33, 64, 65, 100, 128)] == [8, 8, 16, 32, 64, 64, 72, 128, 128]  # fmt: skip
+  assert [width(n) for n in (1, 8, 9, 32, 33, 64, 65, 100, 128)] == [
+    8,
+    8,
+    16,
+    32,
+    64,
+    64,
+    72,
+    128,
+    128,
+  ]
   assert [width(n, whole=True) for n in (1, 64, 65)] == [64, 64, 128]

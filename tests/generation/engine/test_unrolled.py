@@ -7,7 +7,13 @@ import pytest
 
 from jaxlm.generation.engine.speculative import Speculative
 from jaxlm.generation.engine.step import extend, put_rows, take_rows
-from jaxlm.generation.engine.unrolled import UnrolledDecoder, open_params, opened, unrolled
+from jaxlm.generation.engine.unrolled import (
+  UnrolledDecoder,
+  open_params,
+  opened,
+  opened_pair,
+  unrolled,
+)
 from jaxlm.generation.left_to_right import LeftToRight
 from jaxlm.generation.sampling import GREEDY
 from tests.generation.engine import toys
@@ -37,13 +43,17 @@ def test_its_logits_are_those_of_the_scan_and_its_rows_can_be_moved_and_go_back(
 def test_only_what_has_such_a_form_is_opened(decoder):
   config, params = decoder
   engine, own = opened(LeftToRight(config, GREEDY), params)
-  assert isinstance(engine.model, UnrolledDecoder) and set(own["blocks"]) == {"layer_0", "layer_1", "layer_2"}  # fmt: skip
+  assert isinstance(engine.model, UnrolledDecoder)
+  assert set(own["blocks"]) == {"layer_0", "layer_1", "layer_2"}
   assert opened(engine, own) == (engine, own)  # a second time changes nothing
   exact = LeftToRight(config, GREEDY, deterministic=True)
   assert opened(exact, params)[0] is exact
   small, _ = toys.model()
-  pattern, _ = toys.model(num_layers=2, mixer=dict(kind="pattern", members=[dict(kind="attention", num_heads=2, window=4), dict(kind="attention", num_heads=2)]))  # fmt: skip
+  full = dict(kind="attention", num_heads=2)
+  mixed = dict(kind="pattern", members=[full | dict(window=4), full])
+  pattern, _ = toys.model(num_layers=2, mixer=mixed)
   assert unrolled(small) is small and unrolled(pattern) is pattern
   both = Speculative(config, small, GREEDY)
-  drafted, own = opened(both, {"target": params, "draft": {}})
-  assert drafted.draft is small and isinstance(drafted.model, UnrolledDecoder) and own["draft"] == {}  # fmt: skip
+  drafted, own = opened_pair(both, {"target": params, "draft": {}})
+  assert drafted.draft is small and isinstance(drafted.model, UnrolledDecoder)
+  assert own["draft"] == {}
