@@ -260,3 +260,19 @@ def test_moves_between_hbm_and_the_chip_are_charged_once_on_the_hbm_side():
   work = {w.name: w.bytes for w in cost(Loops(hlo.parse(MOVES))).work}
   whole = 64 * 512 * 2
   assert work == {"slice.1": whole // 4, "in-start": whole, "out-start": whole}
+
+
+KERNELS = """HloModule jit_f, is_scheduled=true
+
+ENTRY %main (x: bf16[64,512]) -> bf16[64,512] {
+  %x = bf16[64,512]{1,0:T(8,128)(2,1)} parameter(0)
+  %scan.1 = bf16[64,512]{1,0:T(8,128)(2,1)} custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/ssd_forward/pallas_call"}, backend_config={"custom_call_config":{"cost_estimate":{"bytes_accessed":"9","flops":"1000","transcendentals":"7"}}}
+  ROOT %attention_forward.2 = bf16[64,512]{1,0:T(8,128)(2,1)} custom-call(%scan.1), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/attention_forward/pallas_call"}, backend_config={"custom_call_config":{"cost_estimate":{"bytes_accessed":"9","flops":"500","transcendentals":"7"}}}
+}
+"""
+
+
+def test_a_kernel_counts_by_its_cost_estimate_and_attention_is_left_to_the_formula():
+  found = cost(Loops(hlo.parse(KERNELS)))
+  assert found.kernel_flops == 1000 and found.flops == 0
+  assert found.by_class()["kernel"]["count"] == 2
