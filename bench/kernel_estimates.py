@@ -181,8 +181,8 @@ def _phase_kernels(q, k, struct, chip, B, b):
   (_, T, N, H), K, kind = q.shape, k.shape[2], chip.device_kind
   tokens = blocks.tokens(kind, T, N * H, K * H, 2, vmem_bytes(kind))
   channels = pallas_kernels.Channels(N, K, H, 0, True, tokens)
-  wide = [struct((b, T, heads * H), jnp.bfloat16) for heads in (N, K)]
-  rows = struct((b, channels.table_rows, T), jnp.float32)
+  wide = [struct((b, heads * H, T), jnp.bfloat16) for heads in (N, K)]
+  rows = struct((b, K + 1, 1, T), jnp.float32)
   end, carries = (
     struct((b, 1, K * H // 2), jnp.float32),
     struct((b, T // tokens, 1, K * H // 2), jnp.float32),

@@ -10,12 +10,12 @@ STEP = 128
 #: libtpu 0.0.52).
 TOKENS = {"": 512}
 
-#: Their pairs divide a register of 128 lanes, or are one.
-HEAD_DIMS = (32, 64, 128, 256)
+#: Of head_dim: each half of a head's channels is then whole registers, of bfloat16 too.
+HEAD_MULTIPLE = 32
 
 #: Device kinds where the kernels are the default: where the XLA form takes at least 1.3 times as long
 #: at CAROPE_SMALL by the compiler's estimate (kernels/README.md).
-PREFERRED: tuple[str, ...] = ("TPU v5 lite", "TPU v6 lite")
+PREFERRED: tuple[str, ...] = ("TPU v5 lite", "TPU v5", "TPU v6 lite")
 
 
 def vmem_bytes(tokens: int, width: int, kv_width: int, itemsize: int) -> int:

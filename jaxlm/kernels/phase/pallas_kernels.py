@@ -1,21 +1,20 @@
 """Accumulated phases and the rotation by them as two Pallas TPU kernels.
 
-Axes: B batch, T time, S tokens summed at a time, E rows of the exponents' table, N query heads, K kv
-heads, L pairs of all kv heads (K head_dim / 2), Y pairs of one group (128), X channels of one unit,
-M channels of all query heads.
+Axes: B batch, T time, S tokens summed at a time, N query heads, K kv heads, E = K + 1 rows: log f of
+each kv head and what is added to all of them, 0 or -10,000; P pairs of a head, L of all kv heads, Y of
+one group of kv heads, H head_dim, M channels of all query heads, F of all kv heads.
 
-Tokens lie in sublanes and the channels of all heads in lanes, as a projection makes them: nothing is
-transposed. Sums over tokens and changes of lanes are products:
+Time is the last axis of every array, as in the attention kernels: nothing is transposed on the way
+there. A token's log f is then one row for all pairs of its head, and the two channels of a pair
+("half" layout) lie whole registers apart:
 
-  exponent_SY = rows^T table      i log f, and -10,000 where a token adds nothing: exp of it is 0
-  local_SY    = triangle exp(exponent)
-  partner_SX  = x swap            -x2 at the first channel of a pair, x1 at the second
-  y = x cos phi + partner(x) sin phi;   dx = dy cos phi - partner(dy) sin phi
-  G = fold(dy partner(y)),  R_t = sum_{m >= t} G_m,  d log f_t = sum_pairs i exp(exponent) R_t
+  step_YS  = exp(i log f), 0 where a token adds nothing
+  local_YS = step triangle                                       one product per 128 tokens
+  y1 = x1 cos phi - x2 sin phi,   y2 = x2 cos phi + x1 sin phi;  backward: by -phi
+  G = dy2 y1 - dy1 y2,  R_t = sum_{m >= t} G_m,  d log f_t = sum_pairs i step R_t
 
-One factor of each such product is 0, 1, -1 or a small whole number. It is exact in bfloat16, so that
-the other in three bfloat16 parts gives a float32 product in three passes of the matrix unit. Cosines
-are computed once per pair and spread to both of its channels by rolls; `fold` is the transpose.
+The triangle is 0 or 1 and exact in bfloat16, so that the other factor in three bfloat16 parts gives a
+float32 product in three passes of the matrix unit.
 """
 
 import dataclasses
@@ -27,11 +26,10 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxlm.kernels.pallas_support import LANES, on_tpu, round_up
+from jaxlm.kernels.pallas_support import LANES, on_tpu
 from jaxlm.kernels.phase.blocks import STEP
 from jaxlm.kernels.phase.circle import HI, LO, sincos
 
-NN, NT, TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ()))
 NOTHING = -1e4  # its exponential is 0
 INVERSE_TURN = 0.5 / np.pi
 START, CARRIED, BEHIND = 0, 1, 2  # rows of `segment`
@@ -58,80 +56,33 @@ class Channels:
     return self.num_kv_heads * self.pairs
 
   @property
-  def group(self) -> int:
+  def queries(self) -> int:
     """Query heads of a kv head."""
     return self.num_heads // self.num_kv_heads
 
   @property
-  def unit(self) -> int:
-    """Channels that are turned at a time: whole heads, and whole registers."""
-    return max(self.head_dim, LANES)
-
-  @property
-  def table_rows(self) -> int:
-    return round_up(self.num_kv_heads + 1, 16)
-
-  def table(self) -> np.ndarray:
-    """(E, L): the power of each pair in its head's row; 1 in row K, what a token adds nothing by."""
-    out = np.zeros((self.table_rows, self.num_kv_heads, self.pairs), np.float32)
-    for k in range(self.num_kv_heads):
-      out[k, k] = self.ladder_start + np.arange(self.pairs)
-    out[self.num_kv_heads] = 1
-    return out.reshape(self.table_rows, -1)
-
-  def swap(self) -> np.ndarray:
-    """(X, X): x swap is -x2 at a first channel and x1 at a second one."""
-    P = self.pairs
-    one = np.kron(np.array([[0, 1], [-1, 0]], np.float32), np.eye(P, dtype=np.float32))
-    return np.kron(np.eye(self.unit // self.head_dim, dtype=np.float32), one)
-
-  def moves(self) -> list[dict[int, list[int]]]:
-    """For each half of the 256 channels of a group of 128 pairs: {roll: stretches of channels that
-    then have their pair}."""
-    stretch = min(self.pairs, LANES)
-    out = []
-    for half in range(2):
-      shifts: dict[int, list[int]] = {}
-      for s in range(LANES // stretch):
-        source = (half * (LANES // stretch) + s) // 2
-        shifts.setdefault((s - source) * stretch % LANES, []).append(s)
-      out.append(shifts)
-    return out
+  def together(self) -> int:
+    """Kv heads whose phases are summed by one product: about 128 pairs."""
+    most = max(1, LANES // self.pairs)
+    return next(n for n in range(most, 0, -1) if self.num_kv_heads % n == 0)
 
 
-def _parts(x):
-  """Three bfloat16 arrays whose sum is the float32 array x."""
-  high = x.astype(jnp.bfloat16)
-  rest = x - high.astype(jnp.float32)
+def _product(x_YS, triangle_SS):
+  """Float32 product of a float32 array and one that is exact in bfloat16."""
+  high = x_YS.astype(jnp.bfloat16)
+  rest = x_YS - high.astype(jnp.float32)
   middle = rest.astype(jnp.bfloat16)
-  return (rest - middle.astype(jnp.float32)).astype(jnp.bfloat16), middle, high
-
-
-def _product(a, b, dimensions):
-  """Float32 product of a float32 array and one that is exact in bfloat16, in either order."""
-  if a.dtype == jnp.bfloat16:
-    terms = [(a, part) for part in _parts(b)]
-  else:
-    terms = [(part, b) for part in _parts(a)]
+  low = (rest - middle.astype(jnp.float32)).astype(jnp.bfloat16)
   low, middle, high = (
-    jax.lax.dot_general(
-      *pair,
-      dimensions,
+    jnp.dot(
+      part,
+      triangle_SS,
       precision=jax.lax.Precision.DEFAULT,
       preferred_element_type=jnp.float32,
     )
-    for pair in terms
+    for part in (low, middle, high)
   )
   return low + middle + high
-
-
-def _partner(x, swap_XX):
-  """-x2 at first and x1 at second channels, float32."""
-  if x.dtype == jnp.float32:
-    return _product(x, swap_XX, NN)
-  return jax.lax.dot_general(
-    x, swap_XX, NN, precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32
-  )
 
 
 def _wrap(phi):
@@ -139,210 +90,198 @@ def _wrap(phi):
   return (phi - turns * HI) - turns * LO
 
 
-def _triangle(inclusive: bool, reverse: bool, segment):
-  """(S, S) bfloat16: which tokens (columns) are in the sum at a token (row), of its own segment."""
+def _triangle(inclusive: bool, reverse: bool, segment_8S):
+  """(S, S) bfloat16: which tokens (rows) are in the sum at a token (column), of its own segment."""
   row = jax.lax.broadcasted_iota(jnp.int32, (STEP, STEP), 0)
   column = jax.lax.broadcasted_iota(jnp.int32, (STEP, STEP), 1)
-  earlier, later = (row, column) if reverse else (column, row)
+  earlier, later = (column, row) if reverse else (row, column)
   seen = earlier <= later if inclusive else earlier < later
-  if segment is not None:
-    row_8S, column_S8 = segment
-    seen &= column_S8[:, START : START + 1] == row_8S[START : START + 1]
+  if segment_8S is not None:
+    seen &= segment_8S.T[:, START : START + 1] == segment_8S[START : START + 1]
   return jnp.where(seen, 1.0, 0.0).astype(jnp.bfloat16)
 
 
-def _segment(ref, rows):
-  """(8, S) and its transpose, or None."""
-  if ref is None:
-    return None
-  row_8S = ref[0, :, rows]
-  return row_8S, row_8S.T
+def _kept(value_Y1, segment_8S, row: int):
+  """What was carried here, at the tokens whose segment it belongs to: (Y, 1), or (Y, S)."""
+  return value_Y1 if segment_8S is None else value_Y1 * segment_8S[row : row + 1]
 
 
-def _kept(value_1Y, segment, row: int):
-  """What was carried here, at the tokens whose segment it belongs to: (1, W), or (S, W)."""
-  return value_1Y if segment is None else segment[1][:, row : row + 1] * value_1Y
+def _as_column(row_1L):
+  return jnp.broadcast_to(row_1L, (8, row_1L.shape[1])).T[:, :1]
 
 
-def _spread(channels: Channels, x_SY):
-  """(S, 256): what belongs to a pair at both of its channels."""
-  stretch = min(channels.pairs, LANES)
-  of = jax.lax.broadcasted_iota(jnp.int32, x_SY.shape, 1) // stretch
-  halves, rolled = [], {}
-  for shifts in channels.moves():
-    out = None
-    for shift, stretches in shifts.items():
-      if shift not in rolled:
-        rolled[shift] = pltpu.roll(x_SY, shift, 1) if shift else x_SY
-      out = rolled[shift] if out is None else jnp.where(_among(of, stretches), rolled[shift], out)
-    halves.append(out)
-  return jnp.concatenate(halves, axis=1)
+def _as_row(column_L1):
+  return jnp.broadcast_to(column_L1, (column_L1.shape[0], LANES)).T[:1]
 
 
-def _fold(channels: Channels, x_SZ):
-  """The transpose of _spread: the sum over both channels of each pair."""
-  stretch = min(channels.pairs, LANES)
-  of = jax.lax.broadcasted_iota(jnp.int32, (x_SZ.shape[0], LANES), 1) // stretch
-  by_shift: dict[int, list] = {}
-  for half, shifts in enumerate(channels.moves()):
-    x = x_SZ[:, half * LANES : (half + 1) * LANES]
-    for shift, stretches in shifts.items():
-      whole = len(stretches) * stretch == LANES
-      by_shift.setdefault(shift, []).append(
-        x if whole else jnp.where(_among(of, stretches), x, 0.0)
-      )
-  total = None
-  for shift, terms in by_shift.items():
-    term = functools.reduce(jnp.add, terms)
-    term = pltpu.roll(term, LANES - shift, 1) if shift else term
-    total = term if total is None else total + term
-  return total
+def _after(channels: Channels, local_YS, step_YS, carried_Y1, segment_8S):
+  """The phase after the last token, wrapped."""
+  total_Y1 = local_YS[:, STEP - 1 :]
+  if not channels.inclusive:
+    total_Y1 += step_YS[:, STEP - 1 :]
+  return _wrap(total_Y1 + _kept(carried_Y1, segment_8S, CARRIED)[:, -1:])
 
 
-def _among(of, stretches):
-  return functools.reduce(jnp.logical_or, (of == s for s in stretches))
+class _Group:
+  """Some kv heads with their query heads, in one block of tokens."""
+
+  def __init__(self, channels: Channels, refs: dict, number):
+    self.channels, self.refs = channels, refs
+    self.head = number * channels.together  # the first
+    Y = channels.together * channels.pairs
+    self.pairs = pl.ds(pl.multiple_of(number * Y, Y), Y)
+
+  def heads(self):
+    """(kv head in the group, [(array, channels)] of what turns by its phase)."""
+    H, G = self.channels.head_dim, self.channels.queries
+    for n in range(self.channels.together):
+      k = self.head + n
+      queries = [("q", pl.ds(pl.multiple_of((k * G + g) * H, H), H)) for g in range(G)]
+      yield n, [("k", pl.ds(pl.multiple_of(k * H, H), H)), *queries]
+
+  def ladder(self):
+    """(P, S): the power of each pair of a head."""
+    i = jax.lax.broadcasted_iota(jnp.int32, (self.channels.pairs, STEP), 0)
+    return (i + self.channels.ladder_start).astype(jnp.float32)
+
+  def steps(self, tokens):
+    """f^i, (Y, S)."""
+    rows, K = self.refs["rows"], self.channels.num_kv_heads
+    adds_1S = rows[0, K, :, tokens]
+    heads = [
+      jnp.exp(self.ladder() * rows[0, self.head + n, :, tokens] + adds_1S)
+      for n in range(self.channels.together)
+    ]
+    return jnp.concatenate(heads, axis=0)
+
+  def of_head(self, n: int, x_YS):
+    P = self.channels.pairs
+    return x_YS[n * P : (n + 1) * P]
+
+  def halves(self, x_HS):
+    P = self.channels.pairs
+    return x_HS[:P].astype(jnp.float32), x_HS[P:].astype(jnp.float32)
 
 
-def _groups(channels: Channels, body):
-  """body(first pair) for every group of 128 pairs."""
-  jax.lax.fori_loop(
-    0,
-    channels.num_pairs // LANES,
-    lambda n, _: body(pl.multiple_of(n * LANES, LANES)),
-    None,
-  )
+def _turned(x1, x2, cos, sin, dtype):
+  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=0).astype(dtype)
 
 
-def _units(channels: Channels, start):
-  """(channels within the group's 256, of k, [of the query heads]) of each unit of a group."""
-  X, G = channels.unit, channels.group
-  for at in range(0, 2 * LANES, X):
-    k = 2 * start + at
-    queries = [pl.ds(pl.multiple_of(k * G + g * X, X), X) for g in range(G)]
-    yield slice(at, at + X), pl.ds(pl.multiple_of(k, X), X), queries
+def _blocks(channels: Channels, refs: dict):
+  """[(tokens, their rows of `segment` or None)] of each step, and triangle(segment, reverse)."""
+  steps = [pl.ds(at, STEP) for at in range(0, channels.tokens, STEP)]
+  segments = [refs["segment"][0, :, tokens] if "segment" in refs else None for tokens in steps]
+  plain = functools.cache(lambda reverse: _triangle(channels.inclusive, reverse, None))
+
+  def triangle(segment_8S, reverse):
+    if segment_8S is None:
+      return plain(reverse)
+    return _triangle(channels.inclusive, reverse, segment_8S)
+
+  return list(zip(steps, segments)), triangle
 
 
-def _steps(rows_ref, table_EY, rows):
-  """f^i of the tokens `rows`, (S, Y)."""
-  return jnp.exp(_product(rows_ref[0, :, rows], table_EY, TN))
-
-
-def _turn(x, cos_SX, sin_SX, swap_XX, dtype):
-  return (x.astype(jnp.float32) * cos_SX + _partner(x, swap_XX) * sin_SX).astype(dtype)
+def _for_groups(channels: Channels, body):
+  jax.lax.fori_loop(0, channels.num_kv_heads // channels.together, lambda n, _: body(n), None)
 
 
 def _forward_body(channels: Channels, refs: dict):
   j, last = pl.program_id(1), pl.num_programs(1) - 1
-  carry, swap_XX = refs["carry"], refs["swap"][...]
+  carry = refs["carry"]
 
   @pl.when(j == 0)
   def _():
-    carry[...] = refs["initial"][0]
+    carry[...] = _as_column(refs["initial"][0])
 
-  refs["carries"][0, 0] = carry[...]
-  blocks = [pl.ds(at, STEP) for at in range(0, channels.tokens, STEP)]
-  segments = [_segment(refs.get("segment"), rows) for rows in blocks]
-  plain = None if segments[0] is not None else _triangle(channels.inclusive, False, None)
+  refs["carries"][0, 0] = _as_row(carry[...])
+  steps, triangle = _blocks(channels, refs)
+  if steps[0][1] is None:
+    triangle(None, False)  # outside the loop
 
-  def pairs(start):
-    here = pl.ds(start, LANES)
-    table_EY, carried_1Y = refs["table"][:, here], carry[:, here]
-    for rows, segment in zip(blocks, segments):
-      step_SY = _steps(refs["rows"], table_EY, rows)
-      triangle = plain if segment is None else _triangle(channels.inclusive, False, segment)
-      local_SY = _product(triangle, step_SY, NN)
-      sin_SY, cos_SY = sincos(_wrap(local_SY + _kept(carried_1Y, segment, CARRIED)))
-      sin_SZ, cos_SZ = _spread(channels, sin_SY), _spread(channels, cos_SY)
-      for unit, of_k, of_q in _units(channels, start):
-        for name, at in [("k", of_k), *(("q", at) for at in of_q)]:
+  def turn(number):
+    group = _Group(channels, refs, number)
+    carried_Y1 = carry[group.pairs]
+    for tokens, segment_8S in steps:
+      step_YS = group.steps(tokens)
+      local_YS = _product(step_YS, triangle(segment_8S, False))
+      sin_YS, cos_YS = sincos(_wrap(local_YS + _kept(carried_Y1, segment_8S, CARRIED)))
+      for n, arrays in group.heads():
+        cos_PS, sin_PS = group.of_head(n, cos_YS), group.of_head(n, sin_YS)
+        for name, at in arrays:
           out = refs[name + "_out"]
-          out[0, rows, at] = _turn(
-            refs[name][0, rows, at], cos_SZ[:, unit], sin_SZ[:, unit], swap_XX, out.dtype
-          )
-      carried_1Y = _after(channels, local_SY, step_SY, carried_1Y, segment)
-    carry[:, here] = carried_1Y
+          x1, x2 = group.halves(refs[name][0, at, tokens])
+          out[0, at, tokens] = _turned(x1, x2, cos_PS, sin_PS, out.dtype)
+      carried_Y1 = _after(channels, local_YS, step_YS, carried_Y1, segment_8S)
+    carry[group.pairs] = carried_Y1
 
-  _groups(channels, pairs)
+  _for_groups(channels, turn)
 
   @pl.when(j == last)
   def _():
-    refs["final"][0] = carry[...]
-
-
-def _after(channels: Channels, local_SY, step_SY, carried_1Y, segment):
-  """The phase after the last token, wrapped."""
-  total_1Y = local_SY[STEP - 1 :]
-  if not channels.inclusive:
-    total_1Y += step_SY[STEP - 1 :]
-  return _wrap(total_1Y + _kept(carried_1Y, segment, CARRIED)[-1:])
+    refs["final"][0] = _as_row(carry[...])
 
 
 def _backward_body(channels: Channels, refs: dict):
   j, last = pl.program_id(1), pl.num_programs(1) - 1
-  behind, swap_XX = refs["behind"], refs["swap"][...]
+  behind, carries = refs["behind"], refs["carried"]
 
   @pl.when(j == 0)
   def _():
-    behind[...] = refs["d_final"][0]
+    behind[...] = _as_column(refs["d_final"][0])
 
+  carries[...] = _as_column(refs["carries"][0, 0])
   refs["d_rows"][...] = jnp.zeros(refs["d_rows"].shape, jnp.float32)
-  blocks = [pl.ds(at, STEP) for at in range(0, channels.tokens, STEP)]
-  segments = [_segment(refs.get("segment"), rows) for rows in blocks]
-  plain = None
-  if segments[0] is None:
-    plain = [_triangle(channels.inclusive, reverse, None) for reverse in (False, True)]
+  steps, triangle = _blocks(channels, refs)
+  if steps[0][1] is None:
+    triangle(None, False), triangle(None, True)  # outside the loop
 
-  def triangle(segment, reverse):
-    return plain[reverse] if segment is None else _triangle(channels.inclusive, reverse, segment)
+  def turn_back(number):
+    group = _Group(channels, refs, number)
+    carried_Y1, known = carries[group.pairs], []
+    for tokens, segment_8S in steps:
+      step_YS = group.steps(tokens)
+      local_YS = _product(step_YS, triangle(segment_8S, False))
+      known.append((step_YS, _wrap(local_YS + _kept(carried_Y1, segment_8S, CARRIED))))
+      carried_Y1 = _after(channels, local_YS, step_YS, carried_Y1, segment_8S)
+    behind_Y1 = behind[group.pairs]
+    for (tokens, segment_8S), (step_YS, phase_YS) in reversed(list(zip(steps, known))):
+      sin_YS, cos_YS = sincos(phase_YS)
+      G_heads = []
+      for n, arrays in group.heads():
+        cos_PS, sin_PS = group.of_head(n, cos_YS), group.of_head(n, sin_YS)
+        G_heads.append(sum(_turn_back(group, *where, tokens, cos_PS, sin_PS) for where in arrays))
+      G_YS = jnp.concatenate(G_heads, axis=0)
+      local_YS = _product(G_YS, triangle(segment_8S, True))
+      d_step_YS = step_YS * (local_YS + _kept(behind_Y1, segment_8S, BEHIND))
+      for n in range(channels.together):
+        d_1S = jnp.sum(group.ladder() * group.of_head(n, d_step_YS), axis=0, keepdims=True)
+        refs["d_rows"][0, group.head + n, :, tokens] = d_1S
+      total_Y1 = local_YS[:, :1] if channels.inclusive else local_YS[:, :1] + G_YS[:, :1]
+      behind_Y1 = total_Y1 + _kept(behind_Y1, segment_8S, BEHIND)[:, :1]
+    behind[group.pairs] = behind_Y1
 
-  def pairs(start):
-    here = pl.ds(start, LANES)
-    table_EY, carried_1Y = refs["table"][:, here], refs["carries"][0, 0, :, here]
-    known = []
-    for rows, segment in zip(blocks, segments):
-      step_SY = _steps(refs["rows"], table_EY, rows)
-      local_SY = _product(triangle(segment, False), step_SY, NN)
-      phase_SY = _wrap(local_SY + _kept(carried_1Y, segment, CARRIED))
-      known.append((step_SY, *sincos(phase_SY)))
-      carried_1Y = _after(channels, local_SY, step_SY, carried_1Y, segment)
-    behind_1Y = behind[:, here]
-    for rows, segment, (step_SY, sin_SY, cos_SY) in reversed(list(zip(blocks, segments, known))):
-      sin_SZ, cos_SZ = _spread(channels, sin_SY), _spread(channels, cos_SY)
-      G_units = []
-      for unit, of_k, of_q in _units(channels, start):
-        parts = [
-          _pull_turn(refs, name, rows, at, cos_SZ[:, unit], sin_SZ[:, unit], swap_XX)
-          for name, at in [("k", of_k), *(("q", at) for at in of_q)]
-        ]
-        G_units.append(functools.reduce(jnp.add, parts))
-      G_SY = _fold(channels, jnp.concatenate(G_units, axis=1))
-      local_SY = _product(triangle(segment, True), G_SY, NN)
-      R_SY = local_SY + _kept(behind_1Y, segment, BEHIND)
-      refs["d_rows"][0, :, rows] += _product(table_EY, step_SY * R_SY, NT)
-      total_1Y = local_SY[:1] if channels.inclusive else local_SY[:1] + G_SY[:1]
-      behind_1Y = total_1Y + _kept(behind_1Y, segment, BEHIND)[:1]
-    behind[:, here] = behind_1Y
-
-  _groups(channels, pairs)
+  _for_groups(channels, turn_back)
 
   @pl.when(j == last)
   def _():
-    refs["d_initial"][0] = behind[...]
+    refs["d_initial"][0] = _as_row(behind[...])
 
 
-def _pull_turn(refs, name: str, rows, at, cos_SX, sin_SX, swap_XX):
-  """Writes the gradient of q or k; returns that of the phase at both channels of each pair."""
-  dy, y, out = refs["d_" + name][0, rows, at], refs[name][0, rows, at], refs[f"d_{name}_out"]
-  out[0, rows, at] = _turn(dy, cos_SX, -sin_SX, swap_XX, out.dtype)
-  return dy.astype(jnp.float32) * _partner(y, swap_XX)
+def _turn_back(group: _Group, name: str, at, tokens, cos_PS, sin_PS):
+  """Writes the gradient of q or k of one head; returns that of the phase of each pair."""
+  refs, out = group.refs, group.refs[f"d_{name}_out"]
+  dy1, dy2 = group.halves(refs["d_" + name][0, at, tokens])
+  y1, y2 = group.halves(refs[name][0, at, tokens])
+  out[0, at, tokens] = _turned(dy1, dy2, cos_PS, -sin_PS, out.dtype)
+  return dy2 * y1 - dy1 * y2
 
 
 def _call(
-  body, channels: Channels, name: str, ins: dict, outs: dict, scratch: str, cost, back: bool
+  body, channels: Channels, name: str, ins: dict, outs: dict, scratch: tuple, cost, back: bool
 ):
-  """One pallas_call over (batch, blocks of tokens). ins, outs: (array, kind); kinds: "tokens" (B, T,
-  width), "rows" (B, E or 8, T), "block" (B, blocks, 1, L), "row" (B, 1, L), "table" (whole)."""
-  B, T, _ = ins["q"][0].shape
+  """One pallas_call over (batch, blocks of tokens). ins, outs: (array, kind); kinds: "tokens" (B, ..., T),
+  "block" (B, blocks, 1, L), "row" (B, 1, L)."""
+  B, _, T = ins["q"][0].shape
   num, Q = T // channels.tokens, channels.tokens
 
   def at(j):
@@ -351,23 +290,20 @@ def _call(
   def spec(array, kind):
     shape = array.shape
     if kind == "tokens":
-      return pl.BlockSpec((1, Q, shape[2]), lambda b, j: (b, at(j), 0))
-    if kind == "rows":
-      return pl.BlockSpec((1, shape[1], Q), lambda b, j: (b, 0, at(j)))
+      middle = (0,) * (len(shape) - 2)
+      return pl.BlockSpec((1, *shape[1:-1], Q), lambda b, j: (b, *middle, at(j)))
     if kind == "block":
       return pl.BlockSpec((1, 1, *shape[2:]), lambda b, j: (b, at(j), 0, 0))
-    if kind == "row":
-      return pl.BlockSpec((1, *shape[1:]), lambda b, j: (b, 0, 0))
-    return pl.BlockSpec(shape, lambda b, j: (0,) * len(shape))
+    return pl.BlockSpec((1, *shape[1:]), lambda b, j: (b, 0, 0))
 
-  names = (*ins, *outs, scratch)
+  names = (*ins, *outs, *scratch)
   out = pl.pallas_call(
     lambda *refs: body(channels, dict(zip(names, refs))),
     grid=(B, num),
     in_specs=[spec(*entry) for entry in ins.values()],
     out_specs=[spec(*entry) for entry in outs.values()],
     out_shape=[array for array, _ in outs.values()],
-    scratch_shapes=[pltpu.VMEM((1, channels.num_pairs), jnp.float32)],
+    scratch_shapes=[pltpu.VMEM((channels.num_pairs, 1), jnp.float32) for _ in scratch],
     cost_estimate=cost,
     name=name,
     **on_tpu("parallel", "arbitrary"),
@@ -376,83 +312,71 @@ def _call(
 
 
 def cost(channels: Channels, B: int, T: int, itemsize: int, backward: bool) -> pl.CostEstimate:
-  """Bytes: q and k once, and out once; the rows. flops: of the products with triangle and swap."""
+  """Bytes: q and k once, and out once; the rows. flops: of the products with triangles."""
   L, width = channels.num_pairs, (channels.num_heads + channels.num_kv_heads) * channels.head_dim
-  sums = 2 * 3 * B * T * L * (STEP + 2 * channels.table_rows)
-  swaps = 2 * B * T * width * channels.unit
-  moved = B * T * width * itemsize
+  sums, moved = 2 * 3 * B * T * L * STEP, B * T * width * itemsize
   return pl.CostEstimate(
-    flops=(2 * sums + 2 * swaps) if backward else sums + swaps,
+    flops=2 * sums if backward else sums,
     transcendentals=B * T * L,
     bytes_accessed=(3 if backward else 2) * moved
-    + 4 * B * T * channels.table_rows * (2 if backward else 1),
+    + 4 * B * T * (channels.num_kv_heads + 1) * (2 if backward else 1),
   )
-
-
-def _constants(channels: Channels) -> dict:
-  table, swap = (
-    jnp.asarray(channels.table(), jnp.bfloat16),
-    jnp.asarray(channels.swap(), jnp.bfloat16),
-  )
-  return dict(table=(table, "table"), swap=(swap, "table"))
 
 
 def _struct(shape, dtype=jnp.float32):
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def forward(channels: Channels, q_BTM, k_BTF, rows_BET, segment_B8T, initial_B1L):
+def forward(channels: Channels, q_BMT, k_BFT, rows_BE1T, segment_B8T, initial_B1L):
   """(q and k turned, carries before every block (B, blocks, 1, L), final_B1L). T: whole blocks."""
-  (B, T, _), L = k_BTF.shape, channels.num_pairs
+  (B, _, T), L = k_BFT.shape, channels.num_pairs
   out = _call(
     _forward_body,
     channels,
     "phase_forward",
-    dict(q=(q_BTM, "tokens"), k=(k_BTF, "tokens"), rows=(rows_BET, "rows"))
-    | ({} if segment_B8T is None else dict(segment=(segment_B8T, "rows")))
-    | dict(initial=(initial_B1L, "row"))
-    | _constants(channels),
+    dict(q=(q_BMT, "tokens"), k=(k_BFT, "tokens"), rows=(rows_BE1T, "tokens"))
+    | ({} if segment_B8T is None else dict(segment=(segment_B8T, "tokens")))
+    | dict(initial=(initial_B1L, "row")),
     dict(
-      q_out=(_struct(q_BTM.shape, q_BTM.dtype), "tokens"),
-      k_out=(_struct(k_BTF.shape, k_BTF.dtype), "tokens"),
+      q_out=(_struct(q_BMT.shape, q_BMT.dtype), "tokens"),
+      k_out=(_struct(k_BFT.shape, k_BFT.dtype), "tokens"),
       carries=(_struct((B, T // channels.tokens, 1, L)), "block"),
       final=(_struct((B, 1, L)), "row"),
     ),
-    "carry",
-    cost(channels, B, T, q_BTM.dtype.itemsize, False),
+    ("carry",),
+    cost(channels, B, T, q_BMT.dtype.itemsize, False),
     False,
   )
   return out["q_out"], out["k_out"], out["carries"], out["final"]
 
 
 def backward(
-  channels: Channels, q_BTM, k_BTF, rows_BET, segment_B8T, carries, dq_BTM, dk_BTF, d_final_B1L
+  channels: Channels, q_BMT, k_BFT, rows_BE1T, segment_B8T, carries, dq_BMT, dk_BFT, d_final_B1L
 ):
-  """(dq_BTM, dk_BTF, d_rows_BET, d_initial_B1L). q, k: as turned; dq, dk: of them."""
-  (B, T, _), L = k_BTF.shape, channels.num_pairs
+  """(dq_BMT, dk_BFT, d_rows_BE1T, d_initial_B1L). q, k: as turned; dq, dk: of them."""
+  (B, _, T), L = k_BFT.shape, channels.num_pairs
   out = _call(
     _backward_body,
     channels,
     "phase_backward",
     dict(
-      q=(q_BTM, "tokens"),
-      k=(k_BTF, "tokens"),
-      d_q=(dq_BTM, "tokens"),
-      d_k=(dk_BTF, "tokens"),
-      rows=(rows_BET, "rows"),
+      q=(q_BMT, "tokens"),
+      k=(k_BFT, "tokens"),
+      d_q=(dq_BMT, "tokens"),
+      d_k=(dk_BFT, "tokens"),
+      rows=(rows_BE1T, "tokens"),
       carries=(carries, "block"),
       d_final=(d_final_B1L, "row"),
     )
-    | ({} if segment_B8T is None else dict(segment=(segment_B8T, "rows")))
-    | _constants(channels),
+    | ({} if segment_B8T is None else dict(segment=(segment_B8T, "tokens"))),
     dict(
-      d_q_out=(_struct(q_BTM.shape, q_BTM.dtype), "tokens"),
-      d_k_out=(_struct(k_BTF.shape, k_BTF.dtype), "tokens"),
-      d_rows=(_struct(rows_BET.shape), "rows"),
+      d_q_out=(_struct(q_BMT.shape, q_BMT.dtype), "tokens"),
+      d_k_out=(_struct(k_BFT.shape, k_BFT.dtype), "tokens"),
+      d_rows=(_struct(rows_BE1T.shape), "tokens"),
       d_initial=(_struct((B, 1, L)), "row"),
     ),
-    "behind",
-    cost(channels, B, T, q_BTM.dtype.itemsize, True),
+    ("behind", "carried"),
+    cost(channels, B, T, q_BMT.dtype.itemsize, True),
     True,
   )
   return out["d_q_out"], out["d_k_out"], out["d_rows"], out["d_initial"]

@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxlm.kernels.pallas_support import LANES, vmem_bytes, why_not_here
+from jaxlm.kernels.pallas_support import vmem_bytes, why_not_here
 from jaxlm.kernels.phase import blocks
 from jaxlm.kernels.phase import pallas_kernels as kernels
 from jaxlm.kernels.phase.blocks import STEP
@@ -53,15 +53,10 @@ def supports(q, k, rotary_dim: int, layout: str, spec=None) -> str | None:
       f'it turns whole heads in layout "half", not {rotary_dim} of {H} channels in layout {layout!r}; '
       'use implementation="xla"'
     )
-  if H not in blocks.HEAD_DIMS or K * H % (2 * LANES):
+  if H % blocks.HEAD_MULTIPLE:
     return (
-      f"{K} kv heads of {H} channels on a device: head_dim must be one of {', '.join(map(str, blocks.HEAD_DIMS))} "
-      'and all heads together a multiple of 256 channels; use implementation="xla"'
-    )
-  if N != K and H % LANES:
-    return (
-      f"{N} query heads share {K} kv heads of {H} channels; with shared heads head_dim must be a "
-      'multiple of 128; use implementation="xla"'
+      f"head_dim is {H} and must be a multiple of {blocks.HEAD_MULTIPLE}: half a head fills whole "
+      'registers; use implementation="xla"'
     )
   found = _tokens(T // shards[1], N * H, K * H, q.dtype)
   need, most = (
@@ -82,20 +77,20 @@ def _tokens(T: int, width: int, kv_width: int, dtype) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rotate(channels: Channels, q_BTM, k_BTF, rows_BET, segment_B8T, initial_B1L):
-  return _forward(channels, q_BTM, k_BTF, rows_BET, segment_B8T, initial_B1L)[0]
+def _rotate(channels: Channels, q_BMT, k_BFT, rows_BE1T, segment_B8T, initial_B1L):
+  return _forward(channels, q_BMT, k_BFT, rows_BE1T, segment_B8T, initial_B1L)[0]
 
 
-def _forward(channels, q_BTM, k_BTF, rows_BET, segment_B8T, initial_B1L):
-  q_BTM, k_BTF, carries, final_B1L = kernels.forward(
-    channels, q_BTM, k_BTF, rows_BET, segment_B8T, initial_B1L
+def _forward(channels, q_BMT, k_BFT, rows_BE1T, segment_B8T, initial_B1L):
+  q_BMT, k_BFT, carries, final_B1L = kernels.forward(
+    channels, q_BMT, k_BFT, rows_BE1T, segment_B8T, initial_B1L
   )
-  return (q_BTM, k_BTF, final_B1L), (q_BTM, k_BTF, rows_BET, segment_B8T, carries)
+  return (q_BMT, k_BFT, final_B1L), (q_BMT, k_BFT, rows_BE1T, segment_B8T, carries)
 
 
 def _backward(channels, residuals, gradients):
-  dq_BTM, dk_BTF, d_rows_BET, d_initial_B1L = kernels.backward(channels, *residuals, *gradients)
-  return dq_BTM, dk_BTF, d_rows_BET, None, d_initial_B1L
+  dq_BMT, dk_BFT, d_rows_BE1T, d_initial_B1L = kernels.backward(channels, *residuals, *gradients)
+  return dq_BMT, dk_BFT, d_rows_BE1T, None, d_initial_B1L
 
 
 _rotate.defvjp(_forward, _backward)
@@ -136,24 +131,32 @@ def carope_rotate(
   channels = Channels(N, K, H, ladder_start, inclusive, tokens)
   padding = -T % tokens
 
-  def wide(x_BTNH):
-    return jnp.pad(x_BTNH.reshape(B, T, -1), ((0, 0), (0, padding), (0, 0)))
+  def time_last(x_BTNH):
+    x_BMT = x_BTNH.transpose(0, 2, 3, 1).reshape(B, -1, T)
+    return jnp.pad(x_BMT, ((0, 0), (0, 0), (0, padding)))
+
+  def time_second(x_BMT, like):
+    return x_BMT[..., :T].reshape(B, *like.shape[2:], T).transpose(0, 3, 1, 2)
 
   adds_BT = jnp.zeros((B, T)) if mask_BT is None else jnp.where(mask_BT > 0, 0.0, NOTHING)
-  rows_BET = jnp.concatenate(
+  rows_BE1T = jnp.concatenate(
     [
       jnp.pad(log_f_BTK.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding))),
       jnp.pad(adds_BT, ((0, 0), (0, padding)), constant_values=NOTHING)[:, None],
-      jnp.zeros((B, channels.table_rows - K - 1, T + padding)),
     ],
     axis=1,
-  )
+  )[:, :, None]
   segment_B8T = None if segment_ids_BT is None else _segment_rows(segment_ids_BT, T + padding)
-  q_BTM, k_BTF, final_B1L = _rotate(
-    channels, wide(q_BTNH), wide(k_BTKH), rows_BET, segment_B8T, initial_BKP.reshape(B, 1, -1)
+  q_BMT, k_BFT, final_B1L = _rotate(
+    channels,
+    time_last(q_BTNH),
+    time_last(k_BTKH),
+    rows_BE1T,
+    segment_B8T,
+    initial_BKP.reshape(B, 1, -1),
   )
   return (
-    q_BTM[:, :T].reshape(q_BTNH.shape),
-    k_BTF[:, :T].reshape(k_BTKH.shape),
+    time_second(q_BMT, q_BTNH),
+    time_second(k_BFT, k_BTKH),
     final_B1L.reshape(initial_BKP.shape),
   )
