@@ -14,7 +14,7 @@ TOKENS = {"": 512}
 HEAD_MULTIPLE = 32
 
 #: Device kinds where the kernels are the default: where the XLA form takes at least 1.3 times as long
-#: at CAROPE_SMALL by the compiler's estimate (kernels/README.md).
+#: at CAROPE_SMALL by the compiler's estimate, or on v5p the whole step is faster (kernels/README.md).
 PREFERRED: tuple[str, ...] = ("TPU v5 lite", "TPU v5", "TPU v6 lite")
 
 
