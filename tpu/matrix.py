@@ -71,6 +71,13 @@ ROWS = [
     peer=(0.267, 0.369),
   ),
   Row(
+    "gpt2_small with RoPE",
+    "configs/decoder/gpt2_small.py:512",
+    "v5e:4x4",
+    {"model.position": "rope"},
+    budget=dict(peak_bytes=3.90 * GIB, executed_over_model=1.47, wire_ratio=1.45),
+  ),
+  Row(
     "gpt2_small with CARoPE",
     "configs/decoder/gpt2_small.py:512",
     "v5e:4x4",
@@ -360,6 +367,40 @@ def print_line(row: Row, r: dict) -> None:
   print("  " + " | ".join(f"{h}: {c}" for h, c in zip(HEAD[3:], cells(row, r)[3:])), flush=True)
 
 
+#: (a row with CARoPE, the same with RoPE, slice).
+TWINS = (
+  ("gpt2_small with CARoPE", "gpt2_small with RoPE", "v5e:4x4"),
+  ("llama_1b with CARoPE", "llama_1b", "v5p:4x4x4"),
+)
+
+
+def beside_rope(results) -> list[str]:
+  """A table of the rows whose only difference is the position, or nothing."""
+  seconds = {
+    (row.name, row.topology): (s["best"], s["worst"])
+    for row, r in results
+    if (s := r["estimates"]["seconds"])
+  }
+  rows = []
+  for carope, rope, topology in TWINS:
+    ours, theirs = seconds.get((carope, topology)), seconds.get((rope, topology))
+    if ours and theirs:
+      rows.append(
+        f"| {carope} | {topology} | {ours[0]:.3f} to {ours[1]:.3f} | {theirs[0]:.3f} to {theirs[1]:.3f} | "
+        f"{ours[0] / theirs[0]:.2f} to {ours[1] / theirs[1]:.2f} |"
+      )
+  if not rows:
+    return []
+  return [
+    "",
+    "## CARoPE beside RoPE",
+    "",
+    "| config | slice | step s | with RoPE, step s | ratio, both ends |",
+    "|--|--|--|--|--|",
+    *rows,
+  ]
+
+
 def beside_maxtext(results) -> list[str]:
   """A table of the rows that have a peer, or nothing."""
   rows = [
@@ -399,6 +440,7 @@ def page(results) -> str:
   ]
   lines += ["| " + " | ".join(cells(row, r)) + " |" for row, r in results]
   lines += beside_maxtext(results)
+  lines += beside_rope(results)
   older = [f"{row.name} on {row.topology}" for row, r in results if "kernel_flops" not in r]
   if older:
     lines += [

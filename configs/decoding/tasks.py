@@ -8,7 +8,7 @@ Every number is ours.
 import ml_collections as mlc
 
 DATA = {
-  "choices": dict(kind="choices", seq_len=24),
+  "choices": dict(kind="choices", seq_len=24, num_values=64, asked="largest"),
   "backtracking": dict(kind="backtracking", seq_len=48),
   # As many turns as a prompt of three turns and a query has: no position is new then.
   "registers": dict(kind="registers", seq_len=308, turns=4),
@@ -19,8 +19,8 @@ DATA = {
     seq_len=64,
   ),
 }
-VOCAB = {"choices": 37, "backtracking": 14, "registers": 259, "hidden": 1026}
-STEPS = {"choices": 2000, "backtracking": 2500, "registers": 1500, "hidden": 1500}
+VOCAB = {"choices": 85, "backtracking": 14, "registers": 259, "hidden": 1026}
+STEPS = {"choices": 400, "backtracking": 2500, "registers": 1500, "hidden": 1500}
 
 
 def get_config(task: str = "choices") -> mlc.ConfigDict:

@@ -2,8 +2,8 @@
 
   python experiments/decoding/setprompt.py --scale smoke|small
 
-Source: McIlroy-Young et al., "Set-Based Prompting", arXiv 2406.06581. A question names a key of a list of
-items; the model was trained on ordered lists. `ours`: the paper's tasks are CommonsenseQA and MMLU with
+Source: McIlroy-Young et al., "Set-Based Prompting", arXiv 2406.06581. The question is for the largest value
+of a list; the model was trained on ordered lists. `ours`: the paper's tasks are CommonsenseQA and MMLU with
 models of 7 B and more.
 """
 
@@ -82,6 +82,17 @@ WORST, MEAN, BEST, SET, SPREAD = (
   "set: spread of logits",
 )
 
+
+def known(claim):
+  """The claim where more than half of the answers are right; one in four is to be had by guessing."""
+
+  def judged(t):
+    right = t["rope", MEAN]
+    return claim(t) if right > 0.5 else (None, f"the model is right in {right:.0%}")
+
+  return judged
+
+
 TABLE = Table(
   name="decoding-setprompt",
   title="A list in every order, and as a set",
@@ -103,7 +114,10 @@ TABLE = Table(
     Column(SPREAD, "spread", 6),
   ],
   scales={
-    "smoke": Scale("2 layers of width 64, lists of 4 items, 2,000 steps of 32 lists", num_seeds=3),
+    "smoke": Scale(
+      "2 layers of width 64, lists of 4 items with values below 64, 400 steps of 32 lists: most answers are right, not all",
+      num_seeds=3,
+    ),
     "small": Scale(
       "the same with lists of 8 items",
       overrides={"data.num_items": 8, "data.seq_len": 40, "train.steps": 20_000},
@@ -116,14 +130,14 @@ TABLE = Table(
     "no order of a set changes a logit by more than 0.001": lambda t: Exact(
       all(t[row, SPREAD] < 1e-3 for row in ("rope", "nope", "learned"))
     ),
-    "a list in order is not so: its best order is right more often than its worst": lambda t: (
-      t["rope", BEST] - t["rope", WORST]
+    "a list in order is not so: its best order is right more often than its worst": known(
+      lambda t: t["rope", BEST] - t["rope", WORST]
     ),
-    "with RoPE, never trained on sets, a set is within 0.1 of the mean order": lambda t: (
-      t["rope", SET] - t["rope", MEAN] + 0.1
+    "with RoPE, never trained on sets, a set is within 0.1 of the mean order": known(
+      lambda t: t["rope", SET] - t["rope", MEAN] + 0.1
     ),
-    "learned absolute positions lose more than RoPE does": lambda t: (
-      (t["learned", MEAN] - t["learned", SET]) - (t["rope", MEAN] - t["rope", SET])
+    "learned absolute positions lose more than RoPE does": known(
+      lambda t: (t["learned", MEAN] - t["learned", SET]) - (t["rope", MEAN] - t["rope", SET])
     ),
   },
   source="arXiv 2406.06581",

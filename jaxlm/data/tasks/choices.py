@@ -1,10 +1,11 @@
 """`data.kind = "choices"`: a list of items in any order, a question about one of them.
 
-An item is a key and a value; the question names a key, the answer is its value. Ids: keys, values, one
-mark that ends an item, one in front of the question, then PAD, BOS, EOS.
+An item is a key and a value. The question names a key, the answer is its value; or it is for the largest
+value. Ids: keys, values, one mark that ends an item, one in front of the question, then PAD, BOS, EOS.
 """
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from jaxlm.ranges import Count
 @dataclasses.dataclass(frozen=True)
 @checked
 class ChoicesData(TaskData):
-  """num_items: in a list. num_keys, num_values: to draw from; keys of a list are distinct."""
+  """num_items: in a list. num_keys, num_values: to draw from; keys of a list are distinct. asked: the
+  value of a key, or the largest value, which one layer of attention finds."""
 
   batch_size: Count
   seq_len: Count = 24
@@ -27,6 +29,7 @@ class ChoicesData(TaskData):
   num_items: Count = 4
   num_keys: Count = 16
   num_values: Count = 16
+  asked: Literal["key", "largest"] = "key"
 
   def __post_init__(self):
     if self.num_items > self.num_keys:
@@ -75,6 +78,8 @@ class _Lists:
     cfg, rng = self.cfg, np.random.default_rng([*self.key, int(index)])
     keys = rng.choice(cfg.num_keys, cfg.num_items, replace=False)
     values = cfg.num_keys + rng.integers(0, cfg.num_values, cfg.num_items)
-    asked = int(rng.integers(cfg.num_items))
     items = [x for k, v in zip(keys, values) for x in (int(k), int(v), cfg.mark)]
+    if cfg.asked == "largest":
+      return Problem([*items, cfg.mark + 1], [int(values.max())])
+    asked = int(rng.integers(cfg.num_items))
     return Problem([*items, cfg.mark + 1, int(keys[asked])], [int(values[asked])])
