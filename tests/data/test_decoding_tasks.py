@@ -36,6 +36,14 @@ def test_a_question_has_its_answer_among_the_items():
     ChoicesData(4, num_items=20)
 
 
+def test_a_question_for_the_largest_value_names_no_key():
+  data = ChoicesData(4, num_values=64, asked="largest")
+  for index in range(20):
+    question, wanted = data.random_access("test", 1)[index]
+    assert wanted == [max(value for _, value, _ in data.items(question))]
+    assert len(question) == 3 * data.num_items + 1
+
+
 def test_registers_tell_the_facts_of_one_world_and_tag_every_byte():
   facts = [f for entity in world(10, 0) for f in entity]
   assert (
