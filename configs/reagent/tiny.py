@@ -39,6 +39,6 @@ def get_config() -> mlc.ConfigDict:
   )
   c.schedule = dict(kind="cosine", warmup_steps=50, final_fraction=0.1)
   c.mesh = dict(data=1, fsdp=-1, sequence=1, tensor=1)
-  c.train = dict(steps=1500, log_every=100, save_every=1500)
+  c.train = dict(steps=2500, log_every=100, save_every=2500)
   c.eval = dict(num_tokens=6656)
   return c.lock()

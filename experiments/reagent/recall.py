@@ -68,7 +68,7 @@ ROWS = [
   Row("reagent", CONFIG, label="ReAGent, uniform", settings=dict(kind="reagent")),
   row("reagent_unigram", "ReAGent, unigram", kind="reagent", unigram=True),
   row("gradient", "gradient x input", kind="gradient_x_input"),
-  row("ig", "integrated gradients", kind="integrated_gradients", steps=256, decades=24),
+  row("ig", "integrated gradients", kind="integrated_gradients", steps=512, decades=24, scan=2048),
   row("ig_even", "the same, 20 even steps", kind="integrated_gradients"),
   row("attention", "last attention", kind="attention"),
   row("rollout", "attention rollout", kind="rollout"),
@@ -112,7 +112,7 @@ TABLE = Table(
   ],
   scales={
     "smoke": Scale(
-      "2 layers of width 64, 1,500 steps of 64 rows of 26 tokens; 100 prompts of 11 tokens; a minute of training and "
+      "2 layers of width 64, 2,500 steps of 64 rows of 26 tokens; 100 prompts of 11 tokens; two minutes of training and "
       "half a minute a row on one core",
       num_seeds=3,
     ),

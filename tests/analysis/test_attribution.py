@@ -65,6 +65,20 @@ class Linear:
     return jnp.sum(self.w[None] * e, axis=(1, 2))
 
 
+class Steep(Linear):
+  """A value that changes at 0.37 of the way, within a hundredth of it."""
+
+  def value(self, params, e_BTD, tokens_BT=None):
+    so_far = jnp.sum(e_BTD * self.vectors, axis=(1, 2)) / jnp.sum(self.vectors**2)
+    return jnp.tanh(300 * (so_far - 0.37))
+
+
+def test_steps_lie_where_a_scan_of_the_path_finds_change():
+  q = Steep()
+  gaps = [abs(IntegratedGradients(20, scan=n)(q, KEY).sum() - 2) for n in (0, 1000)]
+  assert gaps[0] > 0.5 and gaps[1] < 0.05, gaps
+
+
 def test_on_a_linear_model_one_step_is_exact_and_equals_gradient_times_input():
   q = Linear()
   want = np.asarray(jnp.sum(q.w[None] * q.vectors, -1))
