@@ -40,7 +40,7 @@ def measure(trained, overrides_at) -> Measured:
     out = {}
     for kind, mask in (("trigger", trigger_BT), ("other", ~trigger_BT)):
       weight = {"loss_weights": batch["loss_weights"] * mask}
-      out[kind] = mean_loss(nll_BT, weight) - _expected(data, batch, mask)
+      out[kind] = mean_loss(nll_BT, weight) - _of_the_law(data, batch, mask)
     return out
 
   names = ("attention_first", "attention_near", "v", "resid", "attention")
@@ -85,13 +85,17 @@ def measure(trained, overrides_at) -> Measured:
   return Measured(numbers, notes, {"start": curve})
 
 
-def _expected(data, batch, mask_BT) -> float:
-  """The Bayes loss of these very positions: the entropy of the next symbol, summed."""
-  entropy_VV = np.pad(data.task.entropies(), (0, 1))
-  tokens = batch["tokens"]
-  before = np.pad(tokens[:, :-1], ((0, 0), (1, 0)))
+def _of_the_law(data, batch, mask_BT) -> float:
+  """The loss of the Bayes predictor on these very targets: a sample's noise is in both and cancels."""
+  tokens, targets = batch["tokens"], batch["targets"]
+  # <s> precedes the first symbol and none of the targets that count.
+  last = np.minimum(tokens, data.num_symbols - 1)
+  before = np.pad(last[:, :-1], ((0, 0), (1, 0)))
+  p_BTV = data.task.conditional(before, last)
+  symbol = np.minimum(targets, data.num_symbols - 1)[..., None]
+  p_BT = np.take_along_axis(p_BTV, symbol, axis=2)[..., 0]
   weight = batch["loss_weights"] * mask_BT
-  return float((entropy_VV[before, tokens] * weight).sum() / weight.sum())
+  return float(-(np.log(np.where(weight > 0, p_BT, 1.0)) * weight).sum() / weight.sum())
 
 
 ROWS = [
