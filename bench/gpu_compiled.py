@@ -74,7 +74,8 @@ def estimate(case: tuple[str, str, str, str]) -> dict | str:
     said,
     re.S,
   )
-  # A kernel that is called twice with the same shapes is assembled once.
+  # Fewer: a kernel that is called twice with the same shapes is assembled once. More: a line of
+  # another kernel was read.
   if 0 < len(kernels) <= len(result["shared_bytes"]):
     result["kernels"] = [
       {"name": name, "spilled_bytes": int(spilled), "registers": int(registers)}

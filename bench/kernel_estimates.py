@@ -179,7 +179,7 @@ def _phase_kernels(q, k, struct, chip, B, b):
   from jaxlm.kernels.phase import blocks, pallas_kernels
 
   (_, T, N, H), K, kind = q.shape, k.shape[2], chip.device_kind
-  tokens = blocks.tokens(kind, T, N * H, K * H, 2, vmem_bytes(kind))
+  tokens = blocks.tokens(kind, T, N, K, H, 2, vmem_bytes(kind))
   channels = pallas_kernels.Channels(N, K, H, 0, True, tokens)
   wide = [struct((b, heads * H, T), jnp.bfloat16) for heads in (N, K)]
   rows = struct((b, K + 1, 1, T), jnp.float32)

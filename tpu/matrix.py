@@ -374,29 +374,41 @@ TWINS = (
 )
 
 
+def _of_slices(results) -> dict:
+  """Rows by (name, slice), without those that did not compile."""
+  return {(row.name, row.topology): r for row, r in results if r["estimates"]["seconds"]}
+
+
+def _seconds(r: dict) -> tuple[float, float]:
+  s = r["estimates"]["seconds"]
+  return s["best"], s["worst"]
+
+
+def _beside(name: str, topology: str, ours: tuple, theirs: tuple, *more: str) -> str:
+  ends = " | ".join(f"{low:.3f} to {high:.3f}" for low, high in (ours, theirs))
+  ratio = f"{ours[0] / theirs[0]:.2f} to {ours[1] / theirs[1]:.2f}"
+  return f"| {' | '.join([name, topology, ends, ratio, *more])} |"
+
+
 def beside_rope(results) -> list[str]:
   """A table of the rows whose only difference is the position, or nothing."""
-  seconds = {
-    (row.name, row.topology): (s["best"], s["worst"])
-    for row, r in results
-    if (s := r["estimates"]["seconds"])
-  }
+  done = _of_slices(results)
   rows = []
   for carope, rope, topology in TWINS:
-    ours, theirs = seconds.get((carope, topology)), seconds.get((rope, topology))
+    ours, theirs = done.get((carope, topology)), done.get((rope, topology))
     if ours and theirs:
-      rows.append(
-        f"| {carope} | {topology} | {ours[0]:.3f} to {ours[1]:.3f} | {theirs[0]:.3f} to {theirs[1]:.3f} | "
-        f"{ours[0] / theirs[0]:.2f} to {ours[1] / theirs[1]:.2f} |"
-      )
+      revisions = ", ".join(dict.fromkeys([ours["revision"], theirs["revision"]]))
+      rows.append(_beside(carope, topology, _seconds(ours), _seconds(theirs), revisions))
   if not rows:
     return []
   return [
     "",
     "## CARoPE beside RoPE",
     "",
-    "| config | slice | step s | with RoPE, step s | ratio, both ends |",
-    "|--|--|--|--|--|",
+    "The same model and slice; only the position differs. CARoPE's kernels count by the cost estimate that they carry.",
+    "",
+    "| config | slice | step s | with RoPE, step s | ratio, both ends | revisions |",
+    "|--|--|--|--|--|--|",
     *rows,
   ]
 
@@ -404,10 +416,9 @@ def beside_rope(results) -> list[str]:
 def beside_maxtext(results) -> list[str]:
   """A table of the rows that have a peer, or nothing."""
   rows = [
-    f"| {row.name} | {row.topology} | {low:.3f} to {high:.3f} | {row.peer[0]:.3f} to {row.peer[1]:.3f} | "
-    f"{low / row.peer[0]:.2f} to {high / row.peer[1]:.2f} |"
+    _beside(row.name, row.topology, _seconds(r), row.peer)
     for row, r in results
-    if row.peer and (s := r["estimates"]["seconds"]) and (low := s["best"]) and (high := s["worst"])
+    if row.peer and r["estimates"]["seconds"]
   ]
   if not rows:
     return []

@@ -3,7 +3,7 @@
   python experiments/activedormant/heads.py --scale smoke
 
 One head a layer. Queries are told apart by whether their token is a trigger, which repeats the token
-before it. The least possible loss is known in closed form; excess is what a model loses beyond it.
+before it. Excess is what a model loses beyond the Bayes predictor on the same targets.
 """
 
 import numpy as np
@@ -40,7 +40,7 @@ def measure(trained, overrides_at) -> Measured:
     out = {}
     for kind, mask in (("trigger", trigger_BT), ("other", ~trigger_BT)):
       weight = {"loss_weights": batch["loss_weights"] * mask}
-      out[kind] = mean_loss(nll_BT, weight) - _of_the_law(data, batch, mask)
+      out[kind] = mean_loss(nll_BT, weight) - bayes_loss(data, batch, mask)
     return out
 
   names = ("attention_first", "attention_near", "v", "resid", "attention")
@@ -85,17 +85,16 @@ def measure(trained, overrides_at) -> Measured:
   return Measured(numbers, notes, {"start": curve})
 
 
-def _of_the_law(data, batch, mask_BT) -> float:
-  """The loss of the Bayes predictor on these very targets: a sample's noise is in both and cancels."""
-  tokens, targets = batch["tokens"], batch["targets"]
-  # <s> precedes the first symbol and none of the targets that count.
-  last = np.minimum(tokens, data.num_symbols - 1)
-  before = np.pad(last[:, :-1], ((0, 0), (1, 0)))
-  p_BTV = data.task.conditional(before, last)
-  symbol = np.minimum(targets, data.num_symbols - 1)[..., None]
-  p_BT = np.take_along_axis(p_BTV, symbol, axis=2)[..., 0]
-  weight = batch["loss_weights"] * mask_BT
-  return float(-(np.log(np.where(weight > 0, p_BT, 1.0)) * weight).sum() / weight.sum())
+def bayes_loss(data, batch, mask_BT) -> float:
+  """Loss in nats of the Bayes predictor on the targets that count under mask_BT (bool)."""
+  # Targets count from x_3 on: <s> is none of the two symbols before them, and any may stand for it.
+  last_BT = np.minimum(batch["tokens"], data.num_symbols - 1)
+  before_BT = np.pad(last_BT[:, :-1], ((0, 0), (1, 0)))
+  p_BTV = data.task.conditional(before_BT, last_BT)
+  p_BT = np.take_along_axis(p_BTV, batch["targets"][..., None], axis=2)[..., 0]
+  weight_BT = batch["loss_weights"] * mask_BT
+  nll_BT = -np.log(np.where(weight_BT > 0, p_BT, 1.0))
+  return mean_loss(nll_BT, {"loss_weights": weight_BT})
 
 
 ROWS = [

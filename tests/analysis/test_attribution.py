@@ -68,7 +68,7 @@ class Linear:
 class Steep(Linear):
   """A value that changes at 0.37 of the way, within a hundredth of it."""
 
-  def value(self, params, e_BTD, tokens_BT=None):
+  def value(self, params, e_BTD):
     so_far = jnp.sum(e_BTD * self.vectors, axis=(1, 2)) / jnp.sum(self.vectors**2)
     return jnp.tanh(300 * (so_far - 0.37))
 

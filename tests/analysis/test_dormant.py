@@ -4,7 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import small
 
+from experiments.activedormant.heads import bayes_loss
 from jaxlm.analysis import dormant, intervene, observe
+from jaxlm.data.backcopy import BackcopyData
+from jaxlm.experiments.readings import validation
 
 
 def test_each_intervention_changes_its_site_and_no_other():
@@ -33,3 +36,13 @@ def test_kinds_of_queries_and_the_logit_lead_by_hand():
   s = np.array([[0.0, -np.inf, -np.inf], [2.0, 1.0, -np.inf], [3.0, 1.0, 0.0]])
   p = np.exp(s) / np.exp(s).sum(-1, keepdims=True)
   np.testing.assert_allclose(dormant.logit_lead(p[None, None])[0, 0], [0, 1.0, 2.5])
+
+
+def test_the_bayes_predictor_s_loss_on_many_rows_comes_near_the_closed_form():
+  data = BackcopyData(seq_len=64, batch_size=32)
+  batch = validation(data, 1024)
+  trigger_BT = np.append(data.task.trigger_V, False)[batch["tokens"]]
+  # 45,000 targets whose losses spread by about a nat: a standard error of 0.005.
+  want = data.task.bayes_loss(64)
+  assert abs(bayes_loss(data, batch, ~trigger_BT) - want["other"]) < 0.02
+  assert bayes_loss(data, batch, trigger_BT) == want["trigger"] == 0

@@ -124,12 +124,12 @@ FLOAT32 = 1e-4
   "T, heads, packed, masked, inclusive, start",
   [
     (1, (4, 4, 64), False, False, True, 0),
-    (257, (2, 2, 128), False, True, False, 1),
+    (257, (6, 6, 64), False, True, False, 1),  # two groups of three heads
     pytest.param(150, (4, 4, 64), True, True, True, 0, marks=pytest.mark.slow),
     pytest.param(150, (4, 4, 64), True, False, False, 1, marks=pytest.mark.slow),
     pytest.param(129, (8, 8, 32), False, False, False, 1, marks=pytest.mark.slow),
     pytest.param(127, (4, 2, 128), False, False, True, 1, marks=pytest.mark.slow),
-    pytest.param(5, (2, 1, 256), False, False, True, 0, marks=pytest.mark.slow),
+    pytest.param(5, (4, 2, 256), False, False, True, 0, marks=pytest.mark.slow),
   ],
 )
 def test_the_kernels_are_the_definition_with_their_gradients(
@@ -159,7 +159,8 @@ def test_bfloat16_is_rounded_once_on_the_way_out():
 
 
 @pytest.mark.slow
-def test_two_cores_neither_race_nor_read_what_is_not_there():
+def test_two_cores_neither_race_nor_read_what_is_not_there(monkeypatch):
+  monkeypatch.setitem(blocks.TOKENS, "", 128)  # segments cross a block
   a, mask = inputs(2, 150, 4, 4, 64, masked=True)
   segments = jnp.asarray(PACKED, jnp.int32)
   with every_detector():
@@ -204,5 +205,5 @@ def test_what_is_not_supported_is_refused_with_the_remedy():
 
 def test_blocks_fit_on_chip():
   for _, T, N, K, H in (shapes.CAROPE_SMALL, shapes.CAROPE_REDUCED, shapes.LONG_ROWS):
-    found = blocks.tokens("TPU v5", T, N * H, K * H, 2, 48 * 2**20)
-    assert blocks.vmem_bytes(found, N * H, K * H, 2) <= 48 * 2**20 and found % blocks.STEP == 0
+    found = blocks.tokens("TPU v5", T, N, K, H, 2, 48 * 2**20)
+    assert blocks.vmem_bytes(found, N, K, H, 2) <= 48 * 2**20 and found % blocks.STEP == 0

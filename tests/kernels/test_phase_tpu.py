@@ -58,15 +58,18 @@ def kernels(program) -> int:
     dict(shape=shapes.LONG_ROWS),
     dict(shape=(1, 1000, 32, 8, 128), packed=True),
     dict(shape=(1, 100, 4, 4, 64), dtype=jnp.float32),
+    dict(shape=(1, 512, 9, 3, 64), packed=True),
+    dict(shape=(1, 256, 2, 1, 32)),
+    dict(shape=(1, 256, 4, 4, 96)),
   ],
-  ids=["small", "reduced", "long", "grouped", "float32"],
+  ids=["small", "reduced", "long", "grouped", "float32", "shared 64", "one of 32", "96"],
 )
 def test_the_kernels_compile_and_no_phases_reach_memory(chip, case):
   program = lowered(mesh_of(ONE_CHIP[chip], data=1), **case)
   assert kernels(program) == 2
   B, T, N, K, H = case["shape"]
   size = jnp.dtype(case.get("dtype", jnp.bfloat16)).itemsize
-  # q and k as turned, their gradients in another layout, rows of exponents: phases, cosines and
+  # q and k as turned, their gradients in another layout, log f: phases, cosines and
   # sines in float32 would add 6 B T K H.
   memory = program.compile().memory_analysis()
   assert memory.temp_size_in_bytes < 6 * size * B * T * (N + K) * H + 2**22

@@ -38,9 +38,10 @@ class IntegratedGradients(Method):
   the norm's epsilon, and the norms behind it amplify that again, so the gradient lies near s = 0: with
   epsilon = 1e-6 about three powers of ten further down for each norm, two a layer. There even steps
   never become complete; `metrics.completeness_gap` tells how far a choice is.
-  scan: 0, or so many forward passes along the path, after which each row's steps lie where its value
-  changes: by the same amount in each. A trained network's value may rise and fall by many times
-  F(e) - F(0) on the way.
+  scan: 0, or parts of the path whose ends are first evaluated (scan + 1 forward passes a row). Each
+  row's steps then have about equal change of F: its change over the path and, spread evenly, a
+  quarter as much again. A trained network's value may rise and fall by many times F(e) - F(0) on
+  the way.
   """
 
   steps: Count = 20
@@ -63,7 +64,7 @@ class IntegratedGradients(Method):
     grid = jnp.linspace(0.0, 1.0, self.scan + 1)
     F_UB = jax.lax.map(lambda u: question.value(params, e_BTD * self._at(u)[0]), grid)
     change_UB = jnp.abs(jnp.diff(F_UB, axis=0))
-    # A quarter is spread evenly, so that no stretch is left out.
+    # A quarter as much again is spread evenly, so that no stretch is left out.
     change_UB += jnp.maximum(change_UB.mean(axis=0, keepdims=True), 1e-12) / 4
     so_far_UB = jnp.concatenate([jnp.zeros((1, B)), jnp.cumsum(change_UB, axis=0)])
     so_far_UB /= so_far_UB[-1:]

@@ -1,7 +1,7 @@
-"""`data.kind = "choices"`: a list of items in any order, a question about one of them.
+"""`data.kind = "choices"`: a list of items in any order, and a question about it.
 
-An item is a key and a value. The question names a key, the answer is its value; or it is for the largest
-value. Ids: keys, values, one mark that ends an item, one in front of the question, then PAD, BOS, EOS.
+An item is a key and a value. asked = "key": the question names a key, the answer is its value. asked =
+"largest": the question names none, the answer is the largest value. Ids: keys, values, one mark that ends an item, one in front of the question, then PAD, BOS, EOS.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from jaxlm.ranges import Count
 @dataclasses.dataclass(frozen=True)
 @checked
 class ChoicesData(TaskData):
-  """num_items: in a list. num_keys, num_values: to draw from; keys of a list are distinct. asked: the
-  value of a key, or the largest value, which one layer of attention finds."""
+  """num_items: in a list. num_keys, num_values: to draw from; keys of a list are distinct. asked: what
+  the question is for, "key" (the value of a key) or "largest" (the largest value of the list)."""
 
   batch_size: Count
   seq_len: Count = 24

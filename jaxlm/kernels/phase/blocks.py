@@ -6,6 +6,8 @@ from jaxlm.kernels.pallas_support import LANES, SPILLS, round_up
 #: reaches 128 rad before it is wrapped, where a float32 is exact to 4e-6.
 STEP = 128
 
+SUBLANES = 8  # a row of float32 takes as many on chip
+
 #: Tokens of a block by device kind, chosen by the compiler's estimate (bench/kernel_estimates.py,
 #: libtpu 0.0.52).
 TOKENS = {"": 512}
@@ -18,19 +20,21 @@ HEAD_MULTIPLE = 32
 PREFERRED: tuple[str, ...] = ("TPU v5 lite", "TPU v5", "TPU v6 lite")
 
 
-def vmem_bytes(tokens: int, width: int, kv_width: int, itemsize: int) -> int:
+def vmem_bytes(tokens: int, N: int, K: int, H: int, itemsize: int) -> int:
   """On-chip bytes of a step of the backward kernel: six blocks of q and k twice (one is used while
-  the next is on its way), and what is kept of 128 pairs. width: channels of all query heads,
-  kv_width: of all kv heads."""
-  moved = 2 * 3 * tokens * (width + kv_width) * itemsize
-  kept = 16 * 4 * tokens * LANES
-  return int(SPILLS * (moved + kept))
+  the next is on its way), log f and its gradient likewise, two columns of all pairs, which fill
+  whole registers, and 16 arrays of the pairs of one group. N query heads, K kv heads, H head_dim."""
+  moved = 2 * 3 * tokens * (N + K) * H * itemsize
+  rows = 2 * 2 * SUBLANES * 4 * tokens * (K + 1)
+  columns = 2 * 4 * LANES * K * H // 2
+  kept = 16 * 4 * tokens * max(LANES, H // 2)
+  return int(SPILLS * (moved + rows + columns + kept))
 
 
-def tokens(device_kind: str, T: int, width: int, kv_width: int, itemsize: int, room: int) -> int:
+def tokens(device_kind: str, T: int, N: int, K: int, H: int, itemsize: int, room: int) -> int:
   """The table's tokens of a block, no more than T, halved until a block fits into `room` bytes."""
   found = min(TOKENS.get(device_kind, TOKENS[""]), round_up(T, STEP))
-  while found > STEP and vmem_bytes(found, width, kv_width, itemsize) > room:
+  while found > STEP and vmem_bytes(found, N, K, H, itemsize) > room:
     found = max(STEP, found // 2 // STEP * STEP)
   return found
 

@@ -1,17 +1,17 @@
 """Accumulated phases and the rotation by them as two Pallas TPU kernels.
 
-Axes: B batch, T time, S tokens summed at a time, N query heads, K kv heads, E = K + 1 rows: log f of
-each kv head and what is added to all of them, 0 or -10,000; P pairs of a head, L of all kv heads, Y of
-one group of kv heads, H head_dim, M channels of all query heads, F of all kv heads.
+Axes: B batch, T time, S tokens summed at a time, N query heads, K kv heads, E = K + 1 rows: log f
+of each kv head and what is added to every exponent, 0 or -10,000; P pairs of a head, L of all kv
+heads, Y of one group of kv heads, H head_dim, M channels of all query heads, F of all kv heads.
 
-Time is the last axis of every array, as in the attention kernels: nothing is transposed on the way
-there. A token's log f is then one row for all pairs of its head, and the two channels of a pair
-("half" layout) lie whole registers apart:
+Time is the last axis of all that has time, as in the attention kernels, so that XLA need not
+transpose between the two. A token's log f is then one row for all pairs of its head, and the two
+channels of a pair ("half" layout) lie whole registers apart:
 
-  step_YS  = exp(i log f), 0 where a token adds nothing
+  step_YS  = exp(i log f + added), 0 where a token adds nothing
   local_YS = step triangle                                       one product per 128 tokens
   y1 = x1 cos phi - x2 sin phi,   y2 = x2 cos phi + x1 sin phi;  backward: by -phi
-  G = dy2 y1 - dy1 y2,  R_t = sum_{m >= t} G_m,  d log f_t = sum_pairs i step R_t
+  G = dy2 y1 - dy1 y2,  R_t = sum_{m >= t} G_m (exclusive: m > t),  d log f_t = sum_pairs i step R_t
 
 The triangle is 0 or 1 and exact in bfloat16, so that the other factor in three bfloat16 parts gives a
 float32 product in three passes of the matrix unit.
@@ -62,7 +62,8 @@ class Channels:
 
   @property
   def together(self) -> int:
-    """Kv heads whose phases are summed by one product: about 128 pairs."""
+    """Kv heads whose phases are summed by one product: the most that divide num_kv_heads and have at
+    most 128 pairs, at least one."""
     most = max(1, LANES // self.pairs)
     return next(n for n in range(most, 0, -1) if self.num_kv_heads % n == 0)
 
@@ -86,6 +87,7 @@ def _product(x_YS, triangle_SS):
 
 
 def _wrap(phi):
+  """circle.wrap without stop_gradient: nothing is differentiated here."""
   turns = jnp.floor(phi * INVERSE_TURN + 0.5)
   return (phi - turns * HI) - turns * LO
 
@@ -312,7 +314,9 @@ def _call(
 
 
 def cost(channels: Channels, B: int, T: int, itemsize: int, backward: bool) -> pl.CostEstimate:
-  """Bytes: q and k once, and out once; the rows. flops: of the products with triangles."""
+  """Bytes: q and k, as read and as written, backward also their gradients as read; log f, backward
+  also its gradient; not segments and carries. flops: of the products with triangles, a float32
+  product once per part. transcendentals: the powers of f; sines and cosines are polynomials."""
   L, width = channels.num_pairs, (channels.num_heads + channels.num_kv_heads) * channels.head_dim
   sums, moved = 2 * 3 * B * T * L * STEP, B * T * width * itemsize
   return pl.CostEstimate(

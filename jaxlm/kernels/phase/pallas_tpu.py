@@ -1,7 +1,7 @@
 """The TPU kernels of `carope_rotate`: what they cover, their arguments and their gradient.
 
-Axes: B batch, T time, N query heads, K kv heads, H head_dim, P = H / 2 channel pairs, E rows of
-exponents, L = K P, F = K H, M = N H.
+Axes: B batch, T time, N query heads, K kv heads, H head_dim, P = H / 2 channel pairs, L = K P,
+F = K H, M = N H; E = K + 1 rows: log f of every kv head, and what is added to every exponent.
 
 Kept for the backward pass: log f, the phases before the blocks, and the turned q and k, which
 attention keeps anyway. Phases, sines and cosines exist on chip only.
@@ -58,9 +58,9 @@ def supports(q, k, rotary_dim: int, layout: str, spec=None) -> str | None:
       f"head_dim is {H} and must be a multiple of {blocks.HEAD_MULTIPLE}: half a head fills whole "
       'registers; use implementation="xla"'
     )
-  found = _tokens(T // shards[1], N * H, K * H, q.dtype)
+  found = _tokens(T // shards[1], N, K, H, q.dtype)
   need, most = (
-    blocks.vmem_bytes(found, N * H, K * H, q.dtype.itemsize),
+    blocks.vmem_bytes(found, N, K, H, q.dtype.itemsize),
     vmem_bytes(target_device_kind()),
   )
   if need > most:
@@ -71,9 +71,9 @@ def supports(q, k, rotary_dim: int, layout: str, spec=None) -> str | None:
   return None
 
 
-def _tokens(T: int, width: int, kv_width: int, dtype) -> int:
+def _tokens(T: int, N: int, K: int, H: int, dtype) -> int:
   kind = target_device_kind()
-  return blocks.tokens(kind, T, width, kv_width, jnp.dtype(dtype).itemsize, vmem_bytes(kind))
+  return blocks.tokens(kind, T, N, K, H, jnp.dtype(dtype).itemsize, vmem_bytes(kind))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -127,7 +127,7 @@ def carope_rotate(
   """As reference.carope_rotate. chunk is not used: sums of 128 tokens are joined."""
   del chunk, rotary_dim, layout, num_pairs  # all pairs, (first half, second half)
   (B, T, N, H), K = q_BTNH.shape, k_BTKH.shape[2]
-  tokens = _tokens(T, N * H, K * H, q_BTNH.dtype)
+  tokens = _tokens(T, N, K, H, q_BTNH.dtype)
   channels = Channels(N, K, H, ladder_start, inclusive, tokens)
   padding = -T % tokens
 
