@@ -73,4 +73,5 @@ def test_on_a_slice_that_is_not_there_the_choices_are_those_of_its_chip(capsys):
   argv = ["kernels", "--config=configs/carope/paper_small.py", "--topology=v5e:4x4", "--json"]
   assert cli.main(argv) == 0
   found = {entry["op"]: entry for entry in json.loads(capsys.readouterr().out)}
-  assert found["attention"]["implementation"] == "splash"
+  assert found["attention"]["implementation"] == "pallas"  # rows of 512, without biases
+  assert found["phase"]["implementation"] == "pallas"
