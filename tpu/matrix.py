@@ -144,6 +144,13 @@ ROWS = [
     ),
   ),
   Row(
+    "llama_1b with CARoPE, phases by XLA",
+    "configs/decoder/llama_1b.py",
+    "v5p:4x4x4",
+    {"model.position": "carope", "model.position.implementation": "xla"},
+    budget=dict(peak_bytes=5.22 * GIB, wire_ratio=1.0),
+  ),
+  Row(
     "llama_1b, 256 sequences",
     "configs/decoder/llama_1b.py",
     "v5e:16x16",
@@ -374,11 +381,6 @@ TWINS = (
 )
 
 
-def _of_slices(results) -> dict:
-  """Rows by (name, slice), without those that did not compile."""
-  return {(row.name, row.topology): r for row, r in results if r["estimates"]["seconds"]}
-
-
 def _seconds(r: dict) -> tuple[float, float]:
   s = r["estimates"]["seconds"]
   return s["best"], s["worst"]
@@ -392,7 +394,7 @@ def _beside(name: str, topology: str, ours: tuple, theirs: tuple, *more: str) ->
 
 def beside_rope(results) -> list[str]:
   """A table of the rows whose only difference is the position, or nothing."""
-  done = _of_slices(results)
+  done = {(row.name, row.topology): r for row, r in results if r["estimates"]["seconds"]}
   rows = []
   for carope, rope, topology in TWINS:
     ours, theirs = done.get((carope, topology)), done.get((rope, topology))

@@ -18,7 +18,6 @@ float32 product in three passes of the matrix unit.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -146,8 +145,8 @@ class _Group:
     i = jax.lax.broadcasted_iota(jnp.int32, (self.channels.pairs, STEP), 0)
     return (i + self.channels.ladder_start).astype(jnp.float32)
 
-  def steps(self, tokens):
-    """f^i, (Y, S)."""
+  def powers(self, tokens):
+    """f^i, 0 where a token adds nothing, (Y, S)."""
     rows, K = self.refs["rows"], self.channels.num_kv_heads
     adds_1S = rows[0, K, :, tokens]
     heads = [
@@ -169,18 +168,18 @@ def _turned(x1, x2, cos, sin, dtype):
   return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=0).astype(dtype)
 
 
-def _blocks(channels: Channels, refs: dict):
-  """[(tokens, their rows of `segment` or None)] of each step, and triangle(segment, reverse)."""
-  steps = [pl.ds(at, STEP) for at in range(0, channels.tokens, STEP)]
-  segments = [refs["segment"][0, :, tokens] if "segment" in refs else None for tokens in steps]
-  plain = functools.cache(lambda reverse: _triangle(channels.inclusive, reverse, None))
+def _steps(channels: Channels, refs: dict, *reverse: bool):
+  """(tokens, their rows of `segment` or None, a triangle for each of `reverse`) of each step."""
+  ats = [pl.ds(at, STEP) for at in range(0, channels.tokens, STEP)]
 
-  def triangle(segment_8S, reverse):
-    if segment_8S is None:
-      return plain(reverse)
-    return _triangle(channels.inclusive, reverse, segment_8S)
+  def triangles(segment_8S):
+    return [_triangle(channels.inclusive, back, segment_8S) for back in reverse]
 
-  return list(zip(steps, segments)), triangle
+  if "segment" not in refs:
+    plain = triangles(None)
+    return [(at, None, *plain) for at in ats]
+  segments = [refs["segment"][0, :, at] for at in ats]
+  return [(at, segment, *triangles(segment)) for at, segment in zip(ats, segments)]
 
 
 def _for_groups(channels: Channels, body):
@@ -196,16 +195,14 @@ def _forward_body(channels: Channels, refs: dict):
     carry[...] = _as_column(refs["initial"][0])
 
   refs["carries"][0, 0] = _as_row(carry[...])
-  steps, triangle = _blocks(channels, refs)
-  if steps[0][1] is None:
-    triangle(None, False)  # outside the loop
+  steps = _steps(channels, refs, False)
 
   def turn(number):
     group = _Group(channels, refs, number)
     carried_Y1 = carry[group.pairs]
-    for tokens, segment_8S in steps:
-      step_YS = group.steps(tokens)
-      local_YS = _product(step_YS, triangle(segment_8S, False))
+    for tokens, segment_8S, triangle_SS in steps:
+      step_YS = group.powers(tokens)
+      local_YS = _product(step_YS, triangle_SS)
       sin_YS, cos_YS = sincos(_wrap(local_YS + _kept(carried_Y1, segment_8S, CARRIED)))
       for n, arrays in group.heads():
         cos_PS, sin_PS = group.of_head(n, cos_YS), group.of_head(n, sin_YS)
@@ -232,28 +229,28 @@ def _backward_body(channels: Channels, refs: dict):
     behind[...] = _as_column(refs["d_final"][0])
 
   carries[...] = _as_column(refs["carries"][0, 0])
-  refs["d_rows"][...] = jnp.zeros(refs["d_rows"].shape, jnp.float32)
-  steps, triangle = _blocks(channels, refs)
-  if steps[0][1] is None:
-    triangle(None, False), triangle(None, True)  # outside the loop
+  refs["d_rows"][0, channels.num_kv_heads] = jnp.zeros((1, channels.tokens), jnp.float32)
+  steps = _steps(channels, refs, False, True)
 
   def turn_back(number):
     group = _Group(channels, refs, number)
     carried_Y1, known = carries[group.pairs], []
-    for tokens, segment_8S in steps:
-      step_YS = group.steps(tokens)
-      local_YS = _product(step_YS, triangle(segment_8S, False))
+    for tokens, segment_8S, triangle_SS, _ in steps:
+      step_YS = group.powers(tokens)
+      local_YS = _product(step_YS, triangle_SS)
       known.append((step_YS, _wrap(local_YS + _kept(carried_Y1, segment_8S, CARRIED))))
       carried_Y1 = _after(channels, local_YS, step_YS, carried_Y1, segment_8S)
     behind_Y1 = behind[group.pairs]
-    for (tokens, segment_8S), (step_YS, phase_YS) in reversed(list(zip(steps, known))):
+    for (tokens, segment_8S, _, triangle_SS), (step_YS, phase_YS) in reversed(
+      list(zip(steps, known))
+    ):
       sin_YS, cos_YS = sincos(phase_YS)
       G_heads = []
       for n, arrays in group.heads():
         cos_PS, sin_PS = group.of_head(n, cos_YS), group.of_head(n, sin_YS)
         G_heads.append(sum(_turn_back(group, *where, tokens, cos_PS, sin_PS) for where in arrays))
       G_YS = jnp.concatenate(G_heads, axis=0)
-      local_YS = _product(G_YS, triangle(segment_8S, True))
+      local_YS = _product(G_YS, triangle_SS)
       d_step_YS = step_YS * (local_YS + _kept(behind_Y1, segment_8S, BEHIND))
       for n in range(channels.together):
         d_1S = jnp.sum(group.ladder() * group.of_head(n, d_step_YS), axis=0, keepdims=True)
