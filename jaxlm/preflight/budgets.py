@@ -56,9 +56,10 @@ def broken(report: Report, budget: Budget = Budget()) -> list[str]:
       )
   if budget.wire_ratio and report.wire_ratio and report.wire_ratio > budget.wire_ratio:
     worst = max(report.collectives, key=lambda c: c.total)
+    where = worst.source or worst.op_name
     lines.append(
       f"wire bytes {report.wire_ratio:.3f} x the minimum, budget {budget.wire_ratio:.2f}; most in "
-      f"{worst.kind} at {worst.source or worst.op_name}"
+      f"{worst.kind}{f' at {where}' if where else ''}"
     )
   return lines
 
