@@ -108,7 +108,7 @@ TABLE = Table(
   ],
   scales={
     "smoke": Scale(
-      "2 layers of width 64, lists of 4 items with values below 64, 400 steps of 32 lists: most answers are right, not all",
+      "2 layers of width 64, lists of 4 items with values below 64, 400 steps of 32 lists",
       num_seeds=3,
     ),
     "small": Scale(
