@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import Kinds, checked
 from jaxlm.kernels.linear_cross_entropy import linear_cross_entropy
+from jaxlm.layers.lookup import lookup
 from jaxlm.layers.weights import normal, weights
 from jaxlm.ranges import NonNegative
 
@@ -102,7 +103,11 @@ class Embedding(nn.Module):
     )
 
   def encode(self, tokens_BT, context=None):
-    x_BTD = jnp.take(self.embedding_VD, tokens_BT, axis=0, mode="clip").astype(self.dtype)
+    spec, table_spec = (
+      nn.logical_to_mesh_axes(("batch", "seq", None)),
+      nn.logical_to_mesh_axes(("vocab", "embed")),
+    )
+    x_BTD = lookup(self.embedding_VD, tokens_BT, spec, table_spec).astype(self.dtype)
     return x_BTD * jnp.asarray(self.d_model**0.5, self.dtype) if self.cfg.scale_by_width else x_BTD
 
   def logits(self, h_BTD, context=None, softcap=None):
