@@ -3,9 +3,11 @@ of a positions controls.
 
   python experiments/actattack/scaling.py --scale smoke
 
-Targets are random tokens. t_max(a) is the largest number of targets that at least 80 % of the attacks
-reach; kappa is its slope over a, of the a that do not reach the longest target tried, and chi =
-d 16 / (kappa log2 V) counts bits in per bit out. A real checkpoint: `jaxlm convert --from hf FOLDER --to OUT` and
+Targets are drawn evenly from the n bytes that occur OFTEN times or more in the validation rows: no state
+makes a byte the most probable that training never showed. t_max(a) is the largest number of targets that
+at least 80 % of the attacks reach; kappa is its slope over a, of the a that do not reach the longest target
+tried, and chi = d 16 / (kappa log2 n) counts bits in per bit out. Fewer than 8 positions of the 16 control
+nothing at width 64 and 1 or 2 bytes at width 128 (seed 0), so the line begins at 8. A real checkpoint: `jaxlm convert --from hf FOLDER --to OUT` and
 `jaxlm.analysis.activation_attack.attacker(Attack(), jaxlm.open_model(OUT), context, target)`.
 """
 
@@ -14,10 +16,12 @@ import numpy as np
 from jaxlm.experiments import Column, Figure, Measured, Row, Scale, Table
 
 CONFIG = "configs/attnsink/tiny.py"
-POSITIONS = (1, 2, 3, 4)
-LENGTHS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 56)
-CONTEXT, ATTACKS, STEPS = 8, 10, 200
-SHORT = 12  # targets up to here run in a program of their own, a third as long
+POSITIONS = (8, 10, 12, 14, 16)
+LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32)
+CONTEXT, ATTACKS, STEPS = 16, 10, 300
+SHORT = 8  # targets up to here run in a program of their own, half as long
+ROWS_COUNTED, OFTEN = 512, 20
+TOKENS = 4  # positions of the attack that replaces tokens
 
 
 def measure(trained, overrides_at) -> Measured:
@@ -30,8 +34,10 @@ def measure(trained, overrides_at) -> Measured:
   model = opened(trained)
   V, D = model.config.vocab_size, model.config.d_model
   rng = np.random.default_rng(trained.config["seed"])
-  context = validation(model.data, ATTACKS)["tokens"][:, :CONTEXT]
-  targets = rng.integers(0, V - 1, (ATTACKS, LENGTHS[-1]))
+  rows = validation(model.data, ROWS_COUNTED)["tokens"]
+  context = rows[:ATTACKS, :CONTEXT]
+  alphabet = np.flatnonzero(np.bincount(rows.ravel(), minlength=V) >= OFTEN)
+  targets = rng.choice(alphabet, (ATTACKS, LENGTHS[-1]))
   attack = aa.Attack(steps=STEPS)
   few, many = (aa.attacker(attack, model, context, targets[:, :n]) for n in (SHORT, None))
 
@@ -53,14 +59,14 @@ def measure(trained, overrides_at) -> Measured:
   reached = []
   for b in range(ATTACKS):
     goal = int(targets[b, 0])
-    found, _ = aa.token_attack(lambda rows, goal=goal: read(rows)[:, goal], context[b], V, 4)
+    found, _ = aa.token_attack(lambda rows, goal=goal: read(rows)[:, goal], context[b], V, TOKENS)
     whole = np.repeat(found[None], V, axis=0)  # of the same shape, so that one program serves all
     reached.append(int(read(whole)[0].argmax()) == goal)
   numbers = {f"t@{a}": float(t) for a, t in zip(POSITIONS, most)}
-  numbers |= {"tokens": 100 * float(np.mean(reached)), "token_bits": 4 * np.log2(V)}
+  numbers |= {"tokens": 100 * float(np.mean(reached)), "token_bits": TOKENS * np.log2(V)}
   if fit:
-    chi = aa.resistance(fit["kappa"], D, V)
-    numbers |= fit | {"chi": chi, "activation_bits": chi * np.log2(V)}
+    chi = aa.resistance(fit["kappa"], D, len(alphabet))
+    numbers |= fit | {"chi": chi, "activation_bits": chi * np.log2(len(alphabet))}
     reason = "t_max does not grow with a"
   else:
     reason = f"fewer than three a stay below the longest target tried, {LENGTHS[-1]} tokens"
@@ -70,7 +76,7 @@ def measure(trained, overrides_at) -> Measured:
   return Measured(numbers, notes, {"t_max": [float(t) for t in most]})
 
 
-SIZES = (16, 32, 64, 128)
+SIZES = (64, 96, 128, 192)
 ROWS = [
   Row(
     f"d{d}",
@@ -95,13 +101,13 @@ TABLE = Table(
     Column("kappa", "kappa", 2),
     Column("R^2 of the line", "r2", 3),
     Column(CHI, "chi", 1),
-    Column("one token by 4 tokens, %", "tokens", 0),
-    Column("bits of 4 tokens", "token_bits", 0),
-    Column("bits of activations per token", "activation_bits", 0),
+    Column(f"one byte by {TOKENS} tokens, %", "tokens", 0),
+    Column(f"bits of {TOKENS} tokens", "token_bits", 0),
+    Column("bits of activations per byte", "activation_bits", 0),
   ],
   scales={
     "smoke": Scale(
-      "3 layers of width 16 to 128, 800 steps of 32 rows of 64 bytes; 10 attacks of 200 steps; about two "
+      "3 layers of width 64 to 192, 800 steps of 32 rows of 64 bytes; 10 attacks of 300 steps; about three "
       "minutes a row on one core",
       num_seeds=3,
       overrides={"train.steps": 800, "train.keep_every": 800, "train.save_every": 800},
