@@ -1,11 +1,12 @@
-"""Rows of a table by index, whose gradient is reduced over a mesh in two steps.
+"""Rows of a table by index, whose gradient is never reduced whole.
 
 Axes: B batch, T time, V vocabulary, D d_model.
 
-Left to the partitioner, the gradient of a table is summed whole over all axes of the rows, (data,
-fsdp), and cut afterwards. Here each device adds up the gradient of its own rows, the sums are
-scattered over the axes of the table's columns, fsdp, and the pieces are summed over the rest: half
-the bytes. The forward is the partitioner's: it sends vectors, not the table.
+On a mesh of two axes, (data, fsdp), the partitioner sums the gradient of the whole table over both
+and cuts it afterwards. Here devices exchange the columns of the vectors' gradients over the axes of
+the table's columns, fsdp: each adds up its own columns, for the rows of its group, and only those
+sums go over the rest. It is what the partitioner does with fsdp alone. The forward is the
+partitioner's: it sends vectors, not the table.
 """
 
 import functools
@@ -19,7 +20,6 @@ from jaxlm.kernels.linear_cross_entropy.sharded import (
   names,
   num_devices,
   row_axes,
-  scattered,
 )
 
 
@@ -53,12 +53,14 @@ def _backward(spec, table_spec, residuals, dx_BTD):
   tokens_BT, table_VD = residuals
   table = jax.ShapeDtypeStruct(table_VD.shape, table_VD.dtype)
   columns, manual = column_axes(spec, table_spec, table), row_axes(spec)
+  rest = tuple(sorted(manual - set(columns)))
 
   def local(tokens_BT, dx_BTD):
-    (d_VD,) = jax.linear_transpose(lambda e: _take(e, tokens_BT), table)(dx_BTD)
     if columns:
-      d_VD = scattered(d_VD, columns, whole=num_devices(names(table_spec[0])) == 1)
-    rest = tuple(sorted(manual - set(columns)))
+      tokens_BT = jax.lax.all_gather(tokens_BT, columns, axis=0, tiled=True)
+      dx_BTD = jax.lax.all_to_all(dx_BTD, columns, split_axis=2, concat_axis=0, tiled=True)
+    own = jax.ShapeDtypeStruct((table.shape[0], dx_BTD.shape[2]), table.dtype)
+    (d_VD,) = jax.linear_transpose(lambda e: _take(e, tokens_BT), own)(dx_BTD)
     return jax.lax.psum(d_VD, rest) if rest else d_VD
 
   d_VD = jax.shard_map(

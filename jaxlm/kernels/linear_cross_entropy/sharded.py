@@ -12,6 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxlm.kernels.linear_cross_entropy import xla
+from jaxlm.kernels.platform import target_device_kind
+
+#: Device kinds whose SparseCores reduce and scatter.
+SPARSE_CORES = ("TPU v5", "TPU v6 lite")
 
 
 def names(part) -> tuple[str, ...]:
@@ -94,11 +98,11 @@ def gathered(w_VD, columns):
 
 
 def scattered(dw_VD, columns, whole: bool):
-  """Sums over the mesh, each device its columns. In two pieces where V / 128 has a large prime
-  factor: the SparseCores of a TPU cut 128,128 = 128 x 7 x 11 x 13 rows into equal parts, and
+  """Sums over the mesh, each device its columns. On TPUs with SparseCores in two pieces where V / 128
+  has a large prime factor: they cut 128,128 = 128 x 7 x 11 x 13 rows into equal parts, and
   128,256 = 256 x 3 x 167 they all-reduce, twice the bytes.
   whole: not cut over other axes, whose pieces would be cut again."""
-  if not whole:
+  if not whole or target_device_kind() not in SPARSE_CORES:
     return jax.lax.psum_scatter(dw_VD, columns, scatter_dimension=1, tiled=True)
   cut = 128 * next((n for n in range(dw_VD.shape[0] // 128, 0, -1) if _smooth(n)), 0)
   pieces = [x for x in (dw_VD[:cut], dw_VD[cut:]) if x.shape[0]]
