@@ -93,6 +93,30 @@ def test_it_is_the_equation_pair_by_pair_with_gradients(kind):
     np.testing.assert_allclose(found, slope, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("similarity", ["sigmoid", "elu1"])
+@pytest.mark.parametrize("slot", [False, True])
+def test_scores_far_below_zero_divided_by_their_sum_are_softmax_with_finite_gradients(
+  similarity, slot
+):
+  """sigmoid(s) = e^s (1 - e^s + ...) and elu(s) + 1 = e^s: at -200 both are softmax, whose sum float32
+  does not hold.
+  """
+  q, k, v, slot_k, slot_v = drawn()
+  slot = dict(slot_k_KH=slot_k, slot_v_KF=slot_v) if slot else {}
+
+  def run(kind):
+    def loss(q, k, v):
+      out = similarity_attention(q, k, v, kind=kind, **slot)
+      return jnp.sum(jnp.sin(out)), out
+
+    return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+  got, want = run(Kind(similarity, "sum", -200.0)), run(Kind("exp", "sum", -200.0))
+  for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+    # Scores of -200 are rounded to 2^-16 of their size, 1.5e-5.
+    np.testing.assert_allclose(g, w, atol=1e-4)
+
+
 def test_exp_over_the_sum_is_softmax_attention_with_every_rule():
   q, k, v, *_ = drawn()
   segments = jnp.asarray([[1] * 4 + [2] * 3, [1] * 6 + [0]])

@@ -31,10 +31,16 @@ from jaxlm.kernels.attention.reference import (
 SIMILARITIES = {
   "exp": jnp.exp,
   "sigmoid": jax.nn.sigmoid,
-  "elu1": lambda s: jax.nn.elu(s) + 1,
+  "elu1": lambda s: jnp.where(s > 0, s + 1, jnp.exp(jnp.minimum(s, 0))),
   "relu": jax.nn.relu,
   "identity": lambda s: s,
   "taylor": lambda s: 1 + s + s * s / 2,
+}
+#: log f, for rows divided by their sum: scores of -100 would be 0 / 0, and the gradient infinite before.
+LOGARITHMS = {
+  "exp": lambda s: s,
+  "sigmoid": jax.nn.log_sigmoid,
+  "elu1": lambda s: jnp.where(s > 0, jnp.log1p(jnp.maximum(s, 0)), s),
 }
 #: sum: of the similarities. none: 1. count: number of keys that the query sees, the slot included.
 #: abs: max(|sum|, 1), for similarities that can be negative.
@@ -227,7 +233,9 @@ def _weights(
     if rule.softcap is not None:
       slot_BNT = rule.softcap * jnp.tanh(slot_BNT / rule.softcap)
     slot_BNT += kind.shift
-  if kind.similarity == "exp":
+  if kind.normaliser == "sum" and kind.similarity in LOGARITHMS:
+    log_f = LOGARITHMS[kind.similarity]
+    s_BNTS, slot_BNT = log_f(s_BNTS), None if slot_BNT is None else log_f(slot_BNT)
     m_BNT = jnp.max(jnp.where(seen_BNTS, s_BNTS, MASKED), -1)
     m_BNT = jnp.maximum(m_BNT, 0.0 if rule.softmax1 else LOWEST_MAX)
     m_BNT = jax.lax.stop_gradient(m_BNT if slot_BNT is None else jnp.maximum(m_BNT, slot_BNT))
