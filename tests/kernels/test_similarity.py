@@ -15,7 +15,7 @@ from jaxlm.kernels.attention import (
   similarity_attention,
   similarity_weights,
 )
-from jaxlm.kernels.attention.similarity import features
+from jaxlm.kernels.attention.similarity import SIMILARITIES, features
 
 KINDS = [Kind()] + [
   Kind(f, z, -1.5)
@@ -23,6 +23,8 @@ KINDS = [Kind()] + [
     ("sigmoid", "none"),
     ("sigmoid", "sum"),
     ("elu1", "none"),
+    ("elu1", "sum"),
+    ("elu1", "count"),
     ("relu", "count"),
     ("identity", "abs"),
     ("taylor", "sum"),
@@ -99,22 +101,28 @@ def test_scores_far_below_zero_divided_by_their_sum_are_softmax_with_finite_grad
   similarity, slot
 ):
   """sigmoid(s) = e^s (1 - e^s + ...) and elu(s) + 1 = e^s: at -200 both are softmax, whose sum float32
-  does not hold.
+  does not hold. The last query sees no key.
   """
   q, k, v, slot_k, slot_v = drawn()
-  slot = dict(slot_k_KH=slot_k, slot_v_KF=slot_v) if slot else {}
+  segments = jnp.asarray([[1] * 4 + [2] * 3, [1] * 6 + [0]])
 
   def run(kind):
-    def loss(q, k, v):
-      out = similarity_attention(q, k, v, kind=kind, **slot)
+    def loss(q, k, v, slot_k, slot_v):
+      with_slot = dict(slot_k_KH=slot_k, slot_v_KF=slot_v) if slot else {}
+      out = similarity_attention(q, k, v, kind=kind, q_segment_ids_BT=segments, **with_slot)
       return jnp.sum(jnp.sin(out)), out
 
-    return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+    return jax.value_and_grad(loss, range(5), has_aux=True)(q, k, v, slot_k, slot_v)
 
-  got, want = run(Kind(similarity, "sum", -200.0)), run(Kind("exp", "sum", -200.0))
+  got, want = run(Kind(similarity, "sum", -200.0)), run(Kind())
   for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-    # Scores of -200 are rounded to 2^-16 of their size, 1.5e-5.
+    assert np.isfinite(g).all()
+    # Near -200 a float32 is rounded to 8e-6, hence e^s by as much of itself.
     np.testing.assert_allclose(g, w, atol=1e-4)
+
+
+def test_the_slope_of_elu_plus_one_at_zero_is_one():
+  assert jax.grad(SIMILARITIES["elu1"])(0.0) == 1
 
 
 def test_exp_over_the_sum_is_softmax_attention_with_every_rule():

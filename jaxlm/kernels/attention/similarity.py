@@ -31,16 +31,17 @@ from jaxlm.kernels.attention.reference import (
 SIMILARITIES = {
   "exp": jnp.exp,
   "sigmoid": jax.nn.sigmoid,
-  "elu1": lambda s: jnp.where(s > 0, s + 1, jnp.exp(jnp.minimum(s, 0))),
+  "elu1": lambda s: jnp.where(s > 0, s + 1, jnp.exp(jnp.where(s > 0, 0.0, s))),
   "relu": jax.nn.relu,
   "identity": lambda s: s,
   "taylor": lambda s: 1 + s + s * s / 2,
 }
-#: log f, for rows divided by their sum: scores of -100 would be 0 / 0, and the gradient infinite before.
+#: log f. Rows divided by their sum are computed as the softmax of log f, because f(-104) is 0 in float32
+#: and the sum would be 0.
 LOGARITHMS = {
   "exp": lambda s: s,
   "sigmoid": jax.nn.log_sigmoid,
-  "elu1": lambda s: jnp.where(s > 0, jnp.log1p(jnp.maximum(s, 0)), s),
+  "elu1": lambda s: jnp.where(s > 0, jnp.log1p(jnp.where(s > 0, s, 0.0)), s),
 }
 #: sum: of the similarities. none: 1. count: number of keys that the query sees, the slot included.
 #: abs: max(|sum|, 1), for similarities that can be negative.

@@ -98,9 +98,11 @@ def gathered(w_VD, columns):
 
 
 def scattered(dw_VD, columns, whole: bool):
-  """Sums over the mesh, each device its columns. On TPUs with SparseCores in two pieces where V / 128
-  has a large prime factor: they cut 128,128 = 128 x 7 x 11 x 13 rows into equal parts, and
-  128,256 = 256 x 3 x 167 they all-reduce, twice the bytes.
+  """Sums over the mesh, each device its columns.
+
+  A SparseCore's reduce-scatter needs V / 128 without a prime factor above 13: 128,128 =
+  128 x 7 x 11 x 13 rows are scattered, 128,256 = 256 x 3 x 167 are all-reduced, twice the bytes. So
+  the largest such part is scattered first, then the rest.
   whole: not cut over other axes, whose pieces would be cut again."""
   if not whole or target_device_kind() not in SPARSE_CORES:
     return jax.lax.psum_scatter(dw_VD, columns, scatter_dimension=1, tiled=True)
