@@ -77,6 +77,10 @@ def test_eight_devices_give_the_single_device_loss_curve(single, mesh):
   np.testing.assert_allclose(losses(8, **mesh), single, rtol=2e-5)
 
 
+def test_a_mesh_of_tensor_alone_gives_the_single_device_loss_curve(single):
+  np.testing.assert_allclose(losses(2, data=1, fsdp=1, tensor=2), single, rtol=2e-5)
+
+
 SAVING = SMALL | {"train.save_every": 4, "train.keep_last": 2}
 
 
